@@ -1,0 +1,1 @@
+"""Teach, distill, quantize and evaluate: turns runs into runs."""

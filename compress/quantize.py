@@ -1,0 +1,85 @@
+"""Quantize a run: fuse, verify, calibrate on training crops, and measure what it cost."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import typer
+from torch import Tensor
+
+from compress.int8 import calibrate, quantized
+from compress.runs import data_source, final_metrics
+from compress.scoring import torch_scorer
+from data.batches import balanced_batches, batch_pixels
+from data.store import ClipStore
+from models.detector import PixelDetector
+from models.fusing import fuse
+from models.run import Run, save_run
+from stage import Seed, StageError, progress, refuse_existing, run_as_script, say
+
+CALIBRATION_BATCH = 32
+
+
+def calibration_pictures(pixels_in: PixelDetector, store: ClipStore, clips: int, seed: int) -> list[Tensor]:
+    """Return label-balanced pictures of training clips, float32 [N, 3, S, S], normalized, in batches.
+
+    ``clips`` clips give one frame each, every clip once before any is used again.
+    """
+    train = store.clips("train")
+    batch = next(balanced_batches(train, min(2 * (clips // 2), 2 * min(_per_label(train))), (seed,)))
+    rows = [batch.rows[i : i + CALIBRATION_BATCH] for i in range(0, len(batch.rows), CALIBRATION_BATCH)]
+    return [pixels_in.pictures(torch.from_numpy(batch_pixels(store, train, part))) for part in rows]
+
+
+def _per_label(clips: list[Any]) -> tuple[int, int]:
+    frames = [sum(int(clip.valid.sum()) for clip in clips if clip.label == label) for label in (0, 1)]
+    return frames[0], frames[1]
+
+
+def quantize(
+    run: Annotated[Path, typer.Argument(help="The run to quantize.")],
+    data: Annotated[Path, typer.Option(help="The ClipStore to calibrate on.")],
+    out: Annotated[Path, typer.Option(help="The run to write.")],
+    scheme: Annotated[Literal["int8"], typer.Option(help="int8: static, per-channel weights.")] = "int8",
+    calibration_clips: Annotated[int, typer.Option(help="Training crops to calibrate on.", min=2)] = 256,
+    seed: Seed = 0,
+) -> None:
+    """Turn a run into an integer one.
+
+    Example: **pocketproof quantize runs/student --scheme int8 --data store --out runs/student-int8**
+    """
+    refuse_existing(out)
+    store = ClipStore(data)
+    source = Run(run)
+    if source.info.scheme != "fp32":
+        raise StageError(f"{run} is quantized already ({source.info.scheme}): give the run that it came from")
+    if source.info.architecture.size != store.size:
+        raise StageError(f"{run} takes {source.info.architecture.size} px crops, {data} holds {store.size} px")
+    pixels_in = PixelDetector(source.detector(), source.info.preprocessing)
+    batches = calibration_pictures(pixels_in, store, calibration_clips, seed)
+    fused = fuse(source.detector(), batches[0])
+    crops = sum(len(batch) for batch in batches)
+    quantization = calibrate(fused, progress(batches, "calibrate"), crops, store.info.fingerprint)
+    program = PixelDetector(quantized(fused, quantization, dynamic_batch=True), source.info.preprocessing)
+    info = source.info.model_copy(
+        update={
+            "scheme": scheme,
+            "architecture": fused.architecture,
+            "parents": [source.as_parent()],
+            "data": data_source(store),
+            "seed": seed,
+        }
+    )
+    metrics = (
+        {"val": None, "test": None, "reason": info.meaningless}
+        if info.meaningless
+        else final_metrics(torch_scorer(program, torch.device("cpu")), store, {})
+    )
+    save_run(out, info, fused, metrics, quantization=quantization.model_dump_json(indent=2))
+    test = metrics["test"]
+    accuracy = f"test AUC {test['auc']:.3f} in torch" if isinstance(test, dict) else str(metrics["reason"])
+    say(f"{out}: {len(quantization.tensors)} tensors quantized on {crops} crops; {accuracy}")
+
+
+if __name__ == "__main__":
+    run_as_script(quantize)

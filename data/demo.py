@@ -1,0 +1,135 @@
+"""The demo's videos: a moving, zooming, lit camera over the face photo that scikit-image ships, and forgeries of them.
+
+The photo is of the astronaut Eileen Collins (NASA, public domain). There is one person, so each render counts as
+an identity of its own, and whatever is measured on these videos speaks of new draws, not of new persons.
+"""
+
+import functools
+import json
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from data.faces import DlibHog
+from data.forge import Forgery
+from data.video import Frame, write_video
+from stage import progress, written_whole
+
+FPS = 25
+FRAMES = 30
+HEIGHT, WIDTH = 360, 480
+NOTE = (
+    "All demo videos show one person: they are renders of one photo, and each render counts as an identity of its "
+    "own. Accuracy here measures new draws of camera and forgery, not new persons."
+)
+
+
+@dataclass(frozen=True)
+class Photo:
+    """The photo, uint8 [512, 512, 3] RGB, and the box of its face in pixels."""
+
+    pixels: Frame
+    box: NDArray[np.float64]
+
+    @classmethod
+    @functools.cache
+    def load(cls) -> "Photo":
+        """Read the photo that scikit-image carries and find its face."""
+        import skimage.data
+
+        pixels = np.ascontiguousarray(skimage.data.astronaut())
+        return cls(pixels, max(DlibHog().detect(pixels, 1.0), key=lambda face: face.score).box)
+
+
+@dataclass(frozen=True)
+class Camera:
+    """One draw of how the photo is filmed. Times are in 0..1 over the clip."""
+
+    face_width: tuple[float, float]
+    """Width of the face in pixels at the start and at the end."""
+    path: NDArray[np.float64]
+    """[2, 3]: amplitude (pixels), cycles and phase of the camera's sway in x and y."""
+    tilt: tuple[float, float]
+    light: NDArray[np.float64]
+    """[3] factor on R, G, B of the whole picture."""
+    gamma: float
+    shade: NDArray[np.float64]
+    """[2] brightness change across the picture in x and y."""
+
+    @classmethod
+    def draw(cls, rng: np.random.Generator) -> "Camera":
+        """Draw a camera."""
+        return cls(
+            face_width=(float(rng.uniform(100, 165)), float(rng.uniform(100, 165))),
+            path=np.stack([rng.uniform(8, 30, 2), rng.uniform(0.5, 1.5, 2), rng.uniform(0, 2 * np.pi, 2)], axis=-1),
+            tilt=(float(rng.uniform(-6, 6)), float(rng.uniform(-6, 6))),
+            light=rng.uniform(0.75, 1.2) * rng.uniform(0.85, 1.15, 3),
+            gamma=float(rng.uniform(0.8, 1.25)),
+            shade=rng.uniform(-0.25, 0.25, 2),
+        )
+
+    def film(self, photo: Photo) -> Iterator[tuple[Frame, NDArray[np.float64]]]:
+        """Yield FRAMES pairs: a frame, uint8 [HEIGHT, WIDTH, 3] RGB, and the face box in it, float64 [4] pixels."""
+        across, down = np.linspace(-1.0, 1.0, WIDTH)[None, :], np.linspace(-1.0, 1.0, HEIGHT)[:, None]
+        lit = ((1.0 + across * self.shade[0] + down * self.shade[1])[..., None] * self.light).astype(np.float32)
+        gamma = np.rint(255.0 * (np.arange(256) / 255.0) ** self.gamma).astype(np.uint8)
+        centre = (photo.box[:2] + photo.box[2:]) / 2
+        for time in np.linspace(0.0, 1.0, FRAMES):
+            width = self.face_width[0] + time * (self.face_width[1] - self.face_width[0])
+            zoom = width / (photo.box[2] - photo.box[0])
+            sway = self.path[:, 0] * np.sin(2 * np.pi * self.path[:, 1] * time + self.path[:, 2])
+            angle = self.tilt[0] + time * (self.tilt[1] - self.tilt[0])
+            affine = cv2.getRotationMatrix2D((float(centre[0]), float(centre[1])), angle, float(zoom))
+            affine[:, 2] += np.array([WIDTH, HEIGHT]) / 2 + sway - centre
+            view = cv2.warpAffine(
+                photo.pixels, affine, (WIDTH, HEIGHT), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT
+            )
+            picture = cv2.LUT(np.clip(view * lit, 0.0, 255.0).astype(np.uint8), gamma)
+            middle = np.array([WIDTH, HEIGHT]) / 2 + sway
+            half = zoom * (photo.box[2:] - photo.box[:2]) / 2
+            yield np.asarray(picture, np.uint8), np.concatenate([middle - half, middle + half])
+
+
+def render_pair(real: Path, fake: Path, seed: tuple[int, int], forged: bool) -> None:
+    """Render one clip and its forgery and encode both alike; ``forged`` false gives the identity transform."""
+    photo = Photo.load()
+    rng = np.random.default_rng(seed)
+    film = list(Camera.draw(rng).film(photo))
+    forgery = Forgery.draw(rng) if forged else Forgery()
+    forgeries = [forgery.jitter(rng).blend(frame, box) for frame, box in film]
+    for path, frames in ((real, [frame for frame, _ in film]), (fake, forgeries)):
+        with written_whole(path) as aside:
+            write_video(aside, frames, FPS)
+
+
+def render_corpora(out: Path, renders: int, controls: int, seed: int, workers: int) -> tuple[Path, Path]:
+    """Render the demo's two corpora and return their folders.
+
+    ``out/corpus`` is laid out like FaceForensics++ (``renders`` originals, one forgery each). ``out/control`` is a
+    plain folder of ``controls`` other renders whose "forgeries" went through the identity transform: a detector that
+    learned the forgery and not the file cannot tell them from the real ones. Existing files are kept.
+    """
+    corpus, control = out / "corpus", out / "control"
+    jobs = [
+        (
+            corpus / f"original_sequences/youtube/c23/videos/{n:03d}.mp4",
+            corpus / f"manipulated_sequences/SelfBlended/c23/videos/{n:03d}_{n:03d}.mp4",
+            (seed, n),
+            True,
+        )
+        for n in range(renders)
+    ] + [(control / f"real/{n:03d}.mp4", control / f"fake/{n:03d}.mp4", (seed + 1, n), False) for n in range(controls)]
+    todo = [job for job in jobs if not (job[0].exists() and job[1].exists())]
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        for future in progress([pool.submit(render_pair, *job) for job in todo], "render"):
+            future.result()
+    for folder in (corpus, control):
+        with written_whole(folder / "corpus.json") as aside:
+            aside.write_text(json.dumps({"note": NOTE}, indent=2) + "\n")
+    return corpus, control

@@ -1,0 +1,222 @@
+"""ClipStore: clips on disk as Parquet, readable by pandas, DuckDB, Spark and others as it is.
+
+``clips/*.parquet`` holds one row per clip (one file per video), ``videos.parquet`` one row per input file with its
+status, ``store.json`` the settings and counts. Pictures are PNG, so that no pixel changes.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from data.crops import CropRule
+from stage import StageError, written_whole
+
+SCHEMA_VERSION = 1
+Status = Literal["ok", "no_face", "too_short", "unreadable"]
+
+CLIP_SCHEMA = pa.schema(
+    [
+        ("clip_id", pa.string()),
+        ("video_id", pa.string()),
+        ("track", pa.int32()),
+        ("label", pa.int8()),
+        ("method", pa.string()),
+        ("split", pa.string()),
+        ("identities", pa.list_(pa.string())),
+        ("start_frame", pa.int32()),
+        ("fps", pa.float32()),
+        ("boxes", pa.list_(pa.list_(pa.float32(), 4))),
+        ("detector_score", pa.list_(pa.float32())),
+        ("valid", pa.list_(pa.bool_())),
+        ("rgb", pa.list_(pa.binary())),
+        ("depth", pa.list_(pa.binary())),
+        ("flow", pa.list_(pa.binary())),
+    ]
+)
+VIDEO_SCHEMA = pa.schema(
+    [
+        ("video_id", pa.string()),
+        ("path", pa.string()),
+        ("status", pa.string()),
+        ("reason", pa.string()),
+        ("label", pa.int8()),
+        ("method", pa.string()),
+        ("split", pa.string()),
+        ("identities", pa.list_(pa.string())),
+        ("fps", pa.float32()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("frames_read", pa.int32()),
+        ("frames_without_face", pa.int32()),
+        ("clips", pa.int32()),
+        ("clips_sha256", pa.string()),
+    ]
+)
+
+
+class StoreSettings(BaseModel):
+    """What decides a store's content: the same settings and inputs give the same bytes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    frames: int
+    crop: CropRule
+    detector: Literal["dlib"] = "dlib"
+    modalities: tuple[Literal["rgb"], ...] = ("rgb",)
+    ratios: tuple[float, float, float]
+    seed: int
+    sources_sha256: str
+
+
+class StoreInfo(BaseModel):
+    """``store.json``."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    schema_version: int = SCHEMA_VERSION
+    settings: StoreSettings
+    notes: list[str]
+    videos: dict[str, int]
+    """Number of input files by status."""
+    clips: dict[str, dict[str, int]]
+    """Number of clips by split and label ("real", "fake")."""
+    fingerprint: str
+    """SHA-256 of videos.parquet, which carries the hash of every clip file."""
+
+
+@dataclass(frozen=True)
+class Clip:
+    """Where a clip lies and what it is, without its pictures."""
+
+    clip_id: str
+    video_id: str
+    label: int
+    method: str
+    identities: tuple[str, ...]
+    valid: NDArray[np.bool_]
+    """bool [T]: False where no face was found for longer than can be bridged."""
+    row: int
+    """Its row in its video's file."""
+
+
+def encode_png(crop: NDArray[np.uint8]) -> bytes:
+    """Encode a crop, uint8 [S, S, 3] RGB, as PNG (level 1: size hardly falls after it, time does)."""
+    done, data = cv2.imencode(".png", crop[..., ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 1])
+    assert done
+    return bytes(data)
+
+
+def decode_png(data: bytes) -> NDArray[np.uint8]:
+    """Decode a PNG into uint8 [S, S, 3] RGB. Raises StageError if it is damaged."""
+    picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB) if data else None
+    if picture is None:
+        raise StageError("a picture in the store is damaged: prepare the store again")
+    return np.asarray(picture, np.uint8)
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]], schema: pa.Schema) -> None:
+    """Write rows as one Parquet file, whole or not at all. Pictures are compressed already: no codec for them."""
+    pictures = ("rgb", "depth", "flow")
+    compression = {field.name: "none" if field.name in pictures else "zstd" for field in schema}
+    with written_whole(path) as aside:
+        pq.write_table(
+            pa.Table.from_pylist(rows, schema=schema),
+            aside,
+            compression={_leaf(schema, name): codec for name, codec in compression.items()},
+            use_dictionary=False,
+            row_group_size=1 if schema is CLIP_SCHEMA else None,
+        )
+
+
+def _leaf(schema: pa.Schema, name: str) -> str:
+    """Return the column path under which Parquet knows a (nested) field."""
+    path, kind = name, schema.field(name).type
+    while pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind):
+        path, kind = f"{path}.list.element", kind.value_type
+    return path
+
+
+class ClipStore:
+    """A whole store on disk. Raises StageError if it is missing, unfinished, of another version, or without clips."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.info = self._read_info(path)
+        self.size = self.info.settings.crop.size
+        self.frames = self.info.settings.frames
+        files = [path / "clips" / f"{video}.parquet" for video in self._videos_with_clips()]
+        if not files:
+            raise StageError(f"{path} holds no clip: see the reasons in {path / 'videos.parquet'}")
+        self._clips: dict[str, list[Clip]] = {}
+        columns = ["clip_id", "video_id", "label", "method", "split", "identities", "valid"]
+        for file in files:
+            try:
+                table = pq.read_table(file, columns=columns)
+            except (OSError, pa.ArrowException) as error:
+                raise StageError(f"{file} is missing or damaged: prepare the store again") from error
+            for row, entry in enumerate(table.to_pylist()):
+                split = entry.pop("split")
+                entry |= {"identities": tuple(entry["identities"]), "valid": np.array(entry["valid"], np.bool_)}
+                self._clips.setdefault(split, []).append(Clip(**entry, row=row))
+
+    @staticmethod
+    def _read_info(path: Path) -> StoreInfo:
+        try:
+            text = (path / "store.json").read_text(encoding="utf-8")
+        except OSError as error:
+            raise StageError(
+                f"{path} is not a ClipStore: it has no store.json; make one with pocketproof prepare"
+            ) from error
+        try:
+            info = StoreInfo.model_validate_json(text)
+        except ValidationError as error:
+            raise StageError(f"{path / 'store.json'} is not of schema version {SCHEMA_VERSION}: {error}") from error
+        if info.schema_version != SCHEMA_VERSION:
+            raise StageError(
+                f"{path} is of schema version {info.schema_version}, this program reads {SCHEMA_VERSION}: "
+                "prepare the store again"
+            )
+        return info
+
+    def _videos_with_clips(self) -> list[str]:
+        data = (self.path / "videos.parquet").read_bytes()
+        if hashlib.sha256(data).hexdigest() != self.info.fingerprint:
+            raise StageError(f"{self.path / 'videos.parquet'} was changed after prepare: prepare the store again")
+        table = pq.read_table(pa.BufferReader(data), columns=["video_id", "clips"])
+        return [row["video_id"] for row in table.to_pylist() if row["clips"]]
+
+    def clips(self, split: str) -> list[Clip]:
+        """Return the clips of ``train``, ``val`` or ``test``. Raises StageError if there is none, or one label only."""
+        clips = self._clips.get(split, [])
+        if len({clip.label for clip in clips}) < 2:
+            counts = self.info.clips.get(split, {})
+            raise StageError(
+                f"the {split} split of {self.path} has {counts.get('real', 0)} real and {counts.get('fake', 0)} "
+                "fake clips and needs both: prepare more videos or other --ratios"
+            )
+        return clips
+
+    def pixels(self, clip: Clip, frames: list[int] | None = None) -> NDArray[np.uint8]:
+        """Return a clip's crops, uint8 [T, S, S, 3] RGB, or only those of the given frame numbers."""
+        file = self.path / "clips" / f"{clip.video_id}.parquet"
+        try:
+            table = pq.ParquetFile(file, memory_map=True).read_row_group(clip.row, columns=["rgb"])
+        except (OSError, pa.ArrowException) as error:
+            raise StageError(f"{file} is missing or damaged: prepare the store again") from error
+        pictures = table["rgb"][0].values
+        wanted = range(len(pictures)) if frames is None else frames
+        return np.stack([decode_png(pictures[frame].as_py()) for frame in wanted])
+
+    def scored_clips(self, split: str) -> Iterator[tuple[Clip, NDArray[np.uint8]]]:
+        """Yield every clip of a split with its crops, uint8 [T, S, S, 3] RGB, in a fixed order."""
+        for clip in self.clips(split):
+            yield clip, self.pixels(clip)

@@ -1,0 +1,1 @@
+"""The networks and their checkpoints: knows tensors, and no files but a run's folder."""

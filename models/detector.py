@@ -1,0 +1,157 @@
+"""A detector of one picture: a timm backbone, a head, and the wrapper that takes raw pixels and gives P(fake)."""
+
+from typing import Literal
+
+import timm
+import torch
+from pydantic import BaseModel, ConfigDict, field_validator
+from torch import Tensor, nn
+
+from stage import StageError
+
+BYTE_MAX = 255.0
+
+
+def check_backbone(name: str) -> str:
+    """Return ``name`` if it is a timm architecture. Raises StageError naming near ones if it is not.
+
+    Only plain architecture names pass: a hub address in a user's file must not start a download.
+    """
+    if name not in timm.list_models():
+        near = timm.list_models(f"*{name.split('.')[0].split('_')[0]}*")[:6] or ["repvit_m0_9", "vit_base_patch14_dinov2"]
+        raise StageError(f"timm has no backbone {name!r}; some that it has: {', '.join(near)}")
+    return name
+
+
+class Architecture(BaseModel):
+    """What network a run holds, enough to build it empty."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    backbone: str
+    size: int
+    """Side of the input picture in pixels."""
+    head_hidden: int | None = None
+    """Width of the head's hidden layer (Linear, ReLU, Dropout, Linear); None for one linear layer."""
+    fused: bool = False
+    """True after re-parameterization: every branch folded into one convolution."""
+
+    @field_validator("backbone")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        try:
+            return check_backbone(name)
+        except StageError as error:
+            raise ValueError(str(error)) from error
+
+
+class Preprocessing(BaseModel):
+    """From raw pixels to what the backbone sees: ``(pixel / 255 - mean) / std``, channels in RGB order."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    colour: Literal["RGB"] = "RGB"
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    @classmethod
+    def of(cls, backbone: str) -> "Preprocessing":
+        """Return the mean and deviation that timm states for a backbone."""
+        cfg = timm.get_pretrained_cfg(backbone)
+        return cls(mean=tuple(cfg.mean), std=tuple(cfg.std))
+
+
+def create_backbone(name: str, size: int, **pretrained: object) -> nn.Module:
+    """Create a timm backbone without its classifier: [N, 3, size, size] -> [N, D] pooled embeddings.
+
+    A backbone of fixed input size (a vision transformer) is created for ``size``; timm resamples its positions.
+    """
+    cfg = timm.get_pretrained_cfg(check_backbone(name))
+    shape = {"img_size": size} if cfg is not None and cfg.fixed_input_size else {}
+    backbone: nn.Module = timm.create_model(name, num_classes=0, **shape, **pretrained)
+    return backbone
+
+
+class Detector(nn.Module):
+    """A backbone and a head: normalized pictures, float32 [N, 3, S, S], to logits, float32 [N, 2] (real, fake)."""
+
+    def __init__(self, architecture: Architecture, backbone: nn.Module | None = None) -> None:
+        super().__init__()
+        self.architecture = architecture
+        self.backbone = create_backbone(architecture.backbone, architecture.size) if backbone is None else backbone
+        with torch.no_grad():
+            training = self.backbone.training
+            probe = self.backbone.eval()(torch.zeros(1, 3, architecture.size, architecture.size))
+            self.backbone.train(training)
+        self.embedding_size = int(probe.shape[1])
+        if architecture.head_hidden is None:
+            self.head: nn.Module = nn.Linear(self.embedding_size, 2)
+        else:
+            self.head = nn.Sequential(
+                nn.Linear(self.embedding_size, architecture.head_hidden),
+                nn.ReLU(),
+                nn.Dropout(0.1),
+                nn.Linear(architecture.head_hidden, 2),
+            )
+        if architecture.fused and backbone is None:
+            from timm.utils import reparameterize_model
+
+            self.backbone = reparameterize_model(self.backbone)
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """Return logits [N, 2]."""
+        logits: Tensor = self.head(self.backbone(pictures))
+        return logits
+
+
+def fake_probability(logits: Tensor) -> Tensor:
+    """Return P(fake), float32 [N], of logits [N, 2]."""
+    return torch.softmax(logits.float(), dim=-1)[:, 1]
+
+
+class Normalize(nn.Module):
+    """Pixels 0..255 as float32 [N, 3, S, S] to normalized pictures of the same shape."""
+
+    def __init__(self, preprocessing: Preprocessing) -> None:
+        super().__init__()
+        mean = torch.tensor(preprocessing.mean).view(1, 3, 1, 1) * BYTE_MAX
+        scale = 1.0 / (torch.tensor(preprocessing.std).view(1, 3, 1, 1) * BYTE_MAX)
+        self.register_buffer("mean", mean, persistent=False)
+        self.register_buffer("scale", scale, persistent=False)
+        self.mean: Tensor
+        self.scale: Tensor
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Return normalized pictures."""
+        return (pixels - self.mean) * self.scale
+
+
+class PixelDetector(nn.Module):
+    """Raw pixels in, P(fake) out: uint8 [N, S, S, 3] RGB 0..255 -> float32 [N]. What every artifact computes."""
+
+    def __init__(self, network: nn.Module, preprocessing: Preprocessing) -> None:
+        super().__init__()
+        self.normalize = Normalize(preprocessing)
+        self.network = network
+
+    def pictures(self, pixels: Tensor) -> Tensor:
+        """Return normalized pictures, float32 [N, 3, S, S]."""
+        normalized: Tensor = self.normalize(pixels.permute(0, 3, 1, 2).to(torch.float32))
+        return normalized.contiguous()
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Return P(fake), float32 [N]."""
+        return fake_probability(self.network(self.pictures(pixels)))
+
+
+class ImageDetector(nn.Module):
+    """The same for runtimes whose image input is planar: float32 [N, 3, S, S] RGB 0..255 -> float32 [N]."""
+
+    def __init__(self, network: nn.Module, preprocessing: Preprocessing) -> None:
+        super().__init__()
+        self.normalize = Normalize(preprocessing)
+        self.network = network
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Return P(fake), float32 [N]."""
+        return fake_probability(self.network(self.normalize(image)))

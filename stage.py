@@ -1,0 +1,116 @@
+"""What every stage of Pocketproof shares: its error, whole-or-nothing files, progress and the way it is called.
+
+This module stands beside ``pocketproof.py`` because every room uses it and it uses none of them.
+"""
+
+import contextlib
+import errno
+import hashlib
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sized
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+from rich.console import Console
+from rich.progress import track
+
+T = TypeVar("T")
+Seed = Annotated[int, typer.Option(help="Seed of everything that is drawn at random.", min=0)]
+
+
+class StageError(Exception):
+    """Asked-for work that cannot be done. The text is one line: what, where, and the mend."""
+
+
+@contextlib.contextmanager
+def written_whole(target: Path) -> Iterator[Path]:
+    """Give a path beside ``target`` to write a file or a folder at; it becomes ``target`` only when all went well.
+
+    After an error or a kill, ``target`` is as it was before. Raises StageError where the folder cannot be written.
+    """
+    aside = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield aside
+        os.replace(aside, target)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EROFS, errno.ENOSPC, errno.ENOTDIR, errno.EEXIST, errno.ENOTEMPTY):
+            raise StageError(f"cannot write {target}: {error.strerror}") from error
+        raise
+    finally:
+        if aside.is_dir():
+            shutil.rmtree(aside, ignore_errors=True)
+        else:
+            aside.unlink(missing_ok=True)
+
+
+def refuse_existing(out: Path) -> None:
+    """Raise StageError if there already is something at ``out``: no stage overwrites the work of another."""
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise StageError(f"{out} already exists: remove it or give another --out")
+    if out.is_dir():
+        out.rmdir()
+
+
+def sha256_of(path: Path) -> str:
+    """Return the hexadecimal SHA-256 of a file, or of a folder's files in the order of their relative paths."""
+    if path.is_file():
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    digest = hashlib.sha256()
+    for file_path in sorted(p for p in path.rglob("*") if p.is_file()):
+        digest.update(f"{file_path.relative_to(path).as_posix()}\0{sha256_of(file_path)}\n".encode())
+    return digest.hexdigest()
+
+
+def bytes_of(path: Path) -> int:
+    """Return the size of a file in bytes, or the sum over a folder's files."""
+    if path.is_file():
+        return path.stat().st_size
+    return sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
+
+
+def say(line: str) -> None:
+    """Print one line for the user on standard error, so that standard output stays for results."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def progress(items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
+    """Iterate over ``items`` with a bar on a terminal, or a plain line at most every 15 seconds elsewhere."""
+    if total is None and isinstance(items, Sized):
+        total = len(items)
+    console = Console(stderr=True)
+    if console.is_terminal:
+        yield from track(items, description, total=total, console=console, transient=True)
+        return
+    last = time.monotonic()
+    for count, item in enumerate(items, start=1):
+        yield item
+        if time.monotonic() - last > 15:
+            last = time.monotonic()
+            say(f"{description}: {count} of {total or '?'}")
+
+
+def call(app: Callable[[], Any]) -> None:
+    """Run a command; bad input ends it with one line and exit code 1, never with a traceback."""
+    try:
+        app()
+    except StageError as error:
+        say(f"error: {' '.join(str(error).split())}")
+        sys.exit(1)
+    except OSError as error:
+        if error.errno is None:
+            raise
+        say(f"error: {error.strerror}: {error.filename or 'while reading or writing'}")
+        sys.exit(1)
+
+
+def run_as_script(stage: Callable[..., Any]) -> None:
+    """Run one stage as ``python -m room.stage``: the same function as ``pocketproof stage``."""
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
+    app.command()(stage)
+    call(app)
