@@ -6,17 +6,26 @@ This module stands beside ``pocketproof.py`` because every room uses it and it u
 import contextlib
 import errno
 import hashlib
+import logging
+import multiprocessing
 import os
 import shutil
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
 from rich.progress import track
+
+# torchao, while it is imported, makes torch warn of its own internals on every command's standard error.
+logging.getLogger("torch.utils._pytree").addFilter(lambda record: record.levelno >= logging.ERROR)
 
 T = TypeVar("T")
 Seed = Annotated[int, typer.Option(help="Seed of everything that is drawn at random.", min=0)]
@@ -45,7 +54,8 @@ def written_whole(target: Path) -> Iterator[Path]:
         if aside.is_dir():
             shutil.rmtree(aside, ignore_errors=True)
         else:
-            aside.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                aside.unlink()
 
 
 def refuse_existing(out: Path) -> None:
@@ -57,8 +67,11 @@ def refuse_existing(out: Path) -> None:
 
 
 def sha256_of(path: Path) -> str:
-    """Return the hexadecimal SHA-256 of a file, or of a folder's files in the order of their relative paths."""
-    if path.is_file():
+    """Return the hexadecimal SHA-256 of a file, or of a folder's files in the order of their relative paths.
+
+    Raises FileNotFoundError if there is nothing.
+    """
+    if not path.is_dir():
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     digest = hashlib.sha256()
@@ -68,8 +81,8 @@ def sha256_of(path: Path) -> str:
 
 
 def bytes_of(path: Path) -> int:
-    """Return the size of a file in bytes, or the sum over a folder's files."""
-    if path.is_file():
+    """Return the size of a file in bytes, or the sum over a folder's files. Raises FileNotFoundError for nothing."""
+    if not path.is_dir():
         return path.stat().st_size
     return sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
 
@@ -93,6 +106,39 @@ def progress(items: Iterable[T], description: str, total: int | None = None) -> 
         if time.monotonic() - last > 15:
             last = time.monotonic()
             say(f"{description}: {count} of {total or '?'}")
+
+
+def _end_with_parent() -> None:
+    """In a worker: leave Ctrl-C to the parent, and end when the parent was killed, which a waiting worker never sees."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def in_processes(function: Callable[..., Any], jobs: Iterable[tuple[Any, ...]], workers: int, description: str) -> None:
+    """Call ``function(*job)`` for every job in ``workers`` fresh processes, with progress.
+
+    The first error, or Ctrl-C, drops the jobs that wait. Raises StageError if a process dies.
+    """
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent) as pool:
+        try:
+            for future in progress([pool.submit(function, *job) for job in jobs], description):
+                future.result()
+        except BrokenProcessPool as error:
+            raise StageError(
+                f"{description}: a process was killed, perhaps for want of memory: run again with fewer workers, "
+                "what is done is kept"
+            ) from error
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
 def call(app: Callable[[], Any]) -> None:

@@ -27,14 +27,15 @@ def data_source(store: ClipStore) -> DataSource:
     return DataSource(fingerprint=store.info.fingerprint, notes=store.info.notes)
 
 
-def final_metrics(scorer: Scorer, store: ClipStore, history: dict[str, Any]) -> dict[str, Any]:
-    """Set the threshold on the validation split and measure both held-out splits once, for ``metrics.json``."""
+def validation_metrics(scorer: Scorer, store: ClipStore) -> dict[str, Any]:
+    """Set the threshold on the validation split and measure it, for ``metrics.json``."""
     val = score_split(scorer, store, "val")
     threshold = choose_threshold(val.labels, val.clips)
-    test = score_split(scorer, store, "test")
-    return {
-        "training": history,
-        "threshold": threshold.model_dump(),
-        "val": val.metrics(threshold.value).model_dump(),
-        "test": test.metrics(threshold.value).model_dump(),
-    }
+    return {"threshold": threshold.model_dump(), "val": val.metrics(threshold.value).model_dump()}
+
+
+def final_metrics(scorer: Scorer, store: ClipStore, history: dict[str, Any]) -> dict[str, Any]:
+    """Measure the validation split, and the test split once, for ``metrics.json``."""
+    metrics = validation_metrics(scorer, store)
+    test = score_split(scorer, store, "test").metrics(metrics["threshold"]["value"])
+    return {"training": history} | metrics | {"test": test.model_dump()}

@@ -7,9 +7,7 @@ an identity of its own, and whatever is measured on these videos speaks of new d
 import functools
 import json
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 
 import cv2
@@ -19,7 +17,7 @@ from numpy.typing import NDArray
 from data.faces import DlibHog
 from data.forge import Forgery
 from data.video import Frame, write_video
-from stage import progress, written_whole
+from stage import in_processes, written_whole
 
 FPS = 25
 FRAMES = 30
@@ -126,9 +124,7 @@ def render_corpora(out: Path, renders: int, controls: int, seed: int, workers: i
         for n in range(renders)
     ] + [(control / f"real/{n:03d}.mp4", control / f"fake/{n:03d}.mp4", (seed + 1, n), False) for n in range(controls)]
     todo = [job for job in jobs if not (job[0].exists() and job[1].exists())]
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        for future in progress([pool.submit(render_pair, *job) for job in todo], "render"):
-            future.result()
+    in_processes(render_pair, todo, workers, "render")
     for folder in (corpus, control):
         with written_whole(folder / "corpus.json") as aside:
             aside.write_text(json.dumps({"note": NOTE}, indent=2) + "\n")

@@ -1,7 +1,6 @@
 """Faces in frames: dlib's HOG detector (Dalal & Triggs, CVPR 2005) and one track through a video."""
 
 import functools
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,8 +70,8 @@ class Track:
 
     def _search(self, frame: Frame) -> Face | None:
         height = frame.shape[0]
-        for target in (*(h for h in SEARCH_HEIGHTS if h < height), height):
-            faces = self._detector.detect(frame, min(target, SEARCH_HEIGHTS[-1]) / height)
+        for target in sorted({min(known, height) for known in SEARCH_HEIGHTS}):
+            faces = self._detector.detect(frame, target / height)
             if faces:
                 return max(faces, key=lambda face: float((face.box[2:] - face.box[:2]).prod()))
         return None
@@ -90,9 +89,3 @@ class Track:
         self._last = max(same, key=lambda face: iou(face.box, last))
         return self._last
 
-
-def track_face(frames: Iterable[Frame], detector: DlibHog) -> Iterator[tuple[Frame, Face | None]]:
-    """Pair each frame with the tracked face, or with None where it is not seen."""
-    track = Track(detector)
-    for frame in frames:
-        yield frame, track.find(frame)

@@ -94,7 +94,7 @@ class Forgery:
         box = np.asarray(box, np.float64)
         grow = REACH * (box[2:] - box[:2])
         left, top = np.maximum(np.floor(box[:2] - grow), 0).astype(int)
-        right, bottom = np.ceil(box[2:] + grow).astype(int)
+        right, bottom = np.maximum(np.ceil(box[2:] + grow), 0).astype(int)
         forged = frame.copy()
         region = forged[top:bottom, left:right]
         if region.size:

@@ -34,8 +34,10 @@ class Source:
     @property
     def video_id(self) -> str:
         """A file-system safe name that is unique in its corpus: readable stem and a hash of the whole name."""
-        stem = re.sub(r"[^A-Za-z0-9]+", "-", Path(self.name).stem).strip("-")[:40]
-        return f"{self.method}-{stem}-{hashlib.sha256(self.name.encode()).hexdigest()[:10]}"
+        method, stem = (
+            re.sub(r"[^A-Za-z0-9]+", "-", text).strip("-")[:40] for text in (self.method, Path(self.name).stem)
+        )
+        return f"{method}-{stem}-{hashlib.sha256(self.name.encode()).hexdigest()[:10]}"
 
 
 def _videos(folder: Path) -> Iterator[tuple[Path, str]]:
@@ -72,8 +74,9 @@ def ffpp_layout(root: Path) -> list[Source]:
     sources = []
     for kind, label in (("original_sequences", REAL), ("manipulated_sequences", FAKE)):
         for path, name in _videos(root / kind):
-            parts = path.relative_to(root / kind).parts
-            if len(parts) < 4 or parts[2] != "videos":
+            parts = _named(path, root / kind).split("/")
+            # METHOD/masks/videos holds the masks of the forgeries, as videos of the same names.
+            if len(parts) < 4 or parts[2] != "videos" or parts[1] == "masks":
                 continue
             method = parts[0]
             actors = method in ("actors", "DeepFakeDetection")
@@ -98,11 +101,14 @@ def _recognize(root: Path) -> str:
 def read_layout(root: Path, layout: str) -> list[Source]:
     """List the videos of a corpus. ``layout`` is a name in LAYOUTS or ``auto``.
 
-    Raises StageError if the folder is missing, holds no video, or its layout cannot be told.
+    Raises StageError if the folder is missing, holds no video, or its layout is not known.
     """
     if not root.is_dir():
         raise StageError(f"{root} is not a folder: give the folder of a corpus")
-    sources = LAYOUTS[_recognize(root) if layout == "auto" else layout](root)
+    layout = _recognize(root) if layout == "auto" else layout
+    if layout not in LAYOUTS:
+        raise StageError(f"layout {layout!r} is not known: give auto, {' or '.join(sorted(LAYOUTS))}")
+    sources = LAYOUTS[layout](root)
     if not sources:
         raise StageError(
             f"{root} holds no video ({', '.join(sorted(VIDEO_SUFFIXES))}) where the layout '{layout}' looks for it"

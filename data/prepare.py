@@ -5,64 +5,19 @@ import json
 import os
 import shutil
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import numpy as np
 import typer
-from numpy.typing import NDArray
 
+from data.clips import FaceClip, bridge, face_clips
 from data.crops import CropRule
-from data.faces import DlibHog, Face, track_face
+from data.faces import DlibHog
 from data.layouts import Source, corpus_note, read_layout
 from data.splits import SPLITS, parse_ratios, split_sources
 from data.store import CLIP_SCHEMA, VIDEO_SCHEMA, StoreInfo, StoreSettings, encode_png, write_rows
-from data.video import Frame, UnreadableVideo, Video, VideoInfo
-from stage import Seed, StageError, progress, refuse_existing, run_as_script, say, sha256_of, written_whole
-
-BRIDGED_FRAMES = 5
-"""A gap of at most this many frames without a face is bridged by interpolated boxes; a longer one is not valid."""
-
-
-def bridge(faces: Sequence[Face | None]) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_]]:
-    """Fill gaps in a track: boxes float32 [T, 4], scores float32 [T] (0 where no face was seen), valid bool [T].
-
-    Boxes in gaps are interpolated linearly, and held at the ends. Needs at least one face.
-    """
-    seen = np.array([index for index, face in enumerate(faces) if face is not None])
-    boxes = np.stack([face.box for face in faces if face is not None])
-    everywhere = np.arange(len(faces))
-    filled = np.stack([np.interp(everywhere, seen, boxes[:, side]) for side in range(4)], axis=-1)
-    scores = np.array([0.0 if face is None else face.score for face in faces], np.float32)
-    edges = np.concatenate([[-1], seen, [len(faces)]])
-    gap = np.diff(edges) - 1
-    valid = np.ones(len(faces), np.bool_)
-    for start, length in zip(edges[:-1] + 1, gap, strict=True):
-        valid[start : start + length] = length <= BRIDGED_FRAMES
-    return filled.astype(np.float32), scores, valid
-
-
-class FaceClip:
-    """The first ``frames`` consecutive frames of a video from the first face on."""
-
-    def __init__(self, video: Video, detector: DlibHog, frames: int) -> None:
-        self.start, self.pictures, self.faces, self.read = 0, list[Frame](), list[Face | None](), 0
-        self.broken: str | None = None
-        try:
-            for picture, face in track_face(video.frames(), detector):
-                self.read += 1
-                if face is None and not self.faces:
-                    self.start += 1
-                    continue
-                self.pictures.append(picture)
-                self.faces.append(face)
-                if len(self.faces) == frames:
-                    break
-        except UnreadableVideo as error:
-            self.broken = str(error)
-
+from data.video import UnreadableVideo, Video, VideoInfo
+from stage import Seed, StageError, in_processes, refuse_existing, run_as_script, say, sha256_of, written_whole
 
 def prepare_video(source: Source, split: str, settings: StoreSettings, clips_folder: Path) -> dict[str, Any]:
     """Prepare one video: write its clip file if it gives a clip, and return its row of ``videos.parquet``."""
@@ -75,22 +30,23 @@ def prepare_video(source: Source, split: str, settings: StoreSettings, clips_fol
         "identities": list(source.identities),
         "clips": 0,
     }
+    clip, broken, info = FaceClip(0), "", None
     try:
         with Video(source.path) as video:
-            clip = FaceClip(video, DlibHog(), settings.frames)
             info = video.info
+            clip = next(face_clips(video.frames(), DlibHog(), settings.frames), clip)
     except UnreadableVideo as error:
-        return row | {"status": "unreadable", "reason": _without_folder(str(error), source)}
-    row |= {"fps": info.fps, "width": info.width, "height": info.height, "frames_read": clip.read}
-    row["frames_without_face"] = clip.start + sum(face is None for face in clip.faces)
-    if len(clip.faces) < settings.frames:
-        if clip.broken:
-            return row | {"status": "unreadable", "reason": _without_folder(clip.broken, source)}
-        if not clip.faces:
-            return row | {"status": "no_face", "reason": f"no face in its {clip.read} frames"}
-        reason = f"{len(clip.faces)} frames from the first face on, {settings.frames} are needed"
-        return row | {"status": "too_short", "reason": reason}
-    return _write_clip(row, clip, info, settings, clips_folder)
+        broken = _without_folder(str(error), source)
+    if info is not None:
+        row |= {"fps": info.fps, "width": info.width, "height": info.height}
+    if len(clip) == settings.frames and info is not None:
+        return _write_clip(row, clip, info, settings, clips_folder)
+    if broken:
+        return row | {"status": "unreadable", "reason": broken}
+    if not clip:
+        return row | {"status": "no_face", "reason": "no face in any frame"}
+    reason = f"{len(clip)} frames from the first face on, {settings.frames} are needed"
+    return row | {"status": "too_short", "reason": reason}
 
 
 def _without_folder(message: str, source: Source) -> str:
@@ -102,6 +58,7 @@ def _write_clip(
     row: dict[str, Any], clip: FaceClip, info: VideoInfo, settings: StoreSettings, clips_folder: Path
 ) -> dict[str, Any]:
     boxes, scores, valid = bridge(clip.faces)
+    row["frames_without_face"] = sum(face is None for face in clip.faces)
     if valid.sum() * 2 < len(valid):
         reason = f"the face is seen in {int(valid.sum())} of the clip's {len(valid)} frames"
         return row | {"status": "no_face", "reason": reason}
@@ -125,10 +82,19 @@ def _write_clip(
     return row | {"status": "ok", "reason": "", "clips": 1, "clips_sha256": sha256_of(file)}
 
 
+def _is_done(note: Path, clips_folder: Path) -> bool:
+    """Tell whether a noted row is whole and its clip file too: after a power cut a file can be empty."""
+    try:
+        row = json.loads(note.read_text())
+        return not row["clips"] or sha256_of(clips_folder / f"{row['video_id']}.parquet") == row["clips_sha256"]
+    except (FileNotFoundError, ValueError):
+        return False
+
+
 def _prepare_and_note(source: Source, split: str, settings: StoreSettings, work: Path) -> None:
     """Prepare one video and note its row, so that an interrupted run goes on after it."""
     note = work / "rows" / f"{source.video_id}.json"
-    if not note.exists():
+    if not _is_done(note, work / "clips"):
         row = prepare_video(source, split, settings, work / "clips")
         with written_whole(note) as aside:
             aside.write_text(json.dumps(row))
@@ -142,6 +108,8 @@ def _open_work(work: Path, settings: StoreSettings) -> None:
         shutil.rmtree(work)
     if work.exists() and not mark.exists():
         shutil.rmtree(work)
+    for partial in work.glob("*/.*.partial"):
+        partial.unlink()
     (work / "clips").mkdir(parents=True, exist_ok=True)
     (work / "rows").mkdir(exist_ok=True)
     with written_whole(mark) as aside:
@@ -172,6 +140,11 @@ def _finish(work: Path, out: Path, sources: list[Source], settings: StoreSetting
     return info
 
 
+def _bytes(path: Path) -> int:
+    """Return the size of a file, or -1 for a link that leads nowhere: it gets its row like any other file."""
+    return path.stat().st_size if path.exists() else -1
+
+
 def _read_sources(roots: Sequence[Path], layout: str) -> list[Source]:
     sources = [source for root in roots for source in read_layout(root, layout)]
     ids = [source.video_id for source in sources]
@@ -198,7 +171,7 @@ def prepare(
     refuse_existing(out)
     shares = parse_ratios(ratios)
     sources = _read_sources(source, layout)
-    listing = "\n".join(f"{s.name}\0{s.label}\0{s.method}\0{s.path.stat().st_size}" for s in sources)
+    listing = "\n".join(f"{s.name}\0{s.label}\0{s.method}\0{_bytes(s.path)}" for s in sources)
     settings = StoreSettings(
         frames=frames,
         crop=CropRule(size=size),
@@ -208,11 +181,9 @@ def prepare(
     )
     work = out.with_name(f".{out.name}.unfinished")
     _open_work(work, settings)
-    jobs = zip(sources, split_sources(sources, shares, seed), strict=True)
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        futures = [pool.submit(_prepare_and_note, s, split, settings, work) for s, split in jobs]
-        for future in progress(futures, "prepare"):
-            future.result()
+    splits = split_sources(sources, shares, seed)
+    jobs = [(source, split, settings, work) for source, split in zip(sources, splits, strict=True)]
+    in_processes(_prepare_and_note, jobs, workers, "prepare")
     notes = [note for note in dict.fromkeys(corpus_note(root) for root in source) if note]
     info = _finish(work, out, sources, settings, notes)
     statuses = ", ".join(f"{count} {status}" for status, count in info.videos.items())

@@ -55,7 +55,6 @@ VIDEO_SCHEMA = pa.schema(
         ("fps", pa.float32()),
         ("width", pa.int32()),
         ("height", pa.int32()),
-        ("frames_read", pa.int32()),
         ("frames_without_face", pa.int32()),
         ("clips", pa.int32()),
         ("clips_sha256", pa.string()),
@@ -171,7 +170,7 @@ class ClipStore:
     @staticmethod
     def _read_info(path: Path) -> StoreInfo:
         try:
-            text = (path / "store.json").read_text(encoding="utf-8")
+            text = (path / "store.json").read_bytes()
         except OSError as error:
             raise StageError(
                 f"{path} is not a ClipStore: it has no store.json; make one with pocketproof prepare"
@@ -188,9 +187,13 @@ class ClipStore:
         return info
 
     def _videos_with_clips(self) -> list[str]:
-        data = (self.path / "videos.parquet").read_bytes()
+        file = self.path / "videos.parquet"
+        try:
+            data = file.read_bytes()
+        except OSError as error:
+            raise StageError(f"{file} is missing or damaged: prepare the store again") from error
         if hashlib.sha256(data).hexdigest() != self.info.fingerprint:
-            raise StageError(f"{self.path / 'videos.parquet'} was changed after prepare: prepare the store again")
+            raise StageError(f"{file} was changed after prepare: prepare the store again")
         table = pq.read_table(pa.BufferReader(data), columns=["video_id", "clips"])
         return [row["video_id"] for row in table.to_pylist() if row["clips"]]
 
@@ -210,11 +213,11 @@ class ClipStore:
         file = self.path / "clips" / f"{clip.video_id}.parquet"
         try:
             table = pq.ParquetFile(file, memory_map=True).read_row_group(clip.row, columns=["rgb"])
-        except (OSError, pa.ArrowException) as error:
+            pictures = table["rgb"][0].values
+            wanted = range(len(pictures)) if frames is None else frames
+            return np.stack([decode_png(pictures[frame].as_py()) for frame in wanted])
+        except (OSError, pa.ArrowException, StageError) as error:
             raise StageError(f"{file} is missing or damaged: prepare the store again") from error
-        pictures = table["rgb"][0].values
-        wanted = range(len(pictures)) if frames is None else frames
-        return np.stack([decode_png(pictures[frame].as_py()) for frame in wanted])
 
     def scored_clips(self, split: str) -> Iterator[tuple[Clip, NDArray[np.uint8]]]:
         """Yield every clip of a split with its crops, uint8 [T, S, S, 3] RGB, in a fixed order."""

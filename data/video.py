@@ -31,10 +31,20 @@ class VideoInfo:
 
 
 def _upright(frame: VideoFrame) -> Frame:
-    """Return the frame as RGB, turned as its display matrix says (multiples of 90 degrees)."""
+    """Return the frame as RGB, turned and mirrored as its display matrix says (multiples of 90 degrees).
+
+    The matrix maps a pixel (x, y), y down, to (a x + c y, b x + d y) up to a shift (ISO/IEC 14496-12, 6.2.2).
+    """
     picture = frame.to_ndarray(format="rgb24")
-    turns = round(frame.rotation / 90) % 4
-    return np.ascontiguousarray(np.rot90(picture, turns)) if turns else picture
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return picture
+    a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32)[:5].tolist()
+    if abs(b) > abs(a):
+        picture, across, down = picture.swapaxes(0, 1), c, b
+    else:
+        across, down = a, d
+    return np.ascontiguousarray(picture[:: -1 if down < 0 else 1, :: -1 if across < 0 else 1])
 
 
 class Video:
@@ -45,8 +55,11 @@ class Video:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        if path.exists() and not path.is_file():
+            raise UnreadableVideo(f"{path} cannot be read as a video: it is not a file")
         try:
-            self._container: Any = av.open(str(path), mode="r")
+            # "file:" because FFmpeg would take what stands before a colon in a name for a protocol.
+            self._container: Any = av.open(f"file:{path}", mode="r")
         except (av.FFmpegError, OSError, ValueError, UnicodeError) as error:
             raise UnreadableVideo(f"{path} cannot be read as a video: {_reason(error)}") from error
         streams = self._container.streams.video

@@ -1,0 +1,257 @@
+"""Measure bundles and runs, each in a fresh process, and write the report."""
+
+import datetime
+import shlex
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+
+from benchmarks.machine import describe_machine
+from benchmarks.measuring import clip_scores, measure_apart, write_timed_crops
+from benchmarks.reference import Reference, read_reference
+from benchmarks.render import write_report
+from benchmarks.report import Report, Row
+from benchmarks.worker import Measurement, Task
+from compress.metrics import choose_threshold
+from compress.scoring import ClipScores
+from data.store import ClipStore
+from export.bundle import Artifact, Bundle
+from export.runtimes import cannot_run
+from models.run import Run
+from stage import StageError, bytes_of, progress, refuse_existing, run_as_script
+
+
+@dataclass
+class Subject:
+    """One row to be measured, and what belongs to it before and after."""
+
+    row: Row
+    path: Path
+    teacher: bool
+    threshold: float | None
+    """An artifact's own; a run's is set on its validation scores while it is measured."""
+    meaningless: str | None
+    scores: ClipScores | None = None
+
+    @property
+    def student_fp32(self) -> bool:
+        """Whether verdict flips may refer to this row."""
+        return self.row.kind == "run" and not self.teacher and self.row.scheme == "fp32"
+
+
+def _artifact_subject(bundle: Bundle, artifact: Artifact, threads: int) -> Subject:
+    path = bundle.checked_path(artifact)
+    reason = cannot_run(artifact.runtime)
+    row = Row(
+        name=artifact.file,
+        kind="artifact",
+        model=bundle.manifest.backbone,
+        runtime=artifact.runtime,
+        scheme=artifact.scheme,
+        device="cpu",
+        threads=threads,
+        input_size=bundle.manifest.crop.rule.size,
+        status="not measured" if reason else "measured",
+        reason=reason or "",
+        bytes=artifact.bytes,
+        delegated_fraction=artifact.delegated_fraction,
+        threshold=artifact.threshold.value,
+    )
+    return Subject(row, path, teacher=False, threshold=artifact.threshold.value, meaningless=None)
+
+
+def _run_subjects(path: Path, threads: int) -> Iterator[Subject]:
+    """Yield a run's rows: in its own scheme and, for a float run, under autocast."""
+    info = Run(path).info
+    simulated = "int8 arithmetic simulated in float32 by torch: its latency says nothing" if info.scheme == "int8" else ""
+    for scheme in (info.scheme, "autocast") if info.scheme == "fp32" else (info.scheme,):
+        row = Row(
+            name=path.name,
+            kind="run",
+            model=info.architecture.backbone,
+            runtime="torch",
+            scheme=scheme,
+            device="cpu",
+            threads=threads,
+            input_size=info.architecture.size,
+            status="measured",
+            reason=info.meaningless or simulated,
+            bytes=bytes_of(path / "model.safetensors"),
+        )
+        yield Subject(row, path, info.kind == "teacher", None, info.meaningless)
+
+
+def list_subjects(paths: list[Path], threads: list[int]) -> list[Subject]:
+    """Return the rows of the report before they are measured: every artifact of bundles, every run."""
+    subjects: list[Subject] = []
+    for path in paths:
+        for count in threads:
+            if (path / "manifest.json").exists():
+                bundle = Bundle(path)
+                subjects += [_artifact_subject(bundle, artifact, count) for artifact in bundle.manifest.artifacts]
+            else:
+                subjects += _run_subjects(path, count)
+    return subjects
+
+
+def _task(subject: Subject, crops: Path, repeats: int, data: Path, split: str, control: Path | None) -> Task:
+    scored: dict[str, tuple[Path, str]] = {}
+    if subject.meaningless is None:
+        scored[split] = (data, split)
+        if subject.threshold is None:
+            scored["val"] = (data, "val")
+        if control is not None and subject.row.kind == "artifact":
+            scored["control"] = (control, "test")
+    return Task(
+        path=subject.path,
+        runtime=subject.row.runtime,
+        scheme=subject.row.scheme,
+        threads=subject.row.threads,
+        repeats=repeats,
+        size=subject.row.input_size,
+        crops=crops,
+        scored=scored,
+    )
+
+
+def fill_row(subject: Subject, found: Measurement, reference: Reference, split: str) -> None:
+    """Put a measurement into its row."""
+    row = subject.row
+    row.load_ms, row.first_run_ms = found.load_ms, found.first_run_ms
+    row.latency_ms, row.repeats, row.throughput = found.latency_ms, found.repeats, found.throughput
+    row.peak_memory_mb = found.peak_memory_mb
+    row.peak_memory_over_idle_mb = found.peak_memory_mb - found.idle_memory_mb
+    if split not in found.scores:
+        return
+    if "val" in found.scores and subject.threshold is None:
+        val = clip_scores(found.scores["val"])
+        row.threshold = choose_threshold(val.labels, val.clips).value
+    assert row.threshold is not None
+    subject.scores = clip_scores(found.scores[split])
+    metrics = subject.scores.metrics(row.threshold)
+    row.auc, row.frame_auc, row.eer, row.ap = metrics.auc, metrics.frame_auc, metrics.eer, metrics.ap
+    row.accuracy, row.tpr_at_fpr = metrics.accuracy, metrics.tpr_at_fpr
+    row.delta_auc = metrics.auc - reference.metrics.auc
+    if "control" in found.scores:
+        row.control_auc = clip_scores(found.scores["control"]).metrics(row.threshold).auc
+
+
+def compare_rows(subjects: list[Subject]) -> tuple[str | None, str | None]:
+    """Fill in speedup, size ratio and verdict flips; return the rows that they refer to.
+
+    Speedup: against the first fp32 teacher among the rows, at the same number of threads. Flips: against the first
+    fp32 student run.
+    """
+    students = [s for s in subjects if s.student_fp32 and s.scores is not None]
+    teachers = [s for s in subjects if s.teacher and s.row.scheme == "fp32" and s.row.latency_ms]
+    for subject in subjects:
+        row = subject.row
+        base = next((s.row for s in teachers if s.path == teachers[0].path and s.row.threads == row.threads), None)
+        if base and base.latency_ms:
+            row.size_ratio = base.bytes / row.bytes
+            if row.latency_ms:
+                row.speedup = base.latency_ms.p50 / row.latency_ms.p50
+        if students and subject.scores is not None and not subject.teacher:
+            row.verdict_flips, row.frame_verdict_flips = _flips(subject, students[0])
+    name = students[0].row.name if students else None
+    return (f"{teachers[0].row.name} ({teachers[0].row.model}, torch fp32)" if teachers else None), name
+
+
+def _flips(subject: Subject, student: Subject) -> tuple[float, float]:
+    """Return the shares of clips and of frames whose verdicts differ, each model at its own threshold."""
+    assert subject.scores is not None and student.scores is not None
+    assert subject.row.threshold is not None and student.row.threshold is not None
+    mine, its = subject.row.threshold, student.row.threshold
+    clips = (subject.scores.clips > mine) != (student.scores.clips > its)
+    seen = ~np.isnan(student.scores.frames)
+    frames = (subject.scores.frames[seen] > mine) != (student.scores.frames[seen] > its)
+    return float(clips.mean()), float(frames.mean())
+
+
+def _notes(subjects: list[Subject], store: ClipStore, reference: Reference) -> list[str]:
+    notes = [*store.info.notes, *reference.notes]
+    for subject in subjects:
+        if subject.teacher and subject.meaningless:
+            notes.append(f"{subject.row.name} ({subject.row.model}): {subject.meaningless}.")
+    lost = {status: count for status, count in store.info.videos.items() if status != "ok" and count}
+    if lost:
+        said = ", ".join(f"{count} {status}" for status, count in lost.items())
+        notes.append(f"Input files that gave no clip: {said}; the reasons are in {store.path.name}/videos.parquet.")
+    for subject in subjects:
+        if subject.row.status != "measured":
+            notes.append(f"{subject.row.name} was not measured: {subject.row.reason}.")
+    return list(dict.fromkeys(notes))
+
+
+def _parse_threads(text: str) -> list[int]:
+    if not all(part.isdecimal() and int(part) > 0 for part in text.split(",")):
+        raise StageError(f"--threads {text!r}: give one or more counts, as 1 or 1,2")
+    return [int(part) for part in text.split(",")]
+
+
+def bench(
+    path: Annotated[list[Path], typer.Argument(help="Bundles and runs; speedups refer to the first teacher run.")],
+    data: Annotated[Path, typer.Option(help="The ClipStore whose test split is scored.")],
+    reference: Annotated[Path, typer.Option(help="The teacher's reference.json.")],
+    out: Annotated[Path, typer.Option(help="The folder for report.json, report.md and report.html.")],
+    threads: Annotated[str, typer.Option(help="Threads, one or more counts: 1 or 1,2.")] = "1",
+    repeats: Annotated[int, typer.Option(help="Timed frames; slow models stop after 8 s and 10 frames.", min=10)] = 50,
+    control: Annotated[
+        Path | None, typer.Option(help="A ClipStore of identity forgeries: artifacts must score AUC 0.5 on it.")
+    ] = None,
+) -> Report:
+    """Measure latency, memory and accuracy of every artifact and run, each in a fresh process.
+
+    Example: **pocketproof bench bundle runs/dino runs/student --data store --reference reference.json --out report**
+    """
+    refuse_existing(out)
+    counts = _parse_threads(threads)
+    store, against = ClipStore(data), read_reference(reference)
+    if against.fingerprint != store.info.fingerprint:
+        raise StageError(f"{reference} was measured on another store than {data}: measure it again")
+    subjects = list_subjects(path, counts)
+    for subject in subjects:
+        if subject.row.input_size != store.size:
+            raise StageError(f"{subject.path} takes {subject.row.input_size} px crops, {data} holds {store.size} px")
+    split = against.split
+    with tempfile.TemporaryDirectory() as folder:
+        crops = write_timed_crops(store, split, Path(folder))
+        for subject in progress(subjects, "bench"):
+            if subject.row.status != "measured":
+                continue
+            try:
+                found = measure_apart(_task(subject, crops, repeats, data, split, control))
+            except StageError as error:
+                subject.row.status, subject.row.reason = "failed", str(error)
+            else:
+                fill_row(subject, found, against, split)
+    over, flips_against = compare_rows(subjects)
+    controls = ClipStore(control).info.clips["test"] if control else None
+    report = Report(
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        command=shlex.join(["pocketproof", *sys.argv[1:]]),
+        machine=describe_machine().model_dump(),
+        split=split,
+        clips=store.info.clips[split],
+        control_clips=sum(controls.values()) if controls else None,
+        reference=against.summary(),
+        speedup_over=over,
+        flips_against=flips_against,
+        notes=_notes(subjects, store, against),
+        rows=[subject.row for subject in subjects],
+    )
+    write_report(report, out)
+    failed = [subject.row.name for subject in subjects if subject.row.status == "failed"]
+    if failed:
+        raise StageError(f"the report is in {out}, but these rows failed: {', '.join(failed)}")
+    return report
+
+
+if __name__ == "__main__":
+    run_as_script(bench)

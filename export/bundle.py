@@ -1,0 +1,172 @@
+"""A bundle: artifacts, golden inputs and outputs, and ``manifest.json``, which is all that an app developer needs."""
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from compress.metrics import Threshold
+from data.crops import CropRule
+from export.parity import Parity
+from export.runtimes import Runner, Runtime, load_artifact
+from models.run import DataSource, Parent
+from models.weights import Weights
+from stage import StageError, sha256_of
+
+SCHEMA_VERSION = 1
+
+CROP_RULE = (
+    "Take any detector's face box [x0, y0, x1, y1] in pixels of the upright picture. side = floor(margin * "
+    "max(x1 - x0, y1 - y0) + 0.5); left = floor((x0 + x1 - side) / 2 + 0.5); top = floor((y0 + y1 - side) / 2 + 0.5). "
+    "Cut that square, black where it leaves the picture, and resize it to size x size: by area when it shrinks, "
+    "bilinearly when it grows. The detector behind these figures is dlib's frontal HOG detector."
+)
+EXAMPLE_BOXES = ((100.0, 80.0, 260.0, 240.0), (-12.0, 4.0, 51.0, 90.0), (33.5, 20.25, 118.0, 99.75))
+
+
+class Frozen(BaseModel):
+    """A part of the manifest."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class CropExample(Frozen):
+    """A test vector of the crop rule."""
+
+    box: tuple[float, float, float, float]
+    left: int
+    top: int
+    side: int
+
+
+class CropGeometry(Frozen):
+    """How to cut the crop from a face box."""
+
+    rule: CropRule
+    text: str
+    examples: list[CropExample]
+
+    @classmethod
+    def of(cls, rule: CropRule) -> "CropGeometry":
+        """Describe a crop rule with its test vectors."""
+        examples = []
+        for box in EXAMPLE_BOXES:
+            left, top, side = rule.square(box)
+            examples.append(CropExample(box=box, left=left, top=top, side=side))
+        return cls(rule=rule, text=CROP_RULE, examples=examples)
+
+
+class ClipRule(Frozen):
+    """How frames make a verdict."""
+
+    frames: int
+    stride: int = 1
+    aggregation: Literal["mean"] = "mean"
+    text: str = "Score consecutive frames of one tracked face; the mean of their P(fake) above the threshold is a fake."
+
+
+class Tensor(Frozen):
+    """An input or output of an artifact."""
+
+    name: str
+    dtype: Literal["uint8", "float32", "image"]
+    layout: str
+    shape: list[int]
+    meaning: str
+
+
+class Artifact(Frozen):
+    """One exported file (a folder, for Core ML)."""
+
+    file: str
+    sha256: str
+    bytes: int
+    runtime: Runtime
+    scheme: Literal["fp32", "int8"]
+    minimum_os: str
+    licence: str
+    input: Tensor
+    output: Tensor
+    threshold: Threshold
+    threshold_from: str
+    operators: list[str]
+    delegated_fraction: float | None = None
+    parity: Parity | None
+    """None where the artifact cannot run on the exporting machine; ``not_checked`` says why."""
+    not_checked: str = ""
+    source_run: Parent
+
+
+class Golden(Frozen):
+    """Raw input pixels and what each artifact gives on them."""
+
+    pixels: str
+    """File of uint8 [N, S, S, 3], RGB 0..255, C order, without a header."""
+    shape: list[int]
+    sha256: str
+    outputs: dict[str, list[float]]
+    """P(fake) [N] by artifact file; of an artifact that could not run here, its source run's in torch."""
+
+
+class Manifest(Frozen):
+    """``manifest.json``."""
+
+    schema_version: int = SCHEMA_VERSION
+    backbone: str
+    crop: CropGeometry
+    clip: ClipRule
+    artifacts: list[Artifact]
+    golden: Golden
+    weights: Weights
+    data: DataSource
+    tools: dict[str, str]
+
+
+class Bundle:
+    """A bundle on disk. Raises StageError if it is missing, damaged or of another version."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        file = path / "manifest.json"
+        try:
+            self.manifest = Manifest.model_validate_json(file.read_text(encoding="utf-8"))
+        except (OSError, UnicodeError) as error:
+            raise StageError(f"{path} is not a bundle: it has no readable manifest.json") from error
+        except ValidationError as error:
+            where = ".".join(str(part) for part in error.errors()[0]["loc"])
+            raise StageError(f"{file} is not valid at {where}: {error.errors()[0]['msg']}") from error
+        if self.manifest.schema_version != SCHEMA_VERSION:
+            raise StageError(
+                f"{file} is of schema version {self.manifest.schema_version}, this program reads {SCHEMA_VERSION}"
+            )
+
+    def artifact(self, file: str) -> Artifact:
+        """Return an artifact by its file name. Raises StageError naming those there are."""
+        for artifact in self.manifest.artifacts:
+            if artifact.file == file:
+                return artifact
+        known = ", ".join(artifact.file for artifact in self.manifest.artifacts)
+        raise StageError(f"{self.path} has no artifact {file!r}; it has {known}")
+
+    def checked_path(self, artifact: Artifact) -> Path:
+        """Return where an artifact lies after comparing its hash. Raises StageError if the file was changed."""
+        path = self.path / artifact.file
+        if Path(artifact.file).name != artifact.file or not path.exists():
+            raise StageError(f"{self.path} lacks its artifact {artifact.file}: export it again")
+        if sha256_of(path) != artifact.sha256:
+            raise StageError(f"{path} is not the file that was exported (its SHA-256 differs): export it again")
+        return path
+
+    def load(self, artifact: Artifact, threads: int = 1) -> Runner:
+        """Load an artifact after checking its hash: crops uint8 [N, S, S, 3] -> P(fake) float32 [N]."""
+        return load_artifact(self.checked_path(artifact), artifact.runtime, threads)
+
+    def golden_pixels(self) -> NDArray[np.uint8]:
+        """Return the golden inputs, uint8 [N, S, S, 3] RGB. Raises StageError if they were changed."""
+        golden = self.manifest.golden
+        path = self.path / "golden" / "pixels.bin"
+        if not path.is_file() or sha256_of(path) != golden.sha256:
+            raise StageError(f"{path} is missing or was changed: export the bundle again")
+        return np.fromfile(path, np.uint8).reshape(golden.shape)

@@ -1,0 +1,66 @@
+"""The gate before a bundle: an artifact must give what the model that it came from gives, on real crops."""
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+
+FP32_TOLERANCE = 1e-4
+"""Largest difference of P(fake) between float32 programs: the order of sums differs, nothing else."""
+INT8_SNR_DB = 15.0
+"""Least logit signal-to-noise ratio of an int8 artifact against its int8 program in torch.
+
+Kernels round at other places: 20 to 37 dB were measured on trained networks. A wrong channel order, a second
+normalization or a transposed picture left -7 to 10 dB (docs/lab-notes.md).
+"""
+LOGIT_LIMIT = 15.0
+"""P(fake) in float32 says nothing of a logit beyond this."""
+
+
+class Parity(BaseModel):
+    """How near two sets of scores are."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    crops: int
+    max_difference: float
+    """Largest difference of P(fake)."""
+    logit_snr_db: float
+    """10 log10 of the variance of the expected logits over the mean squared difference; 200 at most."""
+    verdict_agreement: float
+    """Share of crops on the same side of 0.5."""
+    passed: bool
+    failure: str = ""
+
+
+def logits_of(scores: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return log(p / (1 - p)) of scores, float [N], within +-LOGIT_LIMIT."""
+    p = np.clip(scores.astype(np.float64), 1e-12, 1 - 1e-12)
+    return np.clip(np.log(p) - np.log1p(-p), -LOGIT_LIMIT, LOGIT_LIMIT)
+
+
+def snr_db(expected: NDArray[np.float64], actual: NDArray[np.float64]) -> float:
+    """Return the signal-to-noise ratio in dB, float [N] each; the signal is how ``expected`` varies about its mean."""
+    noise = float(np.mean((expected - actual) ** 2))
+    signal = float(np.var(expected))
+    if noise == 0.0:
+        return 200.0
+    return float(np.clip(10 * np.log10(max(signal, 1e-30) / noise), -200.0, 200.0))
+
+
+def compare(expected: NDArray[np.float32], actual: NDArray[np.float32], scheme: str) -> Parity:
+    """Compare an artifact's scores with its source's on the same real crops, float32 [N] each, as its scheme allows."""
+    difference = float(np.max(np.abs(expected - actual))) if np.isfinite(actual).all() else float("inf")
+    ratio = snr_db(logits_of(expected), logits_of(actual)) if np.isfinite(difference) else -200.0
+    failure = ""
+    if scheme == "fp32" and not difference <= FP32_TOLERANCE:
+        failure = f"scores differ by up to {difference:.2g} from the run's; at most {FP32_TOLERANCE:g} is rounding"
+    if scheme == "int8" and not ratio >= INT8_SNR_DB:
+        failure = f"logits are {ratio:.1f} dB from the run's; at least {INT8_SNR_DB:g} dB is rounding"
+    return Parity(
+        crops=len(expected),
+        max_difference=difference if np.isfinite(difference) else 1.0,
+        logit_snr_db=ratio,
+        verdict_agreement=float(np.mean((expected > 0.5) == (actual > 0.5))),
+        passed=not failure,
+        failure=failure,
+    )
