@@ -35,6 +35,12 @@ class StageError(Exception):
     """Asked-for work that cannot be done. The text is one line: what, where, and the mend."""
 
 
+def reason_of(error: Exception) -> str:
+    """Return an error's reason as one line, or its class where it gives none."""
+    text = getattr(error, "strerror", None) or str(error)
+    return text.strip().splitlines()[0].strip() if text.strip() else type(error).__name__
+
+
 @contextlib.contextmanager
 def written_whole(target: Path) -> Iterator[Path]:
     """Give a path beside ``target`` to write a file or a folder at; it becomes ``target`` only when all went well.
@@ -45,7 +51,7 @@ def written_whole(target: Path) -> Iterator[Path]:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         yield aside
-        os.replace(aside, target)
+        aside.replace(target)
     except OSError as error:
         if error.errno in (errno.EACCES, errno.EROFS, errno.ENOSPC, errno.ENOTDIR, errno.EEXIST, errno.ENOTEMPTY):
             raise StageError(f"cannot write {target}: {error.strerror}") from error
@@ -109,7 +115,7 @@ def progress(items: Iterable[T], description: str, total: int | None = None) -> 
 
 
 def _end_with_parent() -> None:
-    """In a worker: leave Ctrl-C to the parent, and end when the parent was killed, which a waiting worker never sees."""
+    """In a worker: leave Ctrl-C to the parent, and end when it was killed, which a waiting worker never notices."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None

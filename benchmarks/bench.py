@@ -69,7 +69,9 @@ def _artifact_subject(bundle: Bundle, artifact: Artifact, threads: int) -> Subje
 def _run_subjects(path: Path, threads: int) -> Iterator[Subject]:
     """Yield a run's rows: in its own scheme and, for a float run, under autocast."""
     info = Run(path).info
-    simulated = "int8 arithmetic simulated in float32 by torch: its latency says nothing" if info.scheme == "int8" else ""
+    simulated = (
+        "int8 arithmetic simulated in float32 by torch: its latency says nothing" if info.scheme == "int8" else ""
+    )
     for scheme in (info.scheme, "autocast") if info.scheme == "fp32" else (info.scheme,):
         row = Row(
             name=path.name,

@@ -139,7 +139,8 @@ def reference(
     )
     with written_whole(out) as aside:
         aside.write_text(result.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    say(f"{out}: {result.backbone} on {result.device}, AUC {result.metrics.auc:.3f}, {result.latency_ms.p50:.1f} ms a frame")
+    cost = f"{result.latency_ms.p50:.1f} ms a frame"
+    say(f"{out}: {result.backbone} on {result.device}, AUC {result.metrics.auc:.3f}, {cost}")
     return result
 
 

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -91,7 +91,6 @@ def _import_runtime(task: Task) -> None:
     if task.runtime == "torch":
         import compress.runs  # noqa: F401
     elif task.runtime == "executorch":
-        import export.executorch
         import executorch.runtime  # noqa: F401
     elif task.runtime == "onnxruntime":
         import onnxruntime  # noqa: F401
@@ -101,8 +100,6 @@ def _import_runtime(task: Task) -> None:
 
 def _load(task: Task) -> Score:
     if task.runtime != "torch":
-        from typing import cast
-
         from export.runtimes import Runtime, load_artifact
 
         return load_artifact(task.path, cast(Runtime, task.runtime), task.threads)

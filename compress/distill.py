@@ -39,7 +39,7 @@ def cache_teacher(
     teacher: Detector, preprocessing: Preprocessing, store: ClipStore, device: torch.device, autocast: bool, work: Path
 ) -> FrameCache:
     """Compute the teacher once per training frame: rows are its embedding followed by its two logits."""
-    pixels_in = PixelDetector(teacher, preprocessing).to(device, memory_format=torch.channels_last).eval()
+    pixels_in = PixelDetector(teacher, preprocessing).to(device).to(memory_format=torch.channels_last).eval()
 
     def outputs(pixels: NDArray[np.uint8]) -> torch.Tensor:
         pictures = pixels_in.pictures(torch.from_numpy(pixels).to(device))
@@ -51,7 +51,13 @@ def cache_teacher(
 
 
 def train_student(
-    student: Detector, pixels_in: PixelDetector, teacher: tuple[Run, Detector], store: ClipStore, schedule: Schedule, seed: int, work: Path
+    student: Detector,
+    pixels_in: PixelDetector,
+    teacher: tuple[Run, Detector],
+    store: ClipStore,
+    schedule: Schedule,
+    seed: int,
+    work: Path,
 ) -> dict[str, Any]:
     """Train ``student`` in place on the cached outputs of the teacher and return its history."""
     compute = prepare_compute(schedule.precision)
@@ -60,7 +66,7 @@ def train_student(
     taught = cache_teacher(network, run.info.preprocessing, store, device, compute.autocast, work)
     projector = nn.Linear(network.embedding_size, student.embedding_size)
     trained = nn.ModuleDict({"student": student, "projector": projector})
-    pixels_in.to(device, memory_format=torch.channels_last)
+    pixels_in.to(device).to(memory_format=torch.channels_last)
     projector.to(device)
     clips = store.clips("train")
 
@@ -85,7 +91,7 @@ def distill(
     data: Annotated[Path, typer.Option(help="The ClipStore to train on.")],
     out: Annotated[Path, typer.Option(help="The run to write.")],
     student: Annotated[str, typer.Option(help="Any timm backbone.")] = "repvit_m0_9",
-    kind: Annotated[Literal["frame"], typer.Option(help="frame: one crop -> P(fake).")] = "frame",
+    kind: Annotated[Literal["frame"], typer.Option(help="frame: one crop -> P(fake).")] = "frame",  # noqa: ARG001
     weights: Annotated[Path | None, typer.Option(help="Starting weights (.safetensors or a state dict).")] = None,
     epochs: Annotated[int, typer.Option(help="Passes over every training frame.", min=1)] = 20,
     learning_rate: Annotated[float, typer.Option(min=1e-7, max=1.0)] = 2e-3,

@@ -48,7 +48,7 @@ class Quantization(BaseModel):
     """By observer, in the order of the graph."""
 
 
-class KnownRange(ObserverBase):
+class KnownRange(ObserverBase):  # type: ignore[misc]
     """Stands in for a calibrated observer and returns the scale and zero point that it had found."""
 
     def __init__(self, observer: Any, known: QuantizedTensor) -> None:
@@ -64,7 +64,7 @@ class KnownRange(ObserverBase):
 
     def calculate_qparams(self) -> tuple[Tensor, Tensor]:
         """Return scale and zero point."""
-        return self.scale, self.zero_point  # type: ignore[return-value]
+        return self.scale, self.zero_point
 
 
 def _prepare(detector: Detector, dynamic_batch: bool) -> GraphModule:
@@ -82,7 +82,8 @@ def _prepare(detector: Detector, dynamic_batch: bool) -> GraphModule:
         warnings.simplefilter("ignore")
         program = torch.export.export(detector.eval(), (example,), dynamic_shapes=shapes)
         quantizer = XNNPACKQuantizer().set_global(get_symmetric_quantization_config(is_per_channel=True))
-        return prepare_pt2e(program.module(), quantizer)
+        prepared: GraphModule = prepare_pt2e(program.module(), quantizer)
+    return prepared
 
 
 def _observers(graph: GraphModule) -> dict[str, tuple[str, ObserverBase]]:
@@ -105,7 +106,9 @@ def calibrate(detector: Detector, batches: Iterable[Tensor], crops: int, fingerp
     tensors = {}
     for name, (node, observer) in _observers(graph).items():
         scale, zero_point = observer.calculate_qparams()
-        tensors[name] = QuantizedTensor(of=node, scale=scale.flatten().tolist(), zero_point=zero_point.flatten().tolist())
+        tensors[name] = QuantizedTensor(
+            of=node, scale=scale.flatten().tolist(), zero_point=zero_point.flatten().tolist()
+        )
     return Quantization(calibration_crops=crops, calibration_fingerprint=fingerprint, tensors=tensors)
 
 
@@ -126,7 +129,8 @@ def quantized(detector: Detector, quantization: Quantization, dynamic_batch: boo
         setattr(graph, name, KnownRange(observer, quantization.tensors[name]))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return convert_pt2e(graph)
+        program: GraphModule = convert_pt2e(graph)
+    return program
 
 
 def rebuild(run: Run, dynamic_batch: bool) -> nn.Module:

@@ -71,7 +71,7 @@ def quantize(
         }
     )
     # The test split is for the artifacts: their kernels round otherwise than this program.
-    metrics = (
+    metrics: dict[str, Any] = (
         {"val": None, "reason": info.meaningless}
         if info.meaningless
         else validation_metrics(torch_scorer(program, torch.device("cpu")), store)

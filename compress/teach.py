@@ -25,12 +25,18 @@ HEAD_HIDDEN = 256
 
 
 def train_teacher(
-    detector: Detector, pixels_in: PixelDetector, store: ClipStore, unfreeze: str, schedule: Schedule, seed: int, work: Path
+    detector: Detector,
+    pixels_in: PixelDetector,
+    store: ClipStore,
+    unfreeze: str,
+    schedule: Schedule,
+    seed: int,
+    work: Path,
 ) -> dict[str, Any]:
     """Train ``detector`` in place and return its metrics. What is frozen is computed once per frame, into ``work``."""
     compute = prepare_compute(schedule.precision)
     device = compute.device
-    pixels_in.to(device, memory_format=torch.channels_last)
+    pixels_in.to(device).to(memory_format=torch.channels_last)
     frozen, top = freeze(detector.backbone, unfreeze)
     trained = nn.ModuleDict({"top": top, "head": detector.head})
     clips = store.clips("train")
@@ -59,7 +65,7 @@ def train_teacher(
 
 
 def teach(
-    family: Annotated[Literal["dino"], typer.Argument(help="dino: one picture, any timm backbone.")],
+    family: Annotated[Literal["dino"], typer.Argument(help="dino: one picture, any timm backbone.")],  # noqa: ARG001
     data: Annotated[Path, typer.Option(help="The ClipStore to train on.")],
     out: Annotated[Path, typer.Option(help="The run to write.")],
     backbone: Annotated[str, typer.Option(help="Any timm backbone.")] = "vit_base_patch14_dinov2",
@@ -92,7 +98,13 @@ def teach(
     work = out.with_name(f".{out.name}.cache")
     try:
         history = train_teacher(
-            detector, pixels_in, store, unfreeze, Schedule(epochs, learning_rate=learning_rate, precision=precision), seed, work
+            detector,
+            pixels_in,
+            store,
+            unfreeze,
+            Schedule(epochs, learning_rate=learning_rate, precision=precision),
+            seed,
+            work,
         )
     finally:
         shutil.rmtree(work, ignore_errors=True)
@@ -106,7 +118,7 @@ def teach(
         seed=seed,
     )
     if info.meaningless:
-        metrics = {"training": history, "val": None, "test": None, "reason": info.meaningless}
+        metrics: dict[str, Any] = {"training": history, "val": None, "test": None, "reason": info.meaningless}
     else:
         device = next(detector.parameters()).device
         metrics = final_metrics(torch_scorer(pixels_in.eval(), device), store, history)

@@ -56,7 +56,7 @@ class Compute:
     @property
     def device(self) -> torch.device:
         """The device of this process."""
-        return self.accelerator.device
+        return torch.device(self.accelerator.device)
 
     def context(self) -> torch.autocast:
         """Return the context in which a forward pass runs."""
@@ -64,7 +64,7 @@ class Compute:
 
 
 def prepare_compute(precision: Precision) -> Compute:
-    """Choose device and numbers. Autocast without bfloat16 instructions is slower than fp32: then fp32, and it is said."""
+    """Choose device and numbers. Autocast without bfloat16 instructions is slower than fp32: then fp32, and said so."""
     # Accelerator keeps one process-wide precision, which stages run one after another would fight over; the casting
     # is therefore done here.
     accelerator = Accelerator(mixed_precision="no")

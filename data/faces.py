@@ -50,6 +50,8 @@ class DlibHog:
 
     def detect(self, frame: Frame, scale: float) -> list[Face]:
         """Find faces in a frame, uint8 [H, W, 3] RGB, scaled by ``scale``; boxes come back in frame pixels."""
+        if min(frame.shape[:2]) * scale < 1:
+            return []
         grey = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
         if scale != 1.0:
             kernel = cv2.INTER_AREA if scale < 1.0 else cv2.INTER_LINEAR
@@ -88,4 +90,3 @@ class Track:
             return None
         self._last = max(same, key=lambda face: iou(face.box, last))
         return self._last
-

@@ -94,7 +94,7 @@ class Forgery:
         box = np.asarray(box, np.float64)
         grow = REACH * (box[2:] - box[:2])
         left, top = np.maximum(np.floor(box[:2] - grow), 0).astype(int)
-        right, bottom = np.maximum(np.ceil(box[2:] + grow), 0).astype(int)
+        right, bottom = np.ceil(box[2:] + grow).astype(int)
         forged = frame.copy()
         region = forged[top:bottom, left:right]
         if region.size:
@@ -113,4 +113,4 @@ class Forgery:
         if self.blur > 0.0:
             source = np.asarray(cv2.GaussianBlur(source, (0, 0), max(self.blur * (x1 - x0), 0.3)), np.float32)
         mask = self.mask(height, width, box)
-        return np.rint(region * (1.0 - mask) + np.clip(source, 0.0, 255.0) * mask).astype(np.uint8)
+        return np.asarray(np.rint(region * (1.0 - mask) + np.clip(source, 0.0, 255.0) * mask), np.uint8)

@@ -52,7 +52,7 @@ def _named(path: Path, root: Path) -> str:
 
 
 def folder_layout(root: Path) -> list[Source]:
-    """``root/real/**`` and ``root/fake/**``. A file's stem is its identity: ``fake/x.mp4`` belongs to ``real/x.mp4``."""
+    """``root/real/**`` and ``root/fake/**``. A file's stem is its identity: ``fake/x.mp4`` is of ``real/x.mp4``."""
     return [
         Source(path, _named(path, root), label, kind, (Path(name).stem,))
         for kind, label in (("real", REAL), ("fake", FAKE))

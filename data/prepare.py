@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from data.splits import SPLITS, parse_ratios, split_sources
 from data.store import CLIP_SCHEMA, VIDEO_SCHEMA, StoreInfo, StoreSettings, encode_png, write_rows
 from data.video import UnreadableVideo, Video, VideoInfo
 from stage import Seed, StageError, in_processes, refuse_existing, run_as_script, say, sha256_of, written_whole
+
 
 def prepare_video(source: Source, split: str, settings: StoreSettings, clips_folder: Path) -> dict[str, Any]:
     """Prepare one video: write its clip file if it gives a clip, and return its row of ``videos.parquet``."""
@@ -108,7 +108,7 @@ def _open_work(work: Path, settings: StoreSettings) -> None:
         shutil.rmtree(work)
     if work.exists() and not mark.exists():
         shutil.rmtree(work)
-    for partial in work.glob("*/.*.partial"):
+    for partial in work.rglob(".*.partial"):
         partial.unlink()
     (work / "clips").mkdir(parents=True, exist_ok=True)
     (work / "rows").mkdir(exist_ok=True)
@@ -136,7 +136,7 @@ def _finish(work: Path, out: Path, sources: list[Source], settings: StoreSetting
     (work / "store.json").write_text(info.model_dump_json(indent=2) + "\n")
     shutil.rmtree(work / "rows")
     (work / "settings.json").unlink()
-    os.replace(work, out)
+    work.replace(out)
     return info
 
 

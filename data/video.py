@@ -11,7 +11,7 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
-from stage import StageError
+from stage import StageError, reason_of
 
 Frame = NDArray[np.uint8]
 """One picture: uint8 [H, W, 3], RGB, 0..255."""
@@ -35,8 +35,8 @@ def _upright(frame: VideoFrame) -> Frame:
 
     The matrix maps a pixel (x, y), y down, to (a x + c y, b x + d y) up to a shift (ISO/IEC 14496-12, 6.2.2).
     """
-    picture = frame.to_ndarray(format="rgb24")
-    matrix = frame.side_data.get("DISPLAYMATRIX")
+    picture = np.asarray(frame.to_ndarray(format="rgb24"), np.uint8)
+    matrix: Any = frame.side_data.get("DISPLAYMATRIX")
     if matrix is None:
         return picture
     a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32)[:5].tolist()
@@ -61,7 +61,7 @@ class Video:
             # "file:" because FFmpeg would take what stands before a colon in a name for a protocol.
             self._container: Any = av.open(f"file:{path}", mode="r")
         except (av.FFmpegError, OSError, ValueError, UnicodeError) as error:
-            raise UnreadableVideo(f"{path} cannot be read as a video: {_reason(error)}") from error
+            raise UnreadableVideo(f"{path} cannot be read as a video: {reason_of(error)}") from error
         streams = self._container.streams.video
         if not streams:
             self.close()
@@ -84,7 +84,7 @@ class Video:
             for frame in self._container.decode(self._stream):
                 yield _upright(frame)
         except (av.FFmpegError, ValueError) as error:
-            raise UnreadableVideo(f"{self.path} breaks while decoding: {_reason(error)}") from error
+            raise UnreadableVideo(f"{self.path} breaks while decoding: {reason_of(error)}") from error
 
     def frames(self) -> Iterator[Frame]:
         """Yield the frames in order, uint8 [H, W, 3], once. Raises UnreadableVideo where the stream breaks."""
@@ -104,22 +104,18 @@ class Video:
         self.close()
 
 
-def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error) or type(error).__name__
-
-
 def write_video(path: Path, frames: Iterable[Frame], fps: int = 25, crf: int = 23) -> None:
     """Encode frames (uint8 [H, W, 3] RGB, even sides) as H.264 in an mp4, equal bytes for equal frames.
 
-    One encoder thread, because x264's output depends on the number of threads.
+    One encoder thread, because x264's output depends on the number of threads; no macroblock tree, because with
+    AVX-512 it gave other bytes from one run to the next (x264 in PyAV 18, single-threaded, half of all runs).
     """
+    options = {"crf": str(crf), "preset": "veryfast", "threads": "1", "mbtree": "0"}
     with av.open(str(path), mode="w", format="mp4") as container:
         stream: Any = None
         for picture in frames:
             if stream is None:
-                stream = container.add_stream(
-                    "libx264", rate=fps, options={"crf": str(crf), "preset": "veryfast", "threads": "1"}
-                )
+                stream = container.add_stream("libx264", rate=fps, options=options)
                 stream.height, stream.width = picture.shape[:2]
                 stream.pix_fmt = "yuv420p"
             container.mux(stream.encode(VideoFrame.from_ndarray(picture, format="rgb24")))

@@ -18,7 +18,7 @@ MINIMUM_OS = "iOS 17 / macOS 14"
 
 
 def write(detector: Any, size: int, path: Path) -> dict[str, Any]:
-    """Write ``detector`` (float32 [1, 3, size, size] RGB 0..255 -> float32 [1]) as an ``.mlpackage`` with an image input.
+    """Write ``detector`` (float32 [1, 3, size, size] RGB 0..255 -> float32 [1]) as an ``.mlpackage``; input: an image.
 
     Computes in FLOAT32, whatever the scheme: int8 values are dequantized to it where an operation has no int8 form.
     Returns the operators of the program.
@@ -56,12 +56,12 @@ class CoreMLRunner:
     Raises StageError elsewhere. Core ML chooses its own number of threads.
     """
 
-    def __init__(self, path: Path, threads: int) -> None:
+    def __init__(self, path: Path) -> None:
         if sys.platform != "darwin":
             raise StageError("needs macOS: Core ML cannot run on this system")
         import coremltools as ct
 
-        self._model = ct.models.MLModel(str(path))
+        self._model: Any = ct.models.MLModel(str(path))
 
     def __call__(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Score crops."""

@@ -20,9 +20,9 @@ from compress.scoring import Scorer, score_split, torch_scorer
 from data.store import ClipStore
 from export import coreml, executorch, onnx
 from export.bundle import Artifact, Bundle, ClipRule, CropGeometry, Golden, Manifest, Tensor
-from export.parity import Parity, compare
+from export.parity import Parity, compare, least_snr_db
 from export.runtimes import SUFFIXES, Runtime, cannot_run, load_artifact
-from models.detector import ImageDetector, PixelDetector
+from models.detector import BYTE_MAX, ImageDetector, PixelDetector, fake_probability
 from models.fusing import fuse
 from models.run import DataSource, Run
 from stage import StageError, bytes_of, progress, refuse_existing, run_as_script, say, sha256_of, written_whole
@@ -102,6 +102,30 @@ def _tensors(runtime: Runtime, size: int) -> tuple[Tensor, Tensor]:
     return pixels, Tensor(name=module.OUTPUT, dtype="float32", layout="N", shape=[1], meaning="P(fake), 0..1")
 
 
+def mistaken_scores(detector: PixelDetector, crops: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
+    """Return what a detector gives after the usual mistakes of an integration, float32 [N] each.
+
+    Swapped channels, a transposed picture, a second normalization.
+    """
+    cpu = torch.device("cpu")
+    score = torch_scorer(detector, cpu)
+    swapped, transposed = np.ascontiguousarray(crops[..., ::-1]), np.ascontiguousarray(crops.transpose(0, 2, 1, 3))
+    return [score(swapped), score(transposed), torch_scorer(NormalizedTwice(detector), cpu)(crops)]
+
+
+class NormalizedTwice(nn.Module):
+    """The commonest mistake on phones: pixels that the app has normalized already are normalized again."""
+
+    def __init__(self, detector: PixelDetector) -> None:
+        super().__init__()
+        self.detector = detector
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Return P(fake), float32 [N], of uint8 [N, S, S, 3]."""
+        again = self.detector.normalize(self.detector.pictures(pixels) * BYTE_MAX)
+        return fake_probability(self.detector.network(again))
+
+
 @dataclass(frozen=True)
 class Source:
     """A run to export with everything its artifacts are compared with."""
@@ -109,6 +133,8 @@ class Source:
     run: Run
     scorer: Scorer
     golden: NDArray[np.float32]
+    least_snr_db: float
+    """What an int8 artifact's logits must reach against ``golden``."""
     threshold: Threshold
 
     @classmethod
@@ -121,7 +147,9 @@ class Source:
         detector = deployable(run, normalize.pictures(torch.from_numpy(crops)), dynamic_batch=True)
         scorer = torch_scorer(detector, torch.device("cpu"))
         val = score_split(scorer, store, "val")
-        return cls(run, scorer, scorer(crops), choose_threshold(val.labels, val.clips))
+        golden = scorer(crops)
+        least = least_snr_db(golden, mistaken_scores(detector, crops))
+        return cls(run, scorer, golden, least, choose_threshold(val.labels, val.clips))
 
 
 def gate(job: Job, source: Source, folder: Path, crops: NDArray[np.uint8]) -> tuple[Parity | None, Scorer | None]:
@@ -132,7 +160,7 @@ def gate(job: Job, source: Source, folder: Path, crops: NDArray[np.uint8]) -> tu
     if cannot_run(job.runtime):
         return None, None
     runner = load_artifact(folder / job.file, job.runtime, 1)
-    parity = compare(source.golden, runner(crops), job.scheme)
+    parity = compare(source.golden, runner(crops), job.scheme, source.least_snr_db)
     if not parity.passed:
         raise StageError(f"{job.file} failed the parity gate on {parity.crops} real crops: {parity.failure}")
     return parity, runner
@@ -187,7 +215,9 @@ def _parse_formats(text: str) -> list[Runtime]:
     return [runtime for name, runtime in FORMATS.items() if name in names]
 
 
-def build_bundle(sources: list[Source], formats: list[Runtime], store: ClipStore, crops: NDArray[np.uint8], out: Path) -> Manifest:
+def build_bundle(
+    sources: list[Source], formats: list[Runtime], store: ClipStore, crops: NDArray[np.uint8], out: Path
+) -> Manifest:
     """Write every artifact, gate it and describe it; ``out`` appears only if all passed."""
     jobs = list(_jobs(sources, formats))
     by_path = {source.run.path: source for source in sources}

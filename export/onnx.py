@@ -24,7 +24,13 @@ def write(detector: Any, size: int, path: Path) -> dict[str, Any]:
         warnings.simplefilter("ignore")
         program = torch.export.export(detector, example)
         exported = torch.onnx.export(
-            program, example, dynamo=True, opset_version=OPSET, input_names=[INPUT], output_names=[OUTPUT], verbose=False
+            program,
+            example,
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            verbose=False,
         )
     assert exported is not None
     model = exported.model_proto

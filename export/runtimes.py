@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from stage import StageError
+from stage import StageError, reason_of
 
 Runtime = Literal["executorch", "onnxruntime", "coreml"]
 Runner = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
@@ -44,8 +44,8 @@ def load_artifact(path: Path, runtime: Runtime, threads: int) -> Runner:
             return OnnxRunner(path, threads)
         from export.coreml import CoreMLRunner
 
-        return CoreMLRunner(path, threads)
+        return CoreMLRunner(path)
     except StageError:
         raise
     except Exception as error:  # each runtime raises classes of its own for a file that it cannot load
-        raise StageError(f"{path} cannot be loaded by {runtime}: {str(error).splitlines()[0]}") from error
+        raise StageError(f"{path} cannot be loaded by {runtime}: {reason_of(error)}") from error

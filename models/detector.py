@@ -18,7 +18,10 @@ def check_backbone(name: str) -> str:
     Only plain architecture names pass: a hub address in a user's file must not start a download.
     """
     if name not in timm.list_models():
-        near = timm.list_models(f"*{name.split('.')[0].split('_')[0]}*")[:6] or ["repvit_m0_9", "vit_base_patch14_dinov2"]
+        near = timm.list_models(f"*{name.split('.')[0].split('_')[0]}*")[:6] or [
+            "repvit_m0_9",
+            "vit_base_patch14_dinov2",
+        ]
         raise StageError(f"timm has no backbone {name!r}; some that it has: {', '.join(near)}")
     return name
 
@@ -136,8 +139,10 @@ class PixelDetector(nn.Module):
 
     def pictures(self, pixels: Tensor) -> Tensor:
         """Return normalized pictures, float32 [N, 3, S, S]."""
-        normalized: Tensor = self.normalize(pixels.permute(0, 3, 1, 2).to(torch.float32))
-        return normalized.contiguous()
+        # Cast, then permute: ExecuTorch permutes bytes in a slow portable kernel, floats inside XNNPACK. This order
+        # took 6.4 ms where the other took 7.6 (int8 RepViT-M0.9, one thread).
+        normalized: Tensor = self.normalize(pixels.to(torch.float32).permute(0, 3, 1, 2))
+        return normalized
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Return P(fake), float32 [N]."""

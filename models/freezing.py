@@ -15,7 +15,7 @@ class TransformerTrunk(nn.Module):
 
     def forward(self, pictures: Tensor) -> Tensor:
         """Return the tokens after the first blocks."""
-        tokens = self.vit.norm_pre(self.vit.patch_drop(self.vit._pos_embed(self.vit.patch_embed(pictures))))
+        tokens: Tensor = self.vit.norm_pre(self.vit.patch_drop(self.vit._pos_embed(self.vit.patch_embed(pictures))))
         for block in self.vit.blocks[: self.count]:
             tokens = block(tokens)
         return tokens

@@ -91,7 +91,9 @@ class Run:
             where = ".".join(str(part) for part in first["loc"])
             raise StageError(f"{path / 'model.json'} is not valid: {where}: {first['msg']}") from error
         if self.info.schema_version != SCHEMA_VERSION:
-            raise StageError(f"{path} is of schema version {self.info.schema_version}, this program reads {SCHEMA_VERSION}")
+            raise StageError(
+                f"{path} is of schema version {self.info.schema_version}, this program reads {SCHEMA_VERSION}"
+            )
 
     def read(self, file: str) -> str:
         """Return the text of one of the run's files."""

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from models.detector import create_backbone
-from stage import StageError, sha256_of
+from stage import StageError, reason_of, sha256_of
 
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 
@@ -40,7 +40,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
     try:
         state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        raise StageError(f"{path} holds no weights that can be read safely: {str(error).splitlines()[0]}") from error
+        raise StageError(f"{path} holds no weights that can be read safely: {reason_of(error)}") from error
     for key in ("state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
@@ -49,17 +49,38 @@ def read_state(path: Path) -> dict[str, Tensor]:
     return state
 
 
+def _not_in(state: dict[str, Tensor], backbone: nn.Module) -> list[str]:
+    """Return the tensors of a backbone that did not come from ``state``, neither by name nor, renamed, by content.
+
+    timm itself loads a headless backbone from any file without an error: what does not fit stays random.
+    """
+    own = {name: tensor for name, tensor in backbone.state_dict().items() if tensor.is_floating_point()}
+    unnamed = {name: tensor for name, tensor in own.items() if name not in state}
+    if not unnamed:
+        return []
+    sizes = {tensor.numel() for tensor in unnamed.values()}
+    given = [tensor.flatten() for tensor in state.values() if tensor.numel() in sizes]
+    return [
+        name
+        for name, tensor in unnamed.items()
+        if not any(other.numel() == tensor.numel() and torch.equal(other, tensor.flatten()) for other in given)
+    ]
+
+
 def _from_file(name: str, size: int, path: Path) -> nn.Module:
-    overlay = {"state_dict": read_state(path)}
+    state = read_state(path)
+    misfit = f"{path} does not fit {name}"
     try:
-        return create_backbone(name, size, pretrained=True, pretrained_cfg_overlay=overlay)
+        backbone = create_backbone(name, size, pretrained=True, pretrained_cfg_overlay={"state_dict": dict(state)})
     except (RuntimeError, KeyError, ValueError) as error:
-        expected = create_backbone(name, size).state_dict()
-        missing = sorted(expected.keys() - overlay["state_dict"].keys())
+        raise StageError(f"{misfit}: {str(error).splitlines()[-1].strip()}; give weights of this backbone") from error
+    if missing := _not_in(state, backbone):
+        total = len(backbone.state_dict())
         raise StageError(
-            f"{path} does not fit {name}: {len(missing)} of {len(expected)} tensors missing "
-            f"({', '.join(missing[:3]) or 'shapes differ'}); give weights of this very backbone"
-        ) from error
+            f"{misfit}: {len(missing)} of {total} tensors missing ({', '.join(missing[:3])}, ...); "
+            "give weights of this backbone"
+        )
+    return backbone
 
 
 def _hub_reachable(repository: str) -> bool:

@@ -1,0 +1,195 @@
+"""Reference, bench and the worker, each measurement in its own process."""
+
+import json
+
+import numpy as np
+import pytest
+
+from benchmarks.bench import bench
+from benchmarks.machine import describe_machine, diagnose
+from benchmarks.measuring import measure_apart, write_timed_crops
+from benchmarks.reference import Reference, read_reference, reference
+from benchmarks.report import Report, read_report
+from benchmarks.worker import Task
+from compress.runs import pixel_detector
+from compress.scoring import score_split
+from compress.teach import teach
+from data.prepare import prepare
+from data.store import ClipStore
+from export.bundle import Bundle
+from models.run import Run
+from stage import StageError
+
+ROW_KEYS = {
+    "name", "kind", "model", "runtime", "scheme", "device", "threads", "input_size", "status", "reason", "bytes",
+    "load_ms", "first_run_ms", "latency_ms", "repeats", "throughput", "peak_memory_mb", "peak_memory_over_idle_mb",
+    "delegated_fraction", "threshold", "auc", "frame_auc", "eer", "ap", "accuracy", "tpr_at_fpr", "delta_auc",
+    "verdict_flips", "frame_verdict_flips", "control_auc", "speedup", "size_ratio",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def reference_file(demo_store, teacher_run, tmp_path_factory):
+    out = tmp_path_factory.mktemp("reference") / "reference.json"
+    reference(teacher_run, demo_store, out, device="cpu", repeats=10)
+    return out
+
+
+@pytest.fixture(scope="module")
+def random_run(demo_store, tmp_path_factory):
+    out = tmp_path_factory.mktemp("random") / "large"
+    teach("dino", demo_store, out, backbone="test_vit", random_weights=True, epochs=0)
+    return out
+
+
+@pytest.fixture(scope="module")
+def report(
+    bundle_path, random_run, student_run, demo_store, demo_control_store, reference_file, tmp_path_factory
+) -> Report:
+    out = tmp_path_factory.mktemp("report") / "report"
+    bench(
+        [bundle_path, random_run, student_run], demo_store, reference_file, out, repeats=10, control=demo_control_store
+    )
+    assert sorted(p.name for p in out.iterdir()) == ["report.html", "report.json", "report.md"]
+    assert set(json.loads((out / "report.json").read_text())["rows"][0]) == ROW_KEYS
+    return read_report(out / "report.json")
+
+
+def _row(report, name, scheme):
+    return next(row for row in report.rows if (row.name, row.scheme) == (name, scheme))
+
+
+def test_reference_scores_are_the_teacher_s(reference_file, teacher_run, opened_store):
+    found = read_reference(reference_file)
+    import torch
+
+    from compress.scoring import torch_scorer
+
+    scores = score_split(torch_scorer(pixel_detector(Run(teacher_run)), torch.device("cpu")), opened_store, "test")
+    np.testing.assert_allclose(np.array(found.scores.frames), scores.frames, atol=1e-5)
+    assert found.metrics.auc == scores.metrics(0.5).auc
+    assert set(json.loads(reference_file.read_text())) == set(Reference.model_fields)
+    assert "measured on the CPU, not on a GPU" in " ".join(found.notes)
+    assert "(test_vit) was trained from random weights" in " ".join(found.notes)
+
+
+def test_every_artifact_and_run_has_its_rows(report):
+    names = [(row.name, row.scheme) for row in report.rows]
+    assert len(names) == 6 + 2 + 2
+    assert {("large", "fp32"), ("large", "autocast"), ("student", "fp32"), ("student", "autocast")} <= set(names)
+
+
+def test_core_ml_is_not_measured_off_a_mac(report):
+    row = _row(report, "test_byobnet-int8.mlpackage", "int8")
+    if row.status == "not measured":
+        assert row.reason == "needs macOS"
+        assert (row.latency_ms, row.auc, row.speedup, row.peak_memory_mb) == (None, None, None, None)
+        assert row.bytes > 0
+
+
+def test_random_weights_have_latency_and_no_accuracy(report):
+    row = _row(report, "large", "fp32")
+    assert row.latency_ms is not None and row.auc is None
+    assert row.reason.startswith("random weights, never trained")
+    assert any(note.startswith("large (test_vit): random weights") for note in report.notes)
+
+
+def test_speedup_and_size_ratio_are_against_the_first_teacher(report):
+    base = _row(report, "large", "fp32")
+    for row in report.rows:
+        assert row.size_ratio == pytest.approx(base.bytes / row.bytes)
+        if row.latency_ms:
+            assert row.speedup == pytest.approx(base.latency_ms.p50 / row.latency_ms.p50)
+    assert report.speedup_over == "large (test_vit, torch fp32)"
+
+
+def test_accuracy_is_that_of_the_artifact(report, bundle_path, opened_store, reference_file):
+    bundle = Bundle(bundle_path)
+    artifact = bundle.artifact("test_byobnet-int8.onnx")
+    scores = score_split(bundle.load(artifact), opened_store, "test")
+    row = _row(report, artifact.file, "int8")
+    assert row.auc == pytest.approx(scores.metrics(artifact.threshold.value).auc)
+    assert row.delta_auc == pytest.approx(row.auc - read_reference(reference_file).metrics.auc)
+    assert row.threshold == artifact.threshold.value
+
+
+def test_flips_are_against_the_fp32_student_each_at_its_own_threshold(report, bundle_path, student_run, opened_store):
+    import torch
+
+    from compress.scoring import torch_scorer
+
+    bundle = Bundle(bundle_path)
+    artifact = bundle.artifact("test_byobnet-int8.pte")
+    mine = score_split(bundle.load(artifact), opened_store, "test").clips > artifact.threshold.value
+    student = score_split(torch_scorer(pixel_detector(Run(student_run)), torch.device("cpu")), opened_store, "test")
+    its = student.clips > _row(report, "student", "fp32").threshold
+    assert _row(report, artifact.file, "int8").verdict_flips == pytest.approx((mine != its).mean())
+    assert _row(report, "student", "fp32").verdict_flips == 0.0
+    assert report.flips_against == "student"
+
+
+def test_identity_forgeries_cannot_be_told_from_real_clips(report):
+    assert _row(report, "test_byobnet-int8.pte", "int8").control_auc == 0.5
+    assert _row(report, "student", "fp32").control_auc is None
+
+
+def test_notes_say_what_the_demo_does_not_measure(report):
+    assert any("not new persons" in note for note in report.notes)
+
+
+def test_peak_memory_is_of_the_worker_and_not_of_its_parent(bundle_path, demo_store, tmp_path):
+    ballast = np.ones(400 * 2**20, np.uint8)  # a parent of 400 MB
+    task = Task(
+        path=bundle_path / "test_byobnet-fp32.onnx",
+        runtime="onnxruntime",
+        scheme="fp32",
+        threads=1,
+        repeats=10,
+        size=64,
+        crops=write_timed_crops(ClipStore(demo_store), "test", tmp_path),
+        scored={},
+    )
+    found = measure_apart(task)
+    assert 20 < found.idle_memory_mb <= found.peak_memory_mb < 300
+    assert ballast.any()
+    assert found.latency_ms.p50 <= found.latency_ms.p90 <= found.latency_ms.p99
+
+
+def test_failing_worker_is_a_line(demo_store, tmp_path):
+    task = Task(
+        path=tmp_path / "none.onnx",
+        runtime="onnxruntime",
+        scheme="fp32",
+        threads=1,
+        repeats=10,
+        size=64,
+        crops=write_timed_crops(ClipStore(demo_store), "test", tmp_path),
+        scored={},
+    )
+    with pytest.raises(
+        StageError, match=r"measuring .*none.onnx failed: .*StageError: .* cannot be loaded by onnxruntime"
+    ):
+        measure_apart(task)
+
+
+def test_reference_of_another_store_is_refused(bundle_path, reference_file, demo_corpus, tmp_path):
+    prepare([demo_corpus], tmp_path / "store", frames=4, size=64, ratios="0.5,0.25,0.25", seed=9, workers=2)
+    with pytest.raises(StageError, match=r"was measured on another store than"):
+        bench([bundle_path], tmp_path / "store", reference_file, tmp_path / "out")
+
+
+def test_random_teacher_cannot_be_the_reference(random_run, demo_store, tmp_path):
+    with pytest.raises(StageError, match=r"cannot be a reference: random weights, never trained"):
+        reference(random_run, demo_store, tmp_path / "reference.json")
+
+
+def test_threads_must_be_counts(bundle_path, demo_store, reference_file, tmp_path):
+    with pytest.raises(StageError, match=r"--threads 'all': give one or more counts, as 1 or 1,2"):
+        bench([bundle_path], demo_store, reference_file, tmp_path / "out", threads="all")
+
+
+def test_doctor_knows_this_machine():
+    diagnosis = diagnose()
+    assert diagnosis["runtimes"]["onnxruntime"] == "runs here"
+    assert describe_machine().cores >= 1
+    assert describe_machine().versions["torch"].startswith("2.")

@@ -1,0 +1,93 @@
+"""Schedules, cached features and the two training stages on a small store."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from compress.caches import FrameCache
+from compress.distill import distill, load_teacher
+from compress.teach import teach
+from compress.training import Schedule
+from data.batches import batch_pixels
+from data.store import ClipStore
+from models.detector import PixelDetector
+from models.freezing import freeze
+from models.run import Run
+from stage import StageError
+
+
+def test_learning_rate_warms_up_and_falls_as_a_cosine():
+    schedule = Schedule(epochs=1, warmup_share=0.1)
+    factors = [schedule.factor(step, 100) for step in range(100)]
+    assert factors[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
+    assert factors[55] == pytest.approx(0.5 * (1 + math.cos(math.pi / 2)))
+    assert factors[99] < 0.001
+
+
+def test_cached_features_are_those_of_the_frozen_part(teacher_run, opened_store, tmp_path):
+    run = Run(teacher_run)
+    detector = run.detector()
+    pixels_in = PixelDetector(detector, run.info.preprocessing)
+    frozen, _ = freeze(detector.backbone, "1")
+    clips = opened_store.clips("train")
+
+    def features(pixels):
+        with torch.inference_mode():
+            return frozen(pixels_in.pictures(torch.from_numpy(pixels)))
+
+    cache = FrameCache.compute(tmp_path / "features.npy", opened_store, clips, features, "test")
+    rows = np.array([0, 7, 42, 13])
+    live = features(batch_pixels(opened_store, clips, rows))
+    torch.testing.assert_close(cache[rows], live, atol=2e-3, rtol=2e-3)
+
+
+def test_frozen_part_of_a_teacher_keeps_its_starting_weights(demo_store, tmp_path):
+    options = {"backbone": "test_vit", "random_weights": True, "unfreeze": "1", "seed": 3}
+    teach("dino", demo_store, tmp_path / "start", epochs=0, **options)
+    teach("dino", demo_store, tmp_path / "taught", epochs=1, **options)
+    start, taught = (Run(tmp_path / name).detector().state_dict() for name in ("start", "taught"))
+    moved = {name for name in start if not torch.equal(start[name], taught[name])}
+    blocks = len(Run(tmp_path / "start").detector().backbone.blocks)
+    assert f"backbone.blocks.{blocks - 1}.mlp.fc1.weight" in moved
+    assert all(name.startswith((f"backbone.blocks.{blocks - 1}.", "backbone.norm.", "head.")) for name in moved)
+
+
+def test_run_that_was_never_trained_says_so(demo_store, tmp_path):
+    teach("dino", demo_store, tmp_path / "run", backbone="test_vit", random_weights=True, epochs=0)
+    assert Run(tmp_path / "run").info.meaningless.startswith("random weights, never trained")
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["test"] is None
+    with pytest.raises(StageError, match=r"has nothing to teach: random weights, never trained"):
+        load_teacher(tmp_path / "run", ClipStore(demo_store))
+
+
+def test_student_s_metrics_hold_history_threshold_and_both_splits(student_run):
+    metrics = json.loads((student_run / "metrics.json").read_text())
+    assert set(metrics) == {"training", "threshold", "val", "test"}
+    assert len(metrics["training"]["epochs"]) == 8
+    assert metrics["training"]["steps"] == 8 * 3  # 24 real frames, 8 of them a batch
+    assert metrics["training"]["epochs"][-1]["loss"] < metrics["training"]["epochs"][0]["loss"]
+    assert (metrics["test"]["clips_real"], metrics["test"]["clips_fake"]) == (3, 3)
+
+
+def test_best_epoch_on_validation_is_what_is_kept(student_run):
+    metrics = json.loads((student_run / "metrics.json").read_text())
+    # The kept weights are scored in float32, the epochs under autocast: equal but for the order of near scores.
+    assert metrics["val"]["auc"] == pytest.approx(max(e["val_auc"] for e in metrics["training"]["epochs"]), abs=0.12)
+
+
+def test_same_seed_same_student(demo_store, teacher_run, tmp_path):
+    for name in ("a", "b"):
+        distill(teacher_run, demo_store, tmp_path / name, student="test_byobnet", epochs=1, seed=5)
+    a, b = (Run(tmp_path / name).detector().state_dict() for name in ("a", "b"))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_student_of_crops_of_another_size_is_refused(demo_corpus, teacher_run, tmp_path):
+    from data.prepare import prepare
+
+    prepare([demo_corpus], tmp_path / "store", frames=1, size=32, ratios="0.5,0.25,0.25", workers=2)
+    with pytest.raises(StageError, match=r"takes 64 px crops, .* holds 32 px"):
+        distill(teacher_run, tmp_path / "store", tmp_path / "out")

@@ -1,0 +1,301 @@
+"""The way from videos to a store: what becomes of every kind of file, equal bytes always, and interrupted runs."""
+
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pandas as pd
+import psutil
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from data.prepare import prepare
+from data.store import ClipStore, StoreInfo
+from data.video import Video, write_video
+from stage import StageError
+
+ROOT = Path(__file__).parents[2]
+ODD_NAME = b"real/with space, q'uo\"te,\nnewline and \xff.mp4"
+FIGURES = ["status", "fps", "width", "height", "frames_without_face", "clips"]
+
+
+def files(root: Path) -> dict[str, bytes]:
+    return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+def made(corpus: Path, out: Path, workers: int = 1) -> StoreInfo:
+    return prepare([corpus], out, frames=4, size=32, ratios="0.5,0,0.5", workers=workers, seed=7)
+
+
+def command(corpus: Path, out: Path) -> list[str]:
+    options = ["--frames=4", "--size=32", "--ratios=0.5,0,0.5", "--workers=1", "--seed=7"]
+    return [sys.executable, "-m", "data.prepare", str(corpus), "--out", str(out), *options]
+
+
+def videos_of(store: Path) -> dict[str, dict[str, Any]]:
+    return dict(pd.read_parquet(store / "videos.parquet").set_index("path").to_dict("index"))
+
+
+@pytest.fixture(scope="module")
+def small_corpus(demo_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four renders and their forgeries."""
+    root = tmp_path_factory.mktemp("small") / "corpus"
+    for path in demo_corpus.rglob("00[0-3]*.mp4"):
+        target = root / path.relative_to(demo_corpus)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, target)
+    return root
+
+
+@pytest.fixture(scope="module")
+def whole(small_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """Files of the store of ``small_corpus``, made by two processes."""
+    out = tmp_path_factory.mktemp("whole") / "store"
+    made(small_corpus, out, workers=2)
+    return files(out)
+
+
+@pytest.fixture(scope="module")
+def killed(small_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a run that was killed after its second video left behind."""
+    out = tmp_path_factory.mktemp("killed") / "store"
+    unfinished = out.with_name(".store.unfinished")
+    with subprocess.Popen(command(small_corpus, out), cwd=ROOT) as run:
+        while len(list(unfinished.glob("rows/*.json"))) < 2:
+            assert run.poll() is None
+            time.sleep(0.01)
+        workers = psutil.Process(run.pid).children(recursive=True)
+        run.send_signal(signal.SIGKILL)
+    assert psutil.wait_procs(workers, timeout=20)[1] == []
+    assert len(list(unfinished.glob("rows/*.json"))) < 8
+    return unfinished
+
+
+@pytest.fixture
+def resumable(killed: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(killed, tmp_path / ".store.unfinished")
+
+
+@pytest.fixture(scope="module")
+def messy(demo_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of real and fake videos with every kind of file in it."""
+    root = tmp_path_factory.mktemp("messy")
+    (root / "real").mkdir()
+    (root / "fake").mkdir()
+    good = demo_corpus / "original_sequences/youtube/c23/videos/000.mp4"
+    with Video(good) as video:
+        frames = list(video.frames())[:8]
+    empty = [np.full_like(frames[0], 90)] * 3
+    shutil.copy(good, root / "fake/good.mp4")
+    shutil.copy(good, os.fsdecode(os.fsencode(root) + b"/" + ODD_NAME))
+    write_video(root / "real/late.mp4", [*empty, *frames])
+    write_video(root / "real/gap.mp4", [frames[0], *empty[:2], frames[3]])
+    write_video(root / "real/lost.mp4", [frames[0], *empty])
+    write_video(root / "real/faceless.mp4", empty)
+    write_video(root / "real/short.mp4", [*empty, *frames[:3]])
+    (root / "real/text.mp4").write_text("not a video\n" * 50)
+    (root / "real/empty.mp4").touch()
+    (root / "real/cut.mp4").write_bytes(good.read_bytes()[:9000])
+    (root / "real/folder.mp4").mkdir()
+    (root / "real/link.mp4").symlink_to("nowhere.mp4")
+    (root / "real/notes.txt").write_text("not even named like a video")
+    return root
+
+
+@pytest.fixture(scope="module")
+def messy_store(messy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("messy_store") / "store"
+    made(messy, out)
+    return out
+
+
+def test_every_file_has_its_row_and_status(messy_store: Path) -> None:
+    odd = ODD_NAME.decode("utf-8", "backslashreplace")
+    assert {name: row["status"] for name, row in videos_of(messy_store).items()} == {
+        "fake/good.mp4": "ok",
+        odd: "ok",
+        "real/late.mp4": "ok",
+        "real/gap.mp4": "ok",
+        "real/lost.mp4": "ok",
+        "real/faceless.mp4": "no_face",
+        "real/short.mp4": "too_short",
+        "real/text.mp4": "unreadable",
+        "real/empty.mp4": "unreadable",
+        "real/cut.mp4": "unreadable",
+        "real/folder.mp4": "unreadable",
+        "real/link.mp4": "unreadable",
+    }
+
+
+def test_every_file_without_a_clip_has_its_reason(messy_store: Path) -> None:
+    reasons = {name: row["reason"] for name, row in videos_of(messy_store).items() if row["status"] != "ok"}
+    unreadable = "{0} cannot be read as a video: {1}".format
+    assert reasons == {
+        "real/faceless.mp4": "no face in any frame",
+        "real/short.mp4": "3 frames from the first face on, 4 are needed",
+        **{
+            name: unreadable(name, "Invalid data found when processing input")
+            for name in ("real/text.mp4", "real/empty.mp4", "real/cut.mp4")
+        },
+        "real/folder.mp4": unreadable("real/folder.mp4", "it is not a file"),
+        "real/link.mp4": unreadable("real/link.mp4", "No such file or directory"),
+    }
+
+
+def test_store_json_counts_every_file(messy_store: Path) -> None:
+    info = json.loads((messy_store / "store.json").read_text())
+    assert info["videos"] == {"ok": 5, "no_face": 1, "too_short": 1, "unreadable": 5}
+    table = pd.read_parquet(messy_store / "videos.parquet")
+    clips = table.groupby(["split", "label"])["clips"].sum()
+    for split, counts in info["clips"].items():
+        assert counts == {"real": clips.get((split, 0), 0), "fake": clips.get((split, 1), 0)}
+
+
+def test_figures_of_videos(messy_store: Path) -> None:
+    rows = videos_of(messy_store)
+    assert [rows["real/gap.mp4"][name] for name in FIGURES] == ["ok", 25.0, 480, 360, 2, 1]
+    assert [rows["real/lost.mp4"][name] for name in FIGURES] == ["ok", 25.0, 480, 360, 3, 1]
+    assert (rows["real/short.mp4"]["width"], rows["real/short.mp4"]["clips"]) == (480, 0)
+    assert pd.isna(rows["real/text.mp4"]["width"])
+    assert pd.isna(rows["real/text.mp4"]["clips_sha256"])
+
+
+def clip_of(store: Path, name: str) -> dict[str, Any]:
+    video_id = videos_of(store)[name]["video_id"]
+    return dict(pd.read_parquet(store / "clips" / f"{video_id}.parquet").iloc[0])
+
+
+def test_a_clip_starts_with_the_first_face(messy_store: Path) -> None:
+    assert clip_of(messy_store, "real/late.mp4")["start_frame"] == 3
+    assert clip_of(messy_store, "real/gap.mp4")["start_frame"] == 0
+
+
+def test_boxes_of_a_bridged_gap_are_interpolated(messy_store: Path) -> None:
+    clip = clip_of(messy_store, "real/gap.mp4")
+    boxes = np.stack(clip["boxes"])
+    np.testing.assert_allclose(boxes[[1, 2]], [(2 * boxes[0] + boxes[3]) / 3, (boxes[0] + 2 * boxes[3]) / 3], rtol=1e-6)
+    assert (clip["detector_score"] > 0).tolist() == [True, False, False, True]
+    assert clip["valid"].all()
+
+
+def crop_by_hand(frame: NDArray[np.uint8], box: NDArray[np.float64], size: int) -> NDArray[np.uint8]:
+    """Cut 1.3 times the longer side about the box's centre out of the frame with black all around it."""
+    side = int(1.3 * max(box[2] - box[0], box[3] - box[1]) + 0.5)
+    x, y = (int(np.floor((box[n] + box[n + 2] - side) / 2 + 0.5)) + 500 for n in (0, 1))
+    padded = np.pad(frame, ((500, 500), (500, 500), (0, 0)))
+    return np.asarray(cv2.resize(padded[y : y + side, x : x + side], (size, size), interpolation=cv2.INTER_AREA))
+
+
+def test_crops_are_cut_from_the_frames_at_the_stored_boxes(messy: Path, messy_store: Path) -> None:
+    clip = clip_of(messy_store, "real/late.mp4")
+    with Video(messy / "real/late.mp4") as video:
+        frames = list(video.frames())[3:7]
+    for frame, box, png in zip(frames, clip["boxes"], clip["rgb"], strict=True):
+        crop = np.asarray(Image.open(io.BytesIO(png)))
+        np.testing.assert_array_equal(crop, crop_by_hand(frame, box.astype(float), 32))
+
+
+def test_nothing_is_left_beside_the_store(messy_store: Path) -> None:
+    assert [path.name for path in messy_store.parent.iterdir()] == ["store"]
+
+
+def test_one_process_and_two_give_equal_bytes(small_corpus: Path, whole: dict[str, bytes], tmp_path: Path) -> None:
+    made(small_corpus, tmp_path / "store", workers=1)
+    assert files(tmp_path / "store") == whole
+
+
+def test_a_killed_run_ends_as_if_never_killed(small_corpus: Path, whole: dict[str, bytes], resumable: Path) -> None:
+    done = {path: path.stat().st_mtime_ns for path in resumable.glob("rows/*.json")}
+    kept = {json.loads(path.read_text())["video_id"] for path in done}
+    clips = {path.stem: path.stat().st_mtime_ns for path in resumable.glob("clips/*.parquet") if path.stem in kept}
+    out = resumable.with_name("store")
+    made(small_corpus, out)
+    assert files(out) == whole
+    assert not resumable.exists()
+    assert {path.stem: path.stat().st_mtime_ns for path in out.glob("clips/*") if path.stem in kept} == clips
+
+
+def test_what_a_power_cut_left_half_written_is_made_again(
+    small_corpus: Path, whole: dict[str, bytes], resumable: Path
+) -> None:
+    row, other = sorted(resumable.glob("rows/*.json"))[:2]
+    row.write_text(row.read_text()[:20])
+    (resumable / "clips" / f"{other.stem}.parquet").write_bytes(b"")
+    (resumable / "clips/.a.parquet.77.partial").write_bytes(b"half")
+    (resumable / ".videos.parquet.77.partial").write_bytes(b"half")
+    out = resumable.with_name("store")
+    made(small_corpus, out)
+    assert files(out) == whole
+
+
+def test_an_unfinished_run_of_other_settings_is_begun_anew(
+    small_corpus: Path, resumable: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    corpus = resumable.with_name("corpus")
+    for kind in ("real", "fake"):
+        (corpus / kind).mkdir(parents=True)
+        shutil.copy(next(small_corpus.rglob("000.mp4")), corpus / kind)
+    out = resumable.with_name("store")
+    made(corpus, out)
+    assert f"{resumable} is of other settings or inputs: starting anew" in capfd.readouterr().err
+    assert len(list(out.glob("clips/*"))) == 2
+    assert ClipStore(out).info.videos["ok"] == 2
+
+
+@pytest.mark.parametrize(
+    "fill", [Path.touch, lambda out: (out.mkdir(), (out / "mine").touch())], ids=["file", "folder"]
+)
+def test_what_exists_is_never_overwritten(demo_corpus: Path, tmp_path: Path, fill: Callable[[Path], object]) -> None:
+    out = tmp_path / "store"
+    fill(out)
+    with pytest.raises(StageError, match=re.escape(f"{out} already exists: remove it or give another --out")):
+        made(demo_corpus, out)
+    assert [path.name for path in tmp_path.iterdir()] == ["store"]
+
+
+def test_a_video_in_two_sources_is_refused(demo_control: Path, tmp_path: Path) -> None:
+    with pytest.raises(StageError, match=r"real/000\.mp4 is in two of the given sources: prepare them into stores"):
+        prepare([demo_control, demo_control], tmp_path / "store")
+
+
+def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    line = [sys.executable, "-m", "data.prepare", *arguments]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(line, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_a_corpus_that_gives_no_clip_ends_with_one_line_and_its_reasons(tmp_path: Path) -> None:
+    (tmp_path / "corpus/real").mkdir(parents=True)
+    (tmp_path / "corpus/real/a.mp4").write_text("not a video")
+    ended = run("corpus", "--out", "store", cwd=tmp_path)
+    assert ended.returncode == 1
+    assert ended.stderr.splitlines()[-1] == (
+        "error: no video of 1 gave a clip: the reasons are in store/videos.parquet"
+    )
+    assert list(videos_of(tmp_path / "store")) == ["real/a.mp4"]
+    with pytest.raises(StageError, match="store holds no clip: see the reasons in"):
+        ClipStore(tmp_path / "store")
+
+
+def test_a_missing_corpus_ends_with_one_line(tmp_path: Path) -> None:
+    ended = run("nowhere", "--out", "store", cwd=tmp_path)
+    assert (ended.returncode, ended.stderr) == (1, "error: nowhere is not a folder: give the folder of a corpus\n")
+    assert not list(tmp_path.iterdir())
+
+
+def test_wrong_arguments_end_with_two(tmp_path: Path) -> None:
+    ended = run("nowhere", "--out", "store", "--frames", "0", cwd=tmp_path)
+    assert ended.returncode == 2
+    assert "--frames" in ended.stderr

@@ -1,0 +1,107 @@
+"""Splits, on random graphs of identities against scipy's connected components, and on corpora of known shape."""
+
+from collections import Counter, defaultdict
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.sparse import coo_array  # type: ignore[import-untyped]
+from scipy.sparse.csgraph import connected_components  # type: ignore[import-untyped]
+
+from data.layouts import Source
+from data.splits import SPLITS, groups_of, parse_ratios, split_sources
+from stage import StageError
+
+SEEDS = range(150)
+
+
+def sources_of(*identities: tuple[str, ...]) -> list[Source]:
+    return [Source(Path(f"{n}.mp4"), f"{n}.mp4", 0, "real", persons) for n, persons in zip(count(), identities)]
+
+
+def random_sources(seed: int) -> list[Source]:
+    """Videos with one to three persons each, from graphs of few to many connections."""
+    rng = np.random.default_rng(seed)
+    persons, videos = int(rng.integers(2, 60)), int(rng.integers(1, 80))
+    return sources_of(
+        *(tuple(map(str, rng.choice(persons, rng.integers(1, min(persons, 3) + 1)))) for _ in range(videos))
+    )
+
+
+def faceforensics(pairs: int) -> list[Source]:
+    """Two originals and the two swaps between them, ``pairs`` times."""
+    names = [(f"{2 * n:03d}", f"{2 * n + 1:03d}") for n in range(pairs)]
+    return sources_of(*(persons for a, b in names for persons in ((a,), (b,), (a, b), (b, a))))
+
+
+def test_groups_are_the_connected_components() -> None:
+    for seed in SEEDS:
+        sources = random_sources(seed)
+        edges = np.array([(n, int(person)) for n, source in enumerate(sources) for person in source.identities])
+        nodes = len(sources) + edges[:, 1].max() + 1
+        graph = coo_array((np.ones(len(edges)), (edges[:, 0], len(sources) + edges[:, 1])), (nodes, nodes))
+        component = connected_components(graph, directed=False)[1][: len(sources)]
+        groups = groups_of(sources)
+        assert sorted(index for group in groups for index in group) == list(range(len(sources)))
+        expected = {frozenset(np.flatnonzero(component == number).tolist()) for number in component}
+        assert {frozenset(group) for group in groups} == expected, f"seed {seed}"
+
+
+def test_no_identity_is_in_two_splits() -> None:
+    for seed in SEEDS:
+        sources = random_sources(seed)
+        splits_of: dict[str, set[str]] = defaultdict(set)
+        for source, split in zip(sources, split_sources(sources, (0.5, 0.2, 0.3), seed), strict=True):
+            for person in source.identities:
+                splits_of[person].add(split)
+        assert {len(splits) for splits in splits_of.values()} == {1}, f"seed {seed}"
+        assert set.union(*splits_of.values()) <= set(SPLITS)
+
+
+def test_order_of_the_sources_does_not_matter() -> None:
+    ratios = (0.6, 0.2, 0.2)
+    for seed in SEEDS:
+        sources = random_sources(seed)
+        shuffled = [sources[n] for n in np.random.default_rng(seed).permutation(len(sources))]
+        split_of = dict(zip([s.name for s in sources], split_sources(sources, ratios, 3), strict=True))
+        assert split_sources(shuffled, ratios, 3) == [split_of[source.name] for source in shuffled], f"seed {seed}"
+
+
+@pytest.mark.parametrize("ratios", [(0.7, 0.1, 0.2), (0.5, 0.25, 0.25), (1.0, 0.0, 0.0), (0.0, 0.0, 1.0)])
+def test_shares_of_single_persons_are_exact(ratios: tuple[float, float, float]) -> None:
+    counts = Counter(split_sources(sources_of(*((str(n),) for n in range(100))), ratios, 0))
+    assert {split: counts[split] for split in SPLITS} == {
+        s: round(100 * r) for s, r in zip(SPLITS, ratios, strict=True)
+    }
+
+
+@pytest.mark.parametrize("pairs", [10, 33, 500])
+def test_shares_of_faceforensics_are_within_a_group(pairs: int) -> None:
+    counts = Counter(split_sources(faceforensics(pairs), (0.72, 0.14, 0.14), 0))
+    for split, share in zip(SPLITS, (0.72, 0.14, 0.14), strict=True):
+        assert abs(counts[split] - 4 * pairs * share) <= 4
+
+
+def test_the_seed_decides() -> None:
+    sources = faceforensics(20)
+    ratios = (0.5, 0.2, 0.3)
+    assert split_sources(sources, ratios, 1) == split_sources(sources, ratios, 1)
+    assert split_sources(sources, ratios, 1) != split_sources(sources, ratios, 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "ratios"), [("0.7,0.1,0.2", (0.7, 0.1, 0.2)), ("0,0,1", (0, 0, 1)), (" .5, .25 ,.25", (0.5, 0.25, 0.25))]
+)
+def test_ratios_are_parsed(text: str, ratios: tuple[float, float, float]) -> None:
+    assert parse_ratios(text) == ratios
+
+
+@pytest.mark.parametrize(
+    "text", ["", "1", "0.7,0.3", "0.5,0.5,0.5", "1.5,-0.5,0", "a,b,c", "nan,0.5,0.5", "inf,0,0", "1,0,0,0"]
+)
+def test_other_ratios_are_refused(text: str) -> None:
+    with pytest.raises(
+        StageError, match=rf"--ratios '{text}': give three shares for train, val and test that sum to 1"
+    ):
+        parse_ratios(text)

@@ -1,0 +1,237 @@
+"""Artifacts against torch on real crops, the gate against broken artifacts, and the bundle's schema."""
+
+import json
+import shutil
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, numpy_helper
+from torch import nn
+
+from compress.runs import pixel_detector
+from export import executorch as pte
+from export import onnx as onnx_writer
+from export.bundle import Bundle
+from export.export import Job, NormalizedTwice, Source, export, gate, golden_crops
+from export.parity import compare
+from export.runtimes import load_artifact
+from models.detector import Architecture, Detector, PixelDetector, Preprocessing
+from models.fusing import fuse
+from models.run import Run
+from stage import StageError, sha256_of
+
+RUNNABLE = ("test_byobnet-fp32.pte", "test_byobnet-int8.pte", "test_byobnet-fp32.onnx", "test_byobnet-int8.onnx")
+SOURCES = {"fp32": "student_run", "int8": "int8_run"}
+
+
+@pytest.fixture(scope="module")
+def bundle(bundle_path) -> Bundle:
+    return Bundle(bundle_path)
+
+
+def _torch_scores(run_path, crops):
+    with torch.inference_mode():
+        return pixel_detector(Run(run_path))(torch.from_numpy(crops)).numpy()
+
+
+@pytest.mark.parametrize("file", RUNNABLE)
+def test_artifact_scores_as_torch_does(bundle, file, real_crops, request):
+    scheme = "int8" if "int8" in file else "fp32"
+    expected = _torch_scores(request.getfixturevalue(SOURCES[scheme]), real_crops)
+    actual = bundle.load(bundle.artifact(file))(real_crops)
+    assert actual.shape == (len(real_crops),)
+    np.testing.assert_allclose(actual, expected, atol=1e-4 if scheme == "fp32" else 0.1)
+
+
+@pytest.mark.parametrize("file", RUNNABLE)
+def test_strided_crops_score_as_contiguous_ones(bundle, file, real_crops):
+    wide = np.zeros((*real_crops.shape[:-1], 4), np.uint8)
+    wide[..., :3] = real_crops
+    runner = bundle.load(bundle.artifact(file))
+    np.testing.assert_array_equal(runner(wide[..., :3]), runner(real_crops))
+
+
+class Mistaken(nn.Module):
+    """A detector whose graph swaps channels or transposes the picture."""
+
+    def __init__(self, detector: nn.Module, mistake: str) -> None:
+        super().__init__()
+        self.detector, self.mistake = detector, mistake
+
+    def forward(self, pixels):
+        return self.detector(pixels.flip(-1) if self.mistake == "channels swapped" else pixels.transpose(1, 2))
+
+
+@pytest.fixture(scope="module")
+def sources(student_run, int8_run, opened_store):
+    crops = golden_crops(opened_store)
+    return {
+        scheme: Source.load(run, opened_store, crops) for scheme, run in (("fp32", student_run), ("int8", int8_run))
+    }
+
+
+MISTAKES = ("channels swapped", "normalized twice", "transposed")
+
+
+@pytest.mark.parametrize(
+    ("runtime", "scheme", "mistake"),
+    [("onnxruntime", scheme, mistake) for scheme in ("fp32", "int8") for mistake in MISTAKES]
+    + [("executorch", "fp32", mistake) for mistake in MISTAKES],
+)
+def test_gate_refuses_a_mistaken_artifact(runtime, scheme, mistake, sources, opened_store, tmp_path):
+    source = sources[scheme]
+    writer, suffix = (onnx_writer, "onnx") if runtime == "onnxruntime" else (pte, "pte")
+    job = Job(source.run.path, scheme, runtime, f"mistaken.{suffix}")
+    detector = pixel_detector(source.run, dynamic_batch=False)
+    mistaken = NormalizedTwice(detector) if mistake == "normalized twice" else Mistaken(detector, mistake)
+    writer.write(mistaken, 64, tmp_path / job.file)
+    with pytest.raises(StageError, match=rf"mistaken.{suffix} failed the parity gate on 32 real crops: .* is rounding"):
+        gate(job, source, tmp_path, golden_crops(opened_store))
+
+
+@pytest.mark.parametrize("file", RUNNABLE)
+@pytest.mark.parametrize("mistake", ["channels swapped", "transposed"])
+def test_every_artifact_on_mistaken_pixels_is_beyond_the_tolerance(bundle, file, mistake, sources):
+    source = sources["int8" if "int8" in file else "fp32"]
+    pixels = bundle.golden_pixels()
+    wrong = pixels[..., ::-1] if mistake == "channels swapped" else pixels.transpose(0, 2, 1, 3)
+    runner = bundle.load(bundle.artifact(file))
+    assert compare(source.golden, runner(pixels), source.run.info.scheme, source.least_snr_db).passed
+    assert not compare(source.golden, runner(wrong), source.run.info.scheme, source.least_snr_db).passed
+
+
+def test_failed_gate_leaves_no_bundle(student_run, demo_store, tmp_path, monkeypatch):
+    monkeypatch.setattr("export.parity.FP32_TOLERANCE", 0.0)
+    with pytest.raises(StageError, match=r"test_byobnet-fp32.onnx failed the parity gate"):
+        export([student_run], demo_store, tmp_path / "bundle", format="onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_int8_onnx_has_unsigned_activations_and_signed_weights(bundle):
+    graph = onnx.load(bundle.path / "test_byobnet-int8.onnx").graph
+    constants = {constant.name: constant for constant in graph.initializer}
+    quantized = [node for node in graph.node if node.op_type == "QuantizeLinear"]
+    assert len(quantized) > 10
+    assert {constants[node.input[2]].data_type for node in quantized} == {TensorProto.UINT8}
+    weights = [n for n in graph.node if n.op_type == "DequantizeLinear" and n.input[0] in constants]
+    assert {constants[node.input[0]].data_type for node in weights} == {TensorProto.INT8}
+
+
+def test_zero_points_move_by_128_and_nothing_else(int8_run, bundle):
+    quantization = json.loads((int8_run / "quantization.json").read_text())
+    stored = {t["zero_point"][0] + 128 for t in quantization["tensors"].values() if len(t["scale"]) == 1}
+    graph = onnx.load(bundle.path / "test_byobnet-int8.onnx").graph
+    constants = {constant.name: constant for constant in graph.initializer}
+    found = {int(numpy_helper.to_array(constants[n.input[2]])) for n in graph.node if n.op_type == "QuantizeLinear"}
+    assert found <= stored
+
+
+def test_manifest_says_all_that_an_app_needs(bundle, opened_store):
+    manifest = json.loads((bundle.path / "manifest.json").read_text())
+    assert set(manifest) == {
+        "schema_version", "backbone", "crop", "clip", "artifacts", "golden", "weights", "data", "tools",
+    }  # fmt: skip
+    assert manifest["crop"]["rule"] == {"size": 64, "margin": 1.3, "fill": 0}
+    for example in manifest["crop"]["examples"]:
+        square = opened_store.info.settings.crop.square(example["box"])
+        assert square == (example["left"], example["top"], example["side"])
+    assert [a["file"].rsplit(".")[-1] for a in manifest["artifacts"]] == ["pte"] * 2 + ["onnx"] * 2 + ["mlpackage"] * 2
+    assert set(manifest["artifacts"][0]) == {
+        "file", "sha256", "bytes", "runtime", "scheme", "minimum_os", "licence", "input", "output", "threshold",
+        "threshold_from", "operators", "delegated_fraction", "parity", "not_checked", "source_run",
+    }  # fmt: skip
+    for artifact in manifest["artifacts"]:
+        assert sha256_of(bundle.path / artifact["file"]) == artifact["sha256"]
+        layout = artifact["input"]["layout"], artifact["input"]["shape"]
+        assert layout == (("RGB image", [64, 64]) if artifact["runtime"] == "coreml" else ("NHWC", [1, 64, 64, 3]))
+
+
+def test_core_ml_package_takes_an_rgb_image_and_computes_in_float32(bundle):
+    import coremltools as ct
+
+    spec = ct.models.MLModel(str(bundle.path / "test_byobnet-fp32.mlpackage"), skip_model_load=True).get_spec()
+    image = spec.description.input[0].type.imageType
+    assert (image.width, image.height) == (64, 64)
+    assert image.colorSpace == ct.proto.FeatureTypes_pb2.ImageFeatureType.RGB
+    assert spec.description.output[0].name == "fake_probability"
+    block = spec.mlProgram.functions["main"].block_specializations["CoreML7"]
+    dtypes = {o.type.tensorType.dataType for op in block.operations if op.type == "conv" for o in op.outputs}
+    assert dtypes == {ct.proto.MIL_pb2.DataType.FLOAT32}
+
+
+def test_core_ml_is_not_claimed_to_be_checked_off_a_mac(bundle):
+    artifact = bundle.artifact("test_byobnet-int8.mlpackage")
+    assert (artifact.parity is None) == (artifact.not_checked != "")
+    if artifact.parity is None:
+        assert artifact.not_checked == "not compared: needs macOS"
+        assert "it cannot run here" in artifact.threshold_from
+
+
+def test_golden_outputs_are_what_the_artifacts_give(bundle):
+    pixels = bundle.golden_pixels()
+    assert pixels.shape == (32, 64, 64, 3)
+    raw = (bundle.path / "golden" / "pixels.bin").read_bytes()
+    assert len(raw) == pixels.size
+    for file in RUNNABLE:
+        actual = bundle.load(bundle.artifact(file))(pixels)
+        np.testing.assert_allclose(actual, bundle.manifest.golden.outputs[file], atol=1e-6)
+
+
+def test_each_artifact_has_its_own_threshold(bundle, opened_store):
+    from compress.metrics import choose_threshold
+    from compress.scoring import score_split
+
+    artifact = bundle.artifact("test_byobnet-int8.onnx")
+    val = score_split(bundle.load(artifact), opened_store, "val")
+    assert artifact.threshold == choose_threshold(val.labels, val.clips)
+    assert artifact.threshold_from == "its own validation scores"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda path: (path / "test_byobnet-fp32.onnx").write_bytes(b"other"), r"SHA-256 differs"),
+        (lambda path: (path / "test_byobnet-fp32.onnx").unlink(), "lacks its artifact test_byobnet-fp32.onnx"),
+        (lambda path: (path / "manifest.json").unlink(), "is not a bundle: it has no readable manifest.json"),
+        (lambda path: (path / "manifest.json").write_text("{}"), "manifest.json is not valid at backbone"),
+    ],
+)
+def test_spoiled_bundle_is_refused(bundle, tmp_path, spoil, message):
+    copy = shutil.copytree(bundle.path, tmp_path / "bundle")
+    spoil(copy)
+    with pytest.raises(StageError, match=message):
+        opened = Bundle(copy)
+        opened.load(opened.artifact("test_byobnet-fp32.onnx"))
+
+
+def test_path_out_of_the_bundle_is_refused(bundle, tmp_path):
+    copy = shutil.copytree(bundle.path, tmp_path / "bundle")
+    text = (copy / "manifest.json").read_text()
+    (copy / "manifest.json").write_text(text.replace('"test_byobnet-fp32.onnx"', '"../elsewhere.onnx"'))
+    (tmp_path / "elsewhere.onnx").write_bytes((copy / "test_byobnet-fp32.onnx").read_bytes())
+    opened = Bundle(copy)
+    with pytest.raises(StageError, match=r"lacks its artifact \.\./elsewhere.onnx"):
+        opened.load(opened.artifact("../elsewhere.onnx"))
+
+
+@pytest.mark.parametrize(("suffix", "runtime"), [("onnx", "onnxruntime"), ("pte", "executorch")])
+def test_file_that_is_no_program_gets_one_line(tmp_path, suffix, runtime):
+    path = tmp_path / f"x.{suffix}"
+    path.write_bytes(b"not a program at all")
+    with pytest.raises(StageError, match=rf"x.{suffix} cannot be loaded by {runtime}: "):
+        load_artifact(path, runtime, 1)
+
+
+def test_unknown_format_lists_the_known(student_run, demo_store, tmp_path):
+    with pytest.raises(StageError, match=r"--format 'tflite' is unknown: give some of executorch,onnx,coreml"):
+        export([student_run], demo_store, tmp_path / "out", format="onnx,tflite")
+
+
+def test_repvit_is_fused_in_its_artifact(tmp_path):
+    fused = fuse(Detector(Architecture(backbone="repvit_m0_9", size=64)), torch.zeros(1, 3, 64, 64))
+    onnx_writer.write(PixelDetector(fused, Preprocessing.of("repvit_m0_9")), 64, tmp_path / "repvit.onnx")
+    operators = [node.op_type for node in onnx.load(tmp_path / "repvit.onnx").graph.node]
+    assert "BatchNormalization" not in operators
+    assert operators.count("Conv") == 103

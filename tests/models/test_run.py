@@ -1,0 +1,67 @@
+"""The run folder: schema, round trip, and what is refused."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from models.run import Run
+from stage import StageError
+
+KEYS = {
+    "schema_version", "kind", "scheme", "modality", "architecture", "preprocessing", "weights", "trained_steps",
+    "parents", "data", "seed", "tools", "python",
+}  # fmt: skip
+
+
+def test_files_of_a_run(student_run, teacher_run, opened_store):
+    assert sorted(p.name for p in student_run.iterdir()) == ["metrics.json", "model.json", "model.safetensors"]
+    model = json.loads((student_run / "model.json").read_text())
+    assert set(model) == KEYS
+    assert model["schema_version"] == 1
+    assert model["architecture"] == {"backbone": "test_byobnet", "size": 64, "head_hidden": None, "fused": False}
+    assert model["weights"]["source"] == "random"
+    assert model["parents"] == [{"name": "teacher", "sha256": Run(teacher_run).sha256}]
+    assert model["data"]["fingerprint"] == opened_store.info.fingerprint
+
+
+def test_detector_holds_the_stored_weights(student_run):
+    stored = load_file(student_run / "model.safetensors")
+    loaded = Run(student_run).detector().state_dict()
+    assert stored.keys() == loaded.keys()
+    assert all(torch.equal(stored[name], loaded[name]) for name in stored)
+
+
+@pytest.fixture
+def copy(student_run, tmp_path):
+    return shutil.copytree(student_run, tmp_path / "run")
+
+
+def test_missing_folder(tmp_path):
+    with pytest.raises(StageError, match=r"none is not a run: it has no readable model.json"):
+        Run(tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"schema_version": 99}, "is of schema version 99, this program reads 1"),
+        ({"kind": "pupil"}, "model.json is not valid: kind: Input should be 'teacher' or 'student'"),
+        ({"surprise": 1}, "model.json is not valid: surprise"),
+        ({"architecture": {"backbone": "hf_hub:a/b", "size": 64}}, "timm has no backbone 'hf_hub:a/b'"),
+    ],
+)
+def test_invalid_configuration_is_refused(copy, change, message):
+    model = json.loads((copy / "model.json").read_text())
+    (copy / "model.json").write_text(json.dumps(model | change))
+    with pytest.raises(StageError, match=message):
+        Run(copy)
+
+
+def test_damaged_weights_are_refused(copy):
+    data = (copy / "model.safetensors").read_bytes()
+    (copy / "model.safetensors").write_bytes(data[: len(data) // 2])
+    with pytest.raises(StageError, match=r"model.safetensors is missing, damaged, or does not fit"):
+        Run(copy).detector()

@@ -1,0 +1,175 @@
+"""The command line as a user calls it: exit codes and messages."""
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import pocketproof
+from stage import StageError
+
+ROOT = Path(__file__).parents[1]
+
+
+def _call(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-W", "ignore", "-m", "pocketproof", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def _refused(capsys, monkeypatch, *arguments: object) -> tuple[int, str]:
+    """Call the command in this process (torch is imported already) and return its exit code and its one line."""
+    monkeypatch.setattr(sys, "argv", ["pocketproof", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stopped:
+        pocketproof.main()
+    return stopped.value.code, capsys.readouterr().err
+
+
+def test_help_lists_every_stage():
+    done = _call("--help")
+    assert done.returncode == 0
+    assert all(name in done.stdout for name in pocketproof.STAGES)
+
+
+@pytest.mark.parametrize("name", [name for name in pocketproof.STAGES if name != "demo"])
+def test_stage_is_one_function_as_sub_command_and_as_script(name, capsys, monkeypatch):
+    module = sys.modules.get(pocketproof.STAGES[name][0]) or __import__(pocketproof.STAGES[name][0], fromlist=["x"])
+    source = ast.parse(Path(module.__file__).read_text())
+    assert ast.unparse(source.body[-1]) == f"if __name__ == '__main__':\n    run_as_script({name})"
+    monkeypatch.setattr(sys, "argv", ["pocketproof", name, "--help"])
+    with pytest.raises(SystemExit) as stopped:
+        pocketproof.main()
+    assert stopped.value.code == 0
+    assert "Example: pocketproof" in " ".join(capsys.readouterr().out.split())
+
+
+def test_stage_as_a_script_shows_the_same_help():
+    script = subprocess.run(
+        [sys.executable, "-m", "data.prepare", "--help"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert script.returncode == 0
+    assert script.stdout.split("Turn videos")[1] == _call("prepare", "--help").stdout.split("Turn videos")[1]
+
+
+@pytest.mark.parametrize("arguments", [["prepare"], ["nonsense"], ["prepare", "x", "--out", "y", "--frames", "0"]])
+def test_wrong_arguments_exit_with_2(arguments):
+    done = _call(*arguments)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+
+
+def test_missing_source_is_one_line(tmp_path):
+    done = _call("prepare", tmp_path / "none", "--out", tmp_path / "store")
+    assert done.returncode == 1
+    assert done.stderr == f"error: {tmp_path / 'none'} is not a folder: give the folder of a corpus\n"
+
+
+def test_empty_folder_is_one_line(tmp_path):
+    (tmp_path / "corpus" / "real").mkdir(parents=True)
+    done = _call("prepare", tmp_path / "corpus", "--out", tmp_path / "store")
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: {tmp_path / 'corpus'} holds no video (.avi, ")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_source_without_any_video_that_can_be_read(tmp_path):
+    for kind in ("real", "fake"):
+        (tmp_path / "corpus" / kind).mkdir(parents=True)
+        (tmp_path / "corpus" / kind / "x.mp4").write_text("text")
+    done = _call("prepare", tmp_path / "corpus", "--out", tmp_path / "store")
+    assert done.returncode == 1
+    assert "error: no video of 2 gave a clip: the reasons are in" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["teach", "dino", "--data", "{tmp}/none", "--out", "{tmp}/out"], "is not a ClipStore: it has no store.json"),
+        (["distill", "--teacher", "{tmp}/none", "--data", "{store}", "--out", "{tmp}/out"], "is not a run"),
+        (["quantize", "{tmp}/none", "--data", "{store}", "--out", "{tmp}/out"], "is not a run"),
+        (["detect", "{tmp}/none.mp4", "--bundle", "{tmp}/none"], "is not a bundle: it has no readable manifest.json"),
+        (["detect", "{tmp}/none.mp4", "--bundle", "{bundle}"], "cannot be read as a video: No such file"),
+        (["detect", "{text}", "--bundle", "{bundle}"], "cannot be read as a video: Invalid data"),
+        (["detect", "{text}", "--bundle", "{store}"], "is not a bundle"),
+        (["bench", "{bundle}", "--data", "{store}", "--reference", "{tmp}/none", "--out", "{tmp}/out"],
+         "cannot be read: make it with pocketproof reference"),
+        (["teach", "dino", "--data", "{store}", "--out", "{store}", "--random-weights"], "already exists: remove it"),
+        (["teach", "dino", "--data", "{store}", "--out", "{tmp}/out", "--backbone", "nothing"],
+         "timm has no backbone 'nothing'"),
+        (["teach", "dino", "--data", "{store}", "--out", "{tmp}/out", "--backbone", "test_byobnet", "--random-weights"],
+         "the last blocks of a ByobNet cannot be trained alone"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_one_line_and_exit_code_1(
+    arguments, message, capsys, monkeypatch, tmp_path, demo_store, bundle_path
+):
+    text = tmp_path / "text.mp4"
+    text.write_text("no video")
+    names = {"tmp": tmp_path, "store": demo_store, "bundle": bundle_path, "text": text}
+    code, said = _refused(capsys, monkeypatch, *[argument.format(**names) for argument in arguments])
+    assert code == 1
+    lines = [line for line in said.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and message in lines[0]
+    assert "Traceback" not in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_missing_weights_stop_the_command(capsys, monkeypatch, tmp_path, demo_store):
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    code, said = _refused(capsys, monkeypatch, "teach", "dino", "--data", demo_store, "--out", tmp_path / "out")
+    assert code == 1
+    assert "weights of vit_base_patch14_dinov2 are not on this machine and the hub cannot be reached" in said
+    assert "--weights FILE, or --random-weights" in said
+
+
+def test_detect_prints_json(capsys, monkeypatch, bundle_path, demo_control):
+    video = demo_control / "real" / "001.mp4"
+    monkeypatch.setattr(sys, "argv", ["pocketproof", "detect", str(video), "--bundle", str(bundle_path), "--json"])
+    with pytest.raises(SystemExit) as stopped:
+        pocketproof.main()
+    assert stopped.value.code == 0
+    result = json.loads(capsys.readouterr().out)
+    assert 0.0 <= result["score"] <= 1.0
+    assert result["verdict"] in ("real", "fake")
+
+
+def test_real_talking_video_gets_a_score(bundle_path):
+    from export.bundle import Bundle
+    from export.detect import choose_artifact, detect_video
+
+    video = ROOT.parent / "shared" / "data" / "talking" / "d10.mp4"
+    if not video.exists():
+        pytest.skip("shared/data/talking is not here")
+    bundle = Bundle(bundle_path)
+    artifact = choose_artifact(bundle, None)
+    result = detect_video(video, bundle, artifact, bundle.load(artifact))
+    assert 0.0 <= result["score"] <= 1.0
+    assert result["frames"] > 400
+
+
+def test_stand_in_is_never_silent():
+    with pytest.raises(StageError, match="call it as the first argument"):
+        pocketproof._stand_in()
+
+
+def test_imports_point_one_way():
+    rank = {"data": 0, "models": 0, "compress": 1, "export": 2, "benchmarks": 3, "pocketproof": 4}
+    wrong = []
+    for path in [
+        ROOT / "stage.py",
+        *(p for room in rank if (ROOT / room).is_dir() for p in (ROOT / room).rglob("*.py")),
+    ]:
+        room = path.relative_to(ROOT).parts[0].removesuffix(".py")
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
+            for top in (name.split(".")[0] for name in names):
+                if top in rank and top != room and rank[top] >= rank.get(room, -1):
+                    wrong.append(f"{os.path.relpath(path, ROOT)} imports {top}")
+    assert wrong == []
