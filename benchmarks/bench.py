@@ -203,7 +203,7 @@ def bench(
     reference: Annotated[Path, typer.Option(help="The teacher's reference.json.")],
     out: Annotated[Path, typer.Option(help="The folder for report.json, report.md and report.html.")],
     threads: Annotated[str, typer.Option(help="Threads, one or more counts: 1 or 1,2.")] = "1",
-    repeats: Annotated[int, typer.Option(help="Timed frames; slow models stop after 8 s and 10 frames.", min=10)] = 50,
+    repeats: Annotated[int, typer.Option(help="Timed frames; slow models stop after 5 s and 10 frames.", min=10)] = 50,
     control: Annotated[
         Path | None, typer.Option(help="A ClipStore of identity forgeries: artifacts must score AUC 0.5 on it.")
     ] = None,

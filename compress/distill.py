@@ -12,8 +12,7 @@ from torch import nn
 
 from compress import losses
 from compress.caches import FrameCache
-from compress.runs import data_source, final_metrics
-from compress.scoring import torch_scorer
+from compress.runs import data_source, final_metrics, torch_scorer
 from compress.training import Precision, Schedule, fit, prepare_compute
 from data.batches import Batch, batch_pixels
 from data.store import ClipStore

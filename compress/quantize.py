@@ -8,8 +8,7 @@ import typer
 from torch import Tensor
 
 from compress.int8 import calibrate, quantized
-from compress.runs import data_source, validation_metrics
-from compress.scoring import torch_scorer
+from compress.runs import data_source, torch_scorer, validation_metrics
 from data.batches import balanced_batches, batch_pixels
 from data.store import ClipStore
 from models.detector import PixelDetector

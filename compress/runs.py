@@ -1,15 +1,24 @@
-"""From a run's folder to a module that takes raw pixels; and what training stages write alike."""
+"""From a run's folder to a module or scorer that takes raw pixels; and what training stages write alike.
 
-from typing import Any
+Imports torchao and scikit-learn only where they are needed: a worker that times a float run needs neither.
+"""
 
+import json
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
 from torch import nn
 
-from compress.int8 import rebuild
-from compress.metrics import choose_threshold
 from compress.scoring import Scorer, score_split
 from data.store import ClipStore
 from models.detector import PixelDetector
 from models.run import DataSource, Run
+from stage import StageError
+
+if TYPE_CHECKING:
+    from compress.metrics import Threshold
 
 
 def pixel_detector(run: Run, dynamic_batch: bool = True) -> PixelDetector:
@@ -18,8 +27,34 @@ def pixel_detector(run: Run, dynamic_batch: bool = True) -> PixelDetector:
     An int8 run is rebuilt as an integer program; with ``dynamic_batch`` false it takes one picture at a time, as the
     exporters want it.
     """
-    network: nn.Module = rebuild(run, dynamic_batch) if run.info.scheme == "int8" else run.detector()
-    return PixelDetector(network, run.info.preprocessing)
+    if run.info.scheme == "fp32":
+        return PixelDetector(run.detector(), run.info.preprocessing)
+    from compress.int8 import rebuild  # torchao takes seconds to import, and float runs do not need it
+
+    return PixelDetector(rebuild(run, dynamic_batch), run.info.preprocessing)
+
+
+def torch_scorer(model: nn.Module, device: torch.device, autocast: bool = False) -> Scorer:
+    """Wrap a module that takes raw pixels (PixelDetector), which is on ``device``, as a scorer."""
+
+    def score(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=autocast):
+            scores: NDArray[np.float32] = model(torch.from_numpy(pixels).to(device)).float().cpu().numpy()
+        return scores
+
+    return score
+
+
+def own_threshold(run: Run) -> "Threshold":
+    """Return the threshold that was set on a run's own validation scores. Raises StageError if it has none."""
+    from compress.metrics import Threshold
+
+    if run.info.meaningless:
+        raise StageError(f"{run.path} has no threshold: {run.info.meaningless}")
+    try:
+        return Threshold.model_validate(json.loads(run.read("metrics.json"))["threshold"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise StageError(f"{run.path / 'metrics.json'} holds no threshold: train or quantize the run again") from error
 
 
 def data_source(store: ClipStore) -> DataSource:
@@ -29,6 +64,8 @@ def data_source(store: ClipStore) -> DataSource:
 
 def validation_metrics(scorer: Scorer, store: ClipStore) -> dict[str, Any]:
     """Set the threshold on the validation split and measure it, for ``metrics.json``."""
+    from compress.metrics import choose_threshold
+
     val = score_split(scorer, store, "val")
     threshold = choose_threshold(val.labels, val.clips)
     return {"threshold": threshold.model_dump(), "val": val.metrics(threshold.value).model_dump()}

@@ -1,16 +1,20 @@
-"""Scores of clips by anything that turns pixels into P(fake): a run in torch or an artifact in its runtime."""
+"""Scores of clips by anything that turns pixels into P(fake): a run in torch or an artifact in its runtime.
+
+Imports neither torch nor scikit-learn: a worker that measures an artifact needs neither.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import nn
 
-from compress.metrics import Metrics, compute_metrics
 from data.store import Clip, ClipStore
 from stage import progress
+
+if TYPE_CHECKING:
+    from compress.metrics import Metrics
 
 Scorer = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 """Crops, uint8 [N, S, S, 3] RGB 0..255, to P(fake), float32 [N]."""
@@ -32,8 +36,10 @@ class ClipScores:
         mean: NDArray[np.float64] = np.nanmean(self.frames, axis=1)
         return mean
 
-    def metrics(self, threshold: float) -> Metrics:
+    def metrics(self, threshold: float) -> "Metrics":
         """Compute all accuracy figures; ``accuracy`` is at ``threshold``."""
+        from compress.metrics import compute_metrics
+
         return compute_metrics(self.labels, self.clips, self.frames, threshold)
 
 
@@ -50,14 +56,3 @@ def score_clip_list(scorer: Scorer, store: ClipStore, clips: Sequence[Clip], des
 def score_split(scorer: Scorer, store: ClipStore, split: str) -> ClipScores:
     """Score every valid frame of a split."""
     return score_clip_list(scorer, store, store.clips(split), f"score {split}")
-
-
-def torch_scorer(model: nn.Module, device: torch.device, autocast: bool = False) -> Scorer:
-    """Wrap a module that takes raw pixels (PixelDetector), which is on ``device``, as a scorer."""
-
-    def score(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=autocast):
-            scores: NDArray[np.float32] = model(torch.from_numpy(pixels).to(device)).float().cpu().numpy()
-        return scores
-
-    return score

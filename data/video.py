@@ -13,6 +13,12 @@ from numpy.typing import NDArray
 
 from stage import StageError, reason_of
 
+ONLY_VIDEO_FILES = {
+    "format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts",
+    "protocol_whitelist": "file",
+}
+"""FFmpeg's playlists (ffconcat, HLS) named like a video must not make it open other files or addresses."""
+
 Frame = NDArray[np.uint8]
 """One picture: uint8 [H, W, 3], RGB, 0..255."""
 
@@ -59,7 +65,7 @@ class Video:
             raise UnreadableVideo(f"{path} cannot be read as a video: it is not a file")
         try:
             # "file:" because FFmpeg would take what stands before a colon in a name for a protocol.
-            self._container: Any = av.open(f"file:{path}", mode="r")
+            self._container: Any = av.open(f"file:{path}", mode="r", options=ONLY_VIDEO_FILES)
         except (av.FFmpegError, OSError, ValueError, UnicodeError) as error:
             raise UnreadableVideo(f"{path} cannot be read as a video: {reason_of(error)}") from error
         streams = self._container.streams.video

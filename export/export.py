@@ -1,5 +1,6 @@
 """Runs to a bundle: write each artifact, gate it on real crops, set its threshold, and describe it all."""
 
+import functools
 import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -15,8 +16,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from compress.metrics import Threshold, choose_threshold
-from compress.runs import pixel_detector
-from compress.scoring import Scorer, score_split, torch_scorer
+from compress.runs import own_threshold, pixel_detector, torch_scorer
+from compress.scoring import Scorer, score_split
 from data.store import ClipStore
 from export import coreml, executorch, onnx
 from export.bundle import Artifact, Bundle, ClipRule, CropGeometry, Golden, Manifest, Tensor
@@ -60,14 +61,19 @@ def deployable(run: Run, pictures: torch.Tensor | None, dynamic_batch: bool) -> 
     return PixelDetector(fused, run.info.preprocessing)
 
 
+@functools.cache
+def _single_picture_detector(run: Path) -> PixelDetector:
+    """Load a run once a worker process, whatever number of its artifacts that process writes."""
+    return deployable(Run(run), None, dynamic_batch=False)
+
+
 def write_artifact(job: Job, folder: Path) -> dict[str, Any]:
     """Write one artifact into ``folder`` and return what its writer says of it."""
     torch.set_num_threads(1)
-    run = Run(job.run)
-    detector: nn.Module = deployable(run, None, dynamic_batch=False)
-    size = run.info.architecture.size
+    info = Run(job.run).info
+    detector, size = _single_picture_detector(job.run), info.architecture.size
     if job.runtime == "coreml":
-        image_detector = ImageDetector(detector.get_submodule("network"), run.info.preprocessing)
+        image_detector = ImageDetector(detector.network, info.preprocessing)
         return coreml.write(image_detector, size, folder / job.file)
     writer = executorch.write if job.runtime == "executorch" else onnx.write
     return writer(detector, size, folder / job.file)
@@ -146,10 +152,9 @@ class Source:
         normalize = PixelDetector(nn.Identity(), run.info.preprocessing)
         detector = deployable(run, normalize.pictures(torch.from_numpy(crops)), dynamic_batch=True)
         scorer = torch_scorer(detector, torch.device("cpu"))
-        val = score_split(scorer, store, "val")
         golden = scorer(crops)
         least = least_snr_db(golden, mistaken_scores(detector, crops))
-        return cls(run, scorer, golden, least, choose_threshold(val.labels, val.clips))
+        return cls(run, scorer, golden, least, own_threshold(run))
 
 
 def gate(job: Job, source: Source, folder: Path, crops: NDArray[np.uint8]) -> tuple[Parity | None, Scorer | None]:
@@ -159,7 +164,7 @@ def gate(job: Job, source: Source, folder: Path, crops: NDArray[np.uint8]) -> tu
     """
     if cannot_run(job.runtime):
         return None, None
-    runner = load_artifact(folder / job.file, job.runtime, 1)
+    runner = load_artifact(folder / job.file, job.runtime, os.cpu_count() or 1)
     parity = compare(source.golden, runner(crops), job.scheme, source.least_snr_db)
     if not parity.passed:
         raise StageError(f"{job.file} failed the parity gate on {parity.crops} real crops: {parity.failure}")

@@ -63,7 +63,7 @@ def test_reference_scores_are_the_teacher_s(reference_file, teacher_run, opened_
     found = read_reference(reference_file)
     import torch
 
-    from compress.scoring import torch_scorer
+    from compress.runs import torch_scorer
 
     scores = score_split(torch_scorer(pixel_detector(Run(teacher_run)), torch.device("cpu")), opened_store, "test")
     np.testing.assert_allclose(np.array(found.scores.frames), scores.frames, atol=1e-5)
@@ -116,7 +116,7 @@ def test_accuracy_is_that_of_the_artifact(report, bundle_path, opened_store, ref
 def test_flips_are_against_the_fp32_student_each_at_its_own_threshold(report, bundle_path, student_run, opened_store):
     import torch
 
-    from compress.scoring import torch_scorer
+    from compress.runs import torch_scorer
 
     bundle = Bundle(bundle_path)
     artifact = bundle.artifact("test_byobnet-int8.pte")

@@ -1,6 +1,7 @@
 """Decoding and encoding, against what was encoded, OpenCV's decoder and the definition of the display matrix."""
 
 import os
+import shutil
 import struct
 import wave
 from pathlib import Path
@@ -152,7 +153,7 @@ def test_sound_alone_is_unreadable(tmp_path: Path) -> None:
         sound.setsampwidth(2)
         sound.setframerate(8000)
         sound.writeframes(bytes(4000))
-    with pytest.raises(UnreadableVideo, match="cannot be read as a video: it holds no video stream"):
+    with pytest.raises(UnreadableVideo, match=r"cannot be read as a video: (it holds no video stream|Invalid)"):
         Video(tmp_path / "a.mp4")
 
 
@@ -190,3 +191,10 @@ def test_any_file_name_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.chdir(tmp_path)
     odd = Path("a.mp4").rename(os.fsdecode(name))
     assert len(decode(odd)) == 3
+
+
+def test_playlist_named_like_a_video_opens_nothing_else(tmp_path, demo_control):
+    shutil.copy(demo_control / "real" / "000.mp4", tmp_path / "other.mp4")
+    (tmp_path / "list.mp4").write_text("ffconcat version 1.0\nfile other.mp4\n")
+    with pytest.raises(UnreadableVideo, match=r"list.mp4 cannot be read as a video: "):
+        Video(tmp_path / "list.mp4")
