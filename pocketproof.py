@@ -4,8 +4,7 @@ import importlib
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,17 +31,15 @@ RATIOS = "0.65,0.1,0.25"
 TEACHER, STUDENT, LARGE_TEACHER = "repvit_m1_0", "repvit_m0_9", "vit_base_patch14_dinov2"
 
 
-@contextmanager
-def _step(name: str, made: Path, seconds: dict[str, float]) -> Iterator[bool]:
-    """Time one step of the demo; gives False where an earlier, interrupted demo has made its result already."""
+def _run_step(name: str, made: Path, step: Callable[[], object]) -> float:
+    """Run one step of the demo unless an earlier, interrupted demo has made its result; return its seconds."""
     started = time.perf_counter()
     if made.exists():
         say(f"== {name}: kept {made}")
-        yield False
     else:
         say(f"== {name}")
-        yield True
-    seconds[name] = time.perf_counter() - started
+        step()
+    return time.perf_counter() - started
 
 
 def demo(
@@ -67,44 +64,40 @@ def demo(
     from data.prepare import prepare
     from export.export import export
 
-    workers, seconds = os.cpu_count() or 1, dict[str, float]()
+    workers = os.cpu_count() or 1
     store, control_store, runs = out / "store", out / "control-store", out / "runs"
     teacher, student, int8 = runs / "teacher", runs / "student", runs / "student-int8"
     large, ref, bundle, report = runs / "dinov2-base-random", out / "reference.json", out / "bundle", out / "report"
-    with _step("render videos", store, seconds) as todo:
-        if todo:
-            render_corpora(out, RENDERS, CONTROLS, seed, workers)
-    for corpus, made, ratios in (("corpus", store, RATIOS), ("control", control_store, "0,0,1")):
-        with _step(f"prepare {corpus}", made, seconds) as todo:
-            if todo:
-                prepare([out / corpus], made, frames=FRAMES, ratios=ratios, workers=workers, seed=seed)
-    with _step(f"teach {TEACHER} from scratch", teacher, seconds) as todo:
-        if todo:
-            options: dict[str, Any] = {
-                "random_weights": True,
-                "unfreeze": "all",
-                "epochs": EPOCHS,
-                "learning_rate": 2e-3,
-            }
-            teach("dino", store, teacher, backbone=TEACHER, seed=seed, **options)
-    with _step(f"create {LARGE_TEACHER} for its latency", large, seconds) as todo:
-        if todo:
-            teach("dino", store, large, backbone=LARGE_TEACHER, random_weights=True, epochs=0, seed=seed)
-    with _step(f"distill into {STUDENT}", student, seconds) as todo:
-        if todo:
-            distill(teacher, store, student, student=STUDENT, epochs=EPOCHS, seed=seed)
-    with _step("quantize to int8", int8, seconds) as todo:
-        if todo:
-            quantize(student, store, int8, calibration_clips=128, seed=seed)
-    with _step("export to three runtimes", bundle, seconds) as todo:
-        if todo:
-            export([student, int8], store, bundle)
-    with _step("measure the reference", ref, seconds) as todo:
-        if todo:
-            reference(teacher, store, ref, repeats=30)
-    with _step("measure everything", report, seconds) as todo:
-        if todo:
-            bench([bundle, large, student], store, ref, report, repeats=50, control=control_store)
+    prepared: dict[str, Any] = {"frames": FRAMES, "workers": workers, "seed": seed}
+    scratch: dict[str, Any] = {"random_weights": True, "unfreeze": "all", "learning_rate": 2e-3, "seed": seed}
+    steps: dict[str, tuple[Path, Callable[[], object]]] = {
+        "render videos": (store, lambda: render_corpora(out, RENDERS, CONTROLS, seed, workers)),
+        "prepare the corpus": (store, lambda: prepare([out / "corpus"], store, ratios=RATIOS, **prepared)),
+        "prepare the control": (
+            control_store,
+            lambda: prepare([out / "control"], control_store, ratios="0,0,1", **prepared),
+        ),
+        f"teach {TEACHER} from scratch": (
+            teacher,
+            lambda: teach("dino", store, teacher, backbone=TEACHER, epochs=EPOCHS, **scratch),
+        ),
+        f"create {LARGE_TEACHER} for its latency": (
+            large,
+            lambda: teach("dino", store, large, backbone=LARGE_TEACHER, epochs=0, **scratch),
+        ),
+        f"distill into {STUDENT}": (
+            student,
+            lambda: distill(teacher, store, student, student=STUDENT, epochs=EPOCHS, seed=seed),
+        ),
+        "quantize to int8": (int8, lambda: quantize(student, store, int8, calibration_clips=128, seed=seed)),
+        "export to three runtimes": (bundle, lambda: export([student, int8], store, bundle)),
+        "measure the reference": (ref, lambda: reference(teacher, store, ref, repeats=30)),
+        "measure everything": (
+            report,
+            lambda: bench([bundle, large, student], store, ref, report, control=control_store),
+        ),
+    }
+    seconds = {name: _run_step(name, made, step) for name, (made, step) in steps.items()}
     print(table_text(read_report(report / "report.json")))
     say("seconds: " + ", ".join(f"{name} {spent:.0f}" for name, spent in seconds.items()))
     say(f"demo finished in {sum(seconds.values()):.0f} s")

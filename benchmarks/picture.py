@@ -80,6 +80,8 @@ def _draw(axes: Axes, marks: list[Mark]) -> None:
     else:
         axes.set_ylabel("AUC")
         axes.margins(y=0.2)
+        low, high = axes.get_ylim()
+        axes.set_ylim(max(low, -0.01), min(high, 1.01))
         _draw_front(axes, marks)
     _write_labels(axes, marks)
 

@@ -65,19 +65,25 @@ def choose_threshold(labels: NDArray[np.int64], scores: NDArray[np.float64]) -> 
     return Threshold(value=value, false_positive_rate=float((real > value).mean()), rule="1 % false positives")
 
 
+def _auc(labels: NDArray[np.int64], scores: NDArray[np.float64]) -> float:
+    """Return the area under the ROC curve, rounded so that equal orders of scores give equal figures."""
+    return round(float(roc_auc_score(labels, scores)), 12)
+
+
 def compute_metrics(
     labels: NDArray[np.int64], clip_scores: NDArray[np.float64], frame_scores: NDArray[np.float64], threshold: float
 ) -> Metrics:
     """Compute all figures. labels: int [N]; clip_scores: float [N]; frame_scores: float [N, T], NaN where not valid."""
     seen = ~np.isnan(frame_scores)
+    frame_labels = np.broadcast_to(labels[:, None], seen.shape)
     fpr, tpr, _ = roc_curve(labels, clip_scores)
     reals = int((labels == 0).sum())
     enough = reals >= REALS_FOR_LOW_FPR
     return Metrics(
         clips_real=reals,
         clips_fake=int((labels == 1).sum()),
-        auc=float(roc_auc_score(labels, clip_scores)),
-        frame_auc=float(roc_auc_score(np.broadcast_to(labels[:, None], seen.shape)[seen], frame_scores[seen])),
+        auc=_auc(labels, clip_scores),
+        frame_auc=_auc(frame_labels[seen], frame_scores[seen]),
         eer=eer_point(labels, clip_scores)[0],
         ap=float(average_precision_score(labels, clip_scores)),
         accuracy=float(((clip_scores > threshold) == (labels == 1)).mean()),
