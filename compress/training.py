@@ -17,6 +17,8 @@ from data.store import ClipStore
 from stage import progress, say
 
 Precision = Literal["fp32", "autocast"]
+SETTLING_BATCHES = 10
+"""Batches over which batch norms take their final statistics after each epoch."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,8 @@ def fit(
             optimizer.zero_grad()
             curve.step()
             losses.append(float(loss))
+        with compute.context():
+            settle_batch_norms(trained, loss_of, batches[:SETTLING_BATCHES])
         seconds = time.perf_counter() - started
         trained.eval()
         auc, log_loss = _validate(scorer, store)
@@ -122,6 +126,23 @@ def fit(
         trained.load_state_dict(best_state)
     trained.eval()
     return {"precision": compute.precision, "device": str(compute.device), "steps": steps, "epochs": history}
+
+
+def settle_batch_norms(trained: nn.Module, forward: Callable[[Batch], Tensor], batches: list[Batch]) -> None:
+    """Replace running statistics of batch norms by the plain mean over ``batches`` (PreciseBN, arXiv 2105.07576, 3).
+
+    Running averages lag behind weights that move fast: after a short training they shift every score to one side.
+    """
+    norms = [m for m in trained.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a cumulative mean
+    with torch.no_grad():
+        for batch in batches if norms else []:
+            forward(batch)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
 
 
 def _validate(scorer: Scorer, store: ClipStore) -> tuple[float, float]:

@@ -10,8 +10,8 @@ import torch
 from compress.caches import FrameCache
 from compress.distill import distill, load_teacher
 from compress.teach import teach
-from compress.training import Schedule
-from data.batches import batch_pixels
+from compress.training import Schedule, settle_batch_norms
+from data.batches import Batch, batch_pixels
 from data.store import ClipStore
 from models.detector import PixelDetector
 from models.freezing import freeze
@@ -91,3 +91,14 @@ def test_student_of_crops_of_another_size_is_refused(demo_corpus, teacher_run, t
     prepare([demo_corpus], tmp_path / "store", frames=1, size=32, ratios="0.5,0.25,0.25", workers=2)
     with pytest.raises(StageError, match=r"takes 64 px crops, .* holds 32 px"):
         distill(teacher_run, tmp_path / "store", tmp_path / "out")
+
+
+def test_settled_batch_norms_hold_the_plain_mean_over_batches():
+    torch.manual_seed(0)
+    norm = torch.nn.BatchNorm1d(3)
+    data = [torch.randn(16, 3) * 2 + 5 for _ in range(4)]
+    batches = [Batch(np.array([index]), np.array([0])) for index in range(4)]
+    settle_batch_norms(norm.train(), lambda batch: norm(data[int(batch.rows[0])]).sum(), batches)
+    torch.testing.assert_close(norm.running_mean, torch.stack([d.mean(0) for d in data]).mean(0))
+    torch.testing.assert_close(norm.running_var, torch.stack([d.var(0) for d in data]).mean(0))
+    assert norm.momentum == 0.1
