@@ -82,10 +82,9 @@ def write_artifact(job: Job, folder: Path) -> dict[str, Any]:
 def golden_crops(store: ClipStore) -> NDArray[np.uint8]:
     """Return real crops of both labels from the validation split, uint8 [N, S, S, 3], spread over its clips."""
     clips = store.clips("val")
-    order = sorted(range(len(clips)), key=lambda i: (i // 2, clips[i].label))
     chosen: list[NDArray[np.uint8]] = []
     for label in (0, 1):
-        of_label = [clips[i] for i in order if clips[i].label == label]
+        of_label = [clip for clip in clips if clip.label == label]
         share = GOLDEN_CROPS // 2
         for k in range(share):
             clip = of_label[k % len(of_label)]
@@ -137,7 +136,6 @@ class Source:
     """A run to export with everything its artifacts are compared with."""
 
     run: Run
-    scorer: Scorer
     golden: NDArray[np.float32]
     least_snr_db: float
     """What an int8 artifact's logits must reach against ``golden``."""
@@ -151,10 +149,9 @@ class Source:
             raise StageError(f"{path} takes {run.info.architecture.size} px crops, {store.path} holds {store.size} px")
         normalize = PixelDetector(nn.Identity(), run.info.preprocessing)
         detector = deployable(run, normalize.pictures(torch.from_numpy(crops)), dynamic_batch=True)
-        scorer = torch_scorer(detector, torch.device("cpu"))
-        golden = scorer(crops)
+        golden = torch_scorer(detector, torch.device("cpu"))(crops)
         least = least_snr_db(golden, mistaken_scores(detector, crops))
-        return cls(run, scorer, golden, least, own_threshold(run))
+        return cls(run, golden, least, own_threshold(run))
 
 
 def gate(job: Job, source: Source, folder: Path, crops: NDArray[np.uint8]) -> tuple[Parity | None, Scorer | None]:

@@ -137,18 +137,22 @@ def test_notes_say_what_the_demo_does_not_measure(report):
     assert any("not new persons" in note for note in report.notes)
 
 
-def test_peak_memory_is_of_the_worker_and_not_of_its_parent(bundle_path, demo_store, tmp_path):
-    ballast = np.ones(400 * 2**20, np.uint8)  # a parent of 400 MB
-    task = Task(
-        path=bundle_path / "test_byobnet-fp32.onnx",
+def _onnx_task(path, store, folder):
+    return Task(
+        path=path,
         runtime="onnxruntime",
         scheme="fp32",
         threads=1,
         repeats=10,
         size=64,
-        crops=write_timed_crops(ClipStore(demo_store), "test", tmp_path),
+        crops=write_timed_crops(ClipStore(store), "test", folder),
         scored={},
     )
+
+
+def test_peak_memory_is_of_the_worker_and_not_of_its_parent(bundle_path, demo_store, tmp_path):
+    ballast = np.ones(400 * 2**20, np.uint8)  # a parent of 400 MB
+    task = _onnx_task(bundle_path / "test_byobnet-fp32.onnx", demo_store, tmp_path)
     found = measure_apart(task)
     assert 20 < found.idle_memory_mb <= found.peak_memory_mb < 300
     assert ballast.any()
@@ -156,16 +160,7 @@ def test_peak_memory_is_of_the_worker_and_not_of_its_parent(bundle_path, demo_st
 
 
 def test_failing_worker_is_a_line(demo_store, tmp_path):
-    task = Task(
-        path=tmp_path / "none.onnx",
-        runtime="onnxruntime",
-        scheme="fp32",
-        threads=1,
-        repeats=10,
-        size=64,
-        crops=write_timed_crops(ClipStore(demo_store), "test", tmp_path),
-        scored={},
-    )
+    task = _onnx_task(tmp_path / "none.onnx", demo_store, tmp_path)
     with pytest.raises(
         StageError, match=r"measuring .*none.onnx failed: .*StageError: .* cannot be loaded by onnxruntime"
     ):
