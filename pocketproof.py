@@ -15,6 +15,7 @@ from stage import Seed, StageError, call, say
 STAGES = {
     "demo": ("pocketproof", "Run the whole chain on data it makes itself, without a network."),
     "prepare": ("data.prepare", "Turn videos into clips of one tracked face."),
+    "inspect": ("data.inspect", "Count what is in a ClipStore and draw a contact sheet."),
     "teach": ("compress.teach", "Fine-tune a teacher."),
     "distill": ("compress.distill", "Distill a teacher into a student small enough for a phone."),
     "quantize": ("compress.quantize", "Turn a run into an integer one."),

@@ -35,6 +35,10 @@ class StageError(Exception):
     """Asked-for work that cannot be done. The text is one line: what, where, and the mend."""
 
 
+class WorkerDied(StageError):
+    """A process of a stage was killed, or crashed in native code."""
+
+
 def reason_of(error: Exception) -> str:
     """Return an error's reason as one line, or its class where it gives none."""
     text = getattr(error, "strerror", None) or str(error)
@@ -42,16 +46,21 @@ def reason_of(error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def written_whole(target: Path) -> Iterator[Path]:
+def written_whole(target: Path, keep_existing: bool = False) -> Iterator[Path]:
     """Give a path beside ``target`` to write a file or a folder at; it becomes ``target`` only when all went well.
 
-    After an error or a kill, ``target`` is as it was before. Raises StageError where the folder cannot be written.
+    After an error or a kill, ``target`` is as it was before. With ``keep_existing``, a file that another process has
+    put there meanwhile stays. Raises StageError where the folder cannot be written.
     """
     aside = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         yield aside
-        aside.replace(target)
+        if keep_existing:
+            with contextlib.suppress(FileExistsError):
+                os.link(aside, target)
+        else:
+            aside.replace(target)
     except OSError as error:
         if error.errno in (errno.EACCES, errno.EROFS, errno.ENOSPC, errno.ENOTDIR, errno.EEXIST, errno.ENOTEMPTY):
             raise StageError(f"cannot write {target}: {error.strerror}") from error
@@ -130,7 +139,7 @@ def _end_with_parent() -> None:
 def in_processes(function: Callable[..., Any], jobs: Iterable[tuple[Any, ...]], workers: int, description: str) -> None:
     """Call ``function(*job)`` for every job in ``workers`` fresh processes, with progress.
 
-    The first error, or Ctrl-C, drops the jobs that wait. Raises StageError if a process dies.
+    The first error, or Ctrl-C, drops the jobs that wait. Raises WorkerDied if a process dies.
     """
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent) as pool:
@@ -138,10 +147,10 @@ def in_processes(function: Callable[..., Any], jobs: Iterable[tuple[Any, ...]], 
             for future in progress([pool.submit(function, *job) for job in jobs], description):
                 future.result()
         except BrokenProcessPool as error:
-            raise StageError(
-                f"{description}: a process was killed, perhaps for want of memory: run again with fewer workers, "
-                "what is done is kept"
-            ) from error
+            # Python 3.11 would wait for ever for a process that was being started when the other died.
+            for child in multiprocessing.active_children():
+                child.terminate()
+            raise WorkerDied(f"{description}: a process was killed, perhaps for want of memory") from error
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise

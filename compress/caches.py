@@ -1,48 +1,156 @@
-"""What a frozen network says of every frame, computed once and kept on disk while a run trains."""
+"""What a frozen network says of every frame, computed once and kept on disk."""
 
-from collections.abc import Callable, Sequence
+import hashlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+import typer
 from numpy.typing import NDArray
-from torch import Tensor
+from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import Tensor, nn
 
-from data.store import Clip, ClipStore
-from stage import progress, say
+from data.views import View, ViewRule, Views
+from stage import StageError, progress, say, written_whole
+
+KEY_FILE = "key.json"
+CacheFolder = Annotated[
+    Path | None, typer.Option(help="Where outputs of frozen networks are kept; beside the store: STORE.cache.")
+]
+
+
+def default_cache(store: Path) -> Path:
+    """Return the folder beside a store in which outputs of frozen networks are kept."""
+    return store.with_name(f"{store.name}.cache")
+
+
+def weights_fingerprint(network: nn.Module) -> str:
+    """Return the SHA-256 of a network's tensors by name, shape and value."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+class CacheKey(BaseModel):
+    """What decides the numbers in a cache; another key is another cache."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    of: str
+    """What is kept: ``frozen features``, ``teacher``."""
+    store: str
+    weights: str
+    network: str
+    precision: str
+    modality: str = "rgb"
+    rule: ViewRule
+
+    @property
+    def folder(self) -> str:
+        """Name of the cache's folder: the same for any number of views, which are added one by one."""
+        alike = self.model_copy(update={"rule": self.rule.model_copy(update={"views": 1})})
+        return f"{self.of.replace(' ', '-')}-{hashlib.sha256(alike.model_dump_json().encode()).hexdigest()[:16]}"
+
+
+def _say_why_anew(root: Path, key: CacheKey) -> None:
+    """Say which parts of the key differ from those of the caches that are there."""
+    others = []
+    for file in sorted(root.glob(f"{key.of.replace(' ', '-')}-*/{KEY_FILE}")):
+        try:
+            others.append(CacheKey.model_validate_json(file.read_bytes()))
+        except (OSError, ValidationError):
+            continue
+    parts = list(CacheKey.model_fields)
+    changes = [[part for part in parts if getattr(other, part) != getattr(key, part)] for other in others]
+    if changes:
+        say(f"{key.of} are computed anew: {', '.join(sorted(changes, key=len)[0])} changed")
 
 
 class FrameCache:
-    """One array per frame, float16, memory-mapped. Row of frame ``t`` of clip ``c``: ``c * T + t``."""
+    """One array per frame, float16, memory-mapped, in one file a block of views. Rows are those of ``Views``.
 
-    def __init__(self, rows: NDArray[np.float16]) -> None:
-        self._rows = rows
+    Interrupted work goes on where it was. Two processes may fill one cache at once: both write the same numbers.
+    """
+
+    def __init__(self, blocks: list[NDArray[np.float16]]) -> None:
+        self._blocks = blocks
+        self._ends = np.cumsum([len(block) for block in blocks])
 
     def __getitem__(self, rows: NDArray[np.int64]) -> Tensor:
         """Return the arrays of the given rows, float32 [B, ...]."""
-        return torch.from_numpy(np.asarray(self._rows[rows], np.float32))
+        result = np.empty((len(rows), *self._blocks[0].shape[1:]), np.float32)
+        places = np.searchsorted(self._ends, rows, side="right")
+        for place in np.unique(places):
+            here = places == place
+            block = self._blocks[place]
+            result[here] = block[rows[here] - (self._ends[place] - len(block))]
+        return torch.from_numpy(result)
 
     @classmethod
-    def compute(
-        cls,
-        file: Path,
-        store: ClipStore,
-        clips: Sequence[Clip],
-        compute: Callable[[NDArray[np.uint8]], Tensor],
-        description: str,
+    def fill(
+        cls, root: Path, key: CacheKey, views: Views, compute: Callable[[NDArray[np.uint8]], Tensor]
     ) -> "FrameCache":
-        """Call ``compute`` (crops uint8 [N, S, S, 3] -> [N, ...]) on each clip and keep the results in ``file``.
+        """Call ``compute`` (crops uint8 [N, S, S, 3] -> [N, ...]) on each view that the cache at ``root`` lacks.
 
-        Says how much disk it takes before it writes.
+        Says how much disk it takes before it writes. Views that cannot be read are marked so and keep zeros. Raises
+        StageError where nothing can be written.
         """
-        rows: np.memmap[tuple[int, ...], np.dtype[np.float16]] | None = None
-        for index, clip in enumerate(progress(clips, description)):
-            result = compute(store.pixels(clip)).to(torch.float16).cpu().numpy()
-            if rows is None:
-                shape = (len(clips) * store.frames, *result.shape[1:])
-                say(f"{description}: {2 * np.prod(shape) / 1e6:.0f} MB on disk at {file}, removed when the run is done")
-                file.parent.mkdir(parents=True, exist_ok=True)
-                rows = np.lib.format.open_memmap(file, "w+", np.float16, shape)
-            rows[index * store.frames : (index + 1) * store.frames] = result
-        assert rows is not None
-        return cls(rows)
+        folder = root / key.folder
+        if not (folder / KEY_FILE).exists():
+            _say_why_anew(root, key)
+            with written_whole(folder / KEY_FILE) as aside:
+                aside.write_text(key.model_dump_json(indent=2) + "\n")
+        shape = _probe(views, compute)
+        size = 2 * views.store.frames * len(views) * int(np.prod(shape))
+        say(f"{key.of}: {size / 1e6:.0f} MB on disk at {folder}")
+        blocks, first = [], 0
+        for number, block in enumerate(views.blocks):
+            blocks.append(_fill_block(folder / f"block-{number}", block, first, views, shape, compute))
+            first += len(block)
+        return cls(blocks)
+
+
+def _probe(views: Views, compute: Callable[[NDArray[np.uint8]], Tensor]) -> tuple[int, ...]:
+    """Return the shape of one frame's array."""
+    size = views.store.size
+    return tuple(compute(np.zeros((1, size, size, 3), np.uint8)).shape[1:])
+
+
+def _mapped(path: Path, dtype: Any, shape: tuple[int, ...]) -> Any:
+    """Open an array on disk, made of zeros if it is not there. Made aside, so that a second process sees it whole."""
+    if not path.exists():
+        with written_whole(path, keep_existing=True) as aside:
+            np.lib.format.open_memmap(aside, "w+", dtype, shape).flush()
+    rows = np.lib.format.open_memmap(path, "r+")
+    if rows.shape != shape or rows.dtype != dtype:
+        raise StageError(f"{path} is not of this cache: remove {path.parent}")
+    return rows
+
+
+def _fill_block(
+    path: Path,
+    block: list[View],
+    first: int,
+    views: Views,
+    shape: tuple[int, ...],
+    compute: Callable[[NDArray[np.uint8]], Tensor],
+) -> NDArray[np.float16]:
+    """Fill the rows of one block of views, whose first has the number ``first``."""
+    frames = views.store.frames
+    rows: NDArray[np.float16] = _mapped(path.with_suffix(".npy"), np.float16, (len(block) * frames, *shape))
+    done: NDArray[np.bool_] = _mapped(path.with_suffix(".done.npy"), np.bool_, (len(block),))
+    todo = np.flatnonzero(~done).tolist()
+    for index in progress(todo, path.parent.name) if todo else []:
+        try:
+            pixels = views.pixels(block[index])
+        except StageError as error:
+            say(f"clip {block[index].clip.clip_id} is left out of training: {error}")
+            views.unreadable.add(first + index)
+            continue
+        rows[index * frames : (index + 1) * frames] = compute(pixels).to(torch.float16).cpu().numpy()
+        done[index] = True
+    return rows

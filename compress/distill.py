@@ -1,6 +1,5 @@
 """Distill a teacher into a student: classification + KL on logits + KL between embeddings."""
 
-import shutil
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -11,11 +10,13 @@ from numpy.typing import NDArray
 from torch import nn
 
 from compress import losses
-from compress.caches import FrameCache
+from compress.caches import CacheFolder, CacheKey, FrameCache, default_cache, weights_fingerprint
 from compress.runs import data_source, final_metrics, torch_scorer
-from compress.training import Precision, Schedule, fit, prepare_compute
+from compress.training import Compute, Precision, Schedule, fit, prepare_compute
+from data.augment import DEFAULT_POLICY
 from data.batches import Batch, batch_pixels
 from data.store import ClipStore
+from data.views import Forge, Policy, ViewCount, ViewRule, Views
 from models.detector import Architecture, Detector, PixelDetector, Preprocessing, check_backbone
 from models.run import Run, RunInfo, save_run
 from models.weights import backbone_with_weights
@@ -35,42 +36,50 @@ def load_teacher(path: Path, store: ClipStore) -> tuple[Run, Detector]:
 
 
 def cache_teacher(
-    teacher: Detector, preprocessing: Preprocessing, store: ClipStore, device: torch.device, autocast: bool, work: Path
+    teacher: Detector, preprocessing: Preprocessing, views: Views, compute: Compute, cache: Path
 ) -> FrameCache:
     """Compute the teacher once per training frame: rows are its embedding followed by its two logits."""
+    device = compute.device
     pixels_in = PixelDetector(teacher, preprocessing).to(device).to(memory_format=torch.channels_last).eval()
 
     def outputs(pixels: NDArray[np.uint8]) -> torch.Tensor:
         pictures = pixels_in.pictures(torch.from_numpy(pixels).to(device))
-        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=autocast):
+        with torch.inference_mode(), compute.context():
             embedding = teacher.backbone(pictures.contiguous(memory_format=torch.channels_last))
             return torch.cat([embedding.float(), teacher.head(embedding).float()], dim=-1)
 
-    return FrameCache.compute(work / "teacher.npy", store, store.clips("train"), outputs, "teacher")
+    key = CacheKey(
+        of="teacher outputs",
+        store=views.store.info.fingerprint,
+        weights=weights_fingerprint(teacher),
+        network=teacher.architecture.model_dump_json(),
+        precision=compute.precision,
+        rule=views.rule,
+    )
+    return FrameCache.fill(cache, key, views, outputs)
 
 
 def train_student(
     student: Detector,
     pixels_in: PixelDetector,
     teacher: tuple[Run, Detector],
-    store: ClipStore,
+    views: Views,
     schedule: Schedule,
     seed: int,
-    work: Path,
+    cache: Path,
 ) -> dict[str, Any]:
     """Train ``student`` in place on the cached outputs of the teacher and return its history."""
     compute = prepare_compute(schedule.precision)
     device = compute.device
     run, network = teacher
-    taught = cache_teacher(network, run.info.preprocessing, store, device, compute.autocast, work)
+    taught = cache_teacher(network, run.info.preprocessing, views, compute, cache)
     projector = nn.Linear(network.embedding_size, student.embedding_size)
     trained = nn.ModuleDict({"student": student, "projector": projector})
     pixels_in.to(device).to(memory_format=torch.channels_last)
     projector.to(device)
-    clips = store.clips("train")
 
     def loss_of(batch: Batch) -> torch.Tensor:
-        pixels = torch.from_numpy(batch_pixels(store, clips, batch.rows)).to(device)
+        pixels = torch.from_numpy(batch_pixels(views, batch)).to(device)
         pictures = pixels_in.pictures(pixels).contiguous(memory_format=torch.channels_last)
         outputs = taught[batch.rows].to(device)
         embedding = student.backbone(pictures)
@@ -82,7 +91,7 @@ def train_student(
         )
 
     scorer = torch_scorer(pixels_in, device, autocast=compute.autocast)
-    return fit(compute, trained, loss_of, scorer, store, schedule, seed)
+    return fit(compute, trained, loss_of, scorer, views, schedule, seed)
 
 
 def distill(
@@ -95,6 +104,10 @@ def distill(
     epochs: Annotated[int, typer.Option(help="Passes over every training frame.", min=1)] = 20,
     learning_rate: Annotated[float, typer.Option(min=1e-7, max=1.0)] = 2e-3,
     precision: Annotated[Precision, typer.Option(help="fp32, or autocast to bfloat16 where it pays.")] = "autocast",
+    views: ViewCount = 1,
+    augment: Policy = DEFAULT_POLICY,
+    forge: Forge = False,
+    cache: CacheFolder = None,
     seed: Seed = 0,
 ) -> None:
     """Distill a teacher into a student small enough for a phone.
@@ -105,7 +118,8 @@ def distill(
     """
     refuse_existing(out)
     store = ClipStore(data)
-    store.clips("train"), store.clips("val"), store.clips("test")
+    training = Views(store, ViewRule(views=views, augment=augment, forge=forge, seed=seed))
+    store.clips("val"), store.clips("test")
     check_backbone(student)
     teacher_run, teacher_network = load_teacher(teacher, store)
     torch.manual_seed(seed)
@@ -113,12 +127,9 @@ def distill(
     architecture = Architecture(backbone=student, size=store.size)
     network = Detector(architecture, body)
     pixels_in = PixelDetector(network, Preprocessing.of(student))
-    work = out.with_name(f".{out.name}.cache")
     schedule = Schedule(epochs, learning_rate=learning_rate, precision=precision)
-    try:
-        history = train_student(network, pixels_in, (teacher_run, teacher_network), store, schedule, seed, work)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+    taught_by, kept = (teacher_run, teacher_network), cache or default_cache(data)
+    history = train_student(network, pixels_in, taught_by, training, schedule, seed, kept)
     device = next(network.parameters()).device
     metrics = final_metrics(torch_scorer(pixels_in.eval(), device), store, history)
     info = RunInfo(

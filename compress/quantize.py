@@ -9,8 +9,10 @@ from torch import Tensor
 
 from compress.int8 import calibrate, quantized
 from compress.runs import data_source, torch_scorer, validation_metrics
-from data.batches import balanced_batches, batch_pixels
+from data.batches import Batch, balanced_batches, batch_pixels
+from data.layouts import FAKE, REAL
 from data.store import ClipStore
+from data.views import ViewRule, Views
 from models.detector import PixelDetector
 from models.fusing import fuse
 from models.run import Run, save_run
@@ -22,17 +24,16 @@ CALIBRATION_BATCH = 32
 def calibration_pictures(pixels_in: PixelDetector, store: ClipStore, clips: int, seed: int) -> list[Tensor]:
     """Return label-balanced pictures of training clips, float32 [N, 3, S, S], normalized, in batches.
 
-    ``clips`` clips give one frame each, every clip once before any is used again.
+    As many frames are drawn as ``clips`` says, or as the rarer label has, evenly over the methods of forgery. A split
+    without fakes is calibrated on forgeries of its own.
     """
-    train = store.clips("train")
-    batch = next(balanced_batches(train, min(2 * (clips // 2), 2 * min(_per_label(train))), (seed,)))
-    rows = [batch.rows[i : i + CALIBRATION_BATCH] for i in range(0, len(batch.rows), CALIBRATION_BATCH)]
-    return [pixels_in.pictures(torch.from_numpy(batch_pixels(store, train, part))) for part in rows]
-
-
-def _per_label(clips: list[Any]) -> tuple[int, int]:
-    frames = [sum(int(clip.valid.sum()) for clip in clips if clip.label == label) for label in (0, 1)]
-    return frames[0], frames[1]
+    labels = {clip.label for clip in store.clips("train", both=False)}
+    views = Views(store, ViewRule(forge=FAKE not in labels, seed=seed))
+    fewest = min(sum(int(view.valid.sum()) for view in views.views if view.label == label) for label in (REAL, FAKE))
+    batch = next(balanced_batches(views, 2 * min(clips // 2, fewest), (seed,)))
+    parts = [slice(i, i + CALIBRATION_BATCH) for i in range(0, len(batch.rows), CALIBRATION_BATCH)]
+    pixels = [batch_pixels(views, Batch(batch.rows[part], batch.labels[part])) for part in parts]
+    return [pixels_in.pictures(torch.from_numpy(crops)) for crops in pixels]
 
 
 def quantize(

@@ -1,6 +1,5 @@
 """Fine-tune a teacher: a timm backbone, frozen but for its last blocks, and a head."""
 
-import shutil
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -9,11 +8,13 @@ import typer
 from torch import nn
 
 from compress import losses
-from compress.caches import FrameCache
+from compress.caches import CacheFolder, CacheKey, FrameCache, default_cache, weights_fingerprint
 from compress.runs import data_source, final_metrics, torch_scorer
 from compress.training import Precision, Schedule, fit, prepare_compute
+from data.augment import DEFAULT_POLICY
 from data.batches import Batch, batch_pixels
 from data.store import ClipStore
+from data.views import Forge, Policy, ViewCount, ViewRule, Views
 from models.detector import Architecture, Detector, PixelDetector, Preprocessing, check_backbone
 from models.freezing import freeze
 from models.run import RunInfo, save_run
@@ -26,41 +27,45 @@ HEAD_HIDDEN = 256
 def train_teacher(
     detector: Detector,
     pixels_in: PixelDetector,
-    store: ClipStore,
+    views: Views,
     unfreeze: str,
     schedule: Schedule,
     seed: int,
-    work: Path,
+    cache: Path,
 ) -> dict[str, Any]:
-    """Train ``detector`` in place and return its metrics. What is frozen is computed once per frame, into ``work``."""
+    """Train ``detector`` in place and return its metrics. What is frozen is computed once per frame, into ``cache``."""
     compute = prepare_compute(schedule.precision)
     device = compute.device
     pixels_in.to(device).to(memory_format=torch.channels_last)
     frozen, top = freeze(detector.backbone, unfreeze)
     trained = nn.ModuleDict({"top": top, "head": detector.head})
-    clips = store.clips("train")
     cached = not isinstance(frozen, nn.Identity)
     if cached and schedule.epochs:
         with torch.inference_mode():
-            features = FrameCache.compute(
-                work / "features.npy",
-                store,
-                clips,
-                lambda pixels: frozen.eval()(pixels_in.pictures(torch.from_numpy(pixels).to(device))),
-                "frozen features",
+            key = CacheKey(
+                of="frozen features",
+                store=views.store.info.fingerprint,
+                weights=weights_fingerprint(frozen),
+                network=f"{detector.architecture.backbone}, --unfreeze {unfreeze}",
+                precision="fp32",
+                rule=views.rule,
+            )
+            frozen.eval()
+            features = FrameCache.fill(
+                cache, key, views, lambda pixels: frozen(pixels_in.pictures(torch.from_numpy(pixels).to(device)))
             )
 
     def loss_of(batch: Batch) -> torch.Tensor:
         if cached:
             inputs = features[batch.rows].to(device)
         else:
-            inputs = pixels_in.pictures(torch.from_numpy(batch_pixels(store, clips, batch.rows)).to(device))
+            inputs = pixels_in.pictures(torch.from_numpy(batch_pixels(views, batch)).to(device))
             inputs = inputs.contiguous(memory_format=torch.channels_last)
         logits = trained["head"](trained["top"](inputs))
         return losses.classification(logits, torch.from_numpy(batch.labels).to(device))
 
     scorer = torch_scorer(pixels_in, device, autocast=compute.autocast)
-    return fit(compute, trained, loss_of, scorer, store, schedule, seed)
+    return fit(compute, trained, loss_of, scorer, views, schedule, seed)
 
 
 def teach(
@@ -76,6 +81,10 @@ def teach(
     epochs: Annotated[int, typer.Option(help="Passes over every training frame; 0 trains nothing.", min=0)] = 5,
     learning_rate: Annotated[float, typer.Option(min=1e-7, max=1.0)] = 1e-3,
     precision: Annotated[Precision, typer.Option(help="fp32, or autocast to bfloat16 where it pays.")] = "autocast",
+    views: ViewCount = 1,
+    augment: Policy = DEFAULT_POLICY,
+    forge: Forge = False,
+    cache: CacheFolder = None,
     seed: Seed = 0,
 ) -> None:
     """Fine-tune a teacher.
@@ -84,7 +93,8 @@ def teach(
     """
     refuse_existing(out)
     store = ClipStore(data)
-    store.clips("train"), store.clips("val"), store.clips("test")
+    training = Views(store, ViewRule(views=views, augment=augment, forge=forge, seed=seed))
+    store.clips("val"), store.clips("test")
     check_backbone(backbone)
     torch.manual_seed(seed)
     body, source = backbone_with_weights(backbone, store.size, weights, random_weights)
@@ -94,19 +104,8 @@ def teach(
     detector = Detector(architecture, body)
     preprocessing = Preprocessing.of(backbone)
     pixels_in = PixelDetector(detector, preprocessing)
-    work = out.with_name(f".{out.name}.cache")
-    try:
-        history = train_teacher(
-            detector,
-            pixels_in,
-            store,
-            unfreeze,
-            Schedule(epochs, learning_rate=learning_rate, precision=precision),
-            seed,
-            work,
-        )
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+    schedule = Schedule(epochs, learning_rate=learning_rate, precision=precision)
+    history = train_teacher(detector, pixels_in, training, unfreeze, schedule, seed, cache or default_cache(data))
     info = RunInfo(
         kind="teacher",
         architecture=architecture,

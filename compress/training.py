@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from compress.scoring import Scorer, score_split
 from data.batches import Batch, balanced_batches
 from data.store import ClipStore
+from data.views import Views
 from stage import progress, say
 
 Precision = Literal["fp32", "autocast"]
@@ -81,7 +82,7 @@ def fit(
     trained: nn.Module,
     loss_of: Callable[[Batch], Tensor],
     scorer: Scorer,
-    store: ClipStore,
+    views: Views,
     schedule: Schedule,
     seed: int,
 ) -> dict[str, Any]:
@@ -91,8 +92,7 @@ def fit(
     pixels; its clip AUC on the validation split chooses the epoch, the loss on its scores breaks ties. Returns the
     history for ``metrics.json``.
     """
-    clips = store.clips("train")
-    steps = schedule.epochs * sum(1 for _ in balanced_batches(clips, schedule.batch_size, (seed, 0)))
+    steps = schedule.epochs * sum(1 for _ in balanced_batches(views, schedule.batch_size, (seed, 0)))
     parameters = [parameter for parameter in trained.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, schedule.learning_rate, weight_decay=schedule.weight_decay, fused=True)
     curve = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: schedule.factor(step, max(1, steps)))
@@ -101,7 +101,7 @@ def fit(
     for epoch in range(schedule.epochs):
         started, losses = time.perf_counter(), []
         trained.train()
-        batches = list(balanced_batches(clips, schedule.batch_size, (seed, epoch)))
+        batches = list(balanced_batches(views, schedule.batch_size, (seed, epoch)))
         for batch in progress(batches, f"epoch {epoch + 1} of {schedule.epochs}"):
             with compute.context():
                 loss = loss_of(batch)
@@ -115,7 +115,7 @@ def fit(
             settle_batch_norms(trained, loss_of, batches[:SETTLING_BATCHES])
         seconds = time.perf_counter() - started
         trained.eval()
-        auc, log_loss = _validate(scorer, store)
+        auc, log_loss = _validate(scorer, views.store)
         train_loss = sum(losses) / len(losses)
         history.append({"loss": train_loss, "val_auc": auc, "val_loss": log_loss, "seconds": round(seconds, 2)})
         say(f"epoch {epoch + 1} of {schedule.epochs}: loss {train_loss:.3f}, val AUC {auc:.3f}, {seconds:.0f} s")
@@ -125,7 +125,8 @@ def fit(
     if best_state:
         trained.load_state_dict(best_state)
     trained.eval()
-    return {"precision": compute.precision, "device": str(compute.device), "steps": steps, "epochs": history}
+    how = {"precision": compute.precision, "device": str(compute.device), "views": views.summary()}
+    return how | {"steps": steps, "epochs": history}
 
 
 def settle_batch_norms(trained: nn.Module, forward: Callable[[Batch], Tensor], batches: list[Batch]) -> None:

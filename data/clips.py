@@ -1,22 +1,25 @@
 """Clips of one tracked face out of a stream of frames: what prepare stores and detect scores."""
 
+import functools
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from data.faces import DlibHog, Face, Track
-from data.video import Frame
+from data.faces import Face, area
+from data.tracks import Seen
+from data.video import Picture
 
 BRIDGED_FRAMES = 5
 """A gap of at most this many frames without a face is bridged by interpolated boxes; a longer one is not valid."""
 
 
 def bridge(faces: Sequence[Face | None]) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_]]:
-    """Fill gaps in a track: boxes float32 [T, 4], scores float32 [T] (0 where no face was seen), valid bool [T].
+    """Fill gaps in a track: boxes float32 [T, 4], scores float32 [T], valid bool [T].
 
-    Boxes in gaps are interpolated linearly, and held at the ends. Needs at least one face.
+    A score is NaN where the face was followed between two looks, and 0 where it was not seen. Boxes in gaps are
+    interpolated linearly, and held at the ends. Needs at least one face.
     """
     seen = np.array([index for index, face in enumerate(faces) if face is not None])
     boxes = np.stack([face.box for face in faces if face is not None])
@@ -31,41 +34,70 @@ def bridge(faces: Sequence[Face | None]) -> tuple[NDArray[np.float32], NDArray[n
     return filled.astype(np.float32), scores, valid
 
 
-@dataclass
+@dataclass(frozen=True)
 class FaceClip:
-    """Consecutive frames from one with a face on, and the face tracked through them."""
+    """Consecutive frames, and one face followed through them."""
 
     start: int
-    """Number of the first frame in its video."""
-    pictures: list[Frame] = field(default_factory=list)
-    faces: list[Face | None] = field(default_factory=list)
-
-    def add(self, picture: Frame, face: Face | None) -> None:
-        """Append a frame."""
-        self.pictures.append(picture)
-        self.faces.append(face)
+    """Number of the first frame in the stream."""
+    track: int
+    pictures: list[Picture]
+    faces: list[Face | None]
 
     def __len__(self) -> int:
         return len(self.faces)
 
+    @property
+    def boxes(self) -> NDArray[np.float32]:
+        """Boxes in pixels, float32 [T, 4], gaps filled."""
+        return self._bridged[0]
 
-def face_clips(frames: Iterable[Frame], detector: DlibHog, length: int) -> Iterator[FaceClip]:
-    """Cut a stream of frames into clips of ``length`` frames, one after another, each from a frame with a face on.
+    @property
+    def scores(self) -> NDArray[np.float32]:
+        """The detector's scores, float32 [T]: NaN between two looks, 0 where no face was seen."""
+        return self._bridged[1]
 
-    The last clip may be shorter; frames before a face are in no clip. A track that was lost at the end of a clip is
-    searched anew. Holds one clip's frames in memory, whatever the length of the stream.
+    @property
+    def valid(self) -> NDArray[np.bool_]:
+        """Which frames count, bool [T]: False in gaps that are too long to bridge."""
+        return self._bridged[2]
+
+    @functools.cached_property
+    def _bridged(self) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_]]:
+        return bridge(self.faces)
+
+    @property
+    def steady(self) -> bool:
+        """Whether the face is there in at least half of the frames."""
+        return 2 * int(self.valid.sum()) >= len(self)
+
+
+def face_clips(stream: Iterable[Seen], length: int) -> Iterator[list[FaceClip]]:
+    """Cut a stream into stretches of ``length`` frames, one after another, each from a frame with a face on.
+
+    Yields each stretch's clips, one per face: steady ones first, larger faces first. The last stretch may be shorter;
+    frames before a face are in none, and none spans a change of the frames' size. Holds one stretch in memory.
     """
-    track, clip = Track(detector), FaceClip(0)
-    for number, picture in enumerate(frames):
-        face = track.find(picture)
-        if not clip:
-            if face is None:
-                track = Track(detector)
-                continue
-            clip = FaceClip(number)
-        clip.add(picture, face)
-        if len(clip) == length:
-            yield clip
-            clip = FaceClip(0)
-    if clip:
-        yield clip
+    stretch: list[Seen] = []
+    for number, frame in enumerate(stream):
+        if stretch and frame.picture.size != stretch[0].picture.size:
+            yield _clips_of(stretch, number - len(stretch))
+            stretch = []
+        if stretch or frame.faces:
+            stretch.append(frame)
+        if len(stretch) == length:
+            yield _clips_of(stretch, number + 1 - length)
+            stretch = []
+    if stretch:
+        yield _clips_of(stretch, number + 1 - len(stretch))
+
+
+def _clips_of(stretch: list[Seen], start: int) -> list[FaceClip]:
+    pictures = [frame.picture for frame in stretch]
+    tracks = sorted({track for frame in stretch for track in frame.faces})
+    clips = [FaceClip(start, track, pictures, [frame.faces.get(track) for frame in stretch]) for track in tracks]
+
+    def typical_area(clip: FaceClip) -> float:
+        return float(np.median([area(face.box) for face in clip.faces if face is not None]))
+
+    return sorted(clips, key=lambda clip: (not clip.steady, -typical_area(clip)))

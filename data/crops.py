@@ -1,5 +1,6 @@
 """From a face box to the square picture that a model sees: geometry that any detector's box can follow."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 import cv2
@@ -9,19 +10,24 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from data.video import Frame
 
+Fit = Literal["resize", "pad"]
+
 
 class CropRule(BaseModel):
     """How a crop is cut. The manifest of a bundle carries this rule to the phone.
 
     The square has the box's centre and ``margin`` times its longer side, both rounded half up to whole pixels;
-    what lies outside the picture is black; the square is then resized to ``size`` x ``size``, by area when it
-    shrinks and bilinearly when it grows.
+    what lies outside the picture is black. ``resize``: the square is resized to ``size`` x ``size``. ``pad``: all
+    squares of a clip are resized by the one factor that brings the clip's largest square to ``size`` (sides rounded
+    half up) and centred on black, so that a face keeps its size relative to the others. Resizing is by area when it
+    shrinks and bilinear when it grows; it never distorts.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     size: int = Field(default=224, ge=16, le=1024, description="side of the crop in pixels")
     margin: float = Field(default=1.3, ge=1.0, le=4.0, description="side of the square / longer side of the face box")
+    fit: Fit = Field(default="resize", description="what squares of different sizes in a clip become")
     fill: Literal[0] = Field(default=0, description="value of pixels outside the picture")
 
     def square(self, box: ArrayLike) -> tuple[int, int, int]:
@@ -32,8 +38,18 @@ class CropRule(BaseModel):
         top = int(np.floor((y0 + y1 - side) / 2 + 0.5))
         return left, top, side
 
-    def cut(self, frame: Frame, box: ArrayLike) -> NDArray[np.uint8]:
-        """Cut a crop, uint8 [size, size, 3] RGB, out of a frame, uint8 [H, W, 3] RGB."""
+    def _place(self, side: int, largest: int | None) -> tuple[int, int]:
+        """Return where in the crop a square of ``side`` pixels begins, and how many pixels wide it becomes."""
+        if self.fit == "resize" or largest is None:
+            return 0, self.size
+        inner = max(1, (2 * side * self.size + largest) // (2 * largest))
+        return (self.size - inner) // 2, inner
+
+    def cut(self, frame: Frame, box: ArrayLike, largest: int | None = None) -> NDArray[np.uint8]:
+        """Cut a crop, uint8 [size, size, 3] RGB, out of a frame, uint8 [H, W, 3] RGB.
+
+        ``largest`` is the side of the clip's largest square, which ``pad`` needs; None if the frame stands alone.
+        """
         left, top, side = self.square(box)
         height, width = frame.shape[:2]
         square = np.full((side, side, 3), self.fill, np.uint8)
@@ -41,5 +57,33 @@ class CropRule(BaseModel):
         y0, y1 = max(top, 0), min(top + side, height)
         if x0 < x1 and y0 < y1:
             square[y0 - top : y1 - top, x0 - left : x1 - left] = frame[y0:y1, x0:x1]
-        kernel = cv2.INTER_AREA if side > self.size else cv2.INTER_LINEAR
-        return np.asarray(cv2.resize(square, (self.size, self.size), interpolation=kernel), np.uint8)
+        start, inner = self._place(side, largest)
+        crop = np.full((self.size, self.size, 3), self.fill, np.uint8)
+        crop[start : start + inner, start : start + inner] = _resized(square, inner)
+        return crop
+
+    def largest(self, boxes: NDArray[np.float32]) -> int:
+        """Return the side in pixels of the largest square of boxes, [T, 4] in pixels."""
+        return max(self.square(box)[2] for box in boxes)
+
+    def cut_clip(
+        self, frames: Sequence[Frame], boxes: NDArray[np.float32], largest: int | None = None
+    ) -> NDArray[np.uint8]:
+        """Cut the crops of a clip, uint8 [T, size, size, 3] RGB; boxes: [T, 4] in pixels.
+
+        ``largest`` is given where the boxes are not all of the clip's.
+        """
+        largest = self.largest(boxes) if largest is None else largest
+        return np.stack([self.cut(frame, box, largest) for frame, box in zip(frames, boxes, strict=True)])
+
+    def box_in_crop(self, box: ArrayLike, largest: int | None = None) -> NDArray[np.float64]:
+        """Return where a face box lies in its own crop, float64 [4] in the crop's pixels."""
+        left, top, side = self.square(box)
+        start, inner = self._place(side, largest)
+        placed: NDArray[np.float64] = (np.asarray(box, np.float64) - np.array([left, top, left, top])) * (inner / side)
+        return placed + start
+
+
+def _resized(square: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    kernel = cv2.INTER_AREA if square.shape[0] > size else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(square, (size, size), interpolation=kernel), np.uint8)

@@ -14,9 +14,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from data.faces import DlibHog
+from data.faces import DlibHog, whole
 from data.forge import Forgery
-from data.video import Frame, write_video
+from data.video import Frame, Picture, write_video
 from stage import in_processes, written_whole
 
 FPS = 25
@@ -42,7 +42,8 @@ class Photo:
         import skimage.data
 
         pixels = np.ascontiguousarray(skimage.data.astronaut())
-        return cls(pixels, max(DlibHog().detect(pixels, 1.0), key=lambda face: face.score).box)
+        picture = Picture.of(pixels)
+        return cls(pixels, max(DlibHog().detect(picture, whole(picture), 1.0), key=lambda face: face.score).box)
 
 
 @dataclass(frozen=True)

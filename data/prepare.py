@@ -1,143 +1,97 @@
-"""Videos to a ClipStore: decode, find and follow a face, cut crops, and account for every input file."""
+"""Videos to a ClipStore: every input file accounted for, in many processes, resumable."""
 
 import hashlib
 import json
 import shutil
-from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
+import cv2
 import typer
 
-from data.clips import FaceClip, bridge, face_clips
-from data.crops import CropRule
-from data.faces import DlibHog
-from data.layouts import Source, corpus_note, read_layout
-from data.splits import SPLITS, parse_ratios, split_sources
-from data.store import CLIP_SCHEMA, VIDEO_SCHEMA, StoreInfo, StoreSettings, encode_png, write_rows
-from data.video import UnreadableVideo, Video, VideoInfo
-from stage import Seed, StageError, in_processes, refuse_existing, run_as_script, say, sha256_of, written_whole
+from data.cluster import on_ray
+from data.crops import CropRule, Fit
+from data.faces import DETECTORS
+from data.layouts import Selection, Source, read_sources
+from data.modalities import Modalities, Modality
+from data.prepare_video import Recipe, prepare_video, unreadable
+from data.remote import at_hand, is_remote, place, upload
+from data.splits import parse_ratios, split_sources
+from data.store import CLIP_SCHEMA, ClipStore, Start, StoreInfo, StoreSettings, encode_rows
+from data.unfinished import Unfinished, begin, is_done, write
+from stage import Seed, StageError, WorkerDied, in_processes, refuse_existing, run_as_script, say
+
+LayoutName = Literal["auto", "ffpp", "dfdc", "celebdf", "folder", "csv"]
+Label = Literal["real", "fake"]
+Compression = Literal["c0", "c23", "c40"]
 
 
-def prepare_video(source: Source, split: str, settings: StoreSettings, clips_folder: Path) -> dict[str, Any]:
-    """Prepare one video: write its clip file if it gives a clip, and return its row of ``videos.parquet``."""
-    row: dict[str, Any] = {
-        "video_id": source.video_id,
-        "path": source.name,
-        "label": source.label,
-        "method": source.method,
-        "split": split,
-        "identities": list(source.identities),
-        "clips": 0,
-    }
-    clip, broken, info = FaceClip(0), "", None
-    try:
-        with Video(source.path) as video:
-            info = video.info
-            clip = next(face_clips(video.frames(), DlibHog(), settings.frames), clip)
-    except UnreadableVideo as error:
-        broken = _without_folder(str(error), source)
-    if info is not None:
-        row |= {"fps": info.fps, "width": info.width, "height": info.height}
-    if len(clip) == settings.frames and info is not None:
-        return _write_clip(row, clip, info, settings, clips_folder)
-    if broken:
-        return row | {"status": "unreadable", "reason": broken}
-    if not clip:
-        return row | {"status": "no_face", "reason": "no face in any frame"}
-    reason = f"{len(clip)} frames from the first face on, {settings.frames} are needed"
-    return row | {"status": "too_short", "reason": reason}
+Job = tuple[Source, str, Recipe, Path]
+"""A source, its split, what to make of it, and the folder of the unfinished store."""
 
 
-def _without_folder(message: str, source: Source) -> str:
-    """Name the file as the store does, so that a store does not depend on where its sources lay."""
-    return message.replace(str(source.path), source.name)
+def _prepare_one(source: Source, split: str, recipe: Recipe, folder: Path) -> None:
+    """Prepare one video unless an interrupted run has."""
+    if is_done(folder, source.video_id):
+        return
+    begin(folder, source.video_id)
+    cv2.setNumThreads(1)  # the processes are the threads; and sums in MTCNN depend on their number
+    row, clips = prepare_video(source, split, recipe)
+    write(folder, row, encode_rows(clips, CLIP_SCHEMA) if clips else b"")
 
 
-def _write_clip(
-    row: dict[str, Any], clip: FaceClip, info: VideoInfo, settings: StoreSettings, clips_folder: Path
-) -> dict[str, Any]:
-    boxes, scores, valid = bridge(clip.faces)
-    row["frames_without_face"] = sum(face is None for face in clip.faces)
-    if valid.sum() * 2 < len(valid):
-        reason = f"the face is seen in {int(valid.sum())} of the clip's {len(valid)} frames"
-        return row | {"status": "no_face", "reason": reason}
-    clip_row = {
-        "clip_id": f"{row['video_id']}-0",
-        "video_id": row["video_id"],
-        "track": 0,
-        "label": row["label"],
-        "method": row["method"],
-        "split": row["split"],
-        "identities": row["identities"],
-        "start_frame": clip.start,
-        "fps": info.fps,
-        "boxes": boxes.tolist(),
-        "detector_score": scores.tolist(),
-        "valid": valid.tolist(),
-        "rgb": [encode_png(settings.crop.cut(p, box)) for p, box in zip(clip.pictures, boxes, strict=True)],
-    }
-    file = clips_folder / f"{row['video_id']}.parquet"
-    write_rows(file, [clip_row], CLIP_SCHEMA)
-    return row | {"status": "ok", "reason": "", "clips": 1, "clips_sha256": sha256_of(file)}
+def _prepare_here(jobs: list[Job], store: Unfinished, workers: int) -> None:
+    """Prepare in processes of this machine. A file that kills its process, tried again alone, is unreadable."""
+    died_idle = False
+    while True:
+        try:
+            return in_processes(_prepare_one, jobs, workers, "prepare")
+        except WorkerDied as error:
+            suspects = set(store.taken_up())
+            if died_idle and not suspects:
+                raise StageError(f"{error}: run again with fewer --workers, what is done is kept") from error
+            died_idle = not suspects
+            say(f"{error}; trying {'what it was at alone' if suspects else 'again'}")
+        for job in [job for job in jobs if job[0].video_id in suspects]:
+            try:
+                in_processes(_prepare_one, [job], 1, "prepare")
+            except WorkerDied:
+                reason = "a process died of it, perhaps for want of memory"
+                write(store.folder, unreadable(job[0], job[1], reason), b"")
 
 
-def _is_done(note: Path, clips_folder: Path) -> bool:
-    """Tell whether a noted row is whole and its clip file too: after a power cut a file can be empty."""
-    try:
-        row = json.loads(note.read_text())
-        return not row["clips"] or sha256_of(clips_folder / f"{row['video_id']}.parquet") == row["clips_sha256"]
-    except (FileNotFoundError, ValueError):
-        return False
+def _prepare_there(source: Source, split: str, recipe: Recipe) -> dict[str, Any]:
+    """Prepare one video on a cluster: its row as JSON and the file of its clips, for this machine to write."""
+    cv2.setNumThreads(1)
+    row, clips = prepare_video(source, split, recipe)
+    return {"row": json.dumps(row), "clips": encode_rows(clips, CLIP_SCHEMA) if clips else b""}
 
 
-def _prepare_and_note(source: Source, split: str, settings: StoreSettings, work: Path) -> None:
-    """Prepare one video and note its row, so that an interrupted run goes on after it."""
-    note = work / "rows" / f"{source.video_id}.json"
-    if not _is_done(note, work / "clips"):
-        row = prepare_video(source, split, settings, work / "clips")
-        with written_whole(note) as aside:
-            aside.write_text(json.dumps(row))
+def _prepare_on_ray(jobs: list[Job], store: Unfinished, address: str, workers: int) -> None:
+    """Prepare on a cluster, whose machines need not share a disk with this one."""
+    todo = [job[:3] for job in jobs if not is_done(store.folder, job[0].video_id)]
+    for result in on_ray(_prepare_there, todo, address, workers, "prepare"):
+        write(store.folder, json.loads(result["row"]), result["clips"])
 
 
-def _open_work(work: Path, settings: StoreSettings) -> None:
-    """Make the folder of an unfinished store, or go on with one of the same settings."""
-    mark = work / "settings.json"
-    if mark.exists() and mark.read_text() != settings.model_dump_json():
-        say(f"{work} is of other settings or inputs: starting anew")
-        shutil.rmtree(work)
-    if work.exists() and not mark.exists():
-        shutil.rmtree(work)
-    for partial in work.rglob(".*.partial"):
-        partial.unlink()
-    (work / "clips").mkdir(parents=True, exist_ok=True)
-    (work / "rows").mkdir(exist_ok=True)
-    with written_whole(mark) as aside:
-        aside.write_text(settings.model_dump_json())
+def _make(
+    out: Path, sources: list[tuple[Source, str]], recipe: Recipe, notes: list[str], workers: int, ray: str | None
+) -> StoreInfo:
+    """Prepare all sources, each with its split, into a store."""
+    with Unfinished(out, recipe.settings) as store:
+        jobs = [(source, split, recipe, store.folder.absolute()) for source, split in sources]
+        if ray is None:
+            _prepare_here(jobs, store, workers)
+        else:
+            _prepare_on_ray(jobs, store, ray, workers)
+        return store.finish([source for source, _ in sources], notes)
 
 
-def _finish(work: Path, out: Path, sources: list[Source], settings: StoreSettings, notes: list[str]) -> StoreInfo:
-    """Join the rows into ``videos.parquet`` and ``store.json`` and put the store in its place."""
-    rows = [json.loads((work / "rows" / f"{source.video_id}.json").read_text()) for source in sources]
-    rows.sort(key=lambda row: row["video_id"])
-    write_rows(work / "videos.parquet", rows, VIDEO_SCHEMA)
-    clips = {split: {"real": 0, "fake": 0} for split in SPLITS}
-    videos = dict.fromkeys(("ok", "no_face", "too_short", "unreadable"), 0)
-    for row in rows:
-        videos[row["status"]] += 1
-        clips[row["split"]]["fake" if row["label"] else "real"] += row["clips"]
-    info = StoreInfo(
-        settings=settings,
-        notes=notes,
-        videos=videos,
-        clips=clips,
-        fingerprint=sha256_of(work / "videos.parquet"),
-    )
-    (work / "store.json").write_text(info.model_dump_json(indent=2) + "\n")
-    shutil.rmtree(work / "rows")
-    (work / "settings.json").unlink()
-    work.replace(out)
-    return info
+def _fingerprint(sources: list[Source]) -> str:
+    """Return the SHA-256 of what the sources are and how long their files are."""
+    listing = "\n".join(f"{s.name}\0{s.label}\0{s.method}\0{s.split}\0{_bytes(s.path)}" for s in sources)
+    return hashlib.sha256(listing.encode()).hexdigest()
 
 
 def _bytes(path: Path) -> int:
@@ -145,51 +99,114 @@ def _bytes(path: Path) -> int:
     return path.stat().st_size if path.exists() else -1
 
 
-def _read_sources(roots: Sequence[Path], layout: str) -> list[Source]:
-    sources = [source for root in roots for source in read_layout(root, layout)]
-    ids = [source.video_id for source in sources]
-    if len(set(ids)) < len(ids):
-        twice = next(source for source in sources if ids.count(source.video_id) > 1)
-        raise StageError(f"{twice.name} is in two of the given sources: prepare them into stores of their own")
-    return sources
+def _modalities(
+    text: str, flow: str, flow_weights: Path | None, depth_size: str | None, depth_weights: Path | None
+) -> Modalities:
+    """Check the options of modalities; StageError names the one that is wrong."""
+    names = tuple(name.strip() for name in text.split(","))
+    if len(set(names)) < len(names) or not {"rgb"} <= set(names) <= set(get_args(Modality)):
+        raise StageError(f"--modalities {text!r}: give rgb, and depth and flow if wanted, as rgb,depth,flow")
+    if "depth" not in names and (depth_size or depth_weights):
+        raise StageError("--depth-size and --depth-weights are for depth: add it to --modalities")
+    ordered: list[Modality] = [name for name in get_args(Modality) if name in names]
+    files = [path and path.absolute() for path in (flow_weights, depth_weights)]
+    return Modalities(tuple(ordered), flow, files[0], depth_size, files[1])
+
+
+def _frames_of(sources: list[Source], frames: int | None, modalities: Modalities) -> int:
+    """Return the length of a clip: what was asked for, else 1 for photos alone and 20 otherwise."""
+    length = frames or (1 if all(source.is_photo for source in sources) else 20)
+    if length == 1 and "flow" in modalities.names:
+        raise StageError("--modalities flow needs clips of at least 2 frames: a photo has no motion")
+    return length
 
 
 def prepare(
-    source: Annotated[list[Path], typer.Argument(help="Folders of videos.")],
-    out: Annotated[Path, typer.Option(help="The ClipStore to write.")],
-    layout: Annotated[Literal["auto", "ffpp", "folder"], typer.Option(help="How the folders are laid out.")] = "auto",
-    frames: Annotated[int, typer.Option(help="Frames of a clip.", min=1)] = 20,
+    source: Annotated[
+        list[Path], typer.Argument(parser=place, help="Folders of videos or photos, or tables (.csv); paths or URLs.")
+    ],
+    out: Annotated[Path, typer.Option(parser=place, help="The ClipStore to write; a path or URL.")],
+    layout: Annotated[LayoutName, typer.Option(help="How the folders are laid out.")] = "auto",
+    label: Annotated[Label | None, typer.Option(help="Label of everything in folders of no layout.")] = None,
+    identity_pattern: Annotated[
+        str | None, typer.Option(help="With --label: regular expression whose first group in a path is the identity.")
+    ] = None,
+    methods: Annotated[str | None, typer.Option(help="Only these methods, with commas between.")] = None,
+    max_videos: Annotated[int | None, typer.Option(help="At most so many videos of each method.", min=1)] = None,
+    compression: Annotated[Compression | None, typer.Option(help="FaceForensics++: only this compression.")] = None,
+    official_splits: Annotated[
+        Path | None, typer.Option(help="FaceForensics++: folder of its train.json, val.json and test.json.")
+    ] = None,
+    frames: Annotated[int | None, typer.Option(help="Frames of a clip; 20, or 1 for photos.", min=1)] = None,
+    clips_per_video: Annotated[int, typer.Option(help="Stretches of frames to take from a video.", min=1)] = 1,
+    start: Annotated[Start, typer.Option(help="Where in a video its clips begin.")] = "first",
+    detector: Annotated[Literal["dlib", "mtcnn"], typer.Option(help="Face detector.")] = "dlib",
+    all_faces: Annotated[bool, typer.Option(help="A clip of each steady face, not only of the largest.")] = False,
     size: Annotated[int, typer.Option(help="Side of a crop in pixels.", min=16, max=1024)] = 224,
+    margin: Annotated[float, typer.Option(help="Side of the crop's square / longer side of the face box.")] = 1.3,
+    fit: Annotated[Fit, typer.Option(help="Resize each face, or pad to the clip's largest.")] = "resize",
+    modalities: Annotated[str, typer.Option(help="rgb, and depth and flow if wanted, with commas between.")] = "rgb",
+    flow: Annotated[Literal["dis", "farneback", "raft"], typer.Option(help="Estimator of optical flow.")] = "dis",
+    flow_weights: Annotated[Path | None, typer.Option(help="Weights of RAFT.")] = None,
+    depth_size: Annotated[
+        Literal["small", "base", "large"] | None, typer.Option(help="Size of Depth Anything V2; small.")
+    ] = None,
+    depth_weights: Annotated[Path | None, typer.Option(help="Folder of Depth Anything V2's weights.")] = None,
+    forge: Annotated[
+        int, typer.Option(help="Self-blended forgeries of each real clip, for validation and test.", min=0)
+    ] = 0,
     ratios: Annotated[str, typer.Option(help="Shares of train, val and test.")] = "0.7,0.1,0.2",
     workers: Annotated[int, typer.Option(help="Processes.", min=1)] = 1,
+    ray: Annotated[
+        str | None, typer.Option(help="Address of a Ray cluster to work on (auto, HOST:PORT); local starts one here.")
+    ] = None,
     seed: Seed = 0,
 ) -> StoreInfo:
-    """Turn videos into clips of one tracked face, split so that no identity is in two splits.
+    """Turn videos or photos into clips of a tracked face, split so that no identity is in two splits.
 
     Example: **pocketproof prepare FaceForensics++ --out store --workers 4**
     """
-    refuse_existing(out)
+    refuse_existing(out / "store.json" if is_remote(out) else out)
     shares = parse_ratios(ratios)
-    sources = _read_sources(source, layout)
-    listing = "\n".join(f"{s.name}\0{s.label}\0{s.method}\0{_bytes(s.path)}" for s in sources)
+    selection = Selection(layout, label, identity_pattern, methods, max_videos, compression, official_splits)
+    wanted = _modalities(modalities, flow, flow_weights, depth_size, depth_weights)
+    with at_hand(source) as (roots, origin):
+        sources, notes = read_sources(roots, selection)
+        fingerprint = _fingerprint(sources)
+        sources = [replace(entry, path=origin(entry.path)) for entry in sources]
     settings = StoreSettings(
-        frames=frames,
-        crop=CropRule(size=size),
+        frames=_frames_of(sources, frames, wanted),
+        crop=CropRule(size=size, margin=margin, fit=fit),
+        detector=detector,
+        all_faces=all_faces,
+        clips_per_video=clips_per_video,
+        start=start,
+        modalities=wanted.names,
+        flow=wanted.flow_settings(),
+        depth=wanted.depth_settings(),
+        forge=forge,
         ratios=shares,
         seed=seed,
-        sources_sha256=hashlib.sha256(listing.encode()).hexdigest(),
+        sources_sha256=fingerprint,
     )
-    work = out.with_name(f".{out.name}.unfinished")
-    _open_work(work, settings)
+    DETECTORS[detector]()  # says now, and once, if its extra is not installed
+    recipe = Recipe(settings, wanted)
     splits = split_sources(sources, shares, seed)
-    jobs = [(source, split, settings, work) for source, split in zip(sources, splits, strict=True)]
-    in_processes(_prepare_and_note, jobs, workers, "prepare")
-    notes = [note for note in dict.fromkeys(corpus_note(root) for root in source) if note]
-    info = _finish(work, out, sources, settings, notes)
+    local = Path(f".{out.name}.upload") if is_remote(out) else out
+    if is_remote(out) and local.exists() and ClipStore(local).info.settings == settings:
+        info = ClipStore(local).info  # made before, and the upload was interrupted
+    else:
+        refuse_existing(local)
+        info = _make(local, list(zip(sources, splits, strict=True)), recipe, notes, workers, ray)
+    if is_remote(out):
+        upload(local, out)
+        shutil.rmtree(local)
     statuses = ", ".join(f"{count} {status}" for status, count in info.videos.items())
-    say(f"{out}: {len(sources)} videos ({statuses}); clips by split: {info.clips}")
+    say(f"{out}: {len(sources)} files ({statuses}); clips by split: {info.clips}")
+    for note in notes:
+        say(f"note: {note}")
     if not info.videos["ok"]:
-        raise StageError(f"no video of {len(sources)} gave a clip: the reasons are in {out / 'videos.parquet'}")
+        raise StageError(f"no file of {len(sources)} gave a clip: the reasons are in {out / 'videos.parquet'}")
     return info
 
 

@@ -1,12 +1,17 @@
 """Video files to frames and back, through PyAV."""
 
-from collections.abc import Iterable, Iterator
+import bisect
+import contextlib
+import functools
+import io
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import av
 import numpy as np
+from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
@@ -18,13 +23,28 @@ ONLY_VIDEO_FILES = {
     "protocol_whitelist": "file",
 }
 """FFmpeg's playlists (ffconcat, HLS) named like a video must not make it open other files or addresses."""
+WITHOUT_INDEX = ("mpeg", "mpegts")
+"""After a seek in these, FFmpeg lands on any frame and guesses its time."""
+WORTH_SEEKING = 50
+"""Frames; fewer are decoded and dropped, because a seek goes back to a key frame."""
+LUMA_FIRST = ("gray", "yuv4", "yuvj4", "yuva4", "nv12", "nv21")
+"""Beginnings of the names of 8-bit formats whose first plane is the luma."""
+CRF = 23
+"""Constant rate factor of H.264: FaceForensics++'s light compression (c23)."""
 
 Frame = NDArray[np.uint8]
 """One picture: uint8 [H, W, 3], RGB, 0..255."""
 
 
 class UnreadableVideo(StageError):
-    """A file that is not a video or cannot be decoded; the text says why."""
+    """A file that is not a video or cannot be decoded; ``what`` says why, without the path."""
+
+    def __init__(self, path: Path, what: str) -> None:
+        super().__init__(path, what)
+        self.what = what
+
+    def __str__(self) -> str:
+        return f"{self.args[0]} {self.what}"
 
 
 @dataclass(frozen=True)
@@ -36,21 +56,78 @@ class VideoInfo:
     height: int
 
 
-def _upright(frame: VideoFrame) -> Frame:
-    """Return the frame as RGB, turned and mirrored as its display matrix says (multiples of 90 degrees).
+class Picture:
+    """One decoded frame, upright. Its luma costs nothing; RGB is converted each time it is asked for."""
 
-    The matrix maps a pixel (x, y), y down, to (a x + c y, b x + d y) up to a shift (ISO/IEC 14496-12, 6.2.2).
-    """
-    picture = np.asarray(frame.to_ndarray(format="rgb24"), np.uint8)
-    matrix: Any = frame.side_data.get("DISPLAYMATRIX")
-    if matrix is None:
-        return picture
-    a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32)[:5].tolist()
-    if abs(b) > abs(a):
-        picture, across, down = picture.swapaxes(0, 1), c, b
-    else:
-        across, down = a, d
-    return np.ascontiguousarray(picture[:: -1 if down < 0 else 1, :: -1 if across < 0 else 1])
+    def __init__(self, frame: VideoFrame, path: Path | None = None) -> None:
+        self._frame, self._path = frame, path
+
+    @classmethod
+    def of(cls, pixels: Frame) -> "Picture":
+        """Wrap a frame, uint8 [H, W, 3] RGB."""
+        return cls(VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24"))
+
+    @property
+    def time(self) -> int | None:
+        """Presentation time in the stream's unit, where the file has it."""
+        return self._frame.pts
+
+    @property
+    def is_key(self) -> bool:
+        """Whether it was decoded without any frame before it."""
+        return self._frame.key_frame
+
+    @functools.cached_property
+    def luma(self) -> NDArray[np.uint8]:
+        """Brightness, uint8 [H, W]. Of 8-bit YUV it is the plane as coded (16..235 or 0..255), else 0..255."""
+        frame, name = self._frame, self._frame.format.name
+        if name.startswith(LUMA_FIRST) and frame.format.components[0].bits == 8:
+            plane = frame.planes[0]
+            rows = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)  # type: ignore[call-overload]
+            return self._turned(rows[: frame.height, : frame.width])
+        return self._converted("gray")
+
+    @property
+    def rgb(self) -> Frame:
+        """Colours, uint8 [H, W, 3] RGB, 0..255. Raises UnreadableVideo where a file says nonsense of its colours."""
+        return self._converted("rgb24")
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels, upright."""
+        height, width = self.luma.shape
+        return height, width
+
+    def _converted(self, pix_fmt: str) -> NDArray[np.uint8]:
+        try:
+            return self._turned(np.asarray(self._frame.to_ndarray(format=pix_fmt), np.uint8))
+        except (av.FFmpegError, OSError, ValueError) as error:
+            raise UnreadableVideo(self._path or Path("it"), f"breaks while decoding: {reason_of(error)}") from error
+
+    def _turned(self, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Turn and mirror a picture [H, W, ...] as the frame's display matrix says (multiples of 90 degrees).
+
+        The matrix maps a pixel (x, y), y down, to (a x + c y, b x + d y) up to a shift (ISO/IEC 14496-12, 6.2.2).
+        """
+        try:
+            matrix: Any = self._frame.side_data.get("DISPLAYMATRIX")
+        except ValueError:  # PyAV 18 stops at kinds of side data that it does not know; it still tells the turn
+            return np.ascontiguousarray(np.rot90(picture, round(self._frame.rotation / 90)))
+        if matrix is None:
+            return picture
+        a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32)[:5].tolist()
+        if abs(b) > abs(a):
+            picture, across, down = picture.swapaxes(0, 1), c, b
+        else:
+            across, down = a, d
+        return np.ascontiguousarray(picture[:: -1 if down < 0 else 1, :: -1 if across < 0 else 1])
+
+
+def _is_shown(packet: "Packet[Any]") -> bool:
+    """Tell whether a packet holds a frame that is shown: VP8 has hidden ones, to predict from (RFC 6386, 9.1)."""
+    if not packet.size or packet.is_discard:
+        return False
+    return packet.stream.codec_context.name != "vp8" or bool(memoryview(packet)[0] & 0x10)
 
 
 class Video:
@@ -61,43 +138,119 @@ class Video:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        if path.exists() and not path.is_file():
-            raise UnreadableVideo(f"{path} cannot be read as a video: it is not a file")
+        self._container = self._open()
+        self._next = 0
         try:
-            # "file:" because FFmpeg would take what stands before a colon in a name for a protocol.
-            self._container: Any = av.open(f"file:{path}", mode="r", options=ONLY_VIDEO_FILES)
-        except (av.FFmpegError, OSError, ValueError, UnicodeError) as error:
-            raise UnreadableVideo(f"{path} cannot be read as a video: {reason_of(error)}") from error
-        streams = self._container.streams.video
-        if not streams:
-            self.close()
-            raise UnreadableVideo(f"{path} cannot be read as a video: it holds no video stream")
-        self._stream: VideoStream = streams[0]
-        self._frames = self._decode()
-        try:
-            self._first: Frame | None = next(self._frames)
+            self._decoded = self._decode()
+            self._first: Picture | None = next(self._decoded)
+            self._begins = self._first.time
+            height, width = self._first.size
+            self.info = VideoInfo(float(self._stream.average_rate or 25.0), width, height)
         except StopIteration as error:
             self.close()
-            raise UnreadableVideo(f"{path} cannot be read as a video: it holds no frame") from error
+            raise self._unreadable("it holds no frame") from error
         except UnreadableVideo:
             self.close()
             raise
-        height, width = self._first.shape[:2]
-        self.info = VideoInfo(float(self._stream.average_rate or 25.0), width, height)
 
-    def _decode(self) -> Iterator[Frame]:
+    def _unreadable(self, reason: str) -> UnreadableVideo:
+        return UnreadableVideo(self.path, f"cannot be read as a video: {reason}")
+
+    def _open(self) -> Any:
+        if self.path.exists() and not self.path.is_file():
+            raise self._unreadable("it is not a file")
+        try:
+            # "file:" because FFmpeg would take what stands before a colon in a name for a protocol.
+            container: Any = av.open(f"file:{self.path}", mode="r", options=ONLY_VIDEO_FILES)
+        except (av.FFmpegError, OSError, ValueError, UnicodeError) as error:
+            raise self._unreadable(reason_of(error)) from error
+        if not container.streams.video:
+            container.close()
+            raise self._unreadable("it holds no video stream")
+        if container.streams.video[0].codec_context is None:  # decoding it would crash PyAV 18 (its issue 2344)
+            container.close()
+            raise self._unreadable("its codec is not known")
+        return container
+
+    @property
+    def _stream(self) -> VideoStream:
+        stream: VideoStream = self._container.streams.video[0]
+        return stream
+
+    def _decode(self) -> Iterator[Picture]:
         try:
             for frame in self._container.decode(self._stream):
-                yield _upright(frame)
+                yield Picture(frame, self.path)
         except (av.FFmpegError, ValueError) as error:
-            raise UnreadableVideo(f"{self.path} breaks while decoding: {reason_of(error)}") from error
+            raise UnreadableVideo(self.path, f"breaks while decoding: {reason_of(error)}") from error
 
-    def frames(self) -> Iterator[Frame]:
-        """Yield the frames in order, uint8 [H, W, 3], once. Raises UnreadableVideo where the stream breaks."""
-        if self._first is not None:
-            first, self._first = self._first, None
-            yield first
-        yield from self._frames
+    @property
+    def position(self) -> int:
+        """Number of the frame that comes next."""
+        return self._next
+
+    def pictures(self, start: int = 0) -> Iterator[Picture]:
+        """Yield frames from number ``start`` on, in order, each once: ``start`` may not lie before what was yielded.
+
+        Raises UnreadableVideo where the stream breaks.
+        """
+        if start - self._next >= WORTH_SEEKING:
+            self._seek(start)
+        while (picture := self._advance()) is not None:
+            if self._next > start:
+                yield picture
+
+    def _advance(self) -> Picture | None:
+        picture, self._first = self._first, None
+        if picture is None:
+            picture = next(self._decoded, None)
+        self._next += picture is not None
+        return picture
+
+    @functools.cached_property
+    def _timestamps(self) -> list[int]:
+        """Presentation times of all frames in order, read without decoding; empty where the file lacks them."""
+        with self._open() as container:
+            try:
+                times = [packet.pts for packet in container.demux(container.streams.video[0]) if _is_shown(packet)]
+            except (av.FFmpegError, ValueError):
+                return []
+        if self._begins is None or None in times:
+            return []
+        # A stream cut out of another may begin with frames that refer to what was cut off: they are never decoded.
+        return sorted(time for time in times if time >= self._begins)
+
+    def count(self) -> int:
+        """Return the number of frames, decoding nothing where the container has their times.
+
+        A stream that breaks has as many as lie before the break, about as the container tells or exactly.
+        """
+        if self._timestamps:
+            return len(self._timestamps)
+        with Video(self.path) as again:
+            with contextlib.suppress(UnreadableVideo):
+                for _ in again.pictures():
+                    pass
+            return again.position
+
+    def _seek(self, number: int) -> None:
+        """Go to the key frame before frame ``number``, where the container has an index and times of all frames."""
+        if number >= len(self._timestamps) or self._container.format.name in WITHOUT_INDEX:
+            return
+        try:
+            self._container.seek(self._timestamps[number], stream=self._stream)
+            self._decoded = self._decode()
+            picture = next(self._decoded, None)
+        except (av.FFmpegError, UnreadableVideo):
+            picture = None
+        # Some files mark frames as keys that are none, and some decoders make a picture of what they cannot decode.
+        reached = picture.time if picture is not None and picture.is_key else None
+        at = -1 if reached is None else bisect.bisect_left(self._timestamps, reached)
+        if 0 <= at <= number and self._timestamps[at] == reached:
+            self._first, self._next = picture, at
+            return
+        self._container.close()
+        self._container, self._decoded, self._first, self._next = self._open(), self._decode(), None, 0
 
     def close(self) -> None:
         """Close the file."""
@@ -110,14 +263,14 @@ class Video:
         self.close()
 
 
-def write_video(path: Path, frames: Iterable[Frame], fps: int = 25, crf: int = 23) -> None:
+def write_video(target: Path | BinaryIO, frames: Iterable[Frame], fps: int = 25, crf: int = CRF) -> None:
     """Encode frames (uint8 [H, W, 3] RGB, even sides) as H.264 in an mp4, equal bytes for equal frames.
 
     One encoder thread, because x264's output depends on the number of threads; no macroblock tree, because with
     AVX-512 it gave other bytes from one run to the next (x264 in PyAV 18, single-threaded, half of all runs).
     """
     options = {"crf": str(crf), "preset": "veryfast", "threads": "1", "mbtree": "0"}
-    with av.open(str(path), mode="w", format="mp4") as container:
+    with av.open(str(target) if isinstance(target, Path) else target, mode="w", format="mp4") as container:
         stream: Any = None
         for picture in frames:
             if stream is None:
@@ -127,3 +280,15 @@ def write_video(path: Path, frames: Iterable[Frame], fps: int = 25, crf: int = 2
             container.mux(stream.encode(VideoFrame.from_ndarray(picture, format="rgb24")))
         if stream is not None:
             container.mux(stream.encode(None))
+
+
+def recompressed(frames: Sequence[Frame]) -> list[Frame]:
+    """Return frames of one size, uint8 [H, W, 3] RGB, as they come out of H.264 at crf CRF."""
+    height, width = frames[0].shape[:2]
+    even = [np.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge") for frame in frames]
+    file = io.BytesIO()
+    write_video(file, even)
+    file.seek(0)
+    with av.open(file, mode="r", format="mp4") as container:
+        decoded = [Picture(frame).rgb for frame in container.decode(video=0)]
+    return [frame[:height, :width] for frame in decoded]

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from compress.metrics import Threshold
 from data.crops import CropRule
+from data.store import StoreSettings
 from export.parity import Parity
 from export.runtimes import Runner, Runtime, load_artifact
 from models.run import DataSource, Parent
@@ -21,8 +22,10 @@ CROP_RULE = (
     "Take any detector's face box [x0, y0, x1, y1] in pixels of the upright picture. side = floor(margin * "
     "max(x1 - x0, y1 - y0) + 0.5); left = floor((x0 + x1 - side) / 2 + 0.5); top = floor((y0 + y1 - side) / 2 + 0.5). "
     "Cut that square, black where it leaves the picture, and resize it to size x size: by area when it shrinks, "
-    "bilinearly when it grows. The detector behind these figures is dlib's frontal HOG detector."
+    "bilinearly when it grows. Where fit is pad, resize all squares of a clip by size / (side of the clip's largest "
+    "square) instead, sides rounded half up, each centred on black. "
 )
+DETECTOR_NAMES = {"dlib": "dlib's frontal HOG detector", "mtcnn": "MTCNN"}
 EXAMPLE_BOXES = ((100.0, 80.0, 260.0, 240.0), (-12.0, 4.0, 51.0, 90.0), (33.5, 20.25, 118.0, 99.75))
 
 
@@ -45,17 +48,21 @@ class CropGeometry(Frozen):
     """How to cut the crop from a face box."""
 
     rule: CropRule
+    detector: Literal["dlib", "mtcnn"] = "dlib"
+    """Whose boxes the crops were cut from, in training and for every figure."""
     text: str
     examples: list[CropExample]
 
     @classmethod
-    def of(cls, rule: CropRule) -> "CropGeometry":
-        """Describe a crop rule with its test vectors."""
+    def of(cls, settings: StoreSettings) -> "CropGeometry":
+        """Describe a store's crop rule with test vectors."""
+        rule, detector = settings.crop, settings.detector
         examples = []
         for box in EXAMPLE_BOXES:
             left, top, side = rule.square(box)
             examples.append(CropExample(box=box, left=left, top=top, side=side))
-        return cls(rule=rule, text=CROP_RULE, examples=examples)
+        text = f"{CROP_RULE}The detector behind all figures is {DETECTOR_NAMES[detector]}."
+        return cls(rule=rule, detector=detector, text=text, examples=examples)
 
 
 class ClipRule(Frozen):

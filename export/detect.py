@@ -8,8 +8,9 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from data.clips import bridge, face_clips
-from data.faces import DlibHog
+from data.clips import face_clips
+from data.faces import DETECTORS
+from data.tracks import Tracker
 from data.video import Video
 from export.bundle import Artifact, Bundle
 from export.runtimes import Runner, cannot_run
@@ -36,14 +37,14 @@ def detect_video(path: Path, bundle: Bundle, artifact: Artifact, runner: Runner)
     scores: list[float] = []
     score_seconds, started = 0.0, time.perf_counter()
     with Video(path) as video:
-        for clip in face_clips(video.frames(), DlibHog(), frames):
-            boxes, _, valid = bridge(clip.faces)
-            chosen = np.flatnonzero(valid)
-            crops = np.stack([rule.cut(clip.pictures[i], boxes[i]) for i in chosen])
+        for clip, *_ in face_clips(
+            Tracker(DETECTORS[bundle.manifest.crop.detector]()).follow(video.pictures()), frames
+        ):
+            crops = rule.cut_clip([picture.rgb for picture in clip.pictures], clip.boxes)[clip.valid]
             before = time.perf_counter()
             probabilities = runner(crops)
             score_seconds += time.perf_counter() - before
-            clips.append({"start_frame": clip.start, "score": float(probabilities.mean()), "frames": len(chosen)})
+            clips.append({"start_frame": clip.start, "score": float(probabilities.mean()), "frames": len(crops)})
             scores.extend(float(p) for p in probabilities)
     if not scores:
         raise StageError(f"no face was found in {path}: there is nothing to score")

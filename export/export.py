@@ -235,7 +235,7 @@ def build_bundle(
         ]
         manifest = Manifest(
             backbone=first.architecture.backbone,
-            crop=CropGeometry.of(store.info.settings.crop),
+            crop=CropGeometry.of(store.info.settings),
             clip=ClipRule(frames=store.frames),
             artifacts=[entry for entry, _ in described],
             golden=Golden(

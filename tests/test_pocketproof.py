@@ -81,7 +81,7 @@ def test_source_without_any_video_that_can_be_read(tmp_path):
         (tmp_path / "corpus" / kind / "x.mp4").write_text("text")
     done = _call("prepare", tmp_path / "corpus", "--out", tmp_path / "store")
     assert done.returncode == 1
-    assert "error: no video of 2 gave a clip: the reasons are in" in done.stderr
+    assert "error: no file of 2 gave a clip: the reasons are in" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -2,17 +2,19 @@
 
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
 import torch
 
-from compress.caches import FrameCache
+from compress.caches import CacheKey, FrameCache
 from compress.distill import distill, load_teacher
 from compress.teach import teach
 from compress.training import Schedule, settle_batch_norms
 from data.batches import Batch, batch_pixels
 from data.store import ClipStore
+from data.views import ViewRule, Views
 from models.detector import PixelDetector
 from models.freezing import freeze
 from models.run import Run
@@ -32,15 +34,16 @@ def test_cached_features_are_those_of_the_frozen_part(teacher_run, opened_store,
     detector = run.detector()
     pixels_in = PixelDetector(detector, run.info.preprocessing)
     frozen, _ = freeze(detector.backbone, "1")
-    clips = opened_store.clips("train")
+    views = Views(opened_store, ViewRule())
 
     def features(pixels):
         with torch.inference_mode():
             return frozen(pixels_in.pictures(torch.from_numpy(pixels)))
 
-    cache = FrameCache.compute(tmp_path / "features.npy", opened_store, clips, features, "test")
+    key = CacheKey(of="f", store="s", weights="w", network="n", precision="fp32", rule=views.rule)
+    cache = FrameCache.fill(tmp_path, key, views, features)
     rows = np.array([0, 7, 42, 13])
-    live = features(batch_pixels(opened_store, clips, rows))
+    live = features(batch_pixels(views, Batch(rows, np.zeros(4, np.int64))))
     torch.testing.assert_close(cache[rows], live, atol=2e-3, rtol=2e-3)
 
 
@@ -102,3 +105,49 @@ def test_settled_batch_norms_hold_the_plain_mean_over_batches():
     torch.testing.assert_close(norm.running_mean, torch.stack([d.mean(0) for d in data]).mean(0))
     torch.testing.assert_close(norm.running_var, torch.stack([d.var(0) for d in data]).mean(0))
     assert norm.momentum == 0.1
+
+
+@pytest.fixture(scope="module")
+def reals_store(demo_corpus, tmp_path_factory):
+    """ClipStore of real videos alone, with forgeries in validation and test."""
+    from data.prepare import prepare
+
+    out = tmp_path_factory.mktemp("reals") / "store"
+    prepare([demo_corpus], out, methods="youtube", frames=4, size=64, ratios="0.5,0.25,0.25", forge=2, workers=2)
+    return out
+
+
+def test_a_teacher_learns_from_real_faces_alone(reals_store, tmp_path, capfd):
+    with pytest.raises(StageError, match=r"6 real and 0 fake clips and needs both: .* or --forge"):
+        teach("dino", reals_store, tmp_path / "run", backbone="test_vit", random_weights=True)
+    options = {"backbone": "test_vit", "random_weights": True, "forge": True, "views": 2, "epochs": 1}
+    teach("dino", reals_store, tmp_path / "run", **options)
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    rule = {"views": 2, "augment": "ten", "forge": True, "seed": 0}
+    assert metrics["training"]["views"] == rule | {"count": 24, "replaced_clips": []}
+    assert (metrics["test"]["clips_real"], metrics["test"]["clips_fake"]) == (3, 6)
+
+
+def test_a_second_teacher_finds_the_frozen_features(reals_store, tmp_path, capfd):
+    options = {"backbone": "test_vit", "random_weights": True, "forge": True, "epochs": 1, "cache": tmp_path / "cache"}
+    teach("dino", reals_store, tmp_path / "one", **options)
+    features = next((tmp_path / "cache").glob("frozen-features-*/block-0.npy"))
+    written = features.stat().st_mtime_ns
+    teach("dino", reals_store, tmp_path / "two", learning_rate=1e-4, **options)
+    assert features.stat().st_mtime_ns == written
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+    capfd.readouterr()
+    teach("dino", reals_store, tmp_path / "three", seed=1, **options)
+    assert "frozen features are computed anew: weights, rule changed" in capfd.readouterr().err
+
+
+def test_a_damaged_clip_is_replaced_and_named(reals_store, tmp_path):
+    store = shutil.copytree(reals_store, tmp_path / "store")
+    clip = ClipStore(store).clips("train", both=False)[0]
+    file = store / "clips" / f"{clip.video_id}.parquet"
+    content = file.read_bytes()
+    file.write_bytes(content.replace(b"IDAT", b"IDAX"))
+    options = {"backbone": "test_vit", "random_weights": True, "forge": True, "epochs": 1, "unfreeze": "all"}
+    teach("dino", store, tmp_path / "run", **options)
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["training"]["views"]["replaced_clips"] == [clip.clip_id]

@@ -1,5 +1,6 @@
 """Balanced batches, against counts of what was drawn."""
 
+import shutil
 from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
@@ -10,42 +11,54 @@ import pytest
 
 from data.batches import Batch, balanced_batches, batch_pixels
 from data.store import Clip, ClipStore
+from data.views import View, ViewRule, Views
+from stage import StageError
 
 T = 5
 
 
-def clips_of(valid: Sequence[tuple[int, str]]) -> list[Clip]:
+class Drawn(Views):
+    """Views of made-up clips, whose pictures nobody asks for."""
+
+    def __init__(self, clips: Sequence[Clip]) -> None:
+        self.views = [View(clip, 0, False) for clip in clips]
+        self.unreadable = set()
+
+
+def clip(name: str, label: int, flags: str, method: str = "m") -> Clip:
+    valid = np.array([flag == "1" for flag in flags])
+    return Clip(name, name, label, method, (name,), valid, np.zeros((len(flags), 4), np.float32), 0)
+
+
+def views_of(valid: Sequence[tuple[int, str]]) -> Views:
     """Clips of T frames: a label, and ``1`` for a valid frame, ``0`` for another."""
-    return [
-        Clip(str(n), str(n), label, "m", (str(n),), np.array([flag == "1" for flag in flags]), 0)
-        for n, (label, flags) in enumerate(valid)
-    ]
+    return Drawn([clip(str(n), label, flags) for n, (label, flags) in enumerate(valid)])
 
 
-FEW_FAKES = clips_of([(0, "11111"), (1, "01101"), (0, "11110"), (0, "11111"), (0, "00111")])
-FEW_REALS = clips_of([(1, "11111"), (1, "11111"), (0, "10000"), (1, "10101")])
-EVEN = clips_of([(0, "11111"), (1, "11111")])
+FEW_FAKES = views_of([(0, "11111"), (1, "01101"), (0, "11110"), (0, "11111"), (0, "00111")])
+FEW_REALS = views_of([(1, "11111"), (1, "11111"), (0, "10000"), (1, "10101")])
+EVEN = views_of([(0, "11111"), (1, "11111")])
 
 
-def valid_rows(clips: Sequence[Clip], label: int) -> set[int]:
-    return {c * T + t for c, clip in enumerate(clips) for t in range(T) if clip.label == label and clip.valid[t]}
+def valid_rows(views: Views, label: int) -> set[int]:
+    return {v * T + t for v, view in enumerate(views.views) for t in range(T) if view.label == label and view.valid[t]}
 
 
 def drawn(batches: Sequence[Batch], label: int) -> Counter[int]:
     return Counter(row for b in batches for row, of in zip(b.rows.tolist(), b.labels, strict=True) if of == label)
 
 
-@pytest.mark.parametrize("clips", [FEW_FAKES, FEW_REALS, EVEN], ids=["few fakes", "few reals", "even"])
+@pytest.mark.parametrize("views", [FEW_FAKES, FEW_REALS, EVEN], ids=["few fakes", "few reals", "even"])
 @pytest.mark.parametrize("size", [2, 4, 6, 64])
-def test_batches_are_full_balanced_and_hold_every_valid_frame(clips: list[Clip], size: int) -> None:
-    batches = list(balanced_batches(clips, size, (0,)))
+def test_batches_are_full_balanced_and_hold_every_valid_frame(views: Views, size: int) -> None:
+    batches = list(balanced_batches(views, size, (0,)))
     assert [Counter(batch.labels.tolist()) for batch in batches] == [{0: size // 2, 1: size // 2}] * len(batches)
     assert {batch.rows.shape for batch in batches} == {(size,)}
-    more = max(len(valid_rows(clips, label)) for label in (0, 1))
+    more = max(len(valid_rows(views, label)) for label in (0, 1))
     assert len(batches) == -(-more // (size // 2))
     for label in (0, 1):
         counts = drawn(batches, label)
-        assert set(counts) == valid_rows(clips, label)
+        assert set(counts) == valid_rows(views, label)
         assert max(counts.values()) - min(counts.values()) <= 1
 
 
@@ -56,14 +69,64 @@ def test_seed_decides_the_order() -> None:
 
 
 def test_frames_of_one_clip_do_not_stay_together() -> None:
-    clips = clips_of([(label, "11111") for label in (0, 1) for _ in range(20)])
-    rows = np.concatenate([batch.rows for batch in balanced_batches(clips, 8, (0,))])
+    views = views_of([(label, "11111") for label in (0, 1) for _ in range(20)])
+    rows = np.concatenate([batch.rows for batch in balanced_batches(views, 8, (0,))])
     assert sum(a // T == b // T for a, b in pairwise(rows.tolist())) < len(rows) / 4
 
 
+def test_methods_of_forgery_are_mixed_in_proportion() -> None:
+    methods = ["a"] * 30 + ["b"] * 20 + ["c"] * 10
+    views = Drawn([clip(f"f{n}", 1, "1" * T, m) for n, m in enumerate(methods)] + [clip("r", 0, "1" * T, "real")])
+    for batch in list(balanced_batches(views, 24, (0,))):
+        counts = Counter(views.views[row // T].method for row in batch.rows[batch.labels == 1])
+        assert [abs(counts[method] - share) <= 1 for method, share in (("a", 6), ("b", 4), ("c", 2))] == [True] * 3
+
+
+def test_views_that_cannot_be_read_are_not_drawn() -> None:
+    views = views_of([(0, "11111"), (0, "11111"), (1, "11111")])
+    views.unreadable.add(1)
+    rows = np.concatenate([batch.rows for batch in balanced_batches(views, 4, (0,))])
+    assert set((rows // T).tolist()) == {0, 2}
+    views.unreadable.add(0)
+    views.store = type("Store", (), {"path": Path("store")})()  # type: ignore[assignment]
+    with pytest.raises(StageError, match="no real view of store can be read: prepare it again"):
+        next(balanced_batches(views, 4, (0,)))
+
+
 def test_pixels_of_a_batch_are_those_of_the_store(demo_store: Path) -> None:
-    store = ClipStore(demo_store)
-    clips = store.clips("train")
+    views = Views(ClipStore(demo_store), ViewRule())
     rows = np.array([47, 0, 13, 13, 12, 3, 46])
-    expected = [store.pixels(clips[row // 4])[row % 4] for row in rows]
-    np.testing.assert_array_equal(batch_pixels(store, clips, rows), expected)
+    expected = [views.store.pixels(views.views[row // 4].clip)[row % 4] for row in rows]
+    np.testing.assert_array_equal(batch_pixels(views, Batch(rows, np.zeros(7, np.int64))), expected)
+
+
+@pytest.fixture
+def damaged(demo_store: Path, tmp_path: Path) -> Views:
+    """Views of a store of which the pictures of the first real and the first fake clip are damaged."""
+    store = shutil.copytree(demo_store, tmp_path / "store")
+    views = Views(ClipStore(store), ViewRule())
+    for label in (0, 1):
+        file = store / "clips" / f"{next(v.clip.video_id for v in views.views if v.label == label)}.parquet"
+        content = bytearray(file.read_bytes())
+        for start in (place for place in range(len(content)) if content[place : place + 4] == b"IDAT"):
+            content[start + 8 : start + 40] = bytes(32)
+        file.write_bytes(content)
+    return views
+
+
+def test_batches_stay_full_and_balanced_when_clips_cannot_be_read(
+    damaged: Views, capfd: pytest.CaptureFixture[str]
+) -> None:
+    broken = [next(n for n, view in enumerate(damaged.views) if view.label == label) for label in (0, 1)]
+    for batch in list(balanced_batches(damaged, 16, (0,))):
+        pixels = batch_pixels(damaged, batch)
+        assert pixels.shape == (16, 64, 64, 3)
+        for row, label, crop in zip(batch.rows.tolist(), batch.labels.tolist(), pixels, strict=True):
+            whole = [n for n, view in enumerate(damaged.views) if view.label == label and n not in broken]
+            sources = whole if row // 4 in broken else [row // 4]
+            assert any((crop == frame).all() for n in sources for frame in damaged.pixels(damaged.views[n]))
+    assert damaged.unreadable == set(broken)
+    assert damaged.summary()["replaced_clips"] == sorted(damaged.views[n].clip.clip_id for n in broken)
+    said = capfd.readouterr().err
+    assert all(said.count(f"clip {damaged.views[n].clip.clip_id} is replaced by others: ") == 1 for n in broken)
+    assert {row // 4 for batch in balanced_batches(damaged, 16, (1,)) for row in batch.rows.tolist()}.isdisjoint(broken)

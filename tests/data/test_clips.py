@@ -1,14 +1,15 @@
-"""Clips out of a stream of frames, and bridged gaps, against closed forms and known appearances of a photo."""
+"""Clips out of a stream of faces, and bridged gaps, against closed forms and known appearances of a photo."""
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from data.clips import BRIDGED_FRAMES, bridge, face_clips
+from data.clips import BRIDGED_FRAMES, FaceClip, bridge, face_clips
 from data.faces import DlibHog, Face
-from data.video import Frame
+from data.tracks import Seen, Tracker
+from data.video import Frame, Picture
 
-EMPTY = np.full((200, 240, 3), 128, np.uint8)
+EMPTY = Picture.of(np.full((200, 240, 3), 128, np.uint8))
 
 
 def face_at(frame: int) -> Face:
@@ -20,16 +21,23 @@ def seen_at(frames: list[int], length: int) -> list[Face | None]:
     return [face_at(n) if n in frames else None for n in range(length)]
 
 
-def shown(astronaut: Frame, pattern: str) -> list[Frame]:
-    """One frame a letter: ``f`` with the face, ``.`` without."""
-    head = EMPTY.copy()
-    head[10:190, 30:210] = astronaut[30:210, 140:320]
-    return [head if letter == "f" else EMPTY for letter in pattern]
+def stream(*tracks: str, sides: tuple[float, ...] = (80, 80, 80), pictures: Picture = EMPTY) -> list[Seen]:
+    """Square faces of some sides by their patterns, one letter a frame: ``f`` where the track has its face."""
+    seen = [Seen(pictures) for _ in tracks[0]]
+    for track, (pattern, side) in enumerate(zip(tracks, sides, strict=False)):
+        for frame, letter in zip(seen, pattern, strict=True):
+            if letter == "f":
+                frame.faces[track] = Face(np.array([10.0, 10, 10 + side, 10 + side]), 1.0)
+    return seen
 
 
-def cut(frames: list[Frame], length: int) -> list[tuple[int, str]]:
-    clips = face_clips(frames, DlibHog(), length)
-    return [(clip.start, "".join("." if face is None else "f" for face in clip.faces)) for clip in clips]
+def pattern(clip: FaceClip) -> str:
+    return "".join("." if face is None else "f" for face in clip.faces)
+
+
+def cut(frames: list[Seen], length: int) -> list[list[tuple[int, int, str]]]:
+    """Start, track and pattern of every clip, by stretch."""
+    return [[(clip.start, clip.track, pattern(clip)) for clip in clips] for clips in face_clips(frames, length)]
 
 
 def test_boxes_in_a_gap_lie_on_the_line_between_its_ends() -> None:
@@ -62,31 +70,85 @@ def test_a_gap_too_long_to_bridge_is_not_valid(seen: list[int], length: int, inv
     assert np.flatnonzero(~valid).tolist() == invalid
 
 
-def test_clips_follow_one_another_and_the_last_is_the_rest(astronaut: Frame) -> None:
-    assert cut(shown(astronaut, "ffffffff"), 3) == [(0, "fff"), (3, "fff"), (6, "ff")]
+def test_a_followed_face_has_no_score() -> None:
+    faces = [Face(face_at(0).box, 2.0), Face(face_at(1).box, float("nan")), None, Face(face_at(3).box, 1.0)]
+    np.testing.assert_array_equal(bridge(faces)[1], np.array([2, np.nan, 0, 1], np.float32))
 
 
-def test_frames_before_the_face_are_in_no_clip(astronaut: Frame) -> None:
-    assert cut(shown(astronaut, "..fffff"), 3) == [(2, "fff"), (5, "ff")]
+def test_clips_follow_one_another_and_the_last_is_the_rest() -> None:
+    assert cut(stream("ffffffff"), 3) == [[(0, 0, "fff")], [(3, 0, "fff")], [(6, 0, "ff")]]
 
 
-def test_a_clip_goes_on_through_a_gap_and_the_next_one_waits_for_the_face(astronaut: Frame) -> None:
-    assert cut(shown(astronaut, "f.f...f."), 3) == [(0, "f.f"), (6, "f.")]
+def test_frames_before_the_face_are_in_no_clip() -> None:
+    assert cut(stream("..fffff"), 3) == [[(2, 0, "fff")], [(5, 0, "ff")]]
 
 
-def test_a_stream_without_a_face_gives_no_clip(astronaut: Frame) -> None:
-    assert cut(shown(astronaut, "...."), 3) == []
+def test_a_clip_goes_on_through_a_gap_and_the_next_one_waits_for_the_face() -> None:
+    assert cut(stream("f.f...f."), 3) == [[(0, 0, "f.f")], [(6, 0, "f.")]]
+
+
+def test_a_stream_without_a_face_gives_no_clip() -> None:
+    assert cut(stream("...."), 3) == []
+    assert cut([], 3) == []
+
+
+def test_every_face_of_a_stretch_has_its_clip_and_the_largest_comes_first() -> None:
+    frames = stream("ffffff", ".fffff", "...fff", sides=(40, 60, 50))
+    assert cut(frames, 3) == [[(0, 1, ".ff"), (0, 0, "fff")], [(3, 1, "fff"), (3, 2, "fff"), (3, 0, "fff")]]
+
+
+def test_an_unsteady_face_comes_after_steady_ones_however_large() -> None:
+    frames = stream("f" + "." * 19, "f" * 20, "f" * 7 + "." * 13, sides=(90, 20, 80))
+    clips = next(face_clips(frames, 20))
+    assert [clip.track for clip in clips] == [1, 0, 2]
+    assert [clip.steady for clip in clips] == [True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("seen", "steady"),
+    [("f" * 10 + "." * 10, True), ("f" * 9 + "." * 11, False), ("f.....f" + "." * 13, False), ("f" + "." * 5, True)],
+)
+def test_a_face_is_steady_in_half_of_the_frames(seen: str, steady: bool) -> None:
+    (clip,) = next(face_clips(stream(seen), len(seen)))
+    assert clip.steady is steady
+
+
+def test_the_typical_size_counts_not_the_largest() -> None:
+    frames = stream("ffff", "ffff", sides=(50, 40))
+    frames[2].faces[1] = Face(np.array([0.0, 0, 200, 200]), 1.0)
+    assert [clip.track for clip in next(face_clips(frames, 4))] == [0, 1]
+
+
+def test_a_clip_spans_no_change_of_the_size() -> None:
+    other = Picture.of(np.zeros((240, 200, 3), np.uint8))
+    frames = [*stream("fffff"), *stream(".ffff", pictures=other)]
+    assert cut(frames, 3) == [[(0, 0, "fff")], [(3, 0, "ff")], [(6, 0, "fff")], [(9, 0, "f")]]
+    sizes = [{picture.size for picture in clip.pictures} for (clip,) in face_clips(frames, 3)]
+    assert sizes == [{(200, 240)}] * 2 + [{(240, 200)}] * 2
+
+
+def test_a_clip_has_its_faces_bridged() -> None:
+    clip = FaceClip(7, 0, [EMPTY] * 10, seen_at([0, 1, 4, 9], 10))
+    boxes, scores, valid = bridge(clip.faces)
+    assert len(clip) == 10
+    np.testing.assert_array_equal(clip.boxes, boxes)
+    np.testing.assert_array_equal(clip.scores, scores)
+    np.testing.assert_array_equal(clip.valid, valid)
 
 
 def test_a_clip_holds_the_frames_themselves(astronaut: Frame) -> None:
-    frames = [np.roll(frame, n, axis=1) for n, frame in enumerate(shown(astronaut, "ffff"))]
-    clips = list(face_clips(frames, DlibHog(), 2))
-    np.testing.assert_array_equal(np.stack([*clips[0].pictures, *clips[1].pictures]), np.stack(frames))
+    head = np.full((200, 240, 3), 128, np.uint8)
+    head[10:190, 30:210] = astronaut[30:210, 140:320]
+    frames = [np.roll(head, n, axis=1) for n in range(4)]
+    clips = list(face_clips(Tracker(DlibHog()).follow(map(Picture.of, frames)), 2))
+    held = [picture.rgb for (clip,) in clips for picture in clip.pictures]
+    np.testing.assert_array_equal(held, frames)
 
 
 def test_a_face_that_moved_while_unseen_starts_a_clip_where_it_is(astronaut: Frame) -> None:
     left, right = np.full((2, 200, 640, 3), 128, np.uint8)
     left[10:190, 10:190] = right[10:190, 450:630] = astronaut[30:210, 140:320]
-    clips = list(face_clips([left, left, *[right] * 3], DlibHog(), 2))
+    pictures = map(Picture.of, [left, left, *[right] * 3])
+    clips = [clips[0] for clips in face_clips(Tracker(DlibHog()).follow(pictures), 2)]
     found = [[face.box[0] > 320 for face in clip.faces if face is not None] for clip in clips]
-    assert found == [[False, False], [True, True]]
+    assert found == [[False, False], [True, True], [True]]

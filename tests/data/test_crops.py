@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from data.crops import CropRule
+from data.crops import CropRule, Fit
 
 WHITE = np.full((100, 160, 3), 255, np.uint8)
 
@@ -78,6 +78,87 @@ def test_a_small_square_grows_bilinearly_between_pixel_centres() -> None:
     assert np.abs(crop - grown).max() <= 1.0
 
 
+SHRINKING = np.array([[40, 20, 120, 100], [50, 30, 110, 90], [60.0, 40, 100, 80]], np.float32)
+"""Sides 80, 60 and 40 about one centre."""
+
+
+@pytest.mark.parametrize(("size", "inner"), [(16, (16, 12, 8)), (32, (32, 24, 16)), (100, (100, 75, 50))])
+def test_padding_keeps_the_sizes_of_a_clips_faces_relative_to_each_other(size: int, inner: tuple[int, ...]) -> None:
+    frame, pad = noise(120, 160), CropRule(size=size, margin=1.0, fit="pad")
+    crops = pad.cut_clip([frame] * 3, SHRINKING)
+    for crop, box, side in zip(crops, SHRINKING, inner, strict=True):
+        start = (size - side) // 2
+        middle = slice(start, start + side)
+        if side >= 16:
+            resized = CropRule(size=side, margin=1.0).cut(frame, box)
+            np.testing.assert_array_equal(crop[middle, middle], resized)
+        crop[middle, middle] = 0
+        assert not crop.any()
+
+
+def test_padded_sides_are_rounded_half_up_and_the_odd_pixel_is_below_and_right() -> None:
+    boxes = np.array([[0, 0, 64, 64], [0, 0, 33, 33], [0, 0, 31, 31], [0, 0, 1, 1]], np.float32)
+    crops = CropRule(size=32, margin=1.0, fit="pad").cut_clip([np.full((64, 64, 3), 255, np.uint8)] * 4, boxes)
+    for crop, side, start in zip(crops, (32, 17, 16, 1), (0, 7, 8, 15), strict=True):
+        expected = np.zeros((32, 32, 3), np.uint8)
+        expected[start : start + side, start : start + side] = 255
+        np.testing.assert_array_equal(crop, expected)
+
+
+def test_padding_of_a_frame_alone_is_resizing() -> None:
+    resize, pad = CropRule(size=48), CropRule(size=48, fit="pad")
+    frame = noise(100, 160)
+    for box in SHRINKING:
+        np.testing.assert_array_equal(pad.cut(frame, box), resize.cut(frame, box))
+        np.testing.assert_array_equal(pad.cut_clip([frame], box[None])[0], resize.cut(frame, box))
+
+
+def test_resizing_fills_every_crop() -> None:
+    frame = noise(120, 160)
+    crops = CropRule(size=32, margin=1.0).cut_clip([frame] * 3, SHRINKING)
+    expected = [CropRule(size=32, margin=1.0).cut(frame, box) for box in SHRINKING]
+    np.testing.assert_array_equal(crops, expected)
+
+
+def test_the_largest_square_can_be_that_of_other_boxes() -> None:
+    pad = CropRule(size=32, margin=1.0, fit="pad")
+    whole = pad.cut_clip([noise(120, 160)] * 3, SHRINKING)
+    assert pad.largest(SHRINKING) == 80
+    np.testing.assert_array_equal(pad.cut_clip([noise(120, 160)] * 2, SHRINKING[1:], largest=80), whole[1:])
+
+
+@pytest.mark.parametrize("fit", ["resize", "pad"])
+@pytest.mark.parametrize("box", [(60, 40, 121, 90), (-30, -20, 50, 61), (100, 30, 190, 140), (70, 50, 90, 74)])
+@pytest.mark.parametrize("largest", [None, 170])
+def test_a_box_in_its_crop_is_where_the_frame_s_pixels_are(
+    fit: Fit, box: tuple[int, int, int, int], largest: int | None
+) -> None:
+    rule = CropRule(size=224, margin=1.4, fit=fit)
+    inside = rule.box_in_crop(box, largest)
+    (x0, y0, x1, y1), found = box, 0
+    for corner, (x, y) in enumerate([(x0, y0), (x1, y0), (x0, y1), (x1, y1)]):
+        if not (3 <= x <= 157 and 3 <= y <= 117):
+            continue
+        frame = np.zeros((120, 160, 3), np.uint8)
+        frame[y - 2 : y + 2, x - 2 : x + 2] = 255
+        weights = rule.cut(frame, box, largest)[..., 0].astype(float)
+        down, across = (np.arange(224) + 0.5) @ weights.sum(1), (np.arange(224) + 0.5) @ weights.sum(0)
+        expected = inside[[2 * (corner % 2), 1 + 2 * (corner // 2)]]
+        np.testing.assert_allclose([across / weights.sum(), down / weights.sum()], expected, atol=0.3)
+        found += 1
+    assert found >= 1
+
+
+@pytest.mark.parametrize("fit", ["resize", "pad"])
+def test_a_crop_never_distorts(fit: Fit) -> None:
+    frame = np.zeros((120, 160, 3), np.uint8)
+    frame[30:70, 60:100] = 255
+    for box in ((50, 20, 110, 60), (60, 10, 80, 80), (30, 25, 150, 80)):
+        crop = CropRule(size=96, margin=1.6, fit=fit).cut(frame, box, largest=200)[..., 0] / 255
+        across, down = crop.max(axis=0).sum(), crop.max(axis=1).sum()
+        assert across == pytest.approx(down, abs=1.5)
+
+
 def test_frame_is_left_as_it_was() -> None:
     frame = noise(100, 160)
     CropRule(size=16).cut(frame, (8, 4, 88, 84))[:] = 0
@@ -91,9 +172,10 @@ def test_frame_is_left_as_it_was() -> None:
         ({"size": 2000}, "size\n.*less than or equal to 1024"),
         ({"margin": 0.9}, "margin\n.*greater than or equal to 1"),
         ({"fill": 7}, "fill\n.*should be 0"),
+        ({"fit": "stretch"}, "fit\n.*'resize' or 'pad'"),
         ({"side": 7}, "side\n.*not permitted"),
     ],
 )
-def test_rule_is_checked_when_it_is_made(options: dict[str, float], message: str) -> None:
+def test_rule_is_checked_when_it_is_made(options: dict[str, float | str], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         CropRule.model_validate(options)

@@ -9,11 +9,17 @@ import numpy as np
 import pytest
 
 from data.demo import NOTE, Camera, Photo, render_corpora, render_pair
-from data.faces import DlibHog, iou
+from data.faces import DlibHog, Face, iou, whole
+from data.video import Frame, Picture
 
 
 def files(root: Path) -> dict[str, bytes]:
     return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+def faces(frame: Frame) -> list[Face]:
+    picture = Picture.of(frame)
+    return DlibHog().detect(picture, whole(picture), 1.0)
 
 
 def test_corpus_is_laid_out_like_faceforensics(demo_corpus: Path) -> None:
@@ -49,7 +55,7 @@ def test_a_pair_differs_at_the_face_and_little_elsewhere(demo_corpus: Path) -> N
         real = cv2.VideoCapture(str(demo_corpus / f"original_sequences/youtube/c23/videos/{n:03d}.mp4")).read()[1]
         fake = demo_corpus / f"manipulated_sequences/SelfBlended/c23/videos/{n:03d}_{n:03d}.mp4"
         difference = np.abs(real.astype(int) - cv2.VideoCapture(str(fake)).read()[1]).mean(axis=-1)
-        x0, y0, x1, y1 = max(DlibHog().detect(real[..., ::-1].copy(), 1.0), key=lambda face: face.score).box.astype(int)
+        x0, y0, x1, y1 = max(faces(real[..., ::-1]), key=lambda face: face.score).box.astype(int)
         height, width = (y1 - y0) // 2, (x1 - x0) // 2
         far = np.ones(difference.shape, bool)
         far[max(y0 - height, 0) : y1 + height, max(x0 - width, 0) : x1 + width] = False
@@ -60,7 +66,7 @@ def test_the_camera_tells_where_the_face_is() -> None:
     camera = Camera.draw(np.random.default_rng(5))
     film = list(camera.film(Photo.load()))
     for frame, box in film[::10]:
-        assert max(iou(face.box, box) for face in DlibHog().detect(frame, 1.0)) > 0.6
+        assert max(iou(face.box, box) for face in faces(frame)) > 0.6
     assert film[0][1][2] - film[0][1][0] == pytest.approx(camera.face_width[0])
     assert film[-1][1][2] - film[-1][1][0] == pytest.approx(camera.face_width[1])
 

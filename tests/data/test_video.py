@@ -1,10 +1,17 @@
-"""Decoding and encoding, against what was encoded, OpenCV's decoder and the definition of the display matrix."""
+"""Decoding, seeking and encoding, against what was encoded, PyAV's planes, OpenCV and the display matrix's definition.
+
+That a frame is the one that was asked for is told by decoding the whole file from its start.
+"""
 
 import os
 import shutil
 import struct
 import wave
+from collections.abc import Callable
+from fractions import Fraction
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import av
 import cv2
@@ -12,7 +19,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from data.video import UnreadableVideo, Video, write_video
+from data.video import Picture, UnreadableVideo, Video, recompressed, write_video
 
 UPRIGHT = (1, 0, 0, 1)
 TURNED_CLOCKWISE = (0, 1, -1, 0)
@@ -35,7 +42,7 @@ def quadrants() -> NDArray[np.uint8]:
 
 def decode(path: Path) -> list[NDArray[np.uint8]]:
     with Video(path) as video:
-        return list(video.frames())
+        return [picture.rgb for picture in video.pictures()]
 
 
 def psnr(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
@@ -53,12 +60,39 @@ def with_display_matrix(path: Path, matrix: tuple[int, int, int, int]) -> None:
     path.write_bytes(content)
 
 
+def encode(
+    path: Path,
+    frames: list[NDArray[np.uint8]],
+    codec: str = "libx264",
+    pix_fmt: str = "yuv420p",
+    options: dict[str, str] | None = None,
+    times: list[int] | None = None,
+) -> None:
+    """Encode frames with any of FFmpeg's encoders; ``times`` are in milliseconds. Skips the test if there is none."""
+    try:
+        av.codec.Codec(codec, "w")
+    except ValueError:
+        pytest.skip(f"PyAV was built without {codec}")
+    with av.open(str(path), "w") as container:
+        stream: Any = container.add_stream(codec, rate=25, options=options or {})
+        stream.height, stream.width = frames[0].shape[:2]
+        stream.pix_fmt = pix_fmt
+        if times:
+            stream.codec_context.time_base = Fraction(1, 1000)
+        for n, pixels in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            if times:
+                frame.pts, frame.time_base = times[n], Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+
+
 def moved_pixel_by_pixel(picture: NDArray[np.uint8], matrix: tuple[int, int, int, int]) -> NDArray[np.uint8]:
     a, b, c, d = matrix
     height, width = picture.shape[:2]
     y, x = np.mgrid[:height, :width]
     to_x, to_y = a * x + c * y, b * x + d * y
-    moved = np.zeros((np.ptp(to_y) + 1, np.ptp(to_x) + 1, 3), np.uint8)
+    moved = np.zeros((np.ptp(to_y) + 1, np.ptp(to_x) + 1, *picture.shape[2:]), np.uint8)
     moved[to_y - to_y.min(), to_x - to_x.min()] = picture
     return moved
 
@@ -95,11 +129,259 @@ def test_info_holds_rate_and_size(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("matrix", ORIENTATIONS)
-def test_display_matrix_puts_frames_upright(tmp_path: Path, matrix: tuple[int, int, int, int]) -> None:
+def test_display_matrix_puts_colours_and_luma_upright(tmp_path: Path, matrix: tuple[int, int, int, int]) -> None:
     write_video(tmp_path / "a.mp4", [quadrants()], crf=0)
-    plain = decode(tmp_path / "a.mp4")[0]
+    with Video(tmp_path / "a.mp4") as video:
+        plain = next(video.pictures())
     with_display_matrix(tmp_path / "a.mp4", matrix)
-    np.testing.assert_array_equal(decode(tmp_path / "a.mp4")[0], moved_pixel_by_pixel(plain, matrix))
+    with Video(tmp_path / "a.mp4") as video:
+        turned = next(video.pictures())
+        assert (video.info.height, video.info.width) == turned.size == turned.rgb.shape[:2]
+    np.testing.assert_array_equal(turned.rgb, moved_pixel_by_pixel(plain.rgb, matrix))
+    np.testing.assert_array_equal(turned.luma, moved_pixel_by_pixel(plain.luma, matrix))
+
+
+def coded_luma(path: Path) -> list[NDArray[Any]]:
+    """The Y planes as FFmpeg's own filter takes them out of the frames."""
+    graph = av.filter.Graph()
+    with av.open(str(path)) as container:
+        graph.link_nodes(
+            graph.add_buffer(template=container.streams.video[0]),
+            graph.add("extractplanes", "y"),
+            graph.add("buffersink"),
+        ).configure()
+        planes = []
+        for frame in container.decode(video=0):
+            graph.push(frame)
+            planes.append(graph.pull().to_ndarray())
+    return planes
+
+
+def lumas(path: Path) -> NDArray[np.uint8]:
+    with Video(path) as video:
+        return np.stack([picture.luma for picture in video.pictures()])
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "pix_fmt", "size"),
+    [
+        ("a.mp4", "libx264", "yuv420p", (48, 64)),
+        ("full-range.mov", "mjpeg", "yuvj422p", (48, 64)),
+        ("odd.mkv", "ffv1", "yuv420p", (47, 61)),
+        ("odd444.mkv", "ffv1", "yuv444p", (47, 61)),
+        ("alpha.mkv", "ffv1", "yuva420p", (47, 61)),
+        ("grey.mkv", "ffv1", "gray", (47, 61)),
+    ],
+)
+def test_luma_of_8_bits_is_the_plane_as_coded(
+    tmp_path: Path, name: str, codec: str, pix_fmt: str, size: tuple[int, int]
+) -> None:
+    encode(tmp_path / name, [frame[: size[0], : size[1]] for frame in waves(3)], codec, pix_fmt)
+    planes = coded_luma(tmp_path / name)
+    np.testing.assert_array_equal(lumas(tmp_path / name), planes)
+    assert planes[0].shape == size
+
+
+def test_luma_of_a_webm_with_alpha_is_the_plane_as_coded(tmp_path: Path) -> None:
+    encode(tmp_path / "a.webm", waves(3), "libvpx-vp9", "yuva420p")
+    np.testing.assert_array_equal(lumas(tmp_path / "a.webm"), coded_luma(tmp_path / "a.webm"))
+
+
+@pytest.mark.parametrize(("name", "codec"), [("a.mkv", "ffv1"), ("a.mp4", "libx264")])
+def test_luma_of_10_bits_is_the_coded_one_spread_over_0_to_255(tmp_path: Path, name: str, codec: str) -> None:
+    encode(tmp_path / name, waves(3), codec, "yuv420p10le")
+    coded = np.stack(coded_luma(tmp_path / name))
+    assert coded.dtype == np.uint16
+    expected = np.clip((coded - 64.0) / (940 - 64) * 255, 0, 255)
+    assert np.abs(lumas(tmp_path / name) - expected).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "pix_fmt"),
+    [("a.mkv", "ffv1", "bgr0"), ("b.mkv", "libx264rgb", "rgb24"), ("c.avi", "rawvideo", "bgr24")],
+)
+def test_luma_of_rgb_video_is_the_sum_of_bt601(tmp_path: Path, name: str, codec: str, pix_fmt: str) -> None:
+    encode(tmp_path / name, waves(3), codec, pix_fmt)
+    expected = np.stack(decode(tmp_path / name)) @ [0.299, 0.587, 0.114]
+    assert np.abs(lumas(tmp_path / name) - expected).max() <= 1
+
+
+def test_a_wrapped_picture_is_itself() -> None:
+    pixels = quadrants()[:47, :61]
+    picture = Picture.of(pixels)
+    np.testing.assert_array_equal(picture.rgb, pixels)
+    assert picture.size == (47, 61)
+    assert np.abs(picture.luma - pixels @ [0.299, 0.587, 0.114]).max() <= 1
+
+
+def textured(count: int) -> list[NDArray[np.uint8]]:
+    """Pictures, uint8 [32, 48, 3], no two of which are alike."""
+    rng = np.random.default_rng(0)
+    base = rng.integers(60, 180, (32, 48 + count, 3)).astype(np.uint8)
+    return [np.roll(base[:, n : n + 48], n % 5, axis=0) + np.uint8(n % 60) for n in range(count)]
+
+
+LENGTH = 150
+VARIABLE = np.cumsum(np.random.default_rng(1).integers(5, 80, LENGTH)).tolist()
+"""Milliseconds."""
+B_FRAMES = {"bf": "3", "g": "12", "threads": "1", "preset": "ultrafast"}
+OPEN_GOP = {"x264-params": "open-gop=1:keyint=15:min-keyint=15:bframes=3:b-adapt=0:scenecut=0:threads=1"}
+WEBM = {"g": "30", "auto-alt-ref": "1", "lag-in-frames": "16", "deadline": "good", "cpu-used": "5", "b": "200k"}
+KINDS: dict[str, dict[str, Any]] = {
+    "b-frames.mp4": {"options": B_FRAMES},
+    "one-key.mp4": {"options": B_FRAMES | {"g": "1000", "sc_threshold": "0"}},
+    "open-gop.mp4": {"options": OPEN_GOP},
+    "open-gop.mkv": {"options": OPEN_GOP},
+    "refresh.mp4": {"options": {"x264-params": "intra-refresh=1:keyint=20:bframes=0:threads=1"}},
+    "variable.mp4": {"options": B_FRAMES, "times": VARIABLE},
+    "variable.mkv": {"options": B_FRAMES, "times": VARIABLE},
+    "mpeg4.avi": {"codec": "mpeg4", "options": {"bf": "2", "g": "12"}},
+    "stream.mpg": {"codec": "mpeg2video", "options": {"bf": "2", "g": "12"}},
+    "stream.ts": {"codec": "mpeg2video", "options": {"bf": "2", "g": "12"}},
+    "h264.ts": {"options": B_FRAMES},
+    "h264.avi": {"options": B_FRAMES},
+    "mpeg2.mkv": {"codec": "mpeg2video", "options": {"bf": "2", "g": "12"}},
+    "mjpeg.mov": {"codec": "mjpeg", "pix_fmt": "yuvj420p"},
+    "vp8.webm": {"codec": "libvpx", "options": WEBM},
+    "vp9.webm": {"codec": "libvpx-vp9", "options": WEBM},
+}
+
+
+def cut_before_second_key(source: Path, target: Path) -> None:
+    """Copy the packets from the second key frame on: those that refer to what was cut off cannot be decoded."""
+
+    def kept(packet: av.Packet) -> av.Packet | None:
+        seen.append(packet.is_keyframe)
+        return packet if sum(seen) > 1 else None
+
+    seen: list[bool] = []
+    copy(source, target, kept)
+
+
+def hide_frames(source: Path, target: Path) -> None:
+    """Copy a VP8 video and clear some packets' show_frame (RFC 6386, 9.1), as encoders do for golden frames."""
+
+    def hidden(packet: av.Packet) -> av.Packet:
+        content = bytearray(bytes(packet))
+        if packet.pts % 200 == 120:
+            content[0] &= ~0x10
+        return changed_packet(packet, bytes(content))
+
+    copy(source, target, hidden)
+
+
+def changed_packet(packet: av.Packet, content: bytes) -> av.Packet:
+    changed = av.Packet(content)
+    changed.pts, changed.dts, changed.time_base = packet.pts, packet.dts, packet.time_base
+    changed.is_keyframe = packet.is_keyframe
+    return changed
+
+
+def copy(source: Path, target: Path, change: Callable[[av.Packet], av.Packet | None]) -> None:
+    with av.open(str(source)) as before, av.open(str(target), "w") as after:
+        stream = after.add_stream_from_template(before.streams.video[0])
+        for packet in before.demux(before.streams.video[0]):
+            changed = change(packet) if packet.size else None
+            if changed is not None:
+                changed.stream = stream
+                after.mux(changed)
+
+
+def start_later(source: Path, target: Path) -> None:
+    """Make an mp4's edit list begin 5 frames later (ISO/IEC 14496-12, 8.6.6): the first ones are not shown."""
+    content = bytearray(source.read_bytes())
+    at = content.index(b"elst") + 4 + 4 + 4 + 4
+    (begin,) = struct.unpack(">i", content[at : at + 4])
+    content[at : at + 4] = struct.pack(">i", begin + 5 * 12800 // 25)
+    target.write_bytes(content)
+
+
+SPOILED: dict[str, tuple[str, dict[str, Any], Callable[[Path, Path], None], int]] = {
+    "begins-open.mkv": ("whole.mkv", {"options": OPEN_GOP}, cut_before_second_key, LENGTH - 15),
+    "hidden-frames.webm": ("whole.webm", {"codec": "libvpx", "options": {"g": "30"}}, hide_frames, LENGTH - 30),
+    "edit-list.mp4": ("whole.mp4", {"options": B_FRAMES}, start_later, LENGTH - 5),
+}
+
+
+def seekable(folder: Path, kind: str) -> tuple[Path, int]:
+    """Make a video of a kind, and say how many frames of it are shown (-1 where it depends on the encoder)."""
+    if kind in KINDS:
+        encode(folder / kind, textured(LENGTH), **KINDS[kind])
+        return folder / kind, LENGTH
+    whole, options, spoil, count = SPOILED[kind]
+    encode(folder / whole, textured(LENGTH), **options)
+    spoil(folder / whole, folder / kind)
+    return folder / kind, count
+
+
+@pytest.mark.parametrize("kind", [*KINDS, *SPOILED])
+def test_any_start_gives_the_frames_that_decoding_from_the_beginning_gives(tmp_path: Path, kind: str) -> None:
+    path, shown = seekable(tmp_path, kind)
+    whole = decode(path)
+    assert len({frame.tobytes() for frame in whole}) == len(whole) == shown
+    with Video(path) as video:
+        assert video.count() == shown
+        assert video.position == 0
+        np.testing.assert_array_equal(next(video.pictures()).rgb, whole[0])
+    for start in [0, 1, 49, *range(50, shown, 9), shown - 1, shown, shown + 99]:
+        with Video(path) as video:
+            got = [picture.rgb for picture in islice(video.pictures(start), 2)]
+            assert video.position == min(start + 2, shown)
+        assert [frame.tobytes() for frame in got] == [frame.tobytes() for frame in whole[start : start + 2]]
+
+
+@pytest.mark.parametrize("kind", ["b-frames.mp4", "one-key.mp4", "open-gop.mkv", "stream.mpg", "vp9.webm"])
+def test_calls_go_on_where_the_last_one_ended(tmp_path: Path, kind: str) -> None:
+    path, _ = seekable(tmp_path, kind)
+    whole = decode(path)
+    starts = [3, 5, 60, 62, 118, 120]
+    with Video(path) as video:
+        got = [[picture.rgb for picture in islice(video.pictures(start), 2)] for start in starts]
+        rest = [picture.rgb for picture in video.pictures(123)]
+        assert not list(video.pictures())
+    np.testing.assert_array_equal(got, [whole[start : start + 2] for start in starts])
+    np.testing.assert_array_equal(rest, whole[123:])
+
+
+def test_a_far_start_decodes_little(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded = []
+
+    class Counted(Picture):
+        def __init__(self, frame: av.VideoFrame, path: Path) -> None:
+            decoded.append(frame.pts)
+            super().__init__(frame, path)
+
+    monkeypatch.setattr("data.video.Picture", Counted)
+    encode(tmp_path / "a.mp4", textured(LENGTH), options=B_FRAMES)
+    with Video(tmp_path / "a.mp4") as video:
+        assert video.count() == LENGTH
+        next(video.pictures(143))
+    assert len(decoded) <= 1 + 12
+
+
+def test_a_broken_stream_counts_what_lies_before_the_break(tmp_path: Path) -> None:
+    encode(tmp_path / "a.mkv", textured(60), options={"g": "1", "threads": "1"})
+    content = (tmp_path / "a.mkv").read_bytes()
+    (tmp_path / "a.mkv").write_bytes(content[: len(content) // 2])
+    with Video(tmp_path / "a.mkv") as video:
+        count, read = video.count(), len(list(video.pictures()))
+    assert 20 < read < 40
+    assert count - read in (0, 1)
+
+
+def test_recompressed_frames_are_those_of_a_written_file(tmp_path: Path) -> None:
+    write_video(tmp_path / "a.mp4", waves())
+    again = recompressed(waves())
+    np.testing.assert_array_equal(again, decode(tmp_path / "a.mp4"))
+    np.testing.assert_array_equal(again, recompressed(waves()))
+
+
+@pytest.mark.parametrize("size", [(47, 61), (48, 61), (47, 64), (1, 1)])
+def test_recompressed_frames_of_odd_sides_keep_them(size: tuple[int, int]) -> None:
+    frames = [frame[: size[0], : size[1]] for frame in waves(3)]
+    again = recompressed(frames)
+    assert [frame.shape for frame in again] == [(*size, 3)] * 3
+    assert min(psnr(a, b) for a, b in zip(frames, again, strict=True)) > 30
 
 
 def test_phone_held_upright_is_turned_as_opencv_turns_it(tmp_path: Path) -> None:
@@ -107,7 +389,7 @@ def test_phone_held_upright_is_turned_as_opencv_turns_it(tmp_path: Path) -> None
     with_display_matrix(tmp_path / "a.mp4", TURNED_CLOCKWISE)
     with Video(tmp_path / "a.mp4") as video:
         assert (video.info.width, video.info.height) == (48, 64)
-        picture = next(video.frames())
+        picture = next(video.pictures()).rgb
     bgr = cv2.VideoCapture(str(tmp_path / "a.mp4")).read()[1]
     assert np.abs(picture.astype(int) - bgr[..., ::-1]).max() <= 3
 
@@ -180,9 +462,19 @@ def test_stream_that_breaks_gives_its_whole_frames_first(tmp_path: Path) -> None
     (tmp_path / "a.mp4").write_bytes(content[: len(content) * 3 // 4])
     read: list[NDArray[np.uint8]] = []
     with Video(tmp_path / "a.mp4") as video, pytest.raises(UnreadableVideo, match=r"a\.mp4 breaks while decoding: "):
-        read.extend(video.frames())
+        read.extend(picture.rgb for picture in video.pictures())
     assert 0 < len(read) < 12
     np.testing.assert_array_equal(read, whole[: len(read)])
+
+
+def test_nonsense_about_colours_is_said_when_they_are_asked_for() -> None:
+    frame = av.VideoFrame.from_ndarray(waves(1)[0], format="rgb24").reformat(format="yuv420p")
+    luma = Picture(frame).luma
+    frame.colorspace = 3  # reserved (ITU-T H.273, table 4), as damaged headers say
+    picture = Picture(frame, Path("a.mp4"))
+    np.testing.assert_array_equal(picture.luma, luma)
+    with pytest.raises(UnreadableVideo, match=r"^a\.mp4 breaks while decoding: Operation not supported$"):
+        _ = picture.rgb
 
 
 @pytest.mark.parametrize("name", [b"with space.mp4", b"q'uo\"te.mp4", b"new\nline.mp4", b"\xff\xfe.mp4", b"a:b.mp4"])

@@ -133,7 +133,7 @@ def test_manifest_says_all_that_an_app_needs(bundle, opened_store):
     assert set(manifest) == {
         "schema_version", "backbone", "crop", "clip", "artifacts", "golden", "weights", "data", "tools",
     }  # fmt: skip
-    assert manifest["crop"]["rule"] == {"size": 64, "margin": 1.3, "fill": 0}
+    assert manifest["crop"]["rule"] == {"size": 64, "margin": 1.3, "fit": "resize", "fill": 0}
     for example in manifest["crop"]["examples"]:
         square = opened_store.info.settings.crop.square(example["box"])
         assert square == (example["left"], example["top"], example["side"])

@@ -1,0 +1,127 @@
+"""What is in a ClipStore: counts by label, method, split and status, and a contact sheet."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import pandas as pd
+import typer
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from data.layouts import SPLITS
+from data.store import Clip, ClipStore
+from stage import StageError, run_as_script, say, written_whole
+
+SHEET_CLIPS, SHEET_FRAMES = 12, 4
+THUMBNAIL, CAPTION = 112, 18
+"""Pixels: side of a picture on the sheet, and height of the line above a clip."""
+
+
+def count(store: ClipStore) -> dict[str, Any]:
+    """Return the number of files and clips by split, label, method and status, and the reasons of files without."""
+    videos = pd.read_parquet(store.path / "videos.parquet")
+    videos["label"] = videos["label"].map({0: "real", 1: "fake"})
+    groups = videos.groupby(["split", "label", "method", "status"], sort=True)
+    rows = groups.agg(files=("video_id", "count"), clips=("clips", "sum"), forged=("forged_clips", "sum")).reset_index()
+    reasons = videos.loc[videos["status"] != "ok", "reason"].value_counts()
+    info = store.info
+    return {
+        "store": str(store.path),
+        "settings": info.settings.model_dump(mode="json"),
+        "notes": info.notes,
+        "files": len(videos),
+        "status": info.videos,
+        "clips": info.clips,
+        "groups": rows.to_dict("records"),
+        "reasons": {str(reason): int(number) for reason, number in reasons.items()},
+    }
+
+
+def _chosen(store: ClipStore) -> list[tuple[str, Clip]]:
+    """Return clips of every split, label and method in turn, SHEET_CLIPS at most, with their splits."""
+    groups: dict[tuple[str, int, str], list[Clip]] = {}
+    for split in (split for split in SPLITS if sum(store.info.clips[split].values())):
+        for clip in store.clips(split, both=False):
+            groups.setdefault((split, clip.label, clip.method), []).append(clip)
+    longest = max(map(len, groups.values()))
+    turns = [
+        (key[0], clips[turn]) for turn in range(longest) for key, clips in sorted(groups.items()) if turn < len(clips)
+    ]
+    return turns[:SHEET_CLIPS]
+
+
+def contact_sheet(store: ClipStore) -> Image.Image:
+    """Draw frames of some clips, one clip a line, their modalities side by side.
+
+    A frame without a seen face is drawn dark. Raises StageError if a clip is damaged.
+    """
+    chosen, modalities = _chosen(store), store.info.settings.modalities
+    frames = np.unique(np.linspace(0, store.frames - 1, SHEET_FRAMES).astype(int)).tolist()
+    across = len(frames) * len(modalities)
+    sheet = Image.new("RGB", (across * THUMBNAIL, len(chosen) * (THUMBNAIL + CAPTION)), "white")
+    write = ImageDraw.Draw(sheet)
+    font = ImageFont.load_default(size=12)
+    for line, (split, clip) in enumerate(chosen):
+        top = line * (THUMBNAIL + CAPTION)
+        label = "fake" if clip.label else "real"
+        write.text((4, top + 2), f"{split}  {label}  {clip.method}  {clip.clip_id}", "black", font)
+        pictures = {modality: store.pixels(clip, frames, modality) for modality in modalities}
+        for column, (frame, modality) in enumerate((f, m) for f in range(len(frames)) for m in modalities):
+            thumbnail = _thumbnail(pictures[modality][frame], bool(clip.valid[frames[frame]]))
+            sheet.paste(thumbnail, (column * THUMBNAIL, top + CAPTION))
+    return sheet
+
+
+def _thumbnail(picture: NDArray[np.uint8], valid: bool) -> Image.Image:
+    small = Image.fromarray(picture).resize((THUMBNAIL, THUMBNAIL))
+    return small if valid else small.point(lambda value: value // 4)
+
+
+def _print(counts: dict[str, Any]) -> None:
+    table = Table("split", "label", "method", "status", "files", "clips", "forged")
+    for group in counts["groups"]:
+        table.add_row(*(Text(str(value)) for value in group.values()))  # in plain text, brackets are no markup
+    Console().print(table)
+    for reason, number in counts["reasons"].items():
+        print(f"{number} without a clip: {reason}")
+    for note in counts["notes"]:
+        print(f"note: {note}")
+
+
+def _beside(store: Path) -> Path:
+    """Return STORE.png beside a store, also for one that is given as ``.`` or ``a/..``."""
+    named = store if store.name not in ("", "..") else store.resolve()
+    return named.with_name(f"{named.name}.png")
+
+
+def inspect(
+    store: Annotated[Path, typer.Argument(help="The ClipStore.")],
+    sheet: Annotated[Path | None, typer.Option(help="The contact sheet to write; STORE.png beside the store.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the counts as JSON.")] = False,
+) -> None:
+    """Count what is in a store by label, method, split and status, and draw a contact sheet.
+
+    Example: **pocketproof inspect store**
+    """
+    target = sheet or _beside(store)
+    if target.suffix.lower() != ".png":
+        raise StageError(f"--sheet {target}: give a name that ends with .png")
+    opened = ClipStore(store)
+    counts = count(opened)
+    if as_json:
+        print(json.dumps(counts))
+    else:
+        _print(counts)
+    picture = contact_sheet(opened)
+    with written_whole(target) as aside:
+        picture.save(aside, format="PNG")
+    say(f"contact sheet: {target}")
+
+
+if __name__ == "__main__":
+    run_as_script(inspect)

@@ -1,0 +1,17 @@
+"""How corpora lie on disk: a folder or a table to a list of what each file is. One file per layout."""
+
+from data.layouts.corpus import LAYOUTS, Selection, corpus_note, read_sources
+from data.layouts.source import FAKE, PHOTO_SUFFIXES, REAL, SPLITS, VIDEO_SUFFIXES, Source
+
+__all__ = [
+    "FAKE",
+    "LAYOUTS",
+    "PHOTO_SUFFIXES",
+    "REAL",
+    "SPLITS",
+    "VIDEO_SUFFIXES",
+    "Selection",
+    "Source",
+    "corpus_note",
+    "read_sources",
+]

@@ -1,0 +1,189 @@
+"""Corpora to sources: recognize the layout of each, read it, and take what was asked for."""
+
+import json
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from data.layouts.celebdf import celebdf_layout
+from data.layouts.dfdc import dfdc_layout, dfdc_notes
+from data.layouts.ffpp import COMPRESSIONS, ffpp_layout, of_compression, with_official_split
+from data.layouts.flat import flat_layout
+from data.layouts.folder import folder_layout
+from data.layouts.source import PHOTO_SUFFIXES, VIDEO_SUFFIXES, Source
+from data.layouts.table import csv_layout
+from stage import StageError
+
+LAYOUTS: dict[str, Callable[[Path], list[Source]]] = {
+    "ffpp": ffpp_layout,
+    "celebdf": celebdf_layout,
+    "folder": folder_layout,
+    "dfdc": dfdc_layout,
+    "csv": csv_layout,
+}
+"""Functions from the folder (of csv: the table) of a corpus to its files."""
+MARKS = {
+    "ffpp": ("original_sequences/", "manipulated_sequences/"),
+    "celebdf": ("Celeb-real/", "Celeb-synthesis/", "YouTube-real/"),
+    "folder": ("real/", "fake/"),
+    "dfdc": ("metadata.json", "*/metadata.json"),
+}
+"""Of which a folder of the layout holds at least one; the first layout that fits is taken."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What to take from the corpora: ``prepare``'s options of these names. Raises StageError for what is not legal."""
+
+    layout: str = "auto"
+    label: str | None = None
+    identity_pattern: str | None = None
+    methods: str | None = None
+    """Names with commas between them."""
+    max_videos: int | None = None
+    """Per method."""
+    compression: str | None = None
+    official_splits: Path | None = None
+    """Folder of FaceForensics++'s ``train.json``, ``val.json`` and ``test.json``."""
+
+    def __post_init__(self) -> None:
+        if self.layout not in ("auto", *LAYOUTS):
+            raise StageError(f"layout {self.layout!r} is not known: give auto, {' or '.join(LAYOUTS)}")
+        if self.label not in (None, "real", "fake"):
+            raise StageError(f"--label {self.label!r} is not known: give real or fake")
+        if self.label and self.layout != "auto":
+            raise StageError(f"--label {self.label} and --layout {self.layout}: a layout has its own labels, give one")
+        if self.identity_pattern is not None and not self.label:
+            raise StageError("--identity-pattern needs --label: a layout has its own identities")
+        if self.max_videos is not None and self.max_videos < 1:
+            raise StageError(f"--max-videos {self.max_videos}: give at least 1")
+        if self.compression not in (None, *COMPRESSIONS):
+            raise StageError(f"--compression {self.compression!r} is not known: give {', '.join(COMPRESSIONS)}")
+
+
+def _layout_of(root: Path, selection: Selection) -> str:
+    """Return the name of a corpus's layout: one of LAYOUTS or ``flat``."""
+    layout = "flat" if selection.label else selection.layout
+    if layout == "auto" and root.suffix.lower() == ".csv" and not root.is_dir():
+        layout = "csv"
+    if layout == "csv" and not root.is_file():
+        raise StageError(f"{root} is not a file: the layout csv takes the .csv file of a corpus")
+    if layout != "csv" and not root.is_dir():
+        raise StageError(f"{root} is not a folder: give the folder of a corpus")
+    return _recognize(root) if layout == "auto" else layout
+
+
+def _recognize(root: Path) -> str:
+    for layout, marks in MARKS.items():
+        if any(any(root.glob(mark)) for mark in marks):
+            return layout
+    expected = ", ".join(f"{' or '.join(marks)} ({layout})" for layout, marks in MARKS.items())
+    raise StageError(
+        f"{root} has no known layout: expected {expected} or a .csv file; name one with --layout, "
+        "or give --label for a folder of one label"
+    )
+
+
+def _read(root: Path, layout: str, selection: Selection) -> list[Source]:
+    """List the files of a corpus. Raises StageError if there is none."""
+    if layout == "flat":
+        sources = flat_layout(root, selection.label or "", selection.identity_pattern)
+    else:
+        sources = LAYOUTS[layout](root)
+    if not sources:
+        photos = f" or photo ({', '.join(sorted(PHOTO_SUFFIXES))})" if layout in ("folder", "flat") else ""
+        videos = f"video ({', '.join(sorted(VIDEO_SUFFIXES))})"
+        raise StageError(f"{root} holds no {videos}{photos} where the layout '{layout}' looks for it")
+    if layout == "ffpp" and selection.compression:
+        sources = of_compression(sources, selection.compression)
+    if layout == "ffpp" and selection.official_splits:
+        sources = with_official_split(sources, selection.official_splits)
+    return sources
+
+
+def read_sources(roots: Sequence[Path], selection: Selection) -> tuple[list[Source], list[str]]:
+    """List the files of all corpora, and the notes that reports repeat: the corpora's own, and what was left out.
+
+    Raises StageError for a corpus that is missing, empty or malformed, and for two files of the same name.
+    """
+    layouts = [_layout_of(root, selection) for root in roots]
+    if (selection.compression or selection.official_splits) and "ffpp" not in layouts:
+        raise StageError("--compression and --official-splits are for FaceForensics++ (ffpp), and none is given")
+    found: list[Source] = []
+    notes: list[str] = []
+    for root, layout in zip(roots, layouts, strict=True):
+        sources = _read(root, layout, selection)
+        notes += _notes(root, layout, sources)
+        found += sources
+    _refuse_twice(found)
+    taken = _at_most(_of_methods(found, selection.methods), selection.max_videos)
+    if len(taken) < len(found):
+        notes.append(f"{len(taken)} of {len(found)} files were taken ({_asked(selection)}).")
+    return taken, list(dict.fromkeys(notes))
+
+
+def _notes(root: Path, layout: str, sources: Sequence[Source]) -> list[str]:
+    note = corpus_note(root.parent if layout == "csv" else root)
+    return ([note] if note else []) + (dfdc_notes(root, sources) if layout == "dfdc" else [])
+
+
+def _asked(selection: Selection) -> str:
+    options = {"--methods": selection.methods, "--max-videos": selection.max_videos}
+    return ", ".join(f"{option} {value}" for option, value in options.items() if value is not None)
+
+
+def _refuse_twice(sources: Sequence[Source]) -> None:
+    seen: set[str] = set()
+    for source in sources:
+        if (video_id := source.video_id) in seen:
+            raise StageError(f"{source.name} is in two of the given sources: prepare them into stores of their own")
+        seen.add(video_id)
+
+
+def _by_method(sources: Sequence[Source]) -> dict[str, list[Source]]:
+    groups: dict[str, list[Source]] = defaultdict(list)
+    for source in sorted(sources, key=lambda source: source.name):
+        groups[source.method].append(source)
+    return groups
+
+
+def _of_methods(sources: list[Source], methods: str | None) -> list[Source]:
+    """Return the sources of the named methods. Raises StageError for a method that no source has."""
+    if methods is None:
+        return sources
+    present = _by_method(sources)
+    wanted = [method.strip() for method in methods.split(",")]
+    for method in wanted:
+        if method not in present:
+            counts = ", ".join(f"{name} ({len(group)})" for name, group in sorted(present.items()))
+            raise StageError(f"--methods: {method!r} is not there: give some of {counts}")
+    return [source for source in sources if source.method in wanted]
+
+
+def _at_most(sources: list[Source], max_videos: int | None) -> list[Source]:
+    """Return ``max_videos`` of each method, evenly spread over its names.
+
+    So FF++'s methods, which number their videos alike, keep the same pairs, and a small share keeps many actors.
+    """
+    if max_videos is None:
+        return sources
+    kept: set[Source] = set()
+    for group in _by_method(sources).values():
+        places = np.linspace(0, len(group) - 1, min(max_videos, len(group))).astype(int)
+        kept.update(group[place] for place in places)
+    return [source for source in sources if source in kept]
+
+
+def corpus_note(root: Path) -> str | None:
+    """Return what a corpus says of itself in ``corpus.json`` (``{"note": "..."}``), which reports repeat."""
+    path = root / "corpus.json"
+    if not path.is_file():
+        return None
+    try:
+        note = json.loads(path.read_text(encoding="utf-8"))["note"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise StageError(f'{path} is not of the form {{"note": "..."}}: mend or remove it') from error
+    return str(note)

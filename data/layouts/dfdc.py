@@ -1,0 +1,65 @@
+"""The layout ``dfdc``: the Deepfake Detection Challenge (Dolhansky et al., 2020), as on Kaggle."""
+
+from collections.abc import Sequence
+from pathlib import Path, PurePath
+from typing import Any
+
+from data.layouts.source import FAKE, REAL, VIDEO_SUFFIXES, Source, media, read_json, shown
+from stage import StageError
+
+PERSONS_NOTE = (
+    "DFDC does not name its actors: its splits share no source video, but the same person may be in several splits."
+)
+
+
+def _is_video_name(name: str) -> bool:
+    """Tell a plain file name from a path and from text that cannot be a file name (lone surrogates, NUL)."""
+    plain = name.isprintable() and name == PurePath(name).name
+    return plain and PurePath(name).suffix.lower() in VIDEO_SUFFIXES
+
+
+def _source(part: Path, root: Path, video: str, entry: Any) -> Source:
+    """Return the source of one entry of ``part/metadata.json``; one whose file is missing counts too."""
+    match entry:
+        case {"label": "REAL"}:
+            label, method, original = REAL, "DFDC-original", video
+        case {"label": "FAKE", "original": str(original)}:
+            label, method = FAKE, "DFDC"
+        case _:
+            original = ""
+    if not (_is_video_name(video) and _is_video_name(original)):
+        raise StageError(
+            f"{part / 'metadata.json'}: entry {video!r} is not of the form "
+            '"a.mp4": {"label": "FAKE", "original": "b.mp4"} or "b.mp4": {"label": "REAL"}: mend or remove it'
+        )
+    path = part / video
+    return Source(path, shown(path.relative_to(root)), label, method, (PurePath(original).stem,))
+
+
+def _entries(part: Path) -> dict[str, Any]:
+    entries = read_json(part / "metadata.json")
+    if not isinstance(entries, dict):
+        raise StageError(f"{part / 'metadata.json'} is not an object of videos: mend it or download it again")
+    return entries
+
+
+def dfdc_layout(root: Path) -> list[Source]:
+    """Videos that ``metadata.json`` lists, in ``root`` or its sub-folders (``dfdc_train_part_0``, ...).
+
+    The identity is the source video, which may lie in another part. The ``split`` of an entry is "train" for all of
+    them and not used. Raises StageError if there is no ``metadata.json`` or one is malformed.
+    """
+    parts = [file.parent for pattern in ("", "*/") for file in sorted(root.glob(f"{pattern}metadata.json"))]
+    if not parts:
+        raise StageError(f"{root} has no metadata.json in itself or its sub-folders: give the folder of DFDC's parts")
+    return [_source(part, root, video, entry) for part in parts for video, entry in _entries(part).items()]
+
+
+def dfdc_notes(root: Path, sources: Sequence[Source]) -> list[str]:
+    """Return what reports must say of DFDC: splits by source video, and the files that no metadata lists."""
+    listed = {source.name for source in sources}
+    unlisted = [name for _, name in media(root) if name not in listed]
+    if not unlisted:
+        return [PERSONS_NOTE]
+    some = ", ".join(unlisted[:3]) + (", ..." if len(unlisted) > 3 else "")
+    return [PERSONS_NOTE, f"DFDC: {len(unlisted)} videos that no metadata.json lists were left out: {some}."]

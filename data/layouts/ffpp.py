@@ -1,0 +1,93 @@
+"""The layout ``ffpp``: FaceForensics++ (Roessler et al., ICCV 2019) and its official split."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path, PurePath
+
+from data.layouts.source import FAKE, REAL, SPLITS, Source, media, read_json
+from stage import StageError
+
+COMPRESSIONS = {"raw": ("raw", "c0"), "c0": ("raw", "c0"), "c23": ("c23",), "c40": ("c40",)}
+"""Names of a compression: the folders that hold it."""
+
+
+def _identities(stem: str, actors: bool) -> tuple[str, ...]:
+    """Return the identities in an FF++ file name: ``000``, ``000_003``, ``01__walking``, ``01_02__walking__ABC``."""
+    numbers = stem.split("__")[0].split("_")
+    return tuple(dict.fromkeys(f"actor{number}" if actors else number for number in numbers))
+
+
+def ffpp_layout(root: Path) -> list[Source]:
+    """``{original,manipulated}_sequences/METHOD/COMPRESSION/videos``: any method, every compression.
+
+    A manipulated video is named ``TARGET_SOURCE`` and carries both identities.
+    """
+    sources = []
+    for kind, label in (("original_sequences", REAL), ("manipulated_sequences", FAKE)):
+        for path, name in media(root, kind):
+            parts = name.split("/")
+            # METHOD/masks/videos holds the masks of the forgeries, as videos of the same names.
+            if len(parts) < 5 or parts[3] != "videos" or parts[2] == "masks":
+                continue
+            method = parts[1]
+            identities = _identities(PurePath(name).stem, method in ("actors", "DeepFakeDetection"))
+            sources.append(Source(path, name, label, method, identities))
+    return sources
+
+
+def of_compression(sources: Sequence[Source], compression: str) -> list[Source]:
+    """Return the videos of one of COMPRESSIONS. Raises StageError if there is none."""
+    folders = [source.name.split("/")[2] for source in sources]
+    chosen = [source for source, folder in zip(sources, folders, strict=True) if folder in COMPRESSIONS[compression]]
+    if not chosen:
+        present = ", ".join(sorted(set(folders)))
+        raise StageError(f"no FaceForensics++ video is of --compression {compression}: give one of {present}")
+    return chosen
+
+
+def _numbers(path: Path) -> list[str]:
+    """Return the video numbers in a list of pairs. Raises StageError if the file is missing or something else."""
+    if not path.is_file():
+        raise StageError(f"{path} is missing: --official-splits takes the folder of FaceForensics++'s three lists")
+    pairs = read_json(path)
+    numbers: list[str] = []
+    for pair in pairs if isinstance(pairs, list) else [pairs]:
+        match pair:
+            case [str(), str()]:
+                numbers += pair
+            case _:
+                raise StageError(f'{path}: {pair!r:.60} is not a pair like ["071", "054"]: download the list again')
+    return numbers
+
+
+def _official_splits(folder: Path) -> dict[str, str]:
+    """Return the split of each video number. Raises StageError for a number in two of them."""
+    split_of: dict[str, str] = {}
+    for split in SPLITS:
+        for number in _numbers(folder / f"{split}.json"):
+            if (other := split_of.setdefault(number, split)) != split:
+                raise StageError(f"{folder}: {number} is in {other}.json and in {split}.json: download the lists again")
+    return split_of
+
+
+def with_official_split(sources: Sequence[Source], folder: Path) -> list[Source]:
+    """Prescribe the split that ``train.json``, ``val.json`` and ``test.json`` list (720, 140 and 140 videos).
+
+    A video of other identities (actors) keeps none. Raises StageError for malformed lists, lists of none of the
+    videos, and a manipulated video whose two identities are not in the same split.
+    """
+    split_of = _official_splits(folder)
+    prescribed = [replace(source, split=_split(source, split_of)) for source in sources]
+    if not any(source.split for source in prescribed):
+        raise StageError(f"the lists in {folder} name none of the videos: give those of FaceForensics++")
+    return prescribed
+
+
+def _split(source: Source, split_of: dict[str, str]) -> str | None:
+    splits = [split_of.get(identity) for identity in source.identities]
+    if len(set(splits)) > 1:
+        where = " and ".join(f"{n} in {split or 'none'}" for n, split in zip(source.identities, splits, strict=True))
+        raise StageError(
+            f"{source.name} has {where} of the official splits: leave it out or prepare without --official-splits"
+        )
+    return splits[0]

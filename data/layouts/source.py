@@ -1,0 +1,80 @@
+"""What is known of an input file before it is opened, and how layouts find files."""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import Any
+
+from stage import StageError, reason_of
+
+REAL, FAKE = 0, 1
+SPLITS = ("train", "val", "test")
+VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v"})
+PHOTO_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
+
+
+@dataclass(frozen=True)
+class Source:
+    """One input video or photo before anything is known of its content."""
+
+    path: Path
+    name: str
+    """The path below the corpus, always as valid UTF-8: what is stored and shown."""
+    label: int
+    """1 = fake, 0 = real."""
+    method: str
+    """How it was forged, or where an original comes from."""
+    identities: tuple[str, ...]
+    """Every person whose face went into it: two for a face swap."""
+    split: str | None = None
+    """The split that the corpus prescribes, if it does."""
+
+    @property
+    def video_id(self) -> str:
+        """A file-system safe name that is unique in its corpus: readable stem and a hash of the whole name."""
+        method, stem = (
+            re.sub(r"[^A-Za-z0-9]+", "-", text).strip("-")[:40] for text in (self.method, PurePath(self.name).stem)
+        )
+        return f"{method}-{stem}-{hashlib.sha256(self.name.encode()).hexdigest()[:10]}"
+
+    @property
+    def is_photo(self) -> bool:
+        """Whether the file is named like a photo."""
+        return self.path.suffix.lower() in PHOTO_SUFFIXES
+
+
+def _unless_missing(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):
+        raise error
+
+
+def media(root: Path, below: str = "", suffixes: frozenset[str] = VIDEO_SUFFIXES) -> Iterator[tuple[Path, str]]:
+    """Yield path and name (below ``root``) of everything with such a suffix in ``root/below``, in the order of paths.
+
+    A folder named like a video counts too. Raises OSError for a folder that cannot be read; a missing one is empty.
+    """
+    found = [
+        Path(folder, name)
+        for folder, folders, files in os.walk(root / below, onerror=_unless_missing)
+        for name in (*folders, *files)
+        if PurePath(name).suffix.lower() in suffixes
+    ]
+    for path in sorted(found):
+        yield path, shown(path.relative_to(root))
+
+
+def shown(path: PurePath) -> str:
+    """Return a path as valid UTF-8: bytes that are none are spelled out, as backslash, x and two digits."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file that a corpus came with. Raises StageError if it is malformed."""
+    try:
+        return json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise StageError(f"{path} is not JSON ({reason_of(error)}): mend it or download it again") from error

@@ -1,0 +1,90 @@
+"""The layout ``csv``: a table at the top of a corpus that says what each file is."""
+
+import csv
+import io
+import os
+from collections.abc import Iterator
+from pathlib import Path, PurePath
+
+from data.layouts.source import FAKE, REAL, SPLITS, Source
+from stage import StageError
+
+LABELS = {"real": REAL, "0": REAL, "fake": FAKE, "1": FAKE}
+
+
+def _text(table: Path) -> str:
+    content = table.read_bytes()
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise StageError(f"{table}, line {line}: not UTF-8: save it as CSV in UTF-8") from error
+
+
+def _checked_header(cells: list[str]) -> list[str]:
+    header = [cell.strip() for cell in cells]
+    for column in ("path", "label"):
+        if header.count(column) != 1:
+            raise ValueError(
+                f"{header.count(column)} columns named {column!r}: begin with the line path,label or "
+                "path,label,identity,method,split"
+            )
+    return header
+
+
+def _rows(table: Path) -> Iterator[tuple[int, list[str], list[str]]]:
+    """Yield line number, header and cells of each row. Raises StageError for what is not a table."""
+    reader = csv.reader(io.StringIO(_text(table), newline=""), strict=True)
+    try:
+        header = _checked_header(next(reader, []))
+        for cells in filter(None, reader):
+            if len(cells) != len(header):
+                raise ValueError(f"{len(cells)} cells under {len(header)} columns: put a cell with a comma in quotes")
+            yield reader.line_num, header, cells
+    except (csv.Error, ValueError) as error:
+        raise StageError(f"{table}, line {max(1, reader.line_num)}: {error}") from error
+
+
+def _checked_name(text: str, folder: Path) -> str:
+    """Return a path below ``folder`` in its plain form. Raises ValueError if it leads elsewhere."""
+    path = PurePath(text)
+    outside = path.is_absolute() or ".." in path.parts or not path.parts
+    if outside or not Path(os.path.realpath(folder / path)).is_relative_to(os.path.realpath(folder)):
+        raise ValueError(f"path {text!r} leads to no file below the csv: put the csv at the top of the corpus")
+    return str(path)
+
+
+def _source(row: dict[str, str], folder: Path) -> Source:
+    """Return what a row says. Raises ValueError for a cell that is not legal."""
+    name = _checked_name(row["path"], folder)
+    cells = {column: cell.strip() for column, cell in row.items()}
+    label = LABELS.get(cells["label"].lower())
+    if label is None:
+        raise ValueError(f"label {cells['label']!r} is not known: give real, fake, 0 (real) or 1 (fake)")
+    split = cells.get("split") or None
+    if split not in (None, *SPLITS):
+        raise ValueError(f"split {split!r} is not known: give {', '.join(SPLITS)} or nothing")
+    persons = (person.strip() for person in cells.get("identity", "").split(";"))
+    identities = tuple(dict.fromkeys(filter(None, persons))) or (PurePath(name).stem,)
+    method = cells.get("method") or ("fake" if label else "real")
+    return Source(folder / name, name, label, method, identities, split)
+
+
+def csv_layout(table: Path) -> list[Source]:
+    """Columns ``path`` (below the csv's folder), ``label`` (real, fake, 0, 1) and, if wanted, three more.
+
+    ``identity`` (several with ``;``; the stem if there is none), ``method`` and ``split`` (train, val, test). Other
+    columns are not used, and a file that is missing counts too. Raises StageError for a malformed table.
+    """
+    sources: dict[str, Source] = {}
+    for line, header, cells in _rows(table):
+        try:
+            source = _source(dict(zip(header, cells, strict=True)), table.parent)
+            if source.name in sources:
+                raise ValueError(f"{source.name!r} is there a second time: remove one of its rows")
+        except ValueError as error:
+            raise StageError(f"{table}, line {line}: {error}") from error
+        sources[source.name] = source
+    if not sources:
+        raise StageError(f"{table}, line 1: no row follows: give one row per file, as a.mp4,real")
+    return list(sources.values())

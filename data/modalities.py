@@ -1,0 +1,68 @@
+"""What a store keeps of each frame of a clip: the RGB crop, and pictures of depth and flow made from it."""
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data.crops import CropRule
+from data.depth import DepthAnything, DepthWeights, depth_pictures
+from data.flow import Estimate, clip_flow, flow_estimator
+from data.video import Frame
+from stage import sha256_of
+
+Modality = Literal["rgb", "depth", "flow"]
+
+
+@dataclass(frozen=True)
+class Modalities:
+    """Which pictures to make, and with what. A worker process loads a network when it first needs it."""
+
+    names: tuple[Modality, ...] = ("rgb",)
+    flow: str = "dis"
+    flow_weights: Path | None = None
+    depth_size: str | None = None
+    depth_weights: Path | None = None
+
+    def pictures(
+        self, frames: Sequence[Frame], boxes: NDArray[np.float32], valid: NDArray[np.bool_], rule: CropRule
+    ) -> dict[str, NDArray[np.uint8]]:
+        """Return each modality's pictures, uint8 [T, S, S, 3], of a clip of frames, uint8 [H, W, 3] RGB.
+
+        A flow picture shows the motion from its frame to the next, both cut at its square; the last one repeats the
+        motion before it.
+        """
+        rgb = rule.cut_clip(frames, boxes)
+        made = {"rgb": rgb}
+        if "depth" in self.names:
+            made["depth"] = depth_pictures(_depth(self.depth_size, self.depth_weights)(rgb), valid)
+        if "flow" in self.names:
+            following = rule.cut_clip(frames[1:], boxes[:-1], largest=rule.largest(boxes))
+            flow = clip_flow(rgb[:-1], following, _flow(self.flow, self.flow_weights))
+            made["flow"] = np.concatenate([flow, flow[-1:]])
+        return made
+
+    def depth_settings(self) -> DepthWeights | None:
+        """Describe the depth network. Raises StageError if its weights are missing or damaged."""
+        return _depth(self.depth_size, self.depth_weights).weights if "depth" in self.names else None
+
+    def flow_settings(self) -> str | None:
+        """Describe the flow estimator. Raises StageError if its weights are missing, damaged or not needed."""
+        if "flow" not in self.names:
+            return None
+        _flow(self.flow, self.flow_weights)
+        return self.flow if self.flow_weights is None else f"{self.flow} {sha256_of(self.flow_weights)}"
+
+
+@functools.cache
+def _depth(size: str | None, folder: Path | None) -> DepthAnything:
+    return DepthAnything(size, folder)
+
+
+@functools.cache
+def _flow(name: str, weights: Path | None) -> Estimate:
+    return flow_estimator(name, weights)

@@ -1,0 +1,61 @@
+"""Photo files, read like a video of one frame."""
+
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from data.video import Frame, Picture, UnreadableVideo, VideoInfo
+from stage import reason_of
+
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF")
+
+
+def _rgb(image: Image.Image) -> Frame:
+    """Return the colours of any kind of picture; what is transparent keeps its colour."""
+    if image.mode.startswith("I;16"):  # Pillow would clip at 255 instead of scaling
+        grey = (np.asarray(image) >> 8).astype(np.uint8)
+        return np.repeat(grey[..., None], 3, axis=-1)
+    if image.mode in ("I", "F"):
+        raise ValueError(f"its pixels are 32-bit numbers (mode {image.mode}) whose white is not known")
+    return np.asarray(image.convert("RGB"), np.uint8)
+
+
+class Photo:
+    """A photo file, upright as its EXIF orientation says. Raises UnreadableVideo if it is none."""
+
+    def __init__(self, path: Path) -> None:
+        if path.exists() and not path.is_file():
+            raise UnreadableVideo(path, "cannot be read as a photo: it is not a file")
+        try:
+            with warnings.catch_warnings():  # Pillow warns of what it mends, and of photos beyond 89 megapixels
+                warnings.simplefilter("ignore")
+                with Image.open(path, formats=FORMATS) as image:
+                    self._pixels = _rgb(ImageOps.exif_transpose(image))
+        except UnidentifiedImageError as error:  # whose text spells out the path
+            raise UnreadableVideo(path, "cannot be read as a photo: cannot identify image file") from error
+        except Exception as error:  # Pillow raises classes of its own, and what its many parsers run into
+            raise UnreadableVideo(path, f"cannot be read as a photo: {reason_of(error)}") from error
+        height, width = self._pixels.shape[:2]
+        self.info = VideoInfo(0.0, width, height)
+        self.position = 0
+        """Number of the frame that comes next."""
+
+    def pictures(self, start: int = 0) -> Iterator[Picture]:
+        """Yield the one picture, once."""
+        if self.position == 0:
+            self.position = 1
+            if start == 0:
+                yield Picture.of(self._pixels)
+
+    def count(self) -> int:
+        """Return 1."""
+        return 1
+
+    def __enter__(self) -> "Photo":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass

@@ -1,0 +1,207 @@
+"""One video to its clips: what ``prepare`` does with each input file, here or on a cluster."""
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data.augment import generator
+from data.clips import FaceClip, face_clips
+from data.faces import DETECTORS
+from data.forge import Forgery
+from data.layouts import FAKE, REAL, Source
+from data.modalities import Modalities
+from data.photo import Photo
+from data.remote import fetched
+from data.store import Start, StoreSettings, encode_png
+from data.tracks import STRIDE, Tracker
+from data.video import Frame, Picture, UnreadableVideo, Video, recompressed
+
+FORGED = "SelfBlended"
+"""Method of the clips that ``--forge`` makes."""
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What to make of every video."""
+
+    settings: StoreSettings
+    modalities: Modalities
+
+
+@dataclass
+class Found:
+    """Clips that were found in one video, and why other stretches of it gave none."""
+
+    clips: list[Row] = field(default_factory=list)
+    refused: list[tuple[str, str]] = field(default_factory=list)
+    """Status and reason."""
+    frames_without_face: int = 0
+
+
+def _row(source: Source, split: str) -> Row:
+    return {
+        "video_id": source.video_id,
+        "path": source.name,
+        "label": source.label,
+        "method": source.method,
+        "split": split,
+        "identities": list(source.identities),
+    }
+
+
+def unreadable(source: Source, split: str, reason: str) -> Row:
+    """Return the row that ``prepare_video`` gives to a file that cannot be read."""
+    none = {"clips": 0, "forged_clips": 0, "frames_without_face": 0}
+    return _row(source, split) | {"status": "unreadable", "reason": reason} | none
+
+
+def prepare_video(source: Source, split: str, recipe: Recipe) -> tuple[Row, list[Row]]:
+    """Prepare one video or photo: return its row of ``videos.parquet`` and those of its clips."""
+    row, found, broken = _row(source, split), Found(), ""
+    # A video whose face is seen, or which can be read, only before the frame that was drawn is not lost.
+    for start in dict.fromkeys((recipe.settings.start, "first")):
+        if found.clips:
+            break
+        try:
+            with fetched(source.path) as path, Photo(path) if source.is_photo else Video(path) as video:
+                row |= {"fps": video.info.fps, "width": video.info.width, "height": video.info.height}
+                _find_clips(video, row, recipe, start, found)
+        except UnreadableVideo as error:
+            # Not the path, so that a store does not depend on where its sources lay; in one line, whatever the name.
+            broken = " ".join(f"{source.name} {error.what}".splitlines())
+    status, reason = _status(found, broken, recipe.settings)
+    forged = sum(clip["method"] == FORGED for clip in found.clips)
+    row |= {"status": status, "reason": reason, "clips": len(found.clips), "forged_clips": forged}
+    return row | {"frames_without_face": found.frames_without_face}, found.clips
+
+
+def _status(found: Found, broken: str, settings: StoreSettings) -> tuple[str, str]:
+    starts = {clip["start_frame"] for clip in found.clips}
+    if len(starts) >= settings.clips_per_video:
+        return "ok", ""
+    why = broken or (found.refused[0][1] if found.refused else "")
+    if starts:
+        return "ok", f"{len(starts)} of {settings.clips_per_video} stretches{': ' if why else ''}{why}"
+    if broken:
+        return "unreadable", broken
+    return found.refused[0] if found.refused else ("no_face", "no face in any frame")
+
+
+def _starts(video: Video | Photo, start: Start, clips: int, length: int, rng: np.random.Generator) -> list[int]:
+    """Return the frames from which clips are sought: so far apart that they do not overlap, as far as there is room."""
+    if start == "first":
+        return [0]
+    room = video.count() - clips * length
+    if room < 0:
+        return [n * length for n in range(clips)]
+    shares = (np.arange(clips) + 0.5) / clips if start == "spread" else np.sort(rng.random(clips))
+    return [int(share * (room + 1)) + n * length for n, share in enumerate(shares)]
+
+
+class _Reader:
+    """Pictures from any frame on, also from one that the tracker has read ahead."""
+
+    def __init__(self, video: Video | Photo) -> None:
+        self._video = video
+        self._ahead: deque[tuple[int, Picture]] = deque(maxlen=STRIDE)
+
+    def pictures(self, start: int) -> Iterator[Picture]:
+        """Yield the pictures from frame ``start`` on, at most STRIDE frames before what was read."""
+        yield from [picture for number, picture in self._ahead if number >= start]
+        for picture in self._video.pictures(max(start, self._video.position)):
+            self._ahead.append((self._video.position - 1, picture))
+            yield picture
+
+
+def _stretches(
+    video: Video | Photo, settings: StoreSettings, starts: list[int], found: Found
+) -> Iterator[tuple[int, list[FaceClip]]]:
+    """Yield whole stretches with a steady face, with the number of the frame from which they count."""
+    reader, end = _Reader(video), 0
+    for start in starts:
+        begin = max(start, end)
+        tracker = Tracker(DETECTORS[settings.detector](), settings.all_faces)
+        for clips in face_clips(tracker.follow(reader.pictures(begin)), settings.frames):
+            end = begin + clips[0].start + len(clips[0])
+            if refusal := _refusal(clips[0], settings.frames):
+                found.refused.append(refusal)
+                continue
+            yield begin, clips
+            if len(starts) > 1:
+                break
+        else:
+            end = video.position
+
+
+def _refusal(clip: FaceClip, length: int) -> tuple[str, str] | None:
+    if len(clip) < length:
+        return "too_short", f"{len(clip)} frames from the first face on, {length} are needed"
+    if not clip.steady:
+        return "no_face", f"the face is seen in {int(clip.valid.sum())} of the clip's {length} frames"
+    return None
+
+
+def _find_clips(video: Video | Photo, row: Row, recipe: Recipe, start: Start, found: Found) -> None:
+    settings = recipe.settings
+    rng = generator(settings.seed, f"start {row['video_id']}", 0)
+    starts = _starts(video, start, settings.clips_per_video, settings.frames, rng)
+    for number, (begin, clips) in enumerate(_stretches(video, settings, starts, found), 1):
+        for clip in [clip for clip in clips if clip.steady] if settings.all_faces else clips[:1]:
+            found.frames_without_face += sum(face is None for face in clip.faces)
+            found.clips += _clip_rows(row, len(found.clips), begin, clip, recipe)
+        if number == settings.clips_per_video:
+            return
+
+
+def _clip_rows(row: Row, number: int, begin: int, clip: FaceClip, recipe: Recipe) -> list[Row]:
+    """Return the rows of a clip and of its forgeries."""
+    settings = recipe.settings
+    about = {name: row[name] for name in ("video_id", "label", "method", "split", "identities", "fps")} | {
+        "track": clip.track,
+        "start_frame": begin + clip.start,
+        "boxes": clip.boxes.tolist(),
+        "detector_score": clip.scores.tolist(),
+        "valid": clip.valid.tolist(),
+    }
+    frames, boxes = [picture.rgb for picture in clip.pictures], clip.boxes
+    if settings.forge:
+        frames, boxes = _surroundings(frames, boxes, recipe)
+    rows = []
+    for forgery in range(1 + _forgeries(row, settings)):
+        clip_id = f"{row['video_id']}-{number + forgery}"
+        made = frames if forgery == 0 else _forged(frames, boxes, generator(settings.seed, f"forge {clip_id}", 0))
+        pictures = recipe.modalities.pictures(
+            recompressed(made) if settings.forge else made, boxes, clip.valid, settings.crop
+        )
+        kind = {"label": FAKE, "method": FORGED} if forgery else {}
+        encoded = {name: [encode_png(picture) for picture in pictures[name]] for name in settings.modalities}
+        rows.append({"clip_id": clip_id} | about | kind | encoded)
+    return rows
+
+
+def _forgeries(row: Row, settings: StoreSettings) -> int:
+    """Return how many forgeries a clip gets: training draws its own, unless they need depth or flow made anew."""
+    drawn_in_training = row["split"] == "train" and settings.modalities == ("rgb",)
+    return 0 if row["label"] != REAL or drawn_in_training else settings.forge
+
+
+def _surroundings(
+    frames: list[Frame], boxes: NDArray[np.float32], recipe: Recipe
+) -> tuple[list[Frame], NDArray[np.float32]]:
+    """Cut the rectangle that holds all squares of a clip out of its frames, and return the boxes in it."""
+    squares = np.array([recipe.settings.crop.square(box) for box in boxes])
+    corners = np.concatenate([squares[:, :2], squares[:, :2] + squares[:, 2:]], axis=1)
+    height, width = frames[0].shape[:2]
+    x0, y0 = np.maximum(corners[:, :2].min(axis=0), 0).tolist()
+    x1, y1 = np.minimum(corners[:, 2:].max(axis=0), (width, height)).tolist()
+    return [frame[y0:y1, x0:x1] for frame in frames], boxes - np.array([x0, y0, x0, y0], np.float32)
+
+
+def _forged(frames: list[Frame], boxes: NDArray[np.float32], rng: np.random.Generator) -> list[Frame]:
+    forgery = Forgery.draw(rng)
+    return [forgery.jitter(rng).blend(frame, box) for frame, box in zip(frames, boxes, strict=True)]

@@ -1,0 +1,127 @@
+"""Corpora and stores behind URLs (s3://, gs://, ... whatever fsspec knows), by way of local files.
+
+The layout of a remote corpus is read from its shadow, a local tree of the same names and sizes; the worker that
+prepares a video fetches it then. A store is made here and uploaded when it is whole, ``store.json`` last.
+"""
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any, cast
+
+from upath import UPath
+
+from data.video import UnreadableVideo
+from stage import StageError, reason_of
+
+TABLES = frozenset({".json", ".csv", ".txt"})
+"""Suffixes of the files whose content layouts read."""
+
+
+def place(text: str) -> Path:
+    """Return a local path, or for ``scheme://...`` a path of universal_pathlib, which is used alike."""
+    if "://" not in text:
+        return Path(text)
+    with _answering(text):
+        return cast(Path, UPath(text))
+
+
+def is_remote(path: Path) -> bool:
+    """Tell whether a path is behind a URL."""
+    return "://" in str(path)
+
+
+@contextlib.contextmanager
+def _answering(path: object) -> Iterator[None]:
+    """Turn what fsspec's many file systems raise into one line."""
+    try:
+        yield
+    except StageError:
+        raise
+    except Exception as error:  # each storage client has its own errors
+        raise StageError(f"{path} cannot be reached: {reason_of(error)}") from error
+
+
+@contextlib.contextmanager
+def at_hand(roots: Sequence[Path]) -> Iterator[tuple[list[Path], Callable[[Path], Path]]]:
+    """Give local roots that layouts can read, shadows of those behind URLs, and the way from a path to its origin.
+
+    Raises StageError if a corpus cannot be listed.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        folders = {Path(scratch) / str(number): root for number, root in enumerate(roots) if is_remote(root)}
+
+        def origin(path: Path) -> Path:
+            for folder, root in folders.items():
+                if path.is_relative_to(folder):
+                    base: Path = root.parent if root.suffix.lower() == ".csv" else root
+                    return base / path.relative_to(folder).as_posix()
+            return path.absolute()
+
+        shadows = {root: _shadow(root, folder) for folder, root in folders.items()}
+        try:
+            yield [shadows.get(root, root) for root in roots], origin
+        except StageError as error:
+            text = str(error)
+            for folder in folders:
+                text = text.replace(str(folder), str(origin(folder)))
+            raise StageError(text) from error
+
+
+def _shadow(root: Path, folder: Path) -> Path:
+    """Make a local tree in ``folder`` with the names and sizes of a remote corpus; return its root.
+
+    Tables keep their content, other files are holes.
+    """
+    remote: Any = root
+    with _answering(root):
+        table = root.suffix.lower() == ".csv"
+        files = {remote.path: remote.fs.info(remote.path)} if table else _listing(remote)
+        base = PurePosixPath(remote.path).parent if table else PurePosixPath(remote.path)
+        if not files:
+            raise StageError(f"{root} does not exist or is empty: give the folder of a corpus")
+        for path, info in files.items():
+            copy = folder / PurePosixPath(path).relative_to(base)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_bytes(remote.fs.cat_file(path) if copy.suffix.lower() in TABLES else b"")
+            os.truncate(copy, info["size"])
+    return folder / root.name if table else folder
+
+
+def _listing(remote: Any) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = remote.fs.find(remote.path, detail=True)
+    return found
+
+
+@contextlib.contextmanager
+def fetched(path: Path) -> Iterator[Path]:
+    """Give a local path to a file: its own, or that of a copy of a remote one, removed afterwards.
+
+    Raises UnreadableVideo if it cannot be had.
+    """
+    if not is_remote(path):
+        yield path
+        return
+    remote: Any = path
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / path.name
+        try:
+            remote.fs.get_file(remote.path, str(copy))
+        except FileNotFoundError as error:
+            raise UnreadableVideo(path, "cannot be fetched: there is no such file") from error
+        except Exception as error:  # each storage client has its own errors
+            raise UnreadableVideo(path, f"cannot be fetched: {reason_of(error)}") from error
+        yield copy
+
+
+def upload(store: Path, out: Path) -> None:
+    """Copy a whole local store to a URL, ``store.json`` last: without it, it is no store."""
+    remote: Any = out
+    files = sorted(path for path in store.rglob("*") if path.is_file())
+    with _answering(out):
+        for path in sorted(files, key=lambda path: path.name == "store.json"):
+            target = remote / path.relative_to(store).as_posix()
+            target.parent.mkdir(parents=True, exist_ok=True)
+            remote.fs.put_file(str(path), target.path)

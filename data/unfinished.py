@@ -1,0 +1,124 @@
+"""A store that is being made: clip files and a noted row per input file, in a folder that becomes the store at the end.
+
+An interrupted ``prepare`` goes on with it; nothing of it is a store before everything is.
+"""
+
+import fcntl
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from data.layouts import SPLITS, Source
+from data.store import VIDEO_SCHEMA, StoreInfo, StoreSettings, encode_rows
+from stage import StageError, reason_of, refuse_existing, say, sha256_of, written_whole
+
+
+class Unfinished:
+    """The folder beside ``out`` in which a store of these settings grows. Makes it, or goes on with one.
+
+    Raises StageError while another process makes the same store, and if ``out`` exists.
+    """
+
+    def __init__(self, out: Path, settings: StoreSettings) -> None:
+        self.out, self.settings = out, settings
+        self.folder = out.with_name(f".{out.name}.unfinished")
+        self._lock = _locked(out)
+        refuse_existing(out)
+        mark = self.folder / "settings.json"
+        if mark.exists() and mark.read_text() != settings.model_dump_json():
+            say(f"{self.folder} is of other settings or inputs: starting anew")
+            shutil.rmtree(self.folder)
+        if self.folder.exists() and not mark.exists():
+            shutil.rmtree(self.folder)
+        self._remove_partial()
+        for stale in self.folder.glob("started/*"):
+            stale.unlink()
+        for name in ("clips", "rows", "started"):
+            (self.folder / name).mkdir(parents=True, exist_ok=True)
+        with written_whole(mark) as aside:
+            aside.write_text(settings.model_dump_json())
+
+    def finish(self, sources: Sequence[Source], notes: list[str]) -> StoreInfo:
+        """Join the rows into ``videos.parquet`` and ``store.json`` and put the store in its place."""
+        rows = [json.loads(_note(self.folder, source.video_id).read_text()) for source in sources]
+        rows.sort(key=lambda row: str(row["video_id"]))
+        (self.folder / "videos.parquet").write_bytes(encode_rows(rows, VIDEO_SCHEMA))
+        clips = {split: {"real": 0, "fake": 0} for split in SPLITS}
+        videos = dict.fromkeys(("ok", "no_face", "too_short", "unreadable"), 0)
+        for row in rows:
+            videos[row["status"]] += 1
+            clips[row["split"]]["fake"] += row["clips"] if row["label"] else row["forged_clips"]
+            clips[row["split"]]["real"] += 0 if row["label"] else row["clips"] - row["forged_clips"]
+        fingerprint = sha256_of(self.folder / "videos.parquet")
+        info = StoreInfo(settings=self.settings, notes=notes, videos=videos, clips=clips, fingerprint=fingerprint)
+        (self.folder / "store.json").write_text(info.model_dump_json(indent=2) + "\n")
+        for name in ("rows", "started"):
+            shutil.rmtree(self.folder / name)
+        (self.folder / "settings.json").unlink()
+        self._remove_partial()
+        self.folder.replace(self.out)
+        Path(self._lock.name).unlink(missing_ok=True)
+        return info
+
+    def __enter__(self) -> "Unfinished":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.close()
+
+    def _remove_partial(self) -> None:
+        """Remove what processes that died have left half written."""
+        for stale in self.folder.rglob(".*.partial"):
+            stale.unlink()
+
+    def taken_up(self) -> Iterator[str]:
+        """Yield the ids of videos that were begun and not ended, and forget that they were."""
+        for mark in sorted((self.folder / "started").iterdir()):
+            mark.unlink()
+            yield mark.name
+
+
+def _locked(out: Path) -> IO[str]:
+    """Return a locked file beside ``out``; the lock ends with this process, however that ends."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    lock = out.with_name(f".{out.name}.lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        lock.close()
+        raise StageError(f"{out} is being made by another process: wait for it or give another --out") from error
+    except OSError as error:  # some network file systems have no locks
+        say(f"{lock.name} cannot be locked ({reason_of(error)}): start no second prepare with this --out")
+    return lock
+
+
+def _note(folder: Path, video_id: str) -> Path:
+    return folder / "rows" / f"{video_id}.json"
+
+
+def is_done(folder: Path, video_id: str) -> bool:
+    """Tell whether a video's row is whole and its clip file too: after a power cut a file can be empty."""
+    try:
+        row = json.loads(_note(folder, video_id).read_text())
+        return not row["clips"] or sha256_of(folder / "clips" / f"{video_id}.parquet") == row["clips_sha256"]
+    except (FileNotFoundError, ValueError):
+        return False
+
+
+def begin(folder: Path, video_id: str) -> None:
+    """Mark a video as begun, so that one which kills its process can be told."""
+    (folder / "started" / video_id).touch()
+
+
+def write(folder: Path, row: dict[str, Any], clips: bytes) -> None:
+    """Write the file of a video's clips, if it has any, then note its row."""
+    if clips:
+        with written_whole(folder / "clips" / f"{row['video_id']}.parquet") as aside:
+            aside.write_bytes(clips)
+        row["clips_sha256"] = hashlib.sha256(clips).hexdigest()
+    with written_whole(_note(folder, row["video_id"])) as aside:
+        aside.write_text(json.dumps(row))
+    (folder / "started" / str(row["video_id"])).unlink(missing_ok=True)

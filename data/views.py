@@ -1,0 +1,119 @@
+"""What a network trains on: views of clips, each one deterministic draw of augmentation and forging.
+
+A view is named by (seed, clip, number), so that what a frozen network said of it can be kept and found again. Number 0
+is the plain clip; each further one is an augmented copy.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import cv2
+import numpy as np
+import typer
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+
+from data.augment import DEFAULT_POLICY, augment, check_policy, generator
+from data.forge import Forgery
+from data.layouts import FAKE, REAL
+from data.store import Clip, ClipStore
+from stage import StageError
+
+ViewCount = Annotated[int, typer.Option(help="Views of each training clip: the plain one and augmented copies.", min=1)]
+Policy = Annotated[str, typer.Option(help="How copies are augmented: ten, or a policy of torchvision or timm.")]
+Forge = Annotated[bool, typer.Option("--forge", help="Train also on self-blended forgeries of every real view.")]
+JPEG_QUALITY = (50, 96)
+"""Range from which the quality of the compression after forging is drawn."""
+
+
+class ViewRule(BaseModel):
+    """How many views of each clip there are and what differs between them."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    views: int = Field(default=1, ge=1)
+    augment: str = DEFAULT_POLICY
+    forge: bool = False
+    """A self-blended forgery of every real view; real and forged views are then compressed alike, as JPEG."""
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class View:
+    """One view of a clip."""
+
+    clip: Clip
+    number: int
+    forged: bool
+
+    @property
+    def label(self) -> int:
+        """1 = fake, 0 = real."""
+        return FAKE if self.forged else self.clip.label
+
+    @property
+    def method(self) -> str:
+        """How it was forged, or where an original comes from."""
+        return "forged view" if self.forged else self.clip.method
+
+    @property
+    def valid(self) -> NDArray[np.bool_]:
+        """Which frames count, bool [T]."""
+        return self.clip.valid
+
+
+class Views:
+    """All views of the training split. Frame ``t`` of view ``v`` has the row ``v * T + t``.
+
+    Views come in blocks of one number, plain ones before forged ones, in the order of the store's clips. Raises
+    StageError if a label would be missing, or if the policy is unknown.
+    """
+
+    def __init__(self, store: ClipStore, rule: ViewRule, split: str = "train") -> None:
+        check_policy(rule.augment, ("rgb",))
+        self.store, self.rule = store, rule
+        clips = store.clips(split, both=not rule.forge)
+        reals = [clip for clip in clips if clip.label == REAL]
+        if rule.forge and not reals:
+            raise StageError(f"--forge needs real clips, and the {split} split of {store.path} has none")
+        kinds = [(clips, False), (reals, True)] if rule.forge else [(clips, False)]
+        self.blocks = [
+            [View(clip, number, forged) for clip in of_kind]
+            for number in range(rule.views)
+            for of_kind, forged in kinds
+        ]
+        self.views = [view for block in self.blocks for view in block]
+        self.unreadable: set[int] = set()
+        """Numbers of views that could not be read: they are drawn no more."""
+
+    def __len__(self) -> int:
+        return len(self.views)
+
+    def summary(self) -> dict[str, Any]:
+        """Say for ``metrics.json`` what was trained on, and what could not be read."""
+        clips = {self.views[index].clip.clip_id for index in self.unreadable}
+        return self.rule.model_dump() | {"count": len(self), "replaced_clips": sorted(clips)}
+
+    def pixels(self, view: View, frames: list[int] | None = None) -> NDArray[np.uint8]:
+        """Return a view's RGB crops, uint8 [T, S, S, 3], or those of the given frame numbers.
+
+        A frame does not depend on which others are asked for. Raises StageError if the clip is damaged.
+        """
+        rgb = self.store.pixels(view.clip, frames)
+        if self.rule.forge:
+            rgb = self._compressed(self._forged(rgb, view, frames) if view.forged else rgb, view)
+        return augment({"rgb": rgb}, self.rule.augment, self.rule.seed, view.clip.clip_id, view.number)["rgb"]
+
+    def _forged(self, crops: NDArray[np.uint8], view: View, frames: list[int] | None) -> NDArray[np.uint8]:
+        rng = generator(self.rule.seed, f"forge {view.clip.clip_id}", view.number)
+        forgery = Forgery.draw(rng)
+        jittered = [forgery.jitter(rng) for _ in view.valid]
+        wanted = range(len(jittered)) if frames is None else frames
+        boxes = self.store.boxes_in_crops(view.clip)
+        return np.stack([jittered[t].blend(crop, boxes[t]) for t, crop in zip(wanted, crops, strict=True)])
+
+    def _compressed(self, crops: NDArray[np.uint8], view: View) -> NDArray[np.uint8]:
+        rng = generator(self.rule.seed, f"compress {view.clip.clip_id}", view.number)
+        quality = [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(*JPEG_QUALITY))]
+        files = [cv2.imencode(".jpg", crop[..., ::-1], quality)[1] for crop in crops]
+        return np.stack([np.asarray(cv2.imdecode(file, cv2.IMREAD_COLOR_RGB), np.uint8) for file in files])

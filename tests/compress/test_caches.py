@@ -1,0 +1,132 @@
+"""Caches of frozen outputs: what is computed, what is found again, and what another key or a kill does."""
+
+import multiprocessing
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from compress.caches import CacheKey, FrameCache, weights_fingerprint
+from data.store import ClipStore
+from data.views import ViewRule, Views
+
+
+class Means:
+    """Mean colour of each quarter of a crop, [N, 4, 3]; counts its calls and fails after some."""
+
+    def __init__(self, fail_after: int = 10**9) -> None:
+        self.calls, self.fail_after = 0, fail_after
+
+    def __call__(self, pixels: NDArray[np.uint8]) -> torch.Tensor:
+        self.calls += 1
+        if self.calls > self.fail_after:
+            raise KeyboardInterrupt
+        n, s = len(pixels), pixels.shape[1] // 2
+        quarters = torch.from_numpy(pixels).float().view(n, 2, s, 2, s, 3).mean(dim=(2, 4))
+        return quarters.reshape(n, 4, 3)
+
+
+def key_of(views: Views, **changes: object) -> CacheKey:
+    known = {"of": "means", "store": "s", "weights": "w", "network": "n", "precision": "fp32", "rule": views.rule}
+    return CacheKey.model_validate(known | changes)
+
+
+def check(cache: FrameCache, views: Views) -> None:
+    frames = views.store.frames
+    rows = np.random.default_rng(0).permutation(len(views) * frames)
+    expected = torch.cat([Means()(views.pixels(view)) for view in views.views])[rows]
+    torch.testing.assert_close(cache[rows], expected.half().float())
+
+
+def test_rows_are_those_of_the_views(opened_store: ClipStore, tmp_path: Path) -> None:
+    views = Views(opened_store, ViewRule(views=2, forge=True))
+    check(FrameCache.fill(tmp_path, key_of(views), views, Means()), views)
+
+
+def test_a_second_run_computes_nothing(opened_store: ClipStore, tmp_path: Path) -> None:
+    views = Views(opened_store, ViewRule())
+    FrameCache.fill(tmp_path, key_of(views), views, Means())
+    again = Means()
+    check(FrameCache.fill(tmp_path, key_of(views), views, again), views)
+    assert again.calls == 1  # for the shape
+
+
+def test_more_views_are_added_to_those_there_are(opened_store: ClipStore, tmp_path: Path) -> None:
+    one, two = (Views(opened_store, ViewRule(views=n)) for n in (1, 2))
+    FrameCache.fill(tmp_path, key_of(one), one, Means())
+    means = Means()
+    check(FrameCache.fill(tmp_path, key_of(two), two, means), two)
+    assert means.calls == 1 + len(one)
+
+
+def test_interrupted_work_goes_on(opened_store: ClipStore, tmp_path: Path) -> None:
+    views = Views(opened_store, ViewRule())
+    with pytest.raises(KeyboardInterrupt):
+        FrameCache.fill(tmp_path, key_of(views), views, Means(fail_after=6))
+    rest = Means()
+    check(FrameCache.fill(tmp_path, key_of(views), views, rest), views)
+    assert rest.calls == 1 + len(views) - 5
+
+
+@pytest.mark.parametrize(
+    "change", [{"store": "t"}, {"weights": "v"}, {"network": "m"}, {"precision": "bf16"}, {"modality": "depth"}]
+)
+def test_another_key_computes_anew_and_says_why(
+    opened_store: ClipStore, tmp_path: Path, change: dict[str, str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    views = Views(opened_store, ViewRule())
+    FrameCache.fill(tmp_path, key_of(views), views, Means())
+    assert "computed anew" not in capfd.readouterr().err
+    means = Means()
+    FrameCache.fill(tmp_path, key_of(views, **change), views, means)
+    assert means.calls == 1 + len(views)
+    assert f"means are computed anew: {next(iter(change))} changed" in capfd.readouterr().err
+
+
+def test_another_seed_of_views_is_another_key(opened_store: ClipStore, tmp_path: Path) -> None:
+    for seed in (0, 1):
+        views = Views(opened_store, ViewRule(views=2, seed=seed))
+        check(FrameCache.fill(tmp_path, key_of(views), views, Means()), views)
+
+
+def _fill(store: Path, root: Path) -> None:
+    views = Views(ClipStore(store), ViewRule(views=2))
+    check(FrameCache.fill(root, key_of(views), views, Means()), views)
+
+
+def test_two_writers_at_once_give_one_whole_cache(demo_store: Path, opened_store: ClipStore, tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    writers = [context.Process(target=_fill, args=(demo_store, tmp_path)) for _ in range(2)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join(120)
+    assert [writer.exitcode for writer in writers] == [0, 0]
+    views, means = Views(opened_store, ViewRule(views=2)), Means()
+    check(FrameCache.fill(tmp_path, key_of(views), views, means), views)
+    assert means.calls == 1
+
+
+def test_a_clip_that_cannot_be_read_is_left_out_and_said(
+    demo_store: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    store = shutil.copytree(demo_store, tmp_path / "store")
+    views = Views(ClipStore(store), ViewRule())
+    clip = views.views[2].clip
+    (store / "clips" / f"{clip.video_id}.parquet").write_bytes(b"gone")
+    FrameCache.fill(tmp_path / "cache", key_of(views), views, Means())
+    assert views.unreadable == {2}
+    assert f"clip {clip.clip_id} is left out of training: " in capfd.readouterr().err
+
+
+def test_fingerprint_follows_names_and_values() -> None:
+    torch.manual_seed(0)
+    network = torch.nn.Linear(3, 2)
+    first = weights_fingerprint(network)
+    assert weights_fingerprint(network) == first
+    with torch.no_grad():
+        network.weight[0, 0] += 1e-6
+    assert weights_fingerprint(network) != first

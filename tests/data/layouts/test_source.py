@@ -1,0 +1,63 @@
+"""Names, ids and kinds of single files."""
+
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data.layouts import Selection, Source, read_sources
+from data.layouts.source import media, read_json
+from stage import StageError
+
+
+@pytest.mark.parametrize(
+    ("name", "readable"),
+    [
+        ("real/plain_007.mp4", "real-plain-007"),
+        ("real/a b'\"\n/c.d.mp4", "real-c-d"),
+        ("real/日本.mp4", "real-"),
+        (f"real/{'x' * 200}.mp4", f"real-{'x' * 40}"),
+    ],
+)
+def test_video_id_is_a_safe_name_with_the_hash_of_the_whole_name(name: str, readable: str) -> None:
+    source = Source(Path(name), name, 0, "real", ("x",))
+    assert source.video_id == f"{readable}-{hashlib.sha256(name.encode()).hexdigest()[:10]}"
+
+
+def test_video_ids_of_one_stem_differ_by_folder(touch: Callable[..., Path]) -> None:
+    root = touch("real/1/a.mp4", "real/2/a.mp4", "real/a.mp4", "fake/a.mp4")
+    assert len({source.video_id for source in read_sources([root], Selection())[0]}) == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "photo"),
+    [("a.jpg", True), ("a.b.JPEG", True), ("a.tif", True), ("a.webp", True), ("a.mp4", False), ("a.webm", False)],
+)
+def test_photos_are_told_by_their_suffix(name: str, photo: bool) -> None:
+    assert Source(Path(name), name, 0, "real", ("a",)).is_photo is photo
+
+
+def test_media_are_found_below_a_folder_in_one_order(touch: Callable[..., Path]) -> None:
+    root = touch("k/b.mp4", "k/a/z.MOV", "k/a.jpg", "k/._c.mp4", "k/text", "other/d.mp4")
+    (root / "k/e.mp4").mkdir()
+    assert [name for _, name in media(root, "k")] == ["k/._c.mp4", "k/a/z.MOV", "k/b.mp4", "k/e.mp4"]
+    assert [name for _, name in media(root, "k", frozenset({".jpg"}))] == ["k/a.jpg"]
+    assert list(media(root, "none")) == []
+
+
+def test_names_that_are_no_utf8_are_spelled_out(touch: Callable[..., Path], rows: Callable[..., Any]) -> None:
+    root = touch(*(os.fsdecode(b"manipulated_sequences/M\xfe/c23/videos/%s.mp4" % stem) for stem in (b"\xff", b"1")))
+    assert rows(root) == {
+        r"manipulated_sequences/M\xfe/c23/videos/\xff.mp4": (1, r"M\xfe", (r"\xff",)),
+        r"manipulated_sequences/M\xfe/c23/videos/1.mp4": (1, r"M\xfe", ("1",)),
+    }
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"[" * 100_000])
+def test_what_is_not_json_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(StageError, match=r"a\.json is not JSON \(.+\): mend it or download it again"):
+        read_json(tmp_path / "a.json")

@@ -1,0 +1,84 @@
+"""The layout ``csv`` against hand-written lists."""
+
+from pathlib import Path
+
+import pytest
+
+from data.layouts import Selection, read_sources
+from stage import StageError
+
+
+def table(folder: Path, content: str | bytes) -> Path:
+    path = folder / "corpus.csv"
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+def test_all_columns(tmp_path: Path) -> None:
+    content = (
+        "\ufefflabel,path,age,identity,method,split\r\n"
+        "real,a.mp4,3,anna,phone,train\r\n"
+        "\r\n"
+        '1,"deep/b, c.png",,anna; ben;anna,Swap,train\r\n'
+        "FAKE,./missing.mp4,,,,\r\n"
+        "0,日本.mp4,,,,\r\n"
+    )
+    sources, notes = read_sources([table(tmp_path, content)], Selection())
+    assert [(s.path, s.name, s.label, s.method, s.identities, s.split) for s in sources] == [
+        (tmp_path / "a.mp4", "a.mp4", 0, "phone", ("anna",), "train"),
+        (tmp_path / "deep/b, c.png", "deep/b, c.png", 1, "Swap", ("anna", "ben"), "train"),
+        (tmp_path / "missing.mp4", "missing.mp4", 1, "fake", ("missing",), None),
+        (tmp_path / "日本.mp4", "日本.mp4", 0, "real", ("日本",), None),
+    ]
+    assert notes == []
+
+
+def test_the_note_lies_beside_the_table(tmp_path: Path) -> None:
+    (tmp_path / "corpus.json").write_text('{"note": "one person only"}')
+    assert read_sources([table(tmp_path, "path,label\na.mp4,real\n")], Selection("csv"))[1] == ["one person only"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "line 1: 0 columns named 'path': begin with the line path,label"),
+        ("path;label\na.mp4;real\n", "line 1: 0 columns named 'path': begin with the line path,label"),
+        ("path,split\na.mp4,train\n", "line 1: 0 columns named 'label': begin with the line path,label"),
+        ("path,label,label\na.mp4,0,1\n", "line 1: 2 columns named 'label': begin with the line path,label"),
+        ("path,label\n", "line 1: no row follows: give one row per file, as a.mp4,real"),
+        ("path,label\na.mp4,real\nb.mp4,true\n", "line 3: label 'true' is not known: give real, fake, 0"),
+        ("path,label,split\na.mp4,real,dev\n", "line 2: split 'dev' is not known: give train, val, test or nothing"),
+        ("path,label\na,b.mp4,real\n", "line 2: 3 cells under 2 columns: put a cell with a comma in quotes"),
+        ('path,label\n"a.mp4,real\n', "line 2: unexpected end of data"),
+        (f"path,label\n{'a' * 140_000},real\n", "line 2: field larger than field limit"),
+        (b"path,label\na.mp4,real\n\xff.mp4,real\n", "line 3: not UTF-8: save it as CSV in UTF-8"),
+        (b"\xef\xbb\xbfpath,label\n\xff.mp4,real\n", "line 2: not UTF-8: save it as CSV in UTF-8"),
+        ("path,label\na.mp4,real\n./a.mp4,fake\n", "line 3: 'a.mp4' is there a second time: remove one of its rows"),
+        ("path,label\n/a.mp4,real\n", "line 2: path '/a.mp4' leads to no file below the csv: put the csv at the top"),
+        ("path,label\nx/../a.mp4,real\n", "line 2: path 'x/../a.mp4' leads to no file below the csv: put the csv"),
+        ("path,label\n,real\n", "line 2: path '' leads to no file below the csv: put the csv at the top of the corpus"),
+        ("path,label\nout/a.mp4,real\n", "line 2: path 'out/a.mp4' leads to no file below the csv: put the csv"),
+        ("path,label\na\0.mp4,real\n", "line 2: "),
+    ],
+)
+def test_malformed_tables_name_line_and_mend(tmp_path: Path, content: str | bytes, message: str) -> None:
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus/out").symlink_to(tmp_path)
+    path = table(tmp_path / "corpus", content)
+    with pytest.raises(StageError) as error:
+        read_sources([path], Selection())
+    assert str(error.value).startswith(f"{path}, {message}")
+
+
+def test_links_within_the_corpus_are_followed(tmp_path: Path) -> None:
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "link").symlink_to("videos")
+    (tmp_path / "loop").symlink_to("loop")
+    sources, _ = read_sources([table(tmp_path, "path,label\nlink/a.mp4,real\nloop,fake\n")], Selection())
+    assert [source.name for source in sources] == ["link/a.mp4", "loop"]
+
+
+@pytest.mark.parametrize(("name", "layout"), [("none.csv", "auto"), (".", "csv")])
+def test_what_is_no_file_is_refused(tmp_path: Path, name: str, layout: str) -> None:
+    with pytest.raises(StageError, match=r"is not a file: the layout csv takes the \.csv file of a corpus"):
+        read_sources([tmp_path / name], Selection(layout))
