@@ -1,0 +1,1 @@
+"""Measurements of Pocketproof itself: one script, one table, one line of JSON each."""
