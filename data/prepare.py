@@ -173,6 +173,8 @@ def prepare(
     with at_hand(source) as (roots, origin):
         sources, notes = read_sources(roots, selection)
         fingerprint = _fingerprint(sources)
+        # The longest work first, so that no worker is left with it at the end.
+        sources.sort(key=lambda entry: _bytes(entry.path), reverse=True)
         sources = [replace(entry, path=origin(entry.path)) for entry in sources]
     settings = StoreSettings(
         frames=_frames_of(sources, frames, wanted),

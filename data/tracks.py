@@ -61,10 +61,11 @@ def _around(picture: Picture, box: Box, grow: float) -> NDArray[np.float32]:
     if inside.size == 0:
         return np.zeros((PATCH, PATCH), np.float32)
     side = round(PATCH * (1 + 2 * grow))
+    step = max(1, min(inside.shape) // (2 * side))  # of a large face every step-th pixel is enough
     edges = (max(0, -y0), max(0, y1 - height), max(0, -x0), max(0, x1 - width))
     if any(edges):
         inside = np.asarray(cv2.copyMakeBorder(inside, *edges, cv2.BORDER_REPLICATE), np.uint8)
-    return np.asarray(cv2.resize(inside, (side, side), interpolation=cv2.INTER_AREA), np.float32)
+    return np.asarray(cv2.resize(inside[::step, ::step], (side, side), interpolation=cv2.INTER_AREA), np.float32)
 
 
 def _placed(picture: Picture, box: Box, template: NDArray[np.float32]) -> Box | None:
@@ -183,10 +184,15 @@ class Tracker:
         height = picture.size[0]
         heights = sorted({min(sought, height) for sought in self._detector.sought_heights})
         held, new = [face.box for face in known.values()], list[Face]()
-        for sought in heights if fully else heights[:1]:
-            if held and sought > heights[0] and not self._every_face:
+        if not fully:
+            heights = heights[:1]
+        elif self._every_face:
+            heights = heights[-1:]  # it shows what the others do; they are a short cut to a large face
+        for sought in heights:
+            if held and sought > heights[0]:
                 break
-            for face in self._detector.detect(picture, whole(picture), sought / height):
+            faces = self._detector.detect(picture, whole(picture), sought / height)
+            for face in sorted(faces, key=lambda face: -area(face.box)):
                 if all(iou(face.box, box) <= SAME_FACE_IOU for box in held):
                     new.append(face)
                     held.append(face.box)

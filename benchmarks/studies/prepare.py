@@ -137,20 +137,21 @@ def measure(path: Path) -> dict[str, Any]:
 
 
 def worker_speedup(folder: Path) -> float:
-    """Return how many times faster two workers prepare a corpus of copies than one does."""
+    """Return how many times faster two workers prepare a corpus of copies than one does, medians in turn."""
+    times: dict[int, list[float]] = {1: [], 2: []}
     with tempfile.TemporaryDirectory() as scratch:
         corpus = Path(scratch) / "real"
         corpus.mkdir()
         for path in sorted(folder.glob("*.mp4")):
             for copy in range(COPIES):
                 (corpus / f"{path.stem}-{copy}.mp4").symlink_to(path.resolve())
-        times = {}
-        for workers in (1, 2):
-            out = Path(scratch) / f"store-{workers}"
-            before = time.perf_counter()
-            prepare([corpus], out, label="real", clips_per_video=5, workers=workers)
-            times[workers] = time.perf_counter() - before
-    return times[1] / times[2]
+        for repeat in range(REPEATS):
+            for workers, spent in times.items():
+                before = time.perf_counter()
+                out = Path(scratch) / f"store-{repeat}-{workers}"
+                prepare([corpus], out, label="real", clips_per_video=5, workers=workers)
+                spent.append(time.perf_counter() - before)
+    return statistics.median(times[1]) / statistics.median(times[2])
 
 
 COLUMNS = ("video", "size", "naive_ms", "decode_ms", "track_ms", "prepare_ms", "speedup", "prepare_speedup")
