@@ -1,6 +1,7 @@
 """Videos to a ClipStore: every input file accounted for, in many processes, resumable."""
 
 import hashlib
+import io
 import json
 import shutil
 from dataclasses import replace
@@ -18,9 +19,9 @@ from data.modalities import Modalities, Modality
 from data.prepare_video import Recipe, prepare_video, unreadable
 from data.remote import at_hand, is_remote, place, upload
 from data.splits import parse_ratios, split_sources
-from data.store import CLIP_SCHEMA, ClipStore, Start, StoreInfo, StoreSettings, encode_rows
-from data.unfinished import Unfinished, begin, is_done, write
-from stage import Seed, StageError, WorkerDied, in_processes, refuse_existing, run_as_script, say
+from data.store import CLIP_SCHEMA, ClipStore, RowWriter, Start, StoreInfo, StoreSettings
+from data.unfinished import Unfinished, begin, clips_of, is_done, note
+from stage import Seed, StageError, WorkerDied, in_processes, refuse_existing, run_as_script, say, written_whole
 
 LayoutName = Literal["auto", "ffpp", "dfdc", "celebdf", "folder", "csv"]
 Label = Literal["real", "fake"]
@@ -37,8 +38,9 @@ def _prepare_one(source: Source, split: str, recipe: Recipe, folder: Path) -> No
         return
     begin(folder, source.video_id)
     cv2.setNumThreads(1)  # the processes are the threads; and sums in MTCNN depend on their number
-    row, clips = prepare_video(source, split, recipe)
-    write(folder, row, encode_rows(clips, CLIP_SCHEMA) if clips else b"")
+    with clips_of(folder, source.video_id) as clips:
+        row = prepare_video(source, split, recipe, clips.write)
+    note(folder, row)
 
 
 def _prepare_here(jobs: list[Job], store: Unfinished, workers: int) -> None:
@@ -58,21 +60,27 @@ def _prepare_here(jobs: list[Job], store: Unfinished, workers: int) -> None:
                 in_processes(_prepare_one, [job], 1, "prepare")
             except WorkerDied:
                 reason = "a process died of it, perhaps for want of memory"
-                write(store.folder, unreadable(job[0], job[1], reason), b"")
+                note(store.folder, unreadable(job[0], job[1], reason))
 
 
 def _prepare_there(source: Source, split: str, recipe: Recipe) -> dict[str, Any]:
     """Prepare one video on a cluster: its row as JSON and the file of its clips, for this machine to write."""
     cv2.setNumThreads(1)
-    row, clips = prepare_video(source, split, recipe)
-    return {"row": json.dumps(row), "clips": encode_rows(clips, CLIP_SCHEMA) if clips else b""}
+    file = io.BytesIO()
+    with RowWriter(file, CLIP_SCHEMA) as clips:
+        row = prepare_video(source, split, recipe, clips.write)
+    return {"row": json.dumps(row), "clips": file.getvalue()}
 
 
 def _prepare_on_ray(jobs: list[Job], store: Unfinished, address: str, workers: int) -> None:
     """Prepare on a cluster, whose machines need not share a disk with this one."""
     todo = [job[:3] for job in jobs if not is_done(store.folder, job[0].video_id)]
     for result in on_ray(_prepare_there, todo, address, workers, "prepare"):
-        write(store.folder, json.loads(result["row"]), result["clips"])
+        row = json.loads(result["row"])
+        if result["clips"]:
+            with written_whole(store.folder / "clips" / f"{row['video_id']}.parquet") as aside:
+                aside.write_bytes(result["clips"])
+        note(store.folder, row)
 
 
 def _make(
@@ -205,8 +213,8 @@ def prepare(
         shutil.rmtree(local)
     statuses = ", ".join(f"{count} {status}" for status, count in info.videos.items())
     say(f"{out}: {len(sources)} files ({statuses}); clips by split: {info.clips}")
-    for note in notes:
-        say(f"note: {note}")
+    for line in notes:
+        say(f"note: {line}")
     if not info.videos["ok"]:
         raise StageError(f"no file of {len(sources)} gave a clip: the reasons are in {out / 'videos.parquet'}")
     return info

@@ -1,7 +1,7 @@
 """One video to its clips: what ``prepare`` does with each input file, here or on a cluster."""
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,9 +35,11 @@ class Recipe:
 
 @dataclass
 class Found:
-    """Clips that were found in one video, and why other stretches of it gave none."""
+    """What was found in one video, and why stretches of it gave no clip."""
 
-    clips: list[Row] = field(default_factory=list)
+    clips: int = 0
+    forged_clips: int = 0
+    stretches: int = 0
     refused: list[tuple[str, str]] = field(default_factory=list)
     """Status and reason."""
     frames_without_face: int = 0
@@ -60,8 +62,11 @@ def unreadable(source: Source, split: str, reason: str) -> Row:
     return _row(source, split) | {"status": "unreadable", "reason": reason} | none
 
 
-def prepare_video(source: Source, split: str, recipe: Recipe) -> tuple[Row, list[Row]]:
-    """Prepare one video or photo: return its row of ``videos.parquet`` and those of its clips."""
+def prepare_video(source: Source, split: str, recipe: Recipe, keep: Callable[[Row], None]) -> Row:
+    """Prepare one video or photo: give the row of each of its clips to ``keep``, return that of ``videos.parquet``.
+
+    Holds the pictures of one clip in memory, whatever the length of the video.
+    """
     row, found, broken = _row(source, split), Found(), ""
     # A video whose face is seen, or which can be read, only before the frame that was drawn is not lost.
     for start in dict.fromkeys((recipe.settings.start, "first")):
@@ -70,23 +75,21 @@ def prepare_video(source: Source, split: str, recipe: Recipe) -> tuple[Row, list
         try:
             with fetched(source.path) as path, Photo(path) if source.is_photo else Video(path) as video:
                 row |= {"fps": video.info.fps, "width": video.info.width, "height": video.info.height}
-                _find_clips(video, row, recipe, start, found)
+                _find_clips(video, row, recipe, start, found, keep)
         except UnreadableVideo as error:
             # Not the path, so that a store does not depend on where its sources lay; in one line, whatever the name.
             broken = " ".join(f"{source.name} {error.what}".splitlines())
     status, reason = _status(found, broken, recipe.settings)
-    forged = sum(clip["method"] == FORGED for clip in found.clips)
-    row |= {"status": status, "reason": reason, "clips": len(found.clips), "forged_clips": forged}
-    return row | {"frames_without_face": found.frames_without_face}, found.clips
+    row |= {"status": status, "reason": reason, "clips": found.clips, "forged_clips": found.forged_clips}
+    return row | {"frames_without_face": found.frames_without_face}
 
 
 def _status(found: Found, broken: str, settings: StoreSettings) -> tuple[str, str]:
-    starts = {clip["start_frame"] for clip in found.clips}
-    if len(starts) >= settings.clips_per_video:
+    if found.stretches >= settings.clips_per_video:
         return "ok", ""
     why = broken or (found.refused[0][1] if found.refused else "")
-    if starts:
-        return "ok", f"{len(starts)} of {settings.clips_per_video} stretches{': ' if why else ''}{why}"
+    if found.stretches:
+        return "ok", f"{found.stretches} of {settings.clips_per_video} stretches{': ' if why else ''}{why}"
     if broken:
         return "unreadable", broken
     return found.refused[0] if found.refused else ("no_face", "no face in any frame")
@@ -146,20 +149,26 @@ def _refusal(clip: FaceClip, length: int) -> tuple[str, str] | None:
     return None
 
 
-def _find_clips(video: Video | Photo, row: Row, recipe: Recipe, start: Start, found: Found) -> None:
+def _find_clips(
+    video: Video | Photo, row: Row, recipe: Recipe, start: Start, found: Found, keep: Callable[[Row], None]
+) -> None:
     settings = recipe.settings
     rng = generator(settings.seed, f"start {row['video_id']}", 0)
     starts = _starts(video, start, settings.clips_per_video, settings.frames, rng)
-    for number, (begin, clips) in enumerate(_stretches(video, settings, starts, found), 1):
+    for begin, clips in _stretches(video, settings, starts, found):
         for clip in [clip for clip in clips if clip.steady] if settings.all_faces else clips[:1]:
             found.frames_without_face += sum(face is None for face in clip.faces)
-            found.clips += _clip_rows(row, len(found.clips), begin, clip, recipe)
-        if number == settings.clips_per_video:
+            for made in _clip_rows(row, found.clips, begin, clip, recipe):
+                keep(made)
+                found.clips += 1
+                found.forged_clips += made["method"] == FORGED
+        found.stretches += 1
+        if found.stretches == settings.clips_per_video:
             return
 
 
-def _clip_rows(row: Row, number: int, begin: int, clip: FaceClip, recipe: Recipe) -> list[Row]:
-    """Return the rows of a clip and of its forgeries."""
+def _clip_rows(row: Row, number: int, begin: int, clip: FaceClip, recipe: Recipe) -> Iterator[Row]:
+    """Yield the rows of a clip and of its forgeries; ``number`` is that of the video's next clip."""
     settings = recipe.settings
     about = {name: row[name] for name in ("video_id", "label", "method", "split", "identities", "fps")} | {
         "track": clip.track,
@@ -171,7 +180,6 @@ def _clip_rows(row: Row, number: int, begin: int, clip: FaceClip, recipe: Recipe
     frames, boxes = [picture.rgb for picture in clip.pictures], clip.boxes
     if settings.forge:
         frames, boxes = _surroundings(frames, boxes, recipe)
-    rows = []
     for forgery in range(1 + _forgeries(row, settings)):
         clip_id = f"{row['video_id']}-{number + forgery}"
         made = frames if forgery == 0 else _forged(frames, boxes, generator(settings.seed, f"forge {clip_id}", 0))
@@ -180,8 +188,7 @@ def _clip_rows(row: Row, number: int, begin: int, clip: FaceClip, recipe: Recipe
         )
         kind = {"label": FAKE, "method": FORGED} if forgery else {}
         encoded = {name: [encode_png(picture) for picture in pictures[name]] for name in settings.modalities}
-        rows.append({"clip_id": clip_id} | about | kind | encoded)
-    return rows
+        yield {"clip_id": clip_id} | about | kind | encoded
 
 
 def _forgeries(row: Row, settings: StoreSettings) -> int:

@@ -5,11 +5,10 @@ status, ``store.json`` the settings and counts. Pictures are PNG, so that no pix
 """
 
 import hashlib
-import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal, get_args
 
 import cv2
 import numpy as np
@@ -145,19 +144,28 @@ def decode_png(data: bytes) -> NDArray[np.uint8]:
     return np.asarray(picture, np.uint8)
 
 
-def encode_rows(rows: list[dict[str, Any]], schema: pa.Schema) -> bytes:
-    """Return rows as a Parquet file. Pictures are compressed already: no codec for them."""
-    pictures = ("rgb", "depth", "flow")
-    compression = {field.name: "none" if field.name in pictures else "zstd" for field in schema}
-    file = io.BytesIO()
-    pq.write_table(
-        pa.Table.from_pylist(rows, schema=schema),
-        file,
-        compression={_leaf(schema, name): codec for name, codec in compression.items()},
-        use_dictionary=False,
-        row_group_size=1 if schema is CLIP_SCHEMA else None,
-    )
-    return file.getvalue()
+class RowWriter:
+    """Writes rows to a Parquet file as they come, one row a group for clips; no file if there is no row."""
+
+    def __init__(self, target: Path | BinaryIO, schema: pa.Schema) -> None:
+        self._target, self._schema = target, schema
+        self._writer: pq.ParquetWriter | None = None
+
+    def write(self, *rows: dict[str, Any]) -> None:
+        """Append rows as one group."""
+        if self._writer is None:
+            # Pictures are compressed already.
+            codecs = {f.name: "none" if f.name in get_args(Modality) else "zstd" for f in self._schema}
+            compression = {_leaf(self._schema, name): codec for name, codec in codecs.items()}
+            self._writer = pq.ParquetWriter(self._target, self._schema, compression=compression, use_dictionary=False)
+        self._writer.write_table(pa.Table.from_pylist(list(rows), schema=self._schema))
+
+    def __enter__(self) -> "RowWriter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._writer is not None:
+            self._writer.close()
 
 
 def _leaf(schema: pa.Schema, name: str) -> str:

@@ -3,16 +3,17 @@
 An interrupted ``prepare`` goes on with it; nothing of it is a store before everything is.
 """
 
+import contextlib
 import fcntl
-import hashlib
 import json
+import os
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 from data.layouts import SPLITS, Source
-from data.store import VIDEO_SCHEMA, StoreInfo, StoreSettings, encode_rows
+from data.store import CLIP_SCHEMA, VIDEO_SCHEMA, RowWriter, StoreInfo, StoreSettings
 from stage import StageError, reason_of, refuse_existing, say, sha256_of, written_whole
 
 
@@ -45,7 +46,8 @@ class Unfinished:
         """Join the rows into ``videos.parquet`` and ``store.json`` and put the store in its place."""
         rows = [json.loads(_note(self.folder, source.video_id).read_text()) for source in sources]
         rows.sort(key=lambda row: str(row["video_id"]))
-        (self.folder / "videos.parquet").write_bytes(encode_rows(rows, VIDEO_SCHEMA))
+        with RowWriter(self.folder / "videos.parquet", VIDEO_SCHEMA) as videos_file:
+            videos_file.write(*rows)
         clips = {split: {"real": 0, "fake": 0} for split in SPLITS}
         videos = dict.fromkeys(("ok", "no_face", "too_short", "unreadable"), 0)
         for row in rows:
@@ -113,12 +115,22 @@ def begin(folder: Path, video_id: str) -> None:
     (folder / "started" / video_id).touch()
 
 
-def write(folder: Path, row: dict[str, Any], clips: bytes) -> None:
-    """Write the file of a video's clips, if it has any, then note its row."""
-    if clips:
-        with written_whole(folder / "clips" / f"{row['video_id']}.parquet") as aside:
-            aside.write_bytes(clips)
-        row["clips_sha256"] = hashlib.sha256(clips).hexdigest()
-    with written_whole(_note(folder, row["video_id"])) as aside:
+@contextlib.contextmanager
+def clips_of(folder: Path, video_id: str) -> Iterator[RowWriter]:
+    """Give a writer for a video's clips; its file is there, whole, only when all went well."""
+    file = folder / "clips" / f"{video_id}.parquet"
+    aside = file.with_name(f".{file.name}.{os.getpid()}.partial")
+    with RowWriter(aside, CLIP_SCHEMA) as writer:
+        yield writer
+    if aside.exists():
+        aside.replace(file)
+
+
+def note(folder: Path, row: dict[str, Any]) -> None:
+    """Note a video's row, and the hash of its clips' file; with that, it is done."""
+    video_id = row["video_id"]
+    if row["clips"]:
+        row["clips_sha256"] = sha256_of(folder / "clips" / f"{video_id}.parquet")
+    with written_whole(_note(folder, video_id)) as aside:
         aside.write_text(json.dumps(row))
-    (folder / "started" / str(row["video_id"])).unlink(missing_ok=True)
+    (folder / "started" / str(video_id)).unlink(missing_ok=True)

@@ -26,7 +26,7 @@ from data.layouts import Source
 from data.modalities import Modalities
 from data.prepare import prepare
 from data.prepare_video import Recipe, prepare_video
-from data.store import CLIP_SCHEMA, StoreSettings, encode_rows
+from data.store import CLIP_SCHEMA, RowWriter, StoreSettings
 from data.tracks import Tracker
 from data.video import Picture, Video
 from stage import progress, run_as_script, say
@@ -71,9 +71,9 @@ def whole_prepare(path: Path, frames: int) -> None:
         seed=0,
         sources_sha256="",
     )
-    _, clips = prepare_video(Source(path, path.name, 0, "real", ("a",)), "train", Recipe(settings, Modalities()))
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "clips.parquet").write_bytes(encode_rows(clips, CLIP_SCHEMA))
+    source = Source(path, path.name, 0, "real", ("a",))
+    with tempfile.TemporaryDirectory() as folder, RowWriter(Path(folder) / "clips.parquet", CLIP_SCHEMA) as clips:
+        prepare_video(source, "train", Recipe(settings, Modalities()), clips.write)
 
 
 def seconds_of(function: Callable[..., Any], *arguments: Any, repeats: int = REPEATS) -> tuple[float, Any]:

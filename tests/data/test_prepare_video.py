@@ -22,6 +22,12 @@ Row = dict[str, Any]
 LENGTH = 60
 
 
+def prepared(source: Source, split: str, recipe: Recipe) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Return a video's row and those of its clips."""
+    clips: list[dict[str, Any]] = []
+    return prepare_video(source, split, recipe, clips.append), clips
+
+
 def head(photo: Frame, x: int = 40, y: int = 10, width: int = 240) -> Frame:
     """A grey frame, uint8 [200, width, 3], with the photo's head at (x, y)."""
     frame = np.full((200, width, 3), 128, np.uint8)
@@ -80,7 +86,7 @@ def assert_cut_from(path: Path, clip: Row) -> None:
     ],
 )
 def test_clips_begin_first_or_evenly_spread(swaying: Path, start: str, expected: list[int]) -> None:
-    row, clips = prepare_video(source(swaying), "train", recipe(start=start, clips_per_video=3))
+    row, clips = prepared(source(swaying), "train", recipe(start=start, clips_per_video=3))
     assert starts(clips) == expected
     assert (row["status"], row["reason"], row["clips"]) == ("ok", "", 3)
     assert [clip["clip_id"] for clip in clips] == [f"{row['video_id']}-{n}" for n in range(3)]
@@ -89,7 +95,7 @@ def test_clips_begin_first_or_evenly_spread(swaying: Path, start: str, expected:
 
 
 def test_one_clip_is_spread_to_the_middle(swaying: Path) -> None:
-    _, (clip,) = prepare_video(source(swaying), "train", recipe(start="spread"))
+    _, (clip,) = prepared(source(swaying), "train", recipe(start="spread"))
     assert clip["start_frame"] == (LENGTH - 4 + 1) // 2
     assert_cut_from(swaying, clip)
 
@@ -102,20 +108,20 @@ def test_random_clips_are_in_the_video_do_not_overlap_and_are_decided_by_seed_an
     drawn = []
     for path, seed in [(swaying, seed) for seed in range(8)] + [(other, 0)]:
         settings = recipe(start="random", clips_per_video=5, seed=seed)
-        _, clips = prepare_video(source(path), "train", settings)
-        assert [clip["start_frame"] for clip in prepare_video(source(path), "train", settings)[1]] == starts(clips)
+        _, clips = prepared(source(path), "train", settings)
+        assert [clip["start_frame"] for clip in prepared(source(path), "train", settings)[1]] == starts(clips)
         assert len(clips) == 5
         assert min(b - a for a, b in pairwise([*starts(clips), LENGTH])) >= 4
         drawn.append(starts(clips))
     assert len({tuple(some) for some in drawn}) == 9
     assert np.std([some[0] for some in drawn]) > 2
-    assert_cut_from(swaying, prepare_video(source(swaying), "train", recipe(start="random"))[1][0])
+    assert_cut_from(swaying, prepared(source(swaying), "train", recipe(start="random"))[1][0])
 
 
 @pytest.mark.parametrize("start", ["first", "random", "spread"])
 @pytest.mark.parametrize("frames", [1, 7, 20])
 def test_clips_fill_a_video_that_they_just_fit_in(swaying: Path, start: str, frames: int) -> None:
-    row, clips = prepare_video(
+    row, clips = prepared(
         source(swaying), "train", recipe(frames, start=start, clips_per_video=min(LENGTH // frames, 10))
     )
     assert min(b - a for a, b in pairwise([*starts(clips), LENGTH])) >= frames
@@ -126,7 +132,7 @@ def test_clips_fill_a_video_that_they_just_fit_in(swaying: Path, start: str, fra
 
 @pytest.mark.parametrize("start", ["first", "random", "spread"])
 def test_fewer_clips_than_asked_for_are_said(swaying: Path, start: str) -> None:
-    row, clips = prepare_video(source(swaying), "train", recipe(25, start=start, clips_per_video=3))
+    row, clips = prepared(source(swaying), "train", recipe(25, start=start, clips_per_video=3))
     assert starts(clips) == [0, 25]
     assert row["status"] == "ok"
     assert row["reason"] == "2 of 3 stretches: 10 frames from the first face on, 25 are needed"
@@ -134,7 +140,7 @@ def test_fewer_clips_than_asked_for_are_said(swaying: Path, start: str) -> None:
 
 def test_a_face_before_the_drawn_frame_is_not_lost(astronaut: Frame, tmp_path: Path) -> None:
     write_video(tmp_path / "a.mp4", [head(astronaut)] * 6 + [empty()] * 50)
-    row, clips = prepare_video(source(tmp_path / "a.mp4"), "train", recipe(start="spread"))
+    row, clips = prepared(source(tmp_path / "a.mp4"), "train", recipe(start="spread"))
     assert (row["status"], starts(clips)) == ("ok", [0])
 
 
@@ -143,8 +149,8 @@ def test_every_steady_face_has_its_clip_where_all_count(astronaut: Frame, tmp_pa
     one = np.concatenate([head(astronaut), empty()], axis=1)
     write_video(tmp_path / "a.mp4", [both] * 8)
     write_video(tmp_path / "b.mp4", [both] + [one] * 11)
-    _, single = prepare_video(source(tmp_path / "a.mp4"), "train", recipe())
-    row, clips = prepare_video(source(tmp_path / "a.mp4"), "train", recipe(all_faces=True, clips_per_video=2))
+    _, single = prepared(source(tmp_path / "a.mp4"), "train", recipe())
+    row, clips = prepared(source(tmp_path / "a.mp4"), "train", recipe(all_faces=True, clips_per_video=2))
     assert len(single) == 1
     assert (starts(clips), row["clips"], row["reason"]) == ([0, 0, 4, 4], 4, "")
     assert {(clip["start_frame"], clip["track"]) for clip in clips} == {(0, 0), (0, 1), (4, 0), (4, 1)}
@@ -152,18 +158,18 @@ def test_every_steady_face_has_its_clip_where_all_count(astronaut: Frame, tmp_pa
     assert len(sides) == 2
     for clip in clips:
         assert_cut_from(tmp_path / "a.mp4", clip)
-    _, steady = prepare_video(source(tmp_path / "b.mp4"), "train", recipe(12, all_faces=True))
+    _, steady = prepared(source(tmp_path / "b.mp4"), "train", recipe(12, all_faces=True))
     assert len(steady) == 1
     assert steady[0]["boxes"][-1][0] < 240
 
 
 def test_a_photo_is_a_clip_of_one_frame(astronaut: Frame, tmp_path: Path) -> None:
     Image.fromarray(head(astronaut)).save(tmp_path / "a.png")
-    row, (clip,) = prepare_video(source(tmp_path / "a.png"), "train", recipe(1))
+    row, (clip,) = prepared(source(tmp_path / "a.png"), "train", recipe(1))
     assert (row["status"], row["fps"], row["width"], row["height"]) == ("ok", 0.0, 240, 200)
     expected = CropRule(size=32).cut(head(astronaut), clip["boxes"][0])
     np.testing.assert_array_equal(pixels(clip)[0], expected)
-    row, clips = prepare_video(source(tmp_path / "a.png"), "train", recipe(20))
+    row, clips = prepared(source(tmp_path / "a.png"), "train", recipe(20))
     assert (row["status"], row["reason"], clips) == (
         "too_short",
         "1 frames from the first face on, 20 are needed",
@@ -174,16 +180,16 @@ def test_a_photo_is_a_clip_of_one_frame(astronaut: Frame, tmp_path: Path) -> Non
 @pytest.mark.parametrize("start", ["first", "random", "spread"])
 def test_a_photo_has_one_stretch_however_many_are_asked_for(astronaut: Frame, tmp_path: Path, start: str) -> None:
     Image.fromarray(head(astronaut)).save(tmp_path / "a.png")
-    row, clips = prepare_video(source(tmp_path / "a.png"), "train", recipe(1, start=start, clips_per_video=3))
+    row, clips = prepared(source(tmp_path / "a.png"), "train", recipe(1, start=start, clips_per_video=3))
     assert (row["status"], row["reason"], len(clips)) == ("ok", "1 of 3 stretches", 1)
 
 
 def test_an_unsteady_stretch_is_passed_over_for_a_later_one(astronaut: Frame, tmp_path: Path) -> None:
     write_video(tmp_path / "a.mp4", [head(astronaut)] * 2 + [empty()] * 20 + [head(astronaut)] * 20)
-    row, clips = prepare_video(source(tmp_path / "a.mp4"), "train", recipe(20))
+    row, clips = prepared(source(tmp_path / "a.mp4"), "train", recipe(20))
     assert (row["status"], row["reason"], starts(clips)) == ("ok", "", [22])
     write_video(tmp_path / "b.mp4", [head(astronaut)] * 2 + [empty()] * 20)
-    row, clips = prepare_video(source(tmp_path / "b.mp4"), "train", recipe(20))
+    row, clips = prepared(source(tmp_path / "b.mp4"), "train", recipe(20))
     assert (row["status"], clips) == ("no_face", [])
     assert row["reason"] == "the face is seen in 2 of the clip's 20 frames"
 
@@ -206,19 +212,19 @@ def breaking(astronaut: Frame, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 def test_a_video_that_breaks_after_a_clip_is_ok_and_has_its_reason(breaking: Path) -> None:
-    row, clips = prepare_video(source(breaking), "train", recipe(20, clips_per_video=3))
+    row, clips = prepared(source(breaking), "train", recipe(20, clips_per_video=3))
     assert (row["status"], starts(clips)) == ("ok", [0, 20])
     assert row["reason"].startswith("2 of 3 stretches: videos/a.mp4 breaks while decoding: Invalid data found")
-    row, clips = prepare_video(source(breaking), "train", recipe(20))
+    row, clips = prepared(source(breaking), "train", recipe(20))
     assert (row["status"], row["reason"], starts(clips)) == ("ok", "", [0])
-    row, clips = prepare_video(source(breaking), "train", recipe(50))
+    row, clips = prepared(source(breaking), "train", recipe(50))
     assert (row["status"], clips) == ("unreadable", [])
     assert row["reason"].startswith("videos/a.mp4 breaks while decoding: Invalid data found")
 
 
 def test_a_row_says_all_of_a_video_that_is_none(tmp_path: Path) -> None:
     (tmp_path / "a.mp4").write_text("no video")
-    row, clips = prepare_video(source(tmp_path / "a.mp4", 1), "val", recipe())
+    row, clips = prepared(source(tmp_path / "a.mp4", 1), "val", recipe())
     assert clips == []
     assert {key: row[key] for key in ("path", "label", "method", "split", "identities", "status", "clips")} == {
         "path": "videos/a.mp4",
@@ -246,7 +252,7 @@ def test_forgeries_are_made_of_real_clips_unless_training_draws_its_own(
     swaying: Path, split: str, label: int, modalities: Any, count: int
 ) -> None:
     made = recipe(modalities=Modalities(modalities), forge=2, clips_per_video=2)
-    row, clips = prepare_video(source(swaying, label), split, made)
+    row, clips = prepared(source(swaying, label), split, made)
     assert (row["clips"], row["forged_clips"]) == (2 * (1 + count), 2 * count)
     assert [clip["clip_id"] for clip in clips] == [f"{row['video_id']}-{n}" for n in range(2 * (1 + count))]
     for first in range(0, len(clips), 1 + count):
@@ -257,11 +263,11 @@ def test_forgeries_are_made_of_real_clips_unless_training_draws_its_own(
         assert all(clip[name] == real[name] for clip in forged for name in shared)
         assert len({pixels(clip).tobytes() for clip in (real, *forged)}) == 1 + count
         assert all(set(clip) >= {"clip_id", *modalities} for clip in (real, *forged))
-    np.testing.assert_equal(prepare_video(source(swaying, label), split, made), (row, clips))
+    np.testing.assert_equal(prepared(source(swaying, label), split, made), (row, clips))
 
 
 def test_a_forgery_changes_the_face_and_little_around_it(swaying: Path) -> None:
-    _, (real, forged) = prepare_video(source(swaying), "test", recipe(crop=CropRule(size=96, margin=2.0), forge=1))
+    _, (real, forged) = prepared(source(swaying), "test", recipe(crop=CropRule(size=96, margin=2.0), forge=1))
     difference = np.abs(pixels(real).astype(float) - pixels(forged)).mean(axis=(0, 3))
     assert difference[36:60, 36:60].mean() > 5
     assert difference[:6].mean() < 0.5
@@ -272,13 +278,13 @@ def test_a_forgery_that_changes_nothing_is_the_real_clip(
     swaying: Path, monkeypatch: pytest.MonkeyPatch, crop: CropRule
 ) -> None:
     monkeypatch.setattr(Forgery, "draw", classmethod(lambda cls, rng: cls()))
-    _, (real, identity) = prepare_video(source(swaying), "test", recipe(forge=1, crop=crop))
+    _, (real, identity) = prepared(source(swaying), "test", recipe(forge=1, crop=crop))
     np.testing.assert_array_equal(pixels(identity), pixels(real))
 
 
 def test_real_clips_of_a_forged_store_are_compressed_again(swaying: Path) -> None:
-    _, (plain,) = prepare_video(source(swaying), "test", recipe())
-    _, (real, _) = prepare_video(source(swaying), "test", recipe(forge=1))
+    _, (plain,) = prepared(source(swaying), "test", recipe())
+    _, (real, _) = prepared(source(swaying), "test", recipe(forge=1))
     with Video(swaying) as video:
         again = recompressed([picture.rgb for picture in islice(video.pictures(), 4)])
     near = CropRule(size=32).cut_clip(again, np.array(real["boxes"], np.float32))
@@ -291,7 +297,7 @@ def test_real_clips_of_a_forged_store_are_compressed_again(swaying: Path) -> Non
 
 def test_depth_and_flow_are_kept_beside_rgb(swaying: Path, tiny_depth: Path) -> None:
     made = Modalities(("rgb", "depth", "flow"), depth_weights=tiny_depth)
-    _, (clip,) = prepare_video(source(swaying), "train", recipe(modalities=made))
+    _, (clip,) = prepared(source(swaying), "train", recipe(modalities=made))
     with Video(swaying) as video:
         frames = [picture.rgb for picture in islice(video.pictures(), 4)]
     boxes, valid = np.array(clip["boxes"], np.float32), np.array(clip["valid"])

@@ -24,7 +24,7 @@ from data.crops import CropRule
 from data.layouts import Source
 from data.modalities import Modalities
 from data.prepare_video import Recipe, prepare_video
-from data.store import CLIP_SCHEMA, VIDEO_SCHEMA, StoreSettings, encode_rows
+from data.store import CLIP_SCHEMA, VIDEO_SCHEMA, RowWriter, StoreSettings
 from data.video import Video
 
 ROOT = Path(__file__).parents[2]
@@ -42,6 +42,12 @@ KINDS = {
     "intra.avi": ("avi", "mjpeg", "yuvj420p", {}),
 }
 """A small good video of each kind: container, codec, pixel format, options of the container."""
+
+
+def prepared(source: Source, split: str, recipe: Recipe) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Return a video's row and those of its clips."""
+    clips: list[dict[str, Any]] = []
+    return prepare_video(source, split, recipe, clips.append), clips
 
 
 def encoded(
@@ -330,12 +336,15 @@ def test_mutated_videos_always_give_a_row_and_clips_that_can_be_stored(
     for turn in range(20):
         how = list(MUTATIONS)[turn % len(MUTATIONS)]
         path.write_bytes(MUTATIONS[how](good[kind], rng, int(rng.integers(1, 60))))
-        row, clips = prepare_video(Source(path, f"real/{path.name}", 0, "real", ("a",)), "test", recipe())
+        row, clips = prepared(Source(path, f"real/{path.name}", 0, "real", ("a",)), "test", recipe())
         assert row["clips"] == len(clips)
         assert len(clips) > 0 if row["status"] == "ok" else row["reason"]
-        (tmp_path / "clips.parquet").write_bytes(encode_rows(clips, CLIP_SCHEMA))
+        with RowWriter(tmp_path / "clips.parquet", CLIP_SCHEMA) as file:
+            for clip in clips:
+                file.write(clip)
         rows.append(row)
-    (tmp_path / "videos.parquet").write_bytes(encode_rows(rows, VIDEO_SCHEMA))
+    with RowWriter(tmp_path / "videos.parquet", VIDEO_SCHEMA) as file:
+        file.write(*rows)
     table = pd.read_parquet(tmp_path / "videos.parquet")
     assert set(table["status"]) <= ANY
     check_reasons(table, tmp_path)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from data.demo import NOTE
-from data.store import CLIP_SCHEMA, ClipStore, decode_png, encode_png, encode_rows
+from data.store import CLIP_SCHEMA, ClipStore, RowWriter, decode_png, encode_png
 from stage import StageError
 
 LIST = "list<element: {}>".format
@@ -208,7 +208,9 @@ def test_a_split_of_one_label_is_refused(demo_control_store: Path) -> None:
 def test_rows_are_written_one_to_a_group_and_read_alone(tmp_path: Path) -> None:
     pngs = [encode_png(np.full((16, 16, 3), value, np.uint8)) for value in (10, 20)]
     rows = [{"clip_id": str(n), "rgb": [png], "boxes": [[0, 1, 2, n]]} for n, png in enumerate(pngs)]
-    (tmp_path / "a.parquet").write_bytes(encode_rows(rows, CLIP_SCHEMA))
+    with RowWriter(tmp_path / "a.parquet", CLIP_SCHEMA) as writer:
+        for row in rows:
+            writer.write(row)
     file = pq.ParquetFile(tmp_path / "a.parquet")
     assert file.num_row_groups == 2
     assert file.read_row_group(1).to_pylist()[0] == dict.fromkeys(CLIP_COLUMNS) | {
@@ -218,9 +220,15 @@ def test_rows_are_written_one_to_a_group_and_read_alone(tmp_path: Path) -> None:
     }
 
 
-def test_rows_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(pa.ArrowException):
-        encode_rows([{"label": "fake"}], CLIP_SCHEMA)
+def test_rows_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    with RowWriter(tmp_path / "a.parquet", CLIP_SCHEMA) as writer, pytest.raises(pa.ArrowException):
+        writer.write({"label": "fake"})
+
+
+def test_no_row_no_file(tmp_path: Path) -> None:
+    with RowWriter(tmp_path / "a.parquet", CLIP_SCHEMA):
+        pass
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("make", [Path.mkdir, Path.touch, lambda _: None], ids=["empty", "file", "missing"])
