@@ -36,6 +36,13 @@ Frame = NDArray[np.uint8]
 """One picture: uint8 [H, W, 3], RGB, 0..255."""
 
 
+Matrix = tuple[int, int, int, int]
+"""a, b, c, d: pixel (x, y), y down, is shown at (a x + c y, b x + d y) up to a shift (ISO/IEC 14496-12, 6.2.2)."""
+UPRIGHT: Matrix = (1, 0, 0, 1)
+TURNS: tuple[Matrix, ...] = (UPRIGHT, (0, -1, 1, 0), (-1, 0, 0, -1), (0, 1, -1, 0))
+"""By quarter turns counterclockwise."""
+
+
 class UnreadableVideo(StageError):
     """A file that is not a video or cannot be decoded; ``what`` says why, without the path."""
 
@@ -59,8 +66,8 @@ class VideoInfo:
 class Picture:
     """One decoded frame, upright. Its luma costs nothing; RGB is converted each time it is asked for."""
 
-    def __init__(self, frame: VideoFrame, path: Path | None = None) -> None:
-        self._frame, self._path = frame, path
+    def __init__(self, frame: VideoFrame, path: Path | None = None, matrix: Matrix = UPRIGHT) -> None:
+        self._frame, self._path, self._matrix = frame, path, matrix
 
     @classmethod
     def of(cls, pixels: Frame) -> "Picture":
@@ -105,22 +112,27 @@ class Picture:
             raise UnreadableVideo(self._path or Path("it"), f"breaks while decoding: {reason_of(error)}") from error
 
     def _turned(self, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Turn and mirror a picture [H, W, ...] as the frame's display matrix says (multiples of 90 degrees).
-
-        The matrix maps a pixel (x, y), y down, to (a x + c y, b x + d y) up to a shift (ISO/IEC 14496-12, 6.2.2).
-        """
-        try:
-            matrix: Any = self._frame.side_data.get("DISPLAYMATRIX")
-        except ValueError:  # PyAV 18 stops at kinds of side data that it does not know; it still tells the turn
-            return np.ascontiguousarray(np.rot90(picture, round(self._frame.rotation / 90)))
-        if matrix is None:
+        """Turn and mirror a picture [H, W, ...] as the display matrix says (multiples of 90 degrees)."""
+        if self._matrix == UPRIGHT:
             return picture
-        a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32)[:5].tolist()
+        a, b, c, d = self._matrix
         if abs(b) > abs(a):
             picture, across, down = picture.swapaxes(0, 1), c, b
         else:
             across, down = a, d
         return np.ascontiguousarray(picture[:: -1 if down < 0 else 1, :: -1 if across < 0 else 1])
+
+
+def _display_matrix(frame: VideoFrame) -> Matrix:
+    """Return how a frame is to be turned and mirrored."""
+    try:
+        matrix: Any = frame.side_data.get("DISPLAYMATRIX")
+    except ValueError:  # PyAV 18 stops at kinds of side data that it does not know; it still tells the turn
+        return TURNS[round(frame.rotation / 90) % 4]
+    if matrix is None:
+        return UPRIGHT
+    a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32)[:5].tolist()
+    return a, b, c, d
 
 
 def _is_shown(packet: "Packet[Any]") -> bool:
@@ -179,8 +191,12 @@ class Video:
 
     def _decode(self) -> Iterator[Picture]:
         try:
+            matrix, rotation = UPRIGHT, None
             for frame in self._container.decode(self._stream):
-                yield Picture(frame, self.path)
+                # Asked for seldom, because a frame whose side data was read lives until the garbage collector comes.
+                if frame.rotation != rotation:
+                    matrix, rotation = _display_matrix(frame), frame.rotation
+                yield Picture(frame, self.path, matrix)
         except (av.FFmpegError, ValueError) as error:
             raise UnreadableVideo(self.path, f"breaks while decoding: {reason_of(error)}") from error
 

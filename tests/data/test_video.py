@@ -347,9 +347,9 @@ def test_a_far_start_decodes_little(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     decoded = []
 
     class Counted(Picture):
-        def __init__(self, frame: av.VideoFrame, path: Path) -> None:
+        def __init__(self, frame: av.VideoFrame, *rest: Any) -> None:
             decoded.append(frame.pts)
-            super().__init__(frame, path)
+            super().__init__(frame, *rest)
 
     monkeypatch.setattr("data.video.Picture", Counted)
     encode(tmp_path / "a.mp4", textured(LENGTH), options=B_FRAMES)
