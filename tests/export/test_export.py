@@ -72,19 +72,23 @@ def sources(student_run, int8_run, opened_store):
     }
 
 
+@pytest.fixture(scope="module")
+def detectors(sources):
+    return {scheme: pixel_detector(source.run, dynamic_batch=False) for scheme, source in sources.items()}
+
+
 MISTAKES = ("channels swapped", "normalized twice", "transposed")
 
 
 @pytest.mark.parametrize(
     ("runtime", "scheme", "mistake"),
     [("onnxruntime", scheme, mistake) for scheme in ("fp32", "int8") for mistake in MISTAKES]
-    + [("executorch", "fp32", mistake) for mistake in MISTAKES],
+    + [("executorch", "fp32", "channels swapped")],
 )
-def test_gate_refuses_a_mistaken_artifact(runtime, scheme, mistake, sources, opened_store, tmp_path):
-    source = sources[scheme]
+def test_gate_refuses_a_mistaken_artifact(runtime, scheme, mistake, sources, detectors, opened_store, tmp_path):
+    source, detector = sources[scheme], detectors[scheme]
     writer, suffix = (onnx_writer, "onnx") if runtime == "onnxruntime" else (pte, "pte")
     job = Job(source.run.path, scheme, runtime, f"mistaken.{suffix}")
-    detector = pixel_detector(source.run, dynamic_batch=False)
     mistaken = NormalizedTwice(detector) if mistake == "normalized twice" else Mistaken(detector, mistake)
     writer.write(mistaken, 64, tmp_path / job.file)
     with pytest.raises(StageError, match=rf"mistaken.{suffix} failed the parity gate on 32 real crops: .* is rounding"):
