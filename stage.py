@@ -95,6 +95,20 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
+def load_tensors(path: Path) -> Any:
+    """Read what a .safetensors or torch file holds, without unpickling anything but tensors and plain containers.
+
+    Raises ValueError with the reason if the file is damaged or would have to be unpickled without restriction.
+    """
+    import torch
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+    except Exception as error:  # a damaged pickle makes its reader raise nearly anything
+        raise ValueError(reason_of(error)) from error
+
+
 def bytes_of(path: Path) -> int:
     """Return the size of a file in bytes, or the sum over a folder's files. Raises FileNotFoundError for nothing."""
     if not path.is_dir():

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from stage import StageError, reason_of
+from stage import StageError, load_tensors, reason_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -67,13 +67,12 @@ def _farneback(weights: Path | None) -> Estimate:
 def _read_state(path: Path) -> dict[str, Any]:
     """Read a state dict from safetensors, or from a torch file restricted to tensors."""
     import torch
-    from safetensors.torch import load_file
 
     if not path.is_file():
         raise StageError(f"--flow-weights {path} is not a file: {RAFT_MEND}")
     try:
-        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
-    except Exception as error:  # a damaged pickle makes its reader raise nearly anything
+        state = load_tensors(path)
+    except ValueError as error:
         raise StageError(f"--flow-weights {path} cannot be read safely: {reason_of(error)}; {RAFT_MEND}") from error
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise StageError(f"--flow-weights {path} is not a state dict: {RAFT_MEND}")

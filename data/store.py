@@ -245,10 +245,6 @@ class ClipStore:
         table = pq.read_table(pa.BufferReader(data), columns=["video_id", "split", "clips"])
         return [(row["video_id"], row["split"]) for row in table.to_pylist() if row["clips"]]
 
-    def clips_there(self, split: str) -> list[Clip]:
-        """Return the clips of a split that can be read, even if there is none."""
-        return self._clips.get(split, [])
-
     def clips(self, split: str, both: bool = True) -> list[Clip]:
         """Return the clips of ``train``, ``val`` or ``test``.
 

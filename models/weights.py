@@ -1,6 +1,5 @@
 """Starting weights of a backbone: from a file, from the hub, or at random when that was asked for."""
 
-import pickle
 from pathlib import Path
 from typing import Literal
 
@@ -9,12 +8,10 @@ import timm
 import torch
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from pydantic import BaseModel, ConfigDict
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from models.detector import create_backbone
-from stage import StageError, reason_of, sha256_of
+from stage import StageError, load_tensors, reason_of, sha256_of
 
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 
@@ -38,8 +35,8 @@ def read_state(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise StageError(f"{path} is not a file: give the weights as .safetensors or a torch state dict")
     try:
-        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        state = load_tensors(path)
+    except ValueError as error:
         raise StageError(f"{path} holds no weights that can be read safely: {reason_of(error)}") from error
     for key in ("state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
