@@ -5,6 +5,7 @@ This module stands beside ``pocketproof.py`` because every room uses it and it u
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import logging
 import multiprocessing
@@ -18,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Sized
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import IO, Annotated, Any, Literal, TypeVar
 
 import typer
 from rich.console import Console
@@ -28,6 +29,8 @@ from rich.progress import track
 logging.getLogger("torch.utils._pytree").addFilter(lambda record: record.levelno >= logging.ERROR)
 
 T = TypeVar("T")
+Modality = Literal["rgb", "depth", "flow"]
+"""What a model looks at: each is a picture of S x S x 3 bytes per frame."""
 Seed = Annotated[int, typer.Option(help="Seed of everything that is drawn at random.", min=0)]
 
 
@@ -81,6 +84,23 @@ def refuse_existing(out: Path) -> None:
         out.rmdir()
 
 
+def locked(out: Path) -> IO[str]:
+    """Return a locked file beside ``out``; the lock ends with this process, however that ends.
+
+    Raises StageError while another process holds it.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    lock = out.with_name(f".{out.name}.lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        lock.close()
+        raise StageError(f"{out} is being made by another process: wait for it or give another --out") from error
+    except OSError as error:  # some network file systems have no locks
+        say(f"{lock.name} cannot be locked ({reason_of(error)}): start no second command with this --out")
+    return lock
+
+
 def sha256_of(path: Path) -> str:
     """Return the hexadecimal SHA-256 of a file, or of a folder's files in the order of their relative paths.
 
@@ -109,6 +129,20 @@ def load_tensors(path: Path) -> Any:
         raise ValueError(reason_of(error)) from error
 
 
+def card_licence(folder: Path) -> str:
+    """Return the licence in the front matter of a model card (README.md). Raises StageError if it is damaged."""
+    from huggingface_hub.repocard import metadata_load
+
+    card = folder / "README.md"
+    if not card.is_file():
+        return "unknown (no model card beside the weights)"
+    try:
+        licence = (metadata_load(card) or {}).get("license")
+    except Exception as error:  # the card is anybody's YAML
+        raise StageError(f"{card} cannot be read as a model card: {reason_of(error)}; mend or remove it") from error
+    return str(licence or "unknown (the model card names none)")
+
+
 def bytes_of(path: Path) -> int:
     """Return the size of a file in bytes, or the sum over a folder's files. Raises FileNotFoundError for nothing."""
     if not path.is_dir():
@@ -116,15 +150,24 @@ def bytes_of(path: Path) -> int:
     return sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
 
 
+def speaks() -> bool:
+    """Tell whether this process talks to the user: of the many that torchrun starts, the first."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def say(line: str) -> None:
     """Print one line for the user on standard error, so that standard output stays for results."""
-    print(line, file=sys.stderr, flush=True)
+    if speaks():
+        print(line, file=sys.stderr, flush=True)
 
 
 def progress(items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
     """Iterate over ``items`` with a bar on a terminal, or a plain line at most every 15 seconds elsewhere."""
     if total is None and isinstance(items, Sized):
         total = len(items)
+    if not speaks():
+        yield from items
+        return
     console = Console(stderr=True)
     if console.is_terminal:
         yield from track(items, description, total=total, console=console, transient=True)

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from stage import StageError, reason_of, sha256_of
+from stage import StageError, card_licence, reason_of, sha256_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,20 +43,6 @@ class DepthWeights(BaseModel):
     name: str
     sha256: str
     licence: str
-
-
-def _card_licence(folder: Path) -> str:
-    """Return the licence in the front matter of a model card (README.md)."""
-    from huggingface_hub.repocard import metadata_load
-
-    card = folder / "README.md"
-    if not card.is_file():
-        return "unknown (no model card beside the weights)"
-    try:
-        licence = (metadata_load(card) or {}).get("license")
-    except Exception as error:  # the card is anybody's YAML
-        raise StageError(f"{card} cannot be read as a model card: {reason_of(error)}; mend or remove it") from error
-    return str(licence or "unknown (the model card names none)")
 
 
 def _from_hub(repository: str) -> Path:
@@ -114,7 +100,7 @@ def _find(size: str | None, folder: Path | None) -> tuple[Path, DepthWeights]:
     if folder is None:
         name, licence = published.repository, published.licence
         return files, DepthWeights(source="hub", name=name, sha256=sha256, licence=licence)
-    name, licence = folder.resolve().name, _card_licence(folder)
+    name, licence = folder.resolve().name, card_licence(folder)
     return files, DepthWeights(source="folder", name=name, sha256=sha256, licence=licence)
 
 

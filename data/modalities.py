@@ -4,7 +4,6 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,9 +12,7 @@ from data.crops import CropRule
 from data.depth import DepthAnything, DepthWeights, depth_pictures
 from data.flow import Estimate, clip_flow, flow_estimator
 from data.video import Frame
-from stage import sha256_of
-
-Modality = Literal["rgb", "depth", "flow"]
+from stage import Modality, sha256_of
 
 
 @dataclass(frozen=True)

@@ -15,13 +15,23 @@ from data.cluster import on_ray
 from data.crops import CropRule, Fit
 from data.faces import DETECTORS
 from data.layouts import Selection, Source, read_sources
-from data.modalities import Modalities, Modality
+from data.modalities import Modalities
 from data.prepare_video import Recipe, prepare_video, unreadable
 from data.remote import at_hand, is_remote, place, upload
 from data.splits import parse_ratios, split_sources
 from data.store import CLIP_SCHEMA, ClipStore, RowWriter, Start, StoreInfo, StoreSettings
 from data.unfinished import Unfinished, begin, clips_of, is_done, note
-from stage import Seed, StageError, WorkerDied, in_processes, refuse_existing, run_as_script, say, written_whole
+from stage import (
+    Modality,
+    Seed,
+    StageError,
+    WorkerDied,
+    in_processes,
+    refuse_existing,
+    run_as_script,
+    say,
+    written_whole,
+)
 
 LayoutName = Literal["auto", "ffpp", "dfdc", "celebdf", "folder", "csv"]
 Label = Literal["real", "fake"]
@@ -30,6 +40,8 @@ Compression = Literal["c0", "c23", "c40"]
 
 Job = tuple[Source, str, Recipe, Path]
 """A source, its split, what to make of it, and the folder of the unfinished store."""
+KILLER = "a process died of it, perhaps for want of memory"
+"""Reason why a file is unreadable that kills whatever process takes it up."""
 
 
 def _prepare_one(source: Source, split: str, recipe: Recipe, folder: Path) -> None:
@@ -59,8 +71,7 @@ def _prepare_here(jobs: list[Job], store: Unfinished, workers: int) -> None:
             try:
                 in_processes(_prepare_one, [job], 1, "prepare")
             except WorkerDied:
-                reason = "a process died of it, perhaps for want of memory"
-                note(store.folder, unreadable(job[0], job[1], reason))
+                note(store.folder, unreadable(*job[:2], KILLER))
 
 
 def _prepare_there(source: Source, split: str, recipe: Recipe) -> dict[str, Any]:
@@ -75,9 +86,9 @@ def _prepare_there(source: Source, split: str, recipe: Recipe) -> dict[str, Any]
 def _prepare_on_ray(jobs: list[Job], store: Unfinished, address: str, workers: int) -> None:
     """Prepare on a cluster, whose machines need not share a disk with this one."""
     todo = [job[:3] for job in jobs if not is_done(store.folder, job[0].video_id)]
-    for result in on_ray(_prepare_there, todo, address, workers, "prepare"):
-        row = json.loads(result["row"])
-        if result["clips"]:
+    for (source, split, _), result in on_ray(_prepare_there, todo, address, workers, "prepare"):
+        row = json.loads(result["row"]) if result else unreadable(source, split, KILLER)
+        if result and result["clips"]:
             with written_whole(store.folder / "clips" / f"{row['video_id']}.parquet") as aside:
                 aside.write_bytes(result["clips"])
         note(store.folder, row)

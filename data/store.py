@@ -5,7 +5,7 @@ status, ``store.json`` the settings and counts. Pictures are PNG, so that no pix
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, get_args
@@ -19,8 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from data.crops import CropRule
 from data.depth import DepthWeights
-from data.modalities import Modality
-from stage import StageError, say
+from stage import Modality, StageError, say
 
 SCHEMA_VERSION = 2
 Status = Literal["ok", "no_face", "too_short", "unreadable"]
@@ -264,6 +263,12 @@ class ClipStore:
             )
         return clips
 
+    def require(self, modalities: Iterable[Modality]) -> None:
+        """Raise StageError if the store was prepared without one of these modalities."""
+        for modality in modalities:
+            if modality not in self.info.settings.modalities:
+                raise StageError(f"{self.path} holds no {modality}: prepare it with --modalities rgb,{modality}")
+
     def boxes_in_crops(self, clip: Clip) -> NDArray[np.float64]:
         """Return where the face boxes lie in a clip's crops, float64 [T, 4] in the crops' pixels."""
         rule = self.info.settings.crop
@@ -275,8 +280,7 @@ class ClipStore:
 
         Raises StageError if they are damaged, or if the store was prepared without the modality.
         """
-        if modality not in self.info.settings.modalities:
-            raise StageError(f"{self.path} holds no {modality}: prepare it with --modalities rgb,{modality}")
+        self.require([modality])
         file = self.path / "clips" / f"{clip.video_id}.parquet"
         try:
             table = pq.ParquetFile(file, memory_map=True).read_row_group(clip.row, columns=[modality])

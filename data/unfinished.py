@@ -4,17 +4,16 @@ An interrupted ``prepare`` goes on with it; nothing of it is a store before ever
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from data.layouts import SPLITS, Source
 from data.store import CLIP_SCHEMA, VIDEO_SCHEMA, RowWriter, StoreInfo, StoreSettings
-from stage import StageError, reason_of, refuse_existing, say, sha256_of, written_whole
+from stage import locked, refuse_existing, say, sha256_of, written_whole
 
 
 class Unfinished:
@@ -26,7 +25,7 @@ class Unfinished:
     def __init__(self, out: Path, settings: StoreSettings) -> None:
         self.out, self.settings = out, settings
         self.folder = out.with_name(f".{out.name}.unfinished")
-        self._lock = _locked(out)
+        self._lock = locked(out)
         refuse_existing(out)
         mark = self.folder / "settings.json"
         if mark.exists() and mark.read_text() != settings.model_dump_json():
@@ -81,20 +80,6 @@ class Unfinished:
         for mark in sorted((self.folder / "started").iterdir()):
             mark.unlink()
             yield mark.name
-
-
-def _locked(out: Path) -> IO[str]:
-    """Return a locked file beside ``out``; the lock ends with this process, however that ends."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    lock = out.with_name(f".{out.name}.lock").open("w")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        lock.close()
-        raise StageError(f"{out} is being made by another process: wait for it or give another --out") from error
-    except OSError as error:  # some network file systems have no locks
-        say(f"{lock.name} cannot be locked ({reason_of(error)}): start no second prepare with this --out")
-    return lock
 
 
 def _note(folder: Path, video_id: str) -> Path:

@@ -1,6 +1,7 @@
 """Preparing on a Ray cluster: the store of one machine, byte for byte, whatever is killed; and what is said else."""
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -13,38 +14,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from data.cluster import on_ray
-from data.prepare import prepare
+from data.cluster import _called, on_ray
 from stage import StageError
-
-ROOT = Path(__file__).parents[2]
-
-
-def files(root: Path) -> dict[str, bytes]:
-    return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
-
-
-def started(corpus: Path, out: Path, *ray: str) -> "subprocess.Popen[str]":
-    """Start the command in a process group of its own, so that Ray does not stay in the process of the tests."""
-    options = ["--frames=4", "--size=32", "--ratios=0.5,0,0.5", "--seed=7", "--workers=2", *ray]
-    return subprocess.Popen(
-        [sys.executable, "-m", "data.prepare", str(corpus), f"--out={out}", *options],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def ended(run: "subprocess.Popen[str]", code: int = 0) -> str:
-    try:
-        said, _ = run.communicate(timeout=90)
-    except subprocess.TimeoutExpired:
-        os.killpg(run.pid, signal.SIGKILL)
-        raise
-    assert run.returncode == code, said
-    return said
+from tests.data.commands import ended, files, killing, started, wait_for_rows
 
 
 def at_work(run: "subprocess.Popen[str]") -> list[psutil.Process]:
@@ -59,49 +31,43 @@ def at_work(run: "subprocess.Popen[str]") -> list[psutil.Process]:
     return found
 
 
-def wait_for_rows(run: "subprocess.Popen[str]", out: Path, rows: int) -> None:
-    while len(list(out.with_name(f".{out.name}.unfinished").glob("rows/*.json"))) < rows:
-        assert run.poll() is None
-        time.sleep(0.01)
-
-
 @pytest.fixture(scope="module")
 def corpus(demo_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Eight videos, and one that is none."""
-    root = tmp_path_factory.mktemp("eight") / "corpus"
+    """Eight videos, one that is none, and one that kills the process which opens it."""
+    root = tmp_path_factory.mktemp("ten") / "corpus"
     for n, path in enumerate(sorted(demo_corpus.rglob("*.mp4"))[:8]):
         target = root / ("real", "fake")[n % 2] / f"{n}.mp4"
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, target)
     (root / "real/text.mp4").write_text("not a video")
+    (root / "real/killer.mp4").write_text("short")  # so that it comes last
     return root
 
 
-@pytest.fixture(scope="module")
-def whole(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """Files of the store of ``corpus``, made by two processes without Ray."""
-    out = tmp_path_factory.mktemp("whole") / "store"
-    prepare([corpus], out, frames=4, size=32, ratios="0.5,0,0.5", seed=7, workers=2)
-    return files(out)
-
-
-def test_a_cluster_goes_on_after_a_killed_command_and_a_killed_worker(
-    corpus: Path, whole: dict[str, bytes], tmp_path: Path
-) -> None:
+def test_a_cluster_goes_on_after_a_killed_command_and_killed_workers(corpus: Path, tmp_path: Path) -> None:
     pytest.importorskip("ray")
-    out = tmp_path / "store"
-    here = started(corpus, out)
+    stub, whole, out = killing(tmp_path / "stub"), tmp_path / "whole", tmp_path / "store"
+    ended(started(corpus, whole, stub=stub))
+    here = started(corpus, out, stub=stub)
     wait_for_rows(here, out, 2)
     os.killpg(here.pid, signal.SIGKILL)
-    here.wait(timeout=20)
-    run = started(corpus, out, "--ray=local")
+    here.communicate(timeout=20)
+    run = started(corpus, out, "--ray=local", stub=stub)
     while not (workers := at_work(run)):
         assert run.poll() is None
     workers[0].kill()
-    said = ended(run)
-    assert said.splitlines()[-1].startswith(f"{out}: 9 files (8 ok, 0 no_face, 0 too_short, 1 unreadable)")
-    assert "Traceback" not in said
-    assert files(out) == whole
+    said = [line for line in ended(run).splitlines() if not re.fullmatch(r"prepare: \d of \d", line)]
+    assert re.fullmatch(r"prepare: no result for 1 of \d, tried 4 times; trying each alone", said[0])
+    assert said[1].startswith(f"{out}: 10 files (8 ok, 0 no_face, 0 too_short, 2 unreadable)")
+    assert len(said) == 2
+    assert files(out) == files(whole)
+
+
+def test_an_error_of_the_function_comes_back_as_text(tmp_path: Path) -> None:
+    missing = tmp_path / "missing"
+    assert _called(Path.read_text, (missing,)) == {"error": f"[Errno 2] No such file or directory: '{missing}'"}
+    bug = "a bug: ZeroDivisionError: integer division or modulo by zero; without --ray it shows where"
+    assert _called(divmod, (1, 0)) == {"error": bug}
 
 
 @pytest.fixture

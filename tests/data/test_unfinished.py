@@ -4,9 +4,7 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,39 +18,7 @@ from data.store import StoreSettings
 from data.unfinished import Unfinished
 from data.video import Video, write_video
 from stage import StageError
-
-ROOT = Path(__file__).parents[2]
-SHARED = {"frames": 4, "size": 32, "ratios": "0.5,0,0.5", "seed": 7}
-
-
-def files(root: Path) -> dict[str, bytes]:
-    return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
-
-
-def started(corpus: Path, out: Path, workers: int = 2, stub: Path | None = None) -> "subprocess.Popen[str]":
-    """Start the command in a process group of its own; ``stub`` is a folder with a sitecustomize.py."""
-    options = [f"--{name}={value}" for name, value in SHARED.items()]
-    line = [sys.executable, "-m", "data.prepare", str(corpus), f"--out={out}", f"--workers={workers}", *options]
-    path = os.pathsep.join(map(str, filter(None, [stub, ROOT])))
-    return subprocess.Popen(
-        line,
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": path},
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def ended(run: "subprocess.Popen[str]") -> str:
-    """Wait for a command that must end well; return what it said."""
-    try:
-        _, said = run.communicate(timeout=60)
-    except subprocess.TimeoutExpired:
-        os.killpg(run.pid, signal.SIGKILL)
-        raise
-    assert run.returncode == 0, said
-    return said
+from tests.data.commands import SHARED, ended, files, killing, started, wait_for_rows
 
 
 def workers_of(run: "subprocess.Popen[str]") -> list[psutil.Process]:
@@ -64,12 +30,6 @@ def workers_of(run: "subprocess.Popen[str]") -> list[psutil.Process]:
         except psutil.NoSuchProcess:
             continue
     return found
-
-
-def wait_until_done(run: "subprocess.Popen[str]", out: Path, rows: int) -> None:
-    while len(list(out.with_name(f".{out.name}.unfinished").glob("rows/*.json"))) < rows:
-        assert run.poll() is None
-        time.sleep(0.005)
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +59,7 @@ def test_a_run_that_is_killed_again_and_again_ends_as_if_never_killed(
     out, rng = tmp_path / "store", np.random.default_rng(11)
     for rows in (0, 1, 3, 6):
         run = started(corpus, out)
-        wait_until_done(run, out, rows)
+        wait_for_rows(run, out, rows)
         time.sleep(rng.uniform(0.0, 0.1 if rows else 1.5))
         os.killpg(run.pid, signal.SIGKILL)
         run.communicate(timeout=20)
@@ -122,29 +82,12 @@ def test_a_worker_that_is_killed_does_not_end_the_command(
     assert files(out) == whole
 
 
-@pytest.fixture
-def stub(tmp_path: Path) -> Iterator[Path]:
-    """A folder whose sitecustomize.py kills each process that opens a file named like a killer."""
-    folder = tmp_path / "stub"
-    folder.mkdir()
-    (folder / "sitecustomize.py").write_text(
-        "import os, signal, av\n"
-        "whole = av.open\n"
-        "def opened(name, *args, **kwargs):\n"
-        "    if str(name).endswith('killer.mp4'):\n"
-        "        os.kill(os.getpid(), signal.SIGKILL)\n"
-        "    return whole(name, *args, **kwargs)\n"
-        "av.open = opened\n"
-    )
-    yield folder
-
-
 def test_a_file_that_kills_its_process_is_unreadable_and_harms_no_other(
-    corpus: Path, whole: dict[str, bytes], stub: Path, tmp_path: Path
+    corpus: Path, whole: dict[str, bytes], tmp_path: Path
 ) -> None:
     spoiled, out = shutil.copytree(corpus, tmp_path / "corpus"), tmp_path / "store"
     shutil.copy(corpus / "real/0.mp4", spoiled / "fake/5 killer.mp4")
-    ended(started(spoiled, out, stub=stub))
+    ended(started(spoiled, out, stub=killing(tmp_path / "stub")))
     rows = pd.read_parquet(out / "videos.parquet").set_index("path")
     killer = rows.loc["fake/5 killer.mp4"]
     assert (killer["status"], killer["reason"]) == ("unreadable", "a process died of it, perhaps for want of memory")
@@ -161,9 +104,7 @@ def test_processes_that_die_before_any_file_end_the_command_with_one_line(corpus
         "import os, sys\nif any('spawn_main' in word for word in sys.orig_argv):\n    os.abort()\n"
     )
     run = started(corpus, tmp_path / "store", stub=folder)
-    _, said = run.communicate(timeout=60)
-    assert run.returncode == 1
-    assert said.splitlines()[-1] == (
+    assert ended(run, code=1).splitlines()[-1] == (
         "error: prepare: a process was killed, perhaps for want of memory: run again with fewer --workers, "
         "what is done is kept"
     )
@@ -172,7 +113,7 @@ def test_processes_that_die_before_any_file_end_the_command_with_one_line(corpus
 def test_two_commands_do_not_make_one_store(corpus: Path, whole: dict[str, bytes], tmp_path: Path) -> None:
     out = tmp_path / "store"
     first = started(corpus, out)
-    wait_until_done(first, out, 1)
+    wait_for_rows(first, out, 1)
     with pytest.raises(StageError, match=r"store is being made by another process: wait for it or give another --out"):
         prepare([corpus], out, workers=1, **SHARED)
     ended(first)
@@ -184,8 +125,8 @@ def test_of_commands_that_start_together_one_makes_the_store(
     corpus: Path, whole: dict[str, bytes], tmp_path: Path
 ) -> None:
     out = tmp_path / "store"
-    runs = [started(corpus, out, workers=1) for _ in range(3)]
-    said = [run.communicate(timeout=60)[1].splitlines()[-1] for run in runs]
+    runs = [started(corpus, out, "--workers=1") for _ in range(3)]
+    said = [run.communicate(timeout=60)[0].splitlines()[-1] for run in runs]
     assert sorted(run.returncode for run in runs) == [0, 1, 1]
     refused = f"error: {out} is being made by another process: wait for it or give another --out"
     assert sorted(line == refused for line in said) == [False, True, True]
