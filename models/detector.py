@@ -1,13 +1,19 @@
-"""A detector of one picture: a timm backbone, a head, and the wrapper that takes raw pixels and gives P(fake)."""
+"""A detector: a timm backbone for each picture, a head, and the wrapper that takes raw pixels and gives P(fake).
+
+Several modalities share one backbone, and their embeddings are joined before the head (late fusion). Copies of a
+backbone that is frozen but for its last block would hold nearly the same weights once per modality; the head's first
+layer weighs the modalities apart, and what is frozen is computed and cached by one network.
+"""
 
 from typing import Literal
 
 import timm
 import torch
-from pydantic import BaseModel, ConfigDict, field_validator
+from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 from torch import Tensor, nn
 
-from stage import StageError
+from models.megatron import Megatron, MegatronSettings
+from stage import Modality, StageError
 
 BYTE_MAX = 255.0
 
@@ -34,8 +40,12 @@ class Architecture(BaseModel):
     backbone: str
     size: int
     """Side of the input picture in pixels."""
+    modalities: tuple[Modality, ...] = ("rgb",)
+    """What it looks at, in this order."""
     head_hidden: int | None = None
     """Width of the head's hidden layer (Linear, ReLU, Dropout, Linear); None for one linear layer."""
+    megatron: MegatronSettings | None = None
+    """The head over a clip's frames, in place of one over single frames."""
     fused: bool = False
     """True after re-parameterization: every branch folded into one convolution."""
 
@@ -46,6 +56,19 @@ class Architecture(BaseModel):
             return check_backbone(name)
         except StageError as error:
             raise ValueError(str(error)) from error
+
+    @model_validator(mode="after")
+    def _whole(self) -> "Architecture":
+        if not self.modalities or len(set(self.modalities)) < len(self.modalities):
+            raise ValueError("modalities must be named, each once")
+        if self.megatron and self.modalities != ("rgb", "depth"):
+            raise ValueError("megatron looks at rgb and depth")
+        return self
+
+    @property
+    def per(self) -> Literal["frame", "clip"]:
+        """Whether one score belongs to a frame or to a whole clip."""
+        return "clip" if self.megatron else "frame"
 
 
 class Preprocessing(BaseModel):
@@ -75,8 +98,24 @@ def create_backbone(name: str, size: int, **pretrained: object) -> nn.Module:
     return backbone
 
 
+def classify(head: nn.Module, embeddings: Tensor, valid: Tensor | None = None) -> Tensor:
+    """Return logits [N, 2] of embeddings.
+
+    embeddings: [N, D], or [N, M, D] of several modalities, or for Megatron [N, T, M, D] with ``valid`` bool [N, T].
+    """
+    if isinstance(head, Megatron):
+        logits: Tensor = head(embeddings, valid)
+    else:
+        logits = head(embeddings.flatten(1) if embeddings.ndim > 2 else embeddings)
+    return logits
+
+
 class Detector(nn.Module):
-    """A backbone and a head: normalized pictures, float32 [N, 3, S, S], to logits, float32 [N, 2] (real, fake)."""
+    """A backbone and a head: normalized pictures to logits, float32 [N, 2] (real, fake).
+
+    Pictures are float32 [N, 3, S, S], or [N, M, 3, S, S] of several modalities; a clip detector (``architecture.per``)
+    takes [N, T, M, 3, S, S] and which frames are valid, bool [N, T].
+    """
 
     def __init__(self, architecture: Architecture, backbone: nn.Module | None = None) -> None:
         super().__init__()
@@ -87,24 +126,41 @@ class Detector(nn.Module):
             probe = self.backbone.eval()(torch.zeros(1, 3, architecture.size, architecture.size))
             self.backbone.train(training)
         self.embedding_size = int(probe.shape[1])
-        if architecture.head_hidden is None:
-            self.head: nn.Module = nn.Linear(self.embedding_size, 2)
-        else:
-            self.head = nn.Sequential(
-                nn.Linear(self.embedding_size, architecture.head_hidden),
-                nn.ReLU(),
-                nn.Dropout(0.1),
-                nn.Linear(architecture.head_hidden, 2),
-            )
+        self.head = self._head()
         if architecture.fused and backbone is None:
             from timm.utils import reparameterize_model
 
             self.backbone = reparameterize_model(self.backbone)
 
-    def forward(self, pictures: Tensor) -> Tensor:
+    def _head(self) -> nn.Module:
+        if self.architecture.megatron:
+            return Megatron(self.embedding_size, self.architecture.megatron)
+        width, hidden = self.embedding_size * len(self.architecture.modalities), self.architecture.head_hidden
+        if hidden is None:
+            return nn.Linear(width, 2)
+        return nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Dropout(0.1), nn.Linear(hidden, 2))
+
+    def example(self, frames: int) -> tuple[Tensor, ...]:
+        """Return inputs of one sample, all zeros: a frame's pictures, or those of a clip of ``frames`` valid frames."""
+        architecture = self.architecture
+        several = [len(architecture.modalities)] if len(architecture.modalities) > 1 else []
+        shape = [*several, 3, architecture.size, architecture.size]
+        if architecture.per == "frame":
+            return (torch.zeros(1, *shape),)
+        return torch.zeros(1, frames, *shape), torch.ones(1, frames, dtype=torch.bool)
+
+    def forward(self, pictures: Tensor, valid: Tensor | None = None) -> Tensor:
         """Return logits [N, 2]."""
-        logits: Tensor = self.head(self.backbone(pictures))
-        return logits
+        return classify(self.head, per_picture(self.backbone, pictures), valid)
+
+
+def per_picture(backbone: nn.Module, pictures: Tensor) -> Tensor:
+    """Apply a backbone to each picture: [..., 3, S, S] -> [..., D]."""
+    if pictures.ndim == 4:
+        result: Tensor = backbone(pictures)
+        return result
+    flat: Tensor = backbone(pictures.flatten(0, -4))
+    return flat.view(*pictures.shape[:-3], -1)
 
 
 def fake_probability(logits: Tensor) -> Tensor:
@@ -130,7 +186,10 @@ class Normalize(nn.Module):
 
 
 class PixelDetector(nn.Module):
-    """Raw pixels in, P(fake) out: uint8 [N, S, S, 3] RGB 0..255 -> float32 [N]. What every artifact computes."""
+    """Raw pixels in, P(fake) out: uint8 [N, S, S, 3] RGB 0..255 -> float32 [N]. What every artifact computes.
+
+    For several modalities uint8 [N, M, S, S, 3]; for clips uint8 [N, T, M, S, S, 3], and ``valid`` bool [N, T].
+    """
 
     def __init__(self, network: nn.Module, preprocessing: Preprocessing) -> None:
         super().__init__()
@@ -138,15 +197,17 @@ class PixelDetector(nn.Module):
         self.network = network
 
     def pictures(self, pixels: Tensor) -> Tensor:
-        """Return normalized pictures, float32 [N, 3, S, S]."""
+        """Return normalized pictures, float32 [..., 3, S, S], of pixels [..., S, S, 3]."""
         # Cast, then permute: ExecuTorch permutes bytes in a slow portable kernel, floats inside XNNPACK. This order
         # took 6.4 ms where the other took 7.6 (int8 RepViT-M0.9, one thread).
-        normalized: Tensor = self.normalize(pixels.to(torch.float32).permute(0, 3, 1, 2))
+        last = pixels.ndim - 1
+        planar = (*range(last - 2), last, last - 2, last - 1)
+        normalized: Tensor = self.normalize(pixels.to(torch.float32).permute(planar))
         return normalized
 
-    def forward(self, pixels: Tensor) -> Tensor:
+    def forward(self, pixels: Tensor, *valid: Tensor) -> Tensor:
         """Return P(fake), float32 [N]."""
-        return fake_probability(self.network(self.pictures(pixels)))
+        return fake_probability(self.network(self.pictures(pixels), *valid))
 
 
 class ImageDetector(nn.Module):

@@ -3,8 +3,10 @@
 ``model.json`` (RunInfo), ``model.safetensors``, ``metrics.json``, and ``quantization.json`` for int8.
 """
 
+import hashlib
 import json
 import platform
+import shutil
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from models.detector import Architecture, Detector, Preprocessing
 from models.weights import Weights
-from stage import StageError, sha256_of, written_whole
+from stage import StageError, locked, refuse_existing, say, sha256_of, speaks, written_whole
 
 SCHEMA_VERSION = 1
 TOOLS = ("torch", "torchvision", "timm", "torchao", "executorch", "numpy")
@@ -47,7 +49,6 @@ class RunInfo(BaseModel):
     schema_version: int = SCHEMA_VERSION
     kind: Literal["teacher", "student"]
     scheme: Literal["fp32", "int8"] = "fp32"
-    modality: Literal["rgb"] = "rgb"
     architecture: Architecture
     preprocessing: Preprocessing
     weights: Weights
@@ -67,15 +68,59 @@ class RunInfo(BaseModel):
         return None
 
 
+def _write(folder: Path, info: RunInfo, detector: Detector, metrics: dict[str, Any], **files: str) -> None:
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in detector.state_dict().items()}
+    save_file(state, folder / "model.safetensors")
+    texts = {"model": info.model_dump_json(indent=2), "metrics": json.dumps(metrics, indent=2)} | files
+    for name, text in texts.items():
+        (folder / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+
+
 def save_run(out: Path, info: RunInfo, detector: Detector, metrics: dict[str, Any], **files: str) -> None:
     """Write a run's folder, whole or not at all; ``files`` are further texts by file name without ``.json``."""
     with written_whole(out) as aside:
         aside.mkdir()
-        state = {name: tensor.detach().cpu().contiguous() for name, tensor in detector.state_dict().items()}
-        save_file(state, aside / "model.safetensors")
-        texts = {"model": info.model_dump_json(indent=2), "metrics": json.dumps(metrics, indent=2)} | files
-        for name, text in texts.items():
-            (aside / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+        _write(aside, info, detector, metrics, **files)
+
+
+class UnfinishedRun:
+    """The folder beside ``out`` in which a run trains, and which becomes the run at the end.
+
+    ``checkpoints/`` is there while it trains, ``log/`` stays. An interrupted training goes on with it if ``asked``,
+    all that decides the training, is as it was. Of several processes that train together, the first one makes it.
+    Raises StageError if ``out`` exists or another command trains it, until the end of the ``with`` block.
+    """
+
+    def __init__(self, out: Path, asked: dict[str, Any]) -> None:
+        self.out, self.folder = out, out.with_name(f".{out.name}.unfinished")
+        self.checkpoint, self.log = self.folder / "checkpoints" / "last.pt", self.folder / "log"
+        if speaks():
+            self._lock = locked(out)
+            refuse_existing(out)
+            self._begin(json.dumps(asked, indent=2, default=str) + "\n")
+
+    def _begin(self, asked: str) -> None:
+        mark = self.checkpoint.with_name("asked.json")
+        if self.folder.exists() and not (mark.exists() and mark.read_text(encoding="utf-8") == asked):
+            say(f"{self.folder} is of other settings, weights or data: starting anew")
+            shutil.rmtree(self.folder)
+        self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        with written_whole(mark) as aside:
+            aside.write_text(asked, encoding="utf-8")
+
+    def finish(self, info: RunInfo, detector: Detector, metrics: dict[str, Any]) -> None:
+        """Write the trained run and put it in its place; for the first process alone."""
+        _write(self.folder, info, detector, metrics)
+        self.folder.replace(self.out)
+        shutil.rmtree(self.out / self.checkpoint.parent.name)
+        Path(self._lock.name).unlink(missing_ok=True)
+
+    def __enter__(self) -> "UnfinishedRun":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if speaks():
+            self._lock.close()
 
 
 class Run:
@@ -114,8 +159,9 @@ class Run:
 
     @property
     def sha256(self) -> str:
-        """The hash of the whole folder."""
-        return sha256_of(self.path)
+        """The hash of what the run is; its logs and what was evaluated since do not count."""
+        files = sorted(path for path in self.path.iterdir() if path.is_file())
+        return hashlib.sha256("".join(f"{path.name} {sha256_of(path)}\n" for path in files).encode()).hexdigest()
 
     def as_parent(self) -> Parent:
         """Return how a child run names this one."""

@@ -1,17 +1,19 @@
-"""Starting weights of a backbone: from a file, from the hub, or at random when that was asked for."""
+"""Starting weights of a backbone: from a file or folder, from the hub, or at random when that was asked for."""
 
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import huggingface_hub
 import timm
-import torch
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from models.detector import create_backbone
-from stage import StageError, load_tensors, reason_of, sha256_of
+from stage import StageError, card_licence, load_tensors, reason_of, say, sha256_of
 
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 
@@ -21,7 +23,7 @@ class Weights(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    source: Literal["random", "hub", "file"]
+    source: Literal["random", "hub", "file", "folder"]
     name: str
     sha256: str | None = None
     licence: str
@@ -33,7 +35,9 @@ def read_state(path: Path) -> dict[str, Tensor]:
     Raises StageError if the file is missing, damaged, or would have to be unpickled without restriction.
     """
     if not path.is_file():
-        raise StageError(f"{path} is not a file: give the weights as .safetensors or a torch state dict")
+        raise StageError(
+            f"{path} is not a file: give the weights as .safetensors or a torch state dict, or the folder of a model"
+        )
     try:
         state = load_tensors(path)
     except ValueError as error:
@@ -41,42 +45,88 @@ def read_state(path: Path) -> dict[str, Tensor]:
     for key in ("state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise StageError(f"{path} is not a state dict: expected names and tensors")
     return state
 
 
-def _not_in(state: dict[str, Tensor], backbone: nn.Module) -> list[str]:
-    """Return the tensors of a backbone that did not come from ``state``, neither by name nor, renamed, by content.
+@dataclass(frozen=True)
+class _Fit:
+    """How a file's tensors, as timm has renamed and resampled them, fit a backbone: names, or sentences on shapes."""
 
-    timm itself loads a headless backbone from any file without an error: what does not fit stays random.
+    total: int
+    missing: list[str]
+    other_shape: list[str]
+    unknown: list[str]
+
+
+def _fit(own: dict[str, Tensor], given: Mapping[str, Tensor], missing: list[str]) -> _Fit:
+    other_shape = [name for name in given if name in own and given[name].shape != own[name].shape]
+    return _Fit(
+        total=len(own),
+        missing=[name for name in missing if name not in other_shape],
+        other_shape=[f"{n}: {list(given[n].shape)} in the file, {list(own[n].shape)} expected" for n in other_shape],
+        unknown=[name for name in given if name not in own],
+    )
+
+
+@contextlib.contextmanager
+def _observed_loading() -> Iterator[list[_Fit]]:
+    """Load only what fits, and note what did not, wherever a state dict is loaded.
+
+    timm loads most headless backbones from any file without an error (what does not fit stays random), refuses a
+    classifier head for others, and gives no access to the tensors behind its filters but by what it hands to torch.
     """
-    own = {name: tensor for name, tensor in backbone.state_dict().items() if tensor.is_floating_point()}
-    unnamed = {name: tensor for name, tensor in own.items() if name not in state}
-    if not unnamed:
-        return []
-    sizes = {tensor.numel() for tensor in unnamed.values()}
-    given = [tensor.flatten() for tensor in state.values() if tensor.numel() in sizes]
-    return [
-        name
-        for name, tensor in unnamed.items()
-        if not any(other.numel() == tensor.numel() and torch.equal(other, tensor.flatten()) for other in given)
-    ]
+    fits: list[_Fit] = []
+    load = nn.Module.load_state_dict
+
+    def observe(network: nn.Module, given: Mapping[str, Tensor], *_: Any, **__: Any) -> Any:
+        own = network.state_dict()
+        fitting = {name: given[name] for name in given if name in own and given[name].shape == own[name].shape}
+        result = load(network, fitting, strict=False)
+        fits.append(_fit(own, given, result.missing_keys))
+        return result
+
+    nn.Module.load_state_dict = observe  # type: ignore[method-assign, assignment]
+    try:
+        yield fits
+    finally:
+        nn.Module.load_state_dict = load  # type: ignore[method-assign]
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+
+
+def _check(fit: _Fit, misfit: str) -> None:
+    """Raise StageError if a backbone did not get all of its tensors."""
+    reasons = []
+    if fit.missing:
+        reasons.append(f"{len(fit.missing)} of {fit.total} tensors missing ({_some(fit.missing)})")
+    if fit.other_shape:
+        reasons.append(f"{len(fit.other_shape)} of {fit.total} tensors of another shape ({_some(fit.other_shape)})")
+    if reasons:
+        raise StageError(f"{misfit}: {'; '.join(reasons)}; give weights of this backbone")
+
+
+def _say_unused(fit: _Fit, name: str, path: Path) -> None:
+    """Say which tensors loading ignored, but for a classifier head, which no detector keeps."""
+    heads = timm.get_pretrained_cfg(name).classifier or ()
+    prefixes = tuple(f"{head.split('.')[0]}." for head in ([heads] if isinstance(heads, str) else heads))
+    if unused := [tensor for tensor in fit.unknown if not tensor.startswith(prefixes)]:
+        say(f"{path}: {len(unused)} tensors that {name} does not have are not used ({_some(unused)})")
 
 
 def _from_file(name: str, size: int, path: Path) -> nn.Module:
     state = read_state(path)
     misfit = f"{path} does not fit {name}"
-    try:
-        backbone = create_backbone(name, size, pretrained=True, pretrained_cfg_overlay={"state_dict": dict(state)})
-    except (RuntimeError, KeyError, ValueError) as error:
-        raise StageError(f"{misfit}: {str(error).splitlines()[-1].strip()}; give weights of this backbone") from error
-    if missing := _not_in(state, backbone):
-        total = len(backbone.state_dict())
-        raise StageError(
-            f"{misfit}: {len(missing)} of {total} tensors missing ({', '.join(missing[:3])}, ...); "
-            "give weights of this backbone"
-        )
+    with _observed_loading() as fits:
+        try:
+            backbone = create_backbone(name, size, pretrained=True, pretrained_cfg_overlay={"state_dict": state})
+        except Exception as error:  # timm's filters meet anybody's tensors
+            raise StageError(f"{misfit}: {reason_of(error)}; give weights of this backbone") from error
+    _check(fits[-1], misfit)
+    _say_unused(fits[-1], name, path)
     return backbone
 
 
@@ -105,18 +155,37 @@ def _from_hub(name: str, size: int) -> nn.Module:
         raise StageError(unreachable) from error
 
 
-def backbone_with_weights(name: str, size: int, file: Path | None, random: bool) -> tuple[nn.Module, Weights]:
-    """Create a backbone and its starting weights: ``file`` if given, else the hub's unless ``random`` is asked for.
+def _file_in(folder: Path) -> Path:
+    """Return the file of weights in a folder that was downloaded from the hub."""
+    for name in HUB_FILES:
+        if (folder / name).is_file():
+            return folder / name
+    raise StageError(f"{folder} has no {' and no '.join(HUB_FILES)}: give a folder with one of them, or a file")
 
-    Raises StageError if the weights are missing, cannot be read, or do not fit; nothing falls back to random.
+
+def _given(name: str, size: int, given: Path) -> tuple[nn.Module, Weights]:
+    """Create a backbone with the weights of a file, or of a downloaded folder with its model card."""
+    if not given.is_dir():
+        backbone = _from_file(name, size, given)
+        licence = "unknown: of the file"
+        return backbone, Weights(source="file", name=given.name, sha256=sha256_of(given), licence=licence)
+    file, licence = _file_in(given), card_licence(given)
+    backbone = _from_file(name, size, file)
+    return backbone, Weights(source="folder", name=given.resolve().name, sha256=sha256_of(file), licence=licence)
+
+
+def backbone_with_weights(name: str, size: int, given: Path | None, random: bool) -> tuple[nn.Module, Weights]:
+    """Create a backbone and its starting weights: ``given`` if there is one, else the hub's unless ``random``.
+
+    ``given`` is a file, or the folder of a model on the hub, whose card names the licence. Raises StageError if the
+    weights are missing, cannot be read, or do not fit; nothing falls back to random.
     """
-    if file is not None and random:
+    if given is not None and random:
         raise StageError("--weights and --random-weights exclude each other: give one of them")
     if random:
         return create_backbone(name, size), Weights(source="random", name="random initialization", licence="none")
-    licence = timm.get_pretrained_cfg(name).license or "unknown"
-    if file is not None:
-        backbone = _from_file(name, size, file)
-        return backbone, Weights(source="file", name=file.name, sha256=sha256_of(file), licence="unknown: of the file")
+    if given is not None:
+        return _given(name, size, given)
     cfg = timm.get_pretrained_cfg(name)
-    return _from_hub(name, size), Weights(source="hub", name=cfg.hf_hub_id or cfg.url or name, licence=licence)
+    source = cfg.hf_hub_id or cfg.url or name
+    return _from_hub(name, size), Weights(source="hub", name=source, licence=cfg.license or "unknown")

@@ -1,10 +1,12 @@
 """Starting weights: from a file, from the hub, or at random when asked for."""
 
+import functools
 import pickle
 from pathlib import Path
 
 import huggingface_hub
 import pytest
+import timm
 import torch
 from safetensors.torch import save_file
 
@@ -35,18 +37,143 @@ def test_file_gives_its_weights(tmp_path, suffix):
     assert (weights.source, weights.sha256) == ("file", sha256_of(path))
 
 
-def test_positions_are_resampled_to_the_crops(tmp_path):
-    path = tmp_path / "large.safetensors"
-    save_file(create_backbone("test_vit", 160).state_dict(), path)
-    loaded, _ = backbone_with_weights("test_vit", 64, path, random=False)
-    assert loaded(torch.zeros(1, 3, 64, 64)).shape[0] == 1
+@pytest.mark.parametrize("meta_names", [False, True])
+@pytest.mark.parametrize("name", ["vit_small_patch14_dinov2", "vit_small_patch14_reg4_dinov2"])
+def test_positions_of_dinov2_are_resampled_to_the_crops(monkeypatch, tmp_path, name, meta_names):
+    """As 518 pixels to 224: 98 to 56, in timm's names and in those of the published files, one block in place of 12."""
+    small = functools.partial(create_backbone, depth=1)
+    monkeypatch.setattr("models.weights.create_backbone", small)
+    source = small(name, 98)
+    torch.nn.init.normal_(source.cls_token)
+    state = source.state_dict()
+    save_file(_as_published(state) if meta_names else state, tmp_path / "dinov2.safetensors")
+    loaded, _ = backbone_with_weights(name, 56, tmp_path / "dinov2.safetensors", random=False)
+    loaded_state = loaded.state_dict()
+    prefix = state["pos_embed"].shape[1] - 49  # a position of the class token, where there are no registers
+    grid = state["pos_embed"][:, prefix:].unflatten(1, (7, 7)).permute(0, 3, 1, 2)
+    resampled = torch.nn.functional.interpolate(grid, (4, 4), mode="bicubic", antialias=True).flatten(2).transpose(1, 2)
+    torch.testing.assert_close(loaded_state.pop("pos_embed")[:, prefix:], resampled)
+    torch.testing.assert_close(loaded_state, {key: state[key] for key in loaded_state})
+
+
+def _as_published(state):
+    """A DINOv2 checkpoint as Meta publishes it: a mask token, and registers beside a position of the class token."""
+    published = state | {"mask_token": torch.zeros(1, 384)}
+    if "reg_token" in state:
+        published["register_tokens"] = published.pop("reg_token")
+        of_class = torch.ones(1, 1, 384)
+        published["cls_token"] = state["cls_token"] - of_class
+        published["pos_embed"] = torch.cat([of_class, state["pos_embed"]], dim=1)
+    return published
+
+
+def _state(name="test_vit"):
+    torch.manual_seed(1)
+    return create_backbone(name, 64).state_dict()
+
+
+def test_missing_tensors_are_counted_and_named(tmp_path):
+    state = _state()
+    gone = [key for key in state if "blocks.2.attn" in key]
+    save_file({key: tensor for key, tensor in state.items() if key not in gone}, tmp_path / "part.pth.safetensors")
+    message = (
+        rf"does not fit test_vit: 4 of {len(state)} tensors missing \({', '.join(gone[:3])}, \.\.\.\); give weights"
+    )
+    with pytest.raises(StageError, match=message):
+        backbone_with_weights("test_vit", 64, tmp_path / "part.pth.safetensors", random=False)
+
+
+def test_missing_tensors_that_start_as_zeros_or_ones_are_noticed(tmp_path):
+    state = _state()
+    del state["norm.bias"], state["norm.weight"]
+    save_file(state, tmp_path / "part.safetensors")
+    with pytest.raises(StageError, match=r"2 of \d+ tensors missing \(norm.weight, norm.bias\)"):
+        backbone_with_weights("test_vit", 64, tmp_path / "part.safetensors", random=False)
+
+
+def test_tensors_of_another_shape_are_counted_and_shown(tmp_path):
+    state = _state()
+    state["norm.weight"], state["blocks.0.mlp.fc1.bias"] = torch.ones(32), torch.ones(7)
+    save_file(state, tmp_path / "wide.safetensors")
+    message = (
+        r"does not fit test_vit: 2 of \d+ tensors of another shape "
+        r"\(blocks.0.mlp.fc1.bias: \[7\] in the file, \[192\] expected, "
+        r"norm.weight: \[32\] in the file, \[64\] expected\); give"
+    )
+    with pytest.raises(StageError, match=message):
+        backbone_with_weights("test_vit", 64, tmp_path / "wide.safetensors", random=False)
 
 
 def test_weights_of_another_network_are_refused(tmp_path):
-    path = tmp_path / "other.safetensors"
-    save_file(create_backbone("test_byobnet", 64).state_dict(), path)
-    with pytest.raises(StageError, match=r"other.safetensors does not fit test_vit: \d+ of \d+ tensors missing"):
-        backbone_with_weights("test_vit", 64, path, random=False)
+    save_file(_state("test_byobnet"), tmp_path / "other.safetensors")
+    with pytest.raises(StageError, match=r"other.safetensors does not fit test_vit: (\d+) of \1 tensors missing"):
+        backbone_with_weights("test_vit", 64, tmp_path / "other.safetensors", random=False)
+
+
+@pytest.mark.parametrize("name", ["test_vit", "test_byobnet", "repvit_m0_9"])
+def test_classifier_head_is_dropped_without_a_word(tmp_path, capfd, name):
+    source = timm.create_model(name, num_classes=7)
+    save_file(source.state_dict(), tmp_path / "classifier.safetensors")
+    loaded, _ = backbone_with_weights(name, 160, tmp_path / "classifier.safetensors", random=False)
+    state = loaded.state_dict()
+    assert len(state) < len(source.state_dict())
+    torch.testing.assert_close(state, {key: source.state_dict()[key] for key in state})
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("name", ["test_vit", "vit_small_patch14_dinov2"])
+def test_tensors_that_are_not_used_are_said_in_one_line(monkeypatch, tmp_path, capfd, name):
+    small = functools.partial(create_backbone, depth=1)
+    monkeypatch.setattr("models.weights.create_backbone", small)
+    state = small(name, 112).state_dict()
+    extra = {f"decoder.{part}": torch.zeros(1) for part in "abcd"} | {"head.weight": torch.zeros(2)}
+    save_file(state | extra, tmp_path / "more.safetensors")
+    backbone_with_weights(name, 112, tmp_path / "more.safetensors", random=False)
+    said = capfd.readouterr().err
+    assert said.endswith(
+        f"more.safetensors: 4 tensors that {name} does not have are not used (decoder.a, decoder.b, decoder.c, ...)\n"
+    )
+    assert said.count("\n") == 1
+
+
+def test_torch_loads_as_ever_after_an_error(tmp_path):
+    load = torch.nn.Module.load_state_dict
+    save_file({"other": torch.zeros(1)}, tmp_path / "other.safetensors")
+    with pytest.raises(StageError):
+        backbone_with_weights("test_vit", 64, tmp_path / "other.safetensors", random=False)
+    assert torch.nn.Module.load_state_dict is load
+
+
+@pytest.mark.parametrize("kept", [["model.safetensors", "pytorch_model.bin"], ["pytorch_model.bin"]])
+def test_folder_of_the_hub_gives_its_weights_and_licence(tmp_path, kept):
+    folder = tmp_path / "tiny-vit"
+    folder.mkdir()
+    state = _state()
+    if "model.safetensors" in kept:
+        save_file(state, folder / "model.safetensors")
+    torch.save({"wrong": torch.zeros(1)} if len(kept) == 2 else state, folder / "pytorch_model.bin")
+    (folder / "README.md").write_text("---\nlicense: cc-by-nc-4.0\n---\n# A card\n")
+    loaded, weights = backbone_with_weights("test_vit", 64, folder, random=False)
+    torch.testing.assert_close(dict(loaded.state_dict()), dict(state))
+    assert (weights.source, weights.name, weights.licence) == ("folder", "tiny-vit", "cc-by-nc-4.0")
+    assert weights.sha256 == sha256_of(folder / kept[0])
+
+
+def test_folder_without_weights_is_refused(tmp_path):
+    with pytest.raises(StageError, match=r"has no model.safetensors and no pytorch_model.bin: give a folder with one"):
+        backbone_with_weights("test_vit", 64, tmp_path, random=False)
+
+
+def test_file_without_tensors_does_not_fetch_them_from_the_hub(tmp_path):
+    save_file({}, tmp_path / "empty.safetensors")
+    with pytest.raises(StageError, match=r"empty.safetensors is not a state dict: expected names and tensors"):
+        backbone_with_weights("test_vit", 64, tmp_path / "empty.safetensors", random=False)
+
+
+def test_file_that_no_filter_of_timm_understands_is_refused(tmp_path):
+    save_file({"encoder": torch.zeros(3)}, tmp_path / "odd.safetensors")
+    with pytest.raises(StageError, match=r"odd.safetensors does not fit test_vit: .*; give weights of this backbone"):
+        backbone_with_weights("test_vit", 64, tmp_path / "odd.safetensors", random=False)
 
 
 class _Attack:
