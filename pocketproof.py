@@ -19,6 +19,7 @@ STAGES = {
     "teach": ("compress.teach", "Fine-tune a teacher."),
     "distill": ("compress.distill", "Distill a teacher into a student small enough for a phone."),
     "quantize": ("compress.quantize", "Turn a run into an integer one."),
+    "evaluate": ("compress.evaluate", "Measure a run on any corpus, also on recompressed crops."),
     "export": ("export.export", "Write runs as artifacts for phones, each checked on real crops."),
     "reference": ("benchmarks.reference", "Measure a teacher: scores, latency, memory."),
     "bench": ("benchmarks.bench", "Measure every artifact and run and write the report."),

@@ -5,7 +5,7 @@ import shlex
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
@@ -19,7 +19,8 @@ from benchmarks.render import write_report
 from benchmarks.report import Report, Row
 from benchmarks.worker import Measurement, Task
 from compress.metrics import choose_threshold
-from compress.scoring import ClipScores
+from compress.runs import takes
+from compress.scoring import ClipScores, Takes
 from data.store import ClipStore
 from export.bundle import Artifact, Bundle
 from export.runtimes import cannot_run
@@ -37,6 +38,7 @@ class Subject:
     threshold: float | None
     """An artifact's own; a run's is set on its validation scores while it is measured."""
     meaningless: str | None
+    takes: Takes = field(default_factory=Takes)
     scores: ClipScores | None = None
 
     @property
@@ -86,7 +88,7 @@ def _run_subjects(path: Path, threads: int) -> Iterator[Subject]:
             reason=info.meaningless or simulated,
             bytes=bytes_of(path / "model.safetensors"),
         )
-        yield Subject(row, path, info.kind == "teacher", None, info.meaningless)
+        yield Subject(row, path, info.kind == "teacher", None, info.meaningless, takes(info))
 
 
 def list_subjects(paths: list[Path], threads: list[int]) -> list[Subject]:
@@ -102,12 +104,12 @@ def list_subjects(paths: list[Path], threads: list[int]) -> list[Subject]:
     return subjects
 
 
-def _task(subject: Subject, crops: Path, repeats: int, data: Path, split: str, control: Path | None) -> Task:
+def _task(subject: Subject, crops: Path, repeats: int, store: ClipStore, split: str, control: Path | None) -> Task:
     scored: dict[str, tuple[Path, str]] = {}
     if subject.meaningless is None:
-        scored[split] = (data, split)
+        scored[split] = (store.path, split)
         if subject.threshold is None:
-            scored["val"] = (data, "val")
+            scored["val"] = (store.path, "val")
         if control is not None and subject.row.kind == "artifact":
             scored["control"] = (control, "test")
     return Task(
@@ -117,6 +119,9 @@ def _task(subject: Subject, crops: Path, repeats: int, data: Path, split: str, c
         threads=subject.row.threads,
         repeats=repeats,
         size=subject.row.input_size,
+        modalities=subject.takes.modalities,
+        per=subject.takes.per,
+        frames=store.frames,
         crops=crops,
         scored=scored,
     )
@@ -137,11 +142,13 @@ def fill_row(subject: Subject, found: Measurement, reference: Reference, split: 
     assert row.threshold is not None
     subject.scores = clip_scores(found.scores[split])
     metrics = subject.scores.metrics(row.threshold)
-    row.auc, row.frame_auc, row.eer, row.ap = metrics.auc, metrics.frame_auc, metrics.eer, metrics.ap
-    row.accuracy, row.tpr_at_fpr = metrics.accuracy, metrics.tpr_at_fpr
-    row.delta_auc = metrics.auc - reference.metrics.auc
+    row.auc, row.auc_interval, row.frame_auc = metrics.auc, metrics.auc_interval, metrics.frame_auc
+    row.eer, row.ap, row.accuracy = metrics.clip.eer, metrics.clip.ap, metrics.clip.accuracy
+    row.tpr_at_fpr = metrics.clip.tpr_at_fpr
+    if row.auc is not None and reference.metrics.auc is not None:
+        row.delta_auc = row.auc - reference.metrics.auc
     if "control" in found.scores:
-        row.control_auc = clip_scores(found.scores["control"]).metrics(row.threshold).auc
+        row.control_auc = clip_scores(found.scores["control"]).metrics(row.threshold, intervals=False).auc
 
 
 def compare_rows(subjects: list[Subject]) -> tuple[str | None, str | None]:
@@ -165,12 +172,17 @@ def compare_rows(subjects: list[Subject]) -> tuple[str | None, str | None]:
     return (f"{teachers[0].row.name} ({teachers[0].row.model}, torch fp32)" if teachers else None), name
 
 
-def _flips(subject: Subject, student: Subject) -> tuple[float, float]:
-    """Return the shares of clips and of frames whose verdicts differ, each model at its own threshold."""
+def _flips(subject: Subject, student: Subject) -> tuple[float, float | None]:
+    """Return the shares of clips and of frames whose verdicts differ, each model at its own threshold.
+
+    Frames are None if one of the models scores whole clips.
+    """
     assert subject.scores is not None and student.scores is not None
     assert subject.row.threshold is not None and student.row.threshold is not None
     mine, its = subject.row.threshold, student.row.threshold
     clips = (subject.scores.clips > mine) != (student.scores.clips > its)
+    if subject.scores.frames is None or student.scores.frames is None:
+        return float(clips.mean()), None
     seen = ~np.isnan(student.scores.frames)
     frames = (subject.scores.frames[seen] > mine) != (student.scores.frames[seen] > its)
     return float(clips.mean()), float(frames.mean())
@@ -221,14 +233,15 @@ def bench(
     for subject in subjects:
         if subject.row.input_size != store.size:
             raise StageError(f"{subject.path} takes {subject.row.input_size} px crops, {data} holds {store.size} px")
+        store.require(subject.takes.modalities)
     split = against.split
     with tempfile.TemporaryDirectory() as folder:
-        crops = write_timed_crops(store, split, Path(folder))
         for subject in progress(subjects, "bench"):
             if subject.row.status != "measured":
                 continue
+            crops = write_timed_crops(store, split, Path(folder), subject.takes)
             try:
-                found = measure_apart(_task(subject, crops, repeats, data, split, control))
+                found = measure_apart(_task(subject, crops, repeats, store, split, control))
             except StageError as error:
                 subject.row.status, subject.row.reason = "failed", str(error)
             else:

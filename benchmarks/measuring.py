@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.worker import Measurement, Scores, Task
-from compress.scoring import ClipScores
+from compress.scoring import ClipScores, Takes, pictures_of
 from data.store import ClipStore
 from stage import StageError
 
@@ -18,16 +18,30 @@ TIMED_CROPS = 8
 
 def clip_scores(scores: Scores) -> ClipScores:
     """Return scores as arrays."""
-    frames = np.array([[np.nan if p is None else p for p in row] for row in scores.frames], np.float64)
-    return ClipScores(tuple(scores.clip_ids), np.array(scores.labels, np.int64), frames)
+    return ClipScores(
+        clip_ids=tuple(scores.clip_ids),
+        video_ids=tuple(scores.video_ids),
+        labels=np.array(scores.labels, np.int64),
+        methods=tuple(scores.methods),
+        identities=tuple(map(tuple, scores.identities)),
+        frames=None if scores.frames is None else np.array(scores.frames, np.float64),
+        whole=None if scores.whole is None else np.array(scores.whole, np.float64),
+    )
 
 
-def write_timed_crops(store: ClipStore, split: str, folder: Path) -> Path:
-    """Write the real crops that every row is timed on, uint8 [N, S, S, 3], into ``folder``."""
+def write_timed_crops(store: ClipStore, split: str, folder: Path, takes: Takes | None = None) -> Path:
+    """Write the real crops that a row is timed on into ``folder``, the same for all rows that look at the same.
+
+    uint8 [N, M, S, S, 3] of one frame a clip (RGB if ``takes`` is None), or [N, T, M, S, S, 3] for a clip model.
+    """
+    takes = takes or Takes()
     clips = store.clips(split)
     picked = [clips[index] for index in np.linspace(0, len(clips) - 1, TIMED_CROPS).round().astype(int)]
-    file = folder / "crops.bin"
-    np.concatenate([store.pixels(clip, [int(np.flatnonzero(clip.valid)[0])]) for clip in picked]).tofile(file)
+    file = folder / f"{'-'.join(takes.modalities)}-{takes.per}.bin"
+    if not file.exists():
+        frames = [[int(np.flatnonzero(clip.valid)[0])] if takes.per == "frame" else None for clip in picked]
+        pairs = zip(picked, frames, strict=True)
+        np.concatenate([pictures_of(store, clip, own, takes) for clip, own in pairs]).tofile(file)
     return file
 
 

@@ -14,11 +14,12 @@ from benchmarks.measuring import clip_scores, measure_apart, write_timed_crops
 from benchmarks.report import Latency, ReferenceSummary
 from benchmarks.worker import Scores, Task
 from compress.metrics import Metrics, choose_threshold
+from compress.runs import takes
 from data.store import ClipStore
 from models.run import Parent, Run
 from stage import StageError, refuse_existing, run_as_script, say, written_whole
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 class Reference(BaseModel):
@@ -26,7 +27,7 @@ class Reference(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     created: str
     run: Parent
     backbone: str
@@ -69,7 +70,7 @@ def read_reference(path: Path) -> Reference:
     except (OSError, UnicodeError) as error:
         raise StageError(f"{path} cannot be read: make it with pocketproof reference") from error
     except ValidationError as error:
-        raise StageError(f"{path} is not a reference of schema version {SCHEMA_VERSION}") from error
+        raise StageError(f"{path} is not a reference of schema version {SCHEMA_VERSION}: measure it again") from error
 
 
 def choose_device(device: str) -> str:
@@ -97,7 +98,8 @@ def reference(
     store, source = ClipStore(data), Run(run)
     if reason := source.info.meaningless:
         raise StageError(f"{run} cannot be a reference: {reason}")
-    where = choose_device(device)
+    where, looks = choose_device(device), takes(source.info)
+    store.require(looks.modalities)
     with tempfile.TemporaryDirectory() as folder:
         task = Task(
             path=run,
@@ -107,7 +109,10 @@ def reference(
             threads=torch.get_num_threads(),
             repeats=repeats,
             size=source.info.architecture.size,
-            crops=write_timed_crops(store, "test", Path(folder)),
+            modalities=looks.modalities,
+            per=looks.per,
+            frames=store.frames,
+            crops=write_timed_crops(store, "test", Path(folder), looks),
             scored={split: (data, split) for split in ("val", "test")},
         )
         found = measure_apart(task)

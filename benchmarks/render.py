@@ -51,6 +51,10 @@ def _fixed(value: float | None, form: str = ".4f") -> str:
     return DASH if value is None else format(value, form)
 
 
+def _auc_interval(row: Row) -> str:
+    return "–".join(_fixed(end, ".3f") for end in row.auc_interval) if row.auc_interval else DASH
+
+
 def _milliseconds(row: Row, percentile: str) -> str:
     return DASH if row.latency_ms is None else _figure(getattr(row.latency_ms, percentile))
 
@@ -78,6 +82,7 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
     "Peak, MB": lambda row: _figure(row.peak_memory_mb),
     "Over idle, MB": lambda row: _figure(row.peak_memory_over_idle_mb),
     "AUC": lambda row: _fixed(row.auc),
+    "AUC, 95%": _auc_interval,
     "Frame AUC": lambda row: _fixed(row.frame_auc),
     "EER": lambda row: _fixed(row.eer, ".1%"),
     "Delta AUC": lambda row: _fixed(row.delta_auc, "+z.4f"),
@@ -136,13 +141,15 @@ def _how(report: Report) -> dict[str, str]:
     return {
         "Process": "Each row is measured in a fresh process that loads nothing else.",
         "Latency": "Milliseconds per frame at batch 1. Runs before the clock starts warm it up and do not count. "
-        f"p50, p90 and p99 are percentiles over {span} repeats.",
+        f"p50, p90 and p99 are percentiles over {span} repeats. "
+        "A model of whole clips is timed on clips, and each time divided by their frames.",
         "Load; frames/s": "From the file on disk to a model that is ready to run, once its runtime is imported. "
         "Frames per second at batch 1.",
         "Memory": "Peak is the largest resident set of the whole process up to the end of the timing. "
         "Over idle is the same less a process with the runtime imported and nothing loaded. An MB here has 2^20 bytes.",
         "Size": "Bytes of the artifact, or of the run's weights. An MB here has 10^6 bytes.",
         "AUC": f"Area under the ROC curve over the clips of the split {report.split} ({clips}). "
+        "95% is its bootstrap interval, which draws persons anew; it needs 10 of them. "
         "Frame AUC takes each frame alone. EER is the equal error rate over the same clips.",
         "Delta AUC": f"AUC less that of the reference {report.reference.run} on the same clips.",
         "Threshold": "Each row has its own, set on its own scores of validation clips.",

@@ -53,6 +53,8 @@ class Row(BaseModel):
     """Share of operations that the accelerated backend runs (ExecuTorch)."""
     threshold: float | None = None
     auc: float | None = None
+    auc_interval: tuple[float, float] | None = None
+    """95 % bootstrap interval that resamples persons; None below 10 of them."""
     frame_auc: float | None = None
     eer: float | None = None
     ap: float | None = None

@@ -8,13 +8,14 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import cast
+from typing import Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from benchmarks.report import Latency
+from stage import Modality
 
 WARM_UPS = 3
 FEWEST_REPEATS = 10
@@ -35,20 +36,44 @@ class Task(BaseModel):
     threads: int
     repeats: int
     size: int
+    modalities: tuple[Modality, ...] = ("rgb",)
+    per: Literal["frame", "clip"] = "frame"
+    """Whether the model scores frames or whole clips."""
+    frames: int = 1
+    """Frames of a clip."""
     crops: Path
-    """File of real crops to time on, uint8 [N, size, size, 3]."""
+    """File of real crops to time on, uint8 [N, size, size, 3], of each modality and of all frames where it takes them.
+    """
     scored: dict[str, tuple[Path, str]]
     """Stores to score and their splits, by the name under which the scores come back."""
 
+    @property
+    def frames_at_once(self) -> int:
+        """Frames that one run of the model takes."""
+        return self.frames if self.per == "clip" else 1
+
+    def inputs(self) -> list[tuple[NDArray[np.generic], ...]]:
+        """Read what the model is timed on, as it takes it at batch 1."""
+        of_clip = (self.frames, len(self.modalities))
+        shape = of_clip if self.per == "clip" else of_clip[1:] if len(self.modalities) > 1 else ()
+        crops = np.fromfile(self.crops, np.uint8).reshape(-1, 1, *shape, self.size, self.size, 3)
+        valid = (np.ones((1, self.frames), np.bool_),) if self.per == "clip" else ()
+        return [(crop, *valid) for crop in crops]
+
 
 class Scores(BaseModel):
-    """Scores of the clips of a split; frames are None where they are not valid."""
+    """Scores of the clips of a split, as ``compress.scoring.ClipScores``."""
 
     model_config = ConfigDict(extra="forbid")
 
     clip_ids: list[str]
+    video_ids: list[str]
     labels: list[int]
-    frames: list[list[float | None]]
+    methods: list[str]
+    identities: list[list[str]]
+    frames: list[list[float | None]] | None
+    """None where a frame is not valid; no list at all from a clip model."""
+    whole: list[float] | None
 
 
 class Measurement(BaseModel):
@@ -66,7 +91,7 @@ class Measurement(BaseModel):
     scores: dict[str, Scores]
 
 
-Score = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+Score = Callable[..., NDArray[np.float32]]
 
 
 def _resident_mb() -> float:
@@ -113,43 +138,51 @@ def _load(task: Task) -> Score:
     return torch_scorer(detector, torch.device(task.device), autocast=task.scheme == "autocast")
 
 
-def _time_runs(score: Score, crops: NDArray[np.uint8], repeats: int) -> list[float]:
-    """Return milliseconds of single-frame runs on one crop after another."""
+def time_runs(score: Score, task: Task, inputs: list[tuple[NDArray[np.generic], ...]]) -> list[float]:
+    """Return milliseconds per frame of runs at batch 1 on one input after another."""
     times: list[float] = []
     started = time.perf_counter()
-    while len(times) < repeats:
-        crop = crops[len(times) % len(crops)][None]
+    while len(times) < task.repeats:
+        pixels = inputs[len(times) % len(inputs)]
         before = time.perf_counter()
-        score(crop)
-        times.append(1e3 * (time.perf_counter() - before))
+        score(*pixels)
+        times.append(1e3 * (time.perf_counter() - before) / task.frames_at_once)
         if len(times) >= FEWEST_REPEATS and time.perf_counter() - started > MOST_SECONDS:
             break
     return times
 
 
-def _score_store(score: Score, store_path: Path, split: str) -> Scores:
-    from compress.scoring import score_split
+def _score_store(score: Score, task: Task, store_path: Path, split: str) -> Scores:
+    from compress.scoring import Takes, score_split
     from data.store import ClipStore
 
-    scores = score_split(score, ClipStore(store_path), split)
-    frames = [[None if np.isnan(p) else float(p) for p in row] for row in scores.frames]
-    return Scores(clip_ids=list(scores.clip_ids), labels=scores.labels.tolist(), frames=frames)
+    scores = score_split(score, ClipStore(store_path), split, Takes(task.modalities, task.per))
+    rows = None if scores.frames is None else scores.frames.tolist()
+    return Scores(
+        clip_ids=list(scores.clip_ids),
+        video_ids=list(scores.video_ids),
+        labels=scores.labels.tolist(),
+        methods=list(scores.methods),
+        identities=[list(persons) for persons in scores.identities],
+        frames=rows and [[None if np.isnan(p) else p for p in row] for row in rows],
+        whole=None if scores.whole is None else scores.whole.tolist(),
+    )
 
 
 def measure(task: Task) -> Measurement:
     """Load, warm up, time, and score."""
-    crops = np.fromfile(task.crops, np.uint8).reshape(-1, task.size, task.size, 3)
+    inputs = task.inputs()
     _import_runtime(task)
     idle = _resident_mb()
     before = time.perf_counter()
     score = _load(task)
     load_ms = 1e3 * (time.perf_counter() - before)
     before = time.perf_counter()
-    score(crops[:1])
+    score(*inputs[0])
     first_run_ms = 1e3 * (time.perf_counter() - before)
     for index in range(WARM_UPS - 1):
-        score(crops[index % len(crops)][None])
-    times = _time_runs(score, crops, task.repeats)
+        score(*inputs[index % len(inputs)])
+    times = time_runs(score, task, inputs)
     peak = _peak_mb()
     if task.scored:
         # Accuracy is not timed: score on every core.
@@ -163,7 +196,7 @@ def measure(task: Task) -> Measurement:
         throughput=1e3 * len(times) / sum(times),
         peak_memory_mb=peak,
         idle_memory_mb=idle,
-        scores={name: _score_store(score, store, split) for name, (store, split) in task.scored.items()},
+        scores={name: _score_store(score, task, store, split) for name, (store, split) in task.scored.items()},
     )
 
 

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor, nn
 
 from data.views import View, ViewRule, Views
-from stage import StageError, progress, say, written_whole
+from stage import Modality, StageError, progress, say, written_whole
 
 KEY_FILE = "key.json"
 CacheFolder = Annotated[
@@ -41,12 +41,13 @@ class CacheKey(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     of: str
-    """What is kept: ``frozen features``, ``teacher``."""
+    """What is kept: ``frozen features``, ``teacher outputs``."""
     store: str
     weights: str
     network: str
     precision: str
-    modality: str = "rgb"
+    modalities: tuple[Modality, ...] = ("rgb",)
+    split: str = "train"
     rule: ViewRule
 
     @property
@@ -64,6 +65,7 @@ def _say_why_anew(root: Path, key: CacheKey) -> None:
             others.append(CacheKey.model_validate_json(file.read_bytes()))
         except (OSError, ValidationError):
             continue
+    others = [other for other in others if other.split == key.split]
     parts = list(CacheKey.model_fields)
     changes = [[part for part in parts if getattr(other, part) != getattr(key, part)] for other in others]
     if changes:
@@ -92,32 +94,33 @@ class FrameCache:
 
     @classmethod
     def fill(
-        cls, root: Path, key: CacheKey, views: Views, compute: Callable[[NDArray[np.uint8]], Tensor]
+        cls,
+        root: Path,
+        key: CacheKey,
+        views: Views,
+        compute: Callable[[NDArray[np.uint8]], Tensor],
+        share: tuple[int, int] = (0, 1),
     ) -> "FrameCache":
-        """Call ``compute`` (crops uint8 [N, S, S, 3] -> [N, ...]) on each view that the cache at ``root`` lacks.
+        """Call ``compute`` on each view that the cache at ``root`` lacks: its pictures (``Views.pixels``) -> [T, ...].
 
-        Says how much disk it takes before it writes. Views that cannot be read are marked so and keep zeros. Raises
-        StageError where nothing can be written.
+        Says how much disk it takes before it writes. ``share``: number of this process and of all processes, each of
+        which fills its share; all must have ended before one reads. Views that cannot be read are marked so and keep
+        zeros. Raises StageError where nothing can be written, or where a view of another split than train cannot be
+        read.
         """
         folder = root / key.folder
         if not (folder / KEY_FILE).exists():
             _say_why_anew(root, key)
             with written_whole(folder / KEY_FILE) as aside:
                 aside.write_text(key.model_dump_json(indent=2) + "\n")
-        shape = _probe(views, compute)
-        size = 2 * views.store.frames * len(views) * int(np.prod(shape))
-        say(f"{key.of}: {size / 1e6:.0f} MB on disk at {folder}")
+        filling = _Filling(folder, key, views, compute, share)
+        size = 2 * views.store.frames * len(views) * int(np.prod(filling.shape))
+        say(f"{key.of} of {key.split} {'+'.join(key.modalities)}: {size / 1e6:.0f} MB on disk at {folder}")
         blocks, first = [], 0
         for number, block in enumerate(views.blocks):
-            blocks.append(_fill_block(folder / f"block-{number}", block, first, views, shape, compute))
+            blocks.append(filling.fill(number, block, first))
             first += len(block)
         return cls(blocks)
-
-
-def _probe(views: Views, compute: Callable[[NDArray[np.uint8]], Tensor]) -> tuple[int, ...]:
-    """Return the shape of one frame's array."""
-    size = views.store.size
-    return tuple(compute(np.zeros((1, size, size, 3), np.uint8)).shape[1:])
 
 
 def _mapped(path: Path, dtype: Any, shape: tuple[int, ...]) -> Any:
@@ -131,26 +134,40 @@ def _mapped(path: Path, dtype: Any, shape: tuple[int, ...]) -> Any:
     return rows
 
 
-def _fill_block(
-    path: Path,
-    block: list[View],
-    first: int,
-    views: Views,
-    shape: tuple[int, ...],
-    compute: Callable[[NDArray[np.uint8]], Tensor],
-) -> NDArray[np.float16]:
-    """Fill the rows of one block of views, whose first has the number ``first``."""
-    frames = views.store.frames
-    rows: NDArray[np.float16] = _mapped(path.with_suffix(".npy"), np.float16, (len(block) * frames, *shape))
-    done: NDArray[np.bool_] = _mapped(path.with_suffix(".done.npy"), np.bool_, (len(block),))
-    todo = np.flatnonzero(~done).tolist()
-    for index in progress(todo, path.parent.name) if todo else []:
-        try:
-            pixels = views.pixels(block[index])
-        except StageError as error:
-            say(f"clip {block[index].clip.clip_id} is left out of training: {error}")
-            views.unreadable.add(first + index)
-            continue
-        rows[index * frames : (index + 1) * frames] = compute(pixels).to(torch.float16).cpu().numpy()
-        done[index] = True
-    return rows
+class _Filling:
+    """Fills the blocks of one cache."""
+
+    def __init__(
+        self,
+        folder: Path,
+        key: CacheKey,
+        views: Views,
+        compute: Callable[[NDArray[np.uint8]], Tensor],
+        share: tuple[int, int],
+    ) -> None:
+        self.folder, self.modalities, self.views = folder, key.modalities, views
+        self.compute, self.share = compute, share
+        side, several = views.store.size, [len(key.modalities)] if len(key.modalities) > 1 else []
+        self.shape = tuple(compute(np.zeros((1, *several, side, side, 3), np.uint8)).shape[1:])
+        """Of one frame's array."""
+
+    def fill(self, number: int, block: list[View], first: int) -> NDArray[np.float16]:
+        """Fill the rows of a block of views, whose first has the number ``first``."""
+        frames, file = self.views.store.frames, self.folder / f"block-{number}"
+        shape = (len(block) * frames, *self.shape)
+        rows: NDArray[np.float16] = _mapped(file.with_suffix(".npy"), np.float16, shape)
+        done: NDArray[np.bool_] = _mapped(file.with_suffix(".done.npy"), np.bool_, (len(block),))
+        rank, processes = self.share
+        todo = [index for index in range(rank, len(block), processes) if not done[index]]
+        for index in progress(todo, self.folder.name) if todo else []:
+            try:
+                pixels = self.views.pixels(block[index], modalities=self.modalities)
+            except StageError as error:
+                if self.views.split != "train":
+                    raise
+                say(f"clip {block[index].clip.clip_id} is left out of training: {error}")
+                self.views.unreadable.add(first + index)
+                continue
+            rows[index * frames : (index + 1) * frames] = self.compute(pixels).to(torch.float16).cpu().numpy()
+            done[index] = True
+        return rows

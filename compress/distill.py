@@ -1,97 +1,116 @@
 """Distill a teacher into a student: classification + KL on logits + KL between embeddings."""
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
 import typer
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from compress import losses
 from compress.caches import CacheFolder, CacheKey, FrameCache, default_cache, weights_fingerprint
-from compress.runs import data_source, final_metrics, torch_scorer
-from compress.training import Compute, Precision, Schedule, fit, prepare_compute
+from compress.compute import Compute, Precision, prepare_compute
+from compress.runs import data_source, finish_run
+from compress.scoring import Takes, from_pixels
+from compress.training import Accumulate, Balance, BatchSize, Curve, Patience, Schedule, Task, class_weights, fit
 from data.augment import DEFAULT_POLICY
 from data.batches import Batch, batch_pixels
 from data.store import ClipStore
 from data.views import Forge, Policy, ViewCount, ViewRule, Views
-from models.detector import Architecture, Detector, PixelDetector, Preprocessing, check_backbone
-from models.run import Run, RunInfo, save_run
+from models.detector import Architecture, Detector, PixelDetector, Preprocessing, check_backbone, classify, per_picture
+from models.run import Run, RunInfo, UnfinishedRun
 from models.weights import backbone_with_weights
-from stage import Seed, StageError, refuse_existing, run_as_script, say
+from stage import Seed, StageError, refuse_existing, run_as_script
 
 
 def load_teacher(path: Path, store: ClipStore) -> tuple[Run, Detector]:
-    """Load the run to learn from. Raises StageError if it is not one, or takes pictures of another size."""
+    """Load the run to learn from. Raises StageError if it is not one, or looks at what the store does not hold."""
     run = Run(path)
+    architecture = run.info.architecture
     if run.info.meaningless:
         raise StageError(f"{path} has nothing to teach: {run.info.meaningless}")
     if run.info.scheme != "fp32":
         raise StageError(f"{path} is quantized ({run.info.scheme}): distill from the run that it came from")
-    if run.info.architecture.size != store.size:
-        raise StageError(f"{path} takes {run.info.architecture.size} px crops, {store.path} holds {store.size} px")
+    if architecture.per != "frame":
+        raise StageError(f"{path} scores whole clips: a frame student learns from a teacher of frames, teach dino")
+    if architecture.size != store.size:
+        raise StageError(f"{path} takes {architecture.size} px crops, {store.path} holds {store.size} px")
+    store.require(architecture.modalities)
     return run, run.detector()
 
 
-def cache_teacher(
-    teacher: Detector, preprocessing: Preprocessing, views: Views, compute: Compute, cache: Path
-) -> FrameCache:
-    """Compute the teacher once per training frame: rows are its embedding followed by its two logits."""
-    device = compute.device
-    pixels_in = PixelDetector(teacher, preprocessing).to(device).to(memory_format=torch.channels_last).eval()
+def cache_teacher(teacher: Detector, info: RunInfo, views: Views, compute: Compute, cache: Path) -> FrameCache:
+    """Compute the teacher once per training frame: rows are its embedding followed by its two logits.
+
+    Views of which it sees a modality that cannot be read are marked in ``views``, and drawn no more.
+    """
+    device, architecture = compute.device, info.architecture
+    seen = Views(views.store, views.rule, views.split, architecture.modalities)
+    pixels_in = PixelDetector(teacher, info.preprocessing).to(device).to(memory_format=torch.channels_last).eval()
 
     def outputs(pixels: NDArray[np.uint8]) -> torch.Tensor:
         pictures = pixels_in.pictures(torch.from_numpy(pixels).to(device))
         with torch.inference_mode(), compute.context():
-            embedding = teacher.backbone(pictures.contiguous(memory_format=torch.channels_last))
-            return torch.cat([embedding.float(), teacher.head(embedding).float()], dim=-1)
+            embedding = per_picture(teacher.backbone, pictures)
+            logits = classify(teacher.head, embedding)
+            return torch.cat([embedding.flatten(1).float(), logits.float()], dim=-1)
 
     key = CacheKey(
         of="teacher outputs",
         store=views.store.info.fingerprint,
         weights=weights_fingerprint(teacher),
-        network=teacher.architecture.model_dump_json(),
+        network=architecture.model_dump_json(),
         precision=compute.precision,
+        modalities=architecture.modalities,
         rule=views.rule,
     )
-    return FrameCache.fill(cache, key, views, outputs)
+    filled = FrameCache.fill(cache, key, seen, outputs, (compute.rank, compute.processes))
+    views.unreadable |= seen.unreadable
+    compute.accelerator.wait_for_everyone()
+    return filled
 
 
-def train_student(
-    student: Detector,
-    pixels_in: PixelDetector,
-    teacher: tuple[Run, Detector],
-    views: Views,
-    schedule: Schedule,
-    seed: int,
-    cache: Path,
-) -> dict[str, Any]:
-    """Train ``student`` in place on the cached outputs of the teacher and return its history."""
-    compute = prepare_compute(schedule.precision)
-    device = compute.device
-    run, network = teacher
-    taught = cache_teacher(network, run.info.preprocessing, views, compute, cache)
-    projector = nn.Linear(network.embedding_size, student.embedding_size)
-    trained = nn.ModuleDict({"student": student, "projector": projector})
-    pixels_in.to(device).to(memory_format=torch.channels_last)
-    projector.to(device)
+class StudentObjective(nn.Module):
+    """Classification, and the teacher's logits and embedding imitated: scalar loss."""
 
-    def loss_of(batch: Batch) -> torch.Tensor:
-        pixels = torch.from_numpy(batch_pixels(views, batch)).to(device)
-        pictures = pixels_in.pictures(pixels).contiguous(memory_format=torch.channels_last)
-        outputs = taught[batch.rows].to(device)
-        embedding = student.backbone(pictures)
-        logits = student.head(embedding)
+    def __init__(self, student: Detector, teacher_width: int, weights: Tensor | None) -> None:
+        super().__init__()
+        self.register_buffer("class_weights", weights, persistent=False)
+        self.class_weights: Tensor | None
+        self.student = student
+        self.projector = nn.Linear(teacher_width, student.embedding_size)
+
+    def forward(self, labels: Tensor, pictures: Tensor, taught: Tensor) -> Tensor:
+        """Return the mean loss. labels: int64 [B]; pictures: [B, 3, S, S]; taught: [B, D + 2], see cache_teacher."""
+        embedding = self.student.backbone(pictures)
+        logits = self.student.head(embedding)
         return (
-            losses.classification(logits, torch.from_numpy(batch.labels).to(device))
-            + losses.kl_logits(logits, outputs[:, -2:])
-            + losses.kl_embeddings(embedding, projector(outputs[:, :-2]))
+            losses.classification(logits, labels, self.class_weights)
+            + losses.kl_logits(logits, taught[:, -2:])
+            + losses.kl_embeddings(embedding, self.projector(taught[:, :-2]))
         )
 
-    scorer = torch_scorer(pixels_in, device, autocast=compute.autocast)
-    return fit(compute, trained, loss_of, scorer, views, schedule, seed)
+
+def student_task(
+    student: PixelDetector, objective: StudentObjective, taught: FrameCache, views: Views, compute: Compute
+) -> Task:
+    """Return what trains: ``student`` holds the detector of ``objective``, which imitates what the teacher said."""
+    device = compute.device
+    student.to(device).to(memory_format=torch.channels_last)
+
+    def inputs_of(batch: Batch) -> tuple[Tensor, ...]:
+        pixels = torch.from_numpy(batch_pixels(views, batch)).to(device)
+        pictures = student.pictures(pixels).contiguous(memory_format=torch.channels_last)
+        return torch.from_numpy(batch.labels).to(device), pictures, taught[batch.rows].to(device)
+
+    def scorer(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        scores: NDArray[np.float32] = student(torch.from_numpy(pixels).to(device)).float().cpu().numpy()
+        return scores
+
+    return Task(objective.to(device), inputs_of, from_pixels(scorer, views.store, Takes()), views)
 
 
 def distill(
@@ -100,17 +119,22 @@ def distill(
     out: Annotated[Path, typer.Option(help="The run to write.")],
     student: Annotated[str, typer.Option(help="Any timm backbone.")] = "repvit_m0_9",
     kind: Annotated[Literal["frame"], typer.Option(help="frame: one crop -> P(fake).")] = "frame",  # noqa: ARG001
-    weights: Annotated[Path | None, typer.Option(help="Starting weights (.safetensors or a state dict).")] = None,
-    epochs: Annotated[int, typer.Option(help="Passes over every training frame.", min=1)] = 20,
+    weights: Annotated[Path | None, typer.Option(help="Starting weights: a file, or a folder from the hub.")] = None,
+    epochs: Annotated[int, typer.Option(help="Passes over the training split.", min=1)] = 20,
+    batch_size: BatchSize = None,
+    accumulate: Accumulate = 1,
     learning_rate: Annotated[float, typer.Option(min=1e-7, max=1.0)] = 2e-3,
-    precision: Annotated[Precision, typer.Option(help="fp32, or autocast to bfloat16 where it pays.")] = "autocast",
+    curve: Curve = "cosine",
+    patience: Patience = 10,
+    balance: Balance = "batches",
+    precision: Precision = "autocast",
     views: ViewCount = 1,
     augment: Policy = DEFAULT_POLICY,
     forge: Forge = False,
     cache: CacheFolder = None,
     seed: Seed = 0,
 ) -> None:
-    """Distill a teacher into a student small enough for a phone.
+    """Distill a teacher into a student small enough for a phone. An interrupted one goes on when it is called again.
 
     Without --weights the student starts from scratch; the run says so.
 
@@ -121,29 +145,40 @@ def distill(
     training = Views(store, ViewRule(views=views, augment=augment, forge=forge, seed=seed))
     store.clips("val"), store.clips("test")
     check_backbone(student)
-    teacher_run, teacher_network = load_teacher(teacher, store)
+    run, network = load_teacher(teacher, store)
+    schedule = Schedule(
+        epochs,
+        batch_size=batch_size or 16,
+        accumulate=accumulate,
+        learning_rate=learning_rate,
+        curve=curve,
+        patience=patience,
+        balance=balance,
+        precision=precision,
+    )
     torch.manual_seed(seed)
     body, source = backbone_with_weights(student, store.size, weights, random=weights is None)
-    architecture = Architecture(backbone=student, size=store.size)
-    network = Detector(architecture, body)
-    pixels_in = PixelDetector(network, Preprocessing.of(student))
-    schedule = Schedule(epochs, learning_rate=learning_rate, precision=precision)
-    taught_by, kept = (teacher_run, teacher_network), cache or default_cache(data)
-    history = train_student(network, pixels_in, taught_by, training, schedule, seed, kept)
-    device = next(network.parameters()).device
-    metrics = final_metrics(torch_scorer(pixels_in.eval(), device), store, history)
+    detector = Detector(Architecture(backbone=student, size=store.size), body)
     info = RunInfo(
         kind="student",
-        architecture=architecture,
+        architecture=detector.architecture,
         preprocessing=Preprocessing.of(student),
         weights=source,
-        trained_steps=history["steps"],
-        parents=[teacher_run.as_parent()],
+        trained_steps=0,
+        parents=[run.as_parent()],
         data=data_source(store),
         seed=seed,
     )
-    save_run(out, info, network, metrics)
-    say(f"{out}: test AUC {metrics['test']['auc']:.3f}, val AUC {metrics['val']['auc']:.3f} (clips)")
+    asked = {"run": info.model_dump(), "rule": training.rule.model_dump(), "schedule": asdict(schedule)}
+    with UnfinishedRun(out, asked) as unfinished:
+        compute = prepare_compute(precision)
+        taught = cache_teacher(network, run.info, training, compute, cache or default_cache(data))
+        width = network.embedding_size * len(run.info.architecture.modalities)
+        objective = StudentObjective(detector, width, class_weights(balance, training, "frame"))
+        pixels_in = PixelDetector(detector, info.preprocessing)
+        task = student_task(pixels_in, objective, taught, training, compute)
+        history = fit(compute, task, schedule, seed, unfinished)
+        finish_run(unfinished, info, pixels_in, store, history)
 
 
 if __name__ == "__main__":

@@ -5,9 +5,13 @@ import torch.nn.functional as functional
 from torch import Tensor
 
 
-def classification(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of logits [N, 2] with labels int64 [N]."""
-    return functional.cross_entropy(logits.float(), labels)
+def classification(logits: Tensor, labels: Tensor, class_weights: Tensor | None = None) -> Tensor:
+    """Cross-entropy of logits [N, 2] with labels int64 [N], the mean over samples.
+
+    class_weights: float32 [2], by which the samples of a class weigh more. The sum is divided by N and not by the sum
+    of weights, so that the mean over parts of a batch is that of the whole.
+    """
+    return functional.cross_entropy(logits.float(), labels, class_weights, reduction="sum") / len(labels)
 
 
 def kl_logits(student: Tensor, teacher: Tensor, temperature: float = 2.0) -> Tensor:

@@ -1,12 +1,38 @@
-"""Accuracy figures from scores, through scikit-learn. What the data cannot support is None."""
+"""Accuracy figures from scores, through scikit-learn, with intervals that resample persons.
+
+What the data cannot support is None, and ``unsupported`` says why.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
+import sklearn
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
-from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
+from sklearn.metrics import accuracy_score, auc, average_precision_score, f1_score, roc_auc_score, roc_curve
+
+if TYPE_CHECKING:
+    from compress.scoring import ClipScores
 
 REALS_FOR_LOW_FPR = 300
-"""Below this many real clips a true-positive rate at 1 % false positives rests on two or fewer of them."""
+"""Below this many real clips a rate of 1 % false positives rests on two or fewer of them."""
+RATES = (0.01, 0.05)
+"""False-positive rates at which the true-positive rate is told."""
+DRAWS = 1000
+"""Of a bootstrap: what Efron and Tibshirani (1993, 14.2) hold to be the least for a percentile interval."""
+MOST_DRAWS = 10 * DRAWS
+"""Counting those that lack a class and are drawn again."""
+FEWEST_IDENTITIES = 10
+BOOTSTRAP_SEED = 0
+
+Labels = NDArray[np.int64]
+"""int64 [N], 1 = fake."""
+Values = NDArray[np.float64]
+"""float64 [N]."""
+Identities = Sequence[tuple[str, ...]]
+"""The persons of each of N items."""
 
 
 class Threshold(BaseModel):
@@ -20,41 +46,81 @@ class Threshold(BaseModel):
     rule: str
 
 
-class Metrics(BaseModel):
-    """Figures of one set of scores. ``eer``, ``accuracy`` and rates are shares in 0..1."""
+class Figures(BaseModel):
+    """Figures of one set of scored things. ``eer``, ``accuracy`` and rates are shares in 0..1."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    clips_real: int
-    clips_fake: int
-    auc: float
-    frame_auc: float
-    eer: float
-    ap: float
-    accuracy: float
-    """At the threshold that came with the scores."""
+    real: int
+    fake: int
+    auc: float | None
+    eer: float | None
+    ap: float | None
+    accuracy: float | None
+    f1: float | None
     tpr_at_fpr: dict[str, float | None]
-    """True-positive rate at 1 % and 5 % false positives; None below 300 real clips."""
+    """True-positive rate at 1 % ("0.01") and 5 % ("0.05") false positives."""
+    intervals: dict[str, tuple[float, float]]
+    """95 % bootstrap intervals by figure: "auc", "tpr_at_fpr 0.05"."""
+    unsupported: dict[str, str]
+    """Why a figure, or "intervals", is not given."""
 
 
-def _midpoint_below(scores: NDArray[np.float64], value: float) -> float:
+class Metrics(BaseModel):
+    """All figures of a model on a split."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    threshold: float
+    """At which ``accuracy`` and ``f1`` hold."""
+    clip: Figures
+    video: Figures
+    """A video's score is the mean over its clips."""
+    frame: Figures | None
+    """None for a model that scores whole clips."""
+    methods: dict[str, Figures]
+    """By method of forgery: its fake clips against all real ones."""
+
+    @property
+    def auc(self) -> float | None:
+        """The AUC of clips."""
+        return self.clip.auc
+
+    @property
+    def auc_interval(self) -> tuple[float, float] | None:
+        """Its 95 % interval."""
+        return self.clip.intervals.get("auc")
+
+    @property
+    def frame_auc(self) -> float | None:
+        """The AUC of single frames."""
+        return self.frame.auc if self.frame else None
+
+
+def _midpoint_below(scores: Values, value: float) -> float:
     """Return the middle between ``value`` and the next lower score, so that "above" does not hang on rounding."""
     lower = scores[scores < value]
     return float((value + lower.max()) / 2) if len(lower) else float(value - 1e-6)
 
 
-def eer_point(labels: NDArray[np.int64], scores: NDArray[np.float64]) -> tuple[float, float, float]:
+def _nearest_errors(fpr: Values, tpr: Values) -> tuple[int, float]:
+    """Return the point of a ROC curve where both error rates are nearest, and their mean there."""
+    nearest = int(np.argmin(np.abs(fpr - (1 - tpr))))
+    return nearest, float((fpr[nearest] + 1 - tpr[nearest]) / 2)
+
+
+def eer_point(labels: Labels, scores: Values) -> tuple[float, float, float]:
     """Return ``(eer, threshold, false_positive_rate)`` where false positives and false negatives are nearest.
 
     labels: int [N], 1 = fake; scores: float [N]. Both labels must occur.
     """
     fpr, tpr, thresholds = roc_curve(labels, scores, drop_intermediate=False)
-    nearest = int(np.argmin(np.abs(fpr - (1 - tpr))))
+    nearest, eer = _nearest_errors(fpr, tpr)
     threshold = _midpoint_below(scores, float(thresholds[nearest])) if nearest else float(scores.max()) + 1e-6
-    return float((fpr[nearest] + 1 - tpr[nearest]) / 2), threshold, float(fpr[nearest])
+    return eer, threshold, float(fpr[nearest])
 
 
-def choose_threshold(labels: NDArray[np.int64], scores: NDArray[np.float64]) -> Threshold:
+def choose_threshold(labels: Labels, scores: Values) -> Threshold:
     """Set a threshold on validation scores: 1 % false positives from 300 real clips on, else the EER point."""
     real = scores[labels == 0]
     if len(real) < REALS_FOR_LOW_FPR:
@@ -65,27 +131,174 @@ def choose_threshold(labels: NDArray[np.int64], scores: NDArray[np.float64]) -> 
     return Threshold(value=value, false_positive_rate=float((real > value).mean()), rule="1 % false positives")
 
 
-def _auc(labels: NDArray[np.int64], scores: NDArray[np.float64]) -> float:
-    """Return the area under the ROC curve, rounded so that equal orders of scores give equal figures."""
-    return round(float(roc_auc_score(labels, scores)), 12)
+def _at_rates(fpr: Values, tpr: Values) -> dict[str, float]:
+    """Return the largest true-positive rate within each of RATES."""
+    return {f"tpr_at_fpr {rate}": float(tpr[fpr <= rate].max()) for rate in RATES}
 
 
-def compute_metrics(
-    labels: NDArray[np.int64], clip_scores: NDArray[np.float64], frame_scores: NDArray[np.float64], threshold: float
-) -> Metrics:
-    """Compute all figures. labels: int [N]; clip_scores: float [N]; frame_scores: float [N, T], NaN where not valid."""
-    seen = ~np.isnan(frame_scores)
-    frame_labels = np.broadcast_to(labels[:, None], seen.shape)
-    fpr, tpr, _ = roc_curve(labels, clip_scores)
-    reals = int((labels == 0).sum())
-    enough = reals >= REALS_FOR_LOW_FPR
+def point_figures(labels: Labels, scores: Values, threshold: float) -> dict[str, float]:
+    """Return every figure by name, of labels int [N] that hold both classes and scores float [N]."""
+    fpr, tpr, _ = roc_curve(labels, scores, drop_intermediate=False)
+    verdicts = (scores > threshold).astype(np.int64)
+    return {
+        "auc": round(float(roc_auc_score(labels, scores)), 12),  # equal orders of scores give equal figures
+        "eer": _nearest_errors(fpr, tpr)[1],
+        "ap": float(average_precision_score(labels, scores)),
+        "accuracy": float(accuracy_score(labels, verdicts)),
+        "f1": float(f1_score(labels, verdicts)),
+        **_at_rates(fpr, tpr),
+    }
+
+
+def weighted_figures(labels: Labels, scores: Values, threshold: float, weights: Values) -> dict[str, float]:
+    """Return the same figures of items that count ``weights`` times each, float [N].
+
+    All come from one weighted ROC curve: scikit-learn's functions for average precision, accuracy and F1 would take
+    four times as long, and a bootstrap calls this a thousand times.
+    """
+    fpr, tpr, _ = roc_curve(labels, scores, sample_weight=weights, drop_intermediate=False)
+    fakes = labels == 1
+    of_fake, of_real = weights[fakes].sum(), weights[~fakes].sum()
+    precision = tpr[1:] * of_fake / (tpr[1:] * of_fake + fpr[1:] * of_real)
+    called = scores > threshold
+    hits, calls = weights[called & fakes].sum(), weights[called].sum()
+    return {
+        "auc": round(float(auc(fpr, tpr)), 12),
+        "eer": _nearest_errors(fpr, tpr)[1],
+        "ap": float(np.diff(tpr) @ precision),
+        "accuracy": float(np.average(called == fakes, weights=weights)),
+        "f1": float(2 * hits / (calls + of_fake)),
+        **_at_rates(fpr, tpr),
+    }
+
+
+def identity_draws(identities: Identities, rng: np.random.Generator) -> Iterator[Values]:
+    """Yield, without end, how often each of N items counts when its persons are drawn with replacement: float [N].
+
+    An item of persons a and b counts c_a * c_b times, because both had to be drawn: the pigeonhole bootstrap of Owen
+    (2007, Annals of Applied Statistics 1(2)) for data crossed by two factors.
+    """
+    names = sorted({name for item in identities for name in item})
+    places = {name: place for place, name in enumerate(names)}
+    members = np.full((len(identities), max(len(set(item)) for item in identities)), len(names))
+    for row, item in enumerate(identities):
+        members[row, : len(set(item))] = sorted({places[name] for name in item})
+    while True:
+        counts = np.bincount(rng.integers(len(names), size=len(names)), minlength=len(names) + 1)
+        counts[-1] = 1  # for items of fewer persons than others have
+        yield counts[members].prod(axis=1).astype(np.float64)
+
+
+def _usable_draws(labels: Labels, identities: Identities) -> Iterator[Values]:
+    """Yield at most DRAWS draws in which every label of the sample occurs; others are drawn again, within bounds."""
+    draws = identity_draws(identities, np.random.default_rng(BOOTSTRAP_SEED))
+    of_label = [labels == label for label in np.unique(labels)]
+    found = 0
+    for _ in range(MOST_DRAWS):
+        weights = next(draws)
+        if found < DRAWS and all(weights[own].any() for own in of_label):
+            found += 1
+            yield weights
+
+
+def _intervals(
+    labels: Labels, scores: Values, threshold: float, identities: Identities
+) -> tuple[dict[str, tuple[float, float]], str]:
+    """Return 95 % percentile intervals of every figure, or none and the reason."""
+    persons = len({name for item in identities for name in item})
+    if persons < FEWEST_IDENTITIES:
+        return {}, f"needs {FEWEST_IDENTITIES} identities, has {persons}"
+    both = len(np.unique(labels)) == 2
+    found = []
+    with sklearn.config_context(assume_finite=True, skip_parameter_validation=True):
+        for weights in _usable_draws(labels, identities):
+            correct = np.average((scores > threshold) == (labels == 1), weights=weights)
+            found.append(weighted_figures(labels, scores, threshold, weights) if both else {"accuracy": correct})
+    if len(found) < DRAWS:
+        return {}, f"only {len(found)} of {MOST_DRAWS} draws of identities hold both classes"
+    spans = {name: np.quantile([figures[name] for figures in found], (0.025, 0.975)) for name in found[0]}
+    return {name: (float(low), float(high)) for name, (low, high) in spans.items()}, ""
+
+
+def _unsupported(real: int, fake: int) -> dict[str, str]:
+    """Return the figures that so many items cannot support, and why."""
+    rates = {f"tpr_at_fpr {rate}": math.ceil(3 / rate) for rate in RATES}  # fewer than 3 false positives tell little
+    if not real or not fake:
+        return dict.fromkeys(("auc", "eer", "ap", "f1", *rates), f"needs both classes: {real} real, {fake} fake")
+    return {name: f"needs {least} reals, has {real}" for name, least in rates.items() if real < least}
+
+
+def compute_figures(labels: Labels, scores: Values, threshold: float, identities: Identities | None = None) -> Figures:
+    """Compute the figures that labels, int [N], and scores, float [N], support.
+
+    Intervals resample ``identities``, the persons of each item; without them there are none.
+    """
+    real, fake = int((labels == 0).sum()), int((labels == 1).sum())
+    unsupported = _unsupported(real, fake)
+    if real and fake:
+        found = point_figures(labels, scores, threshold)
+    else:
+        found = {"accuracy": float(accuracy_score(labels, scores > threshold))}
+    spans, reason = ({}, "not resampled") if identities is None else _intervals(labels, scores, threshold, identities)
+    if reason:
+        unsupported["intervals"] = reason
+    given = {name: figure for name, figure in found.items() if name not in unsupported}
+    return Figures(
+        real=real,
+        fake=fake,
+        **{name: given.get(name) for name in ("auc", "eer", "ap", "accuracy", "f1")},
+        tpr_at_fpr={str(rate): given.get(f"tpr_at_fpr {rate}") for rate in RATES},
+        intervals={name: span for name, span in spans.items() if name in given},
+        unsupported=unsupported,
+    )
+
+
+def _persons(scores: "ClipScores") -> list[tuple[str, ...]]:
+    """Return each clip's identities; a video of which none is known counts as a person of its own."""
+    named = zip(scores.identities, scores.video_ids, strict=True)
+    return [identities or (f"\0{video}",) for identities, video in named]
+
+
+def _videos(scores: "ClipScores") -> list[NDArray[np.int64]]:
+    """Return the clips of each video. The forgeries that ``prepare --forge`` made of a real video are another one."""
+    clips: dict[tuple[str, int, str], list[int]] = {}
+    for clip, key in enumerate(zip(scores.video_ids, scores.labels.tolist(), scores.methods, strict=True)):
+        clips.setdefault(key, []).append(clip)
+    return [np.array(numbers) for numbers in clips.values()]
+
+
+def _frame_figures(scores: "ClipScores", threshold: float) -> Figures | None:
+    """Return the figures of single valid frames; they are not resampled, which would take seconds."""
+    if scores.frames is None:
+        return None
+    seen = ~np.isnan(scores.frames)
+    labels = np.broadcast_to(scores.labels[:, None], seen.shape)
+    return compute_figures(labels[seen], scores.frames[seen], threshold)
+
+
+def compute_metrics(scores: "ClipScores", threshold: float, intervals: bool = True) -> Metrics:
+    """Compute all figures at a threshold.
+
+    ``intervals`` false leaves out the bootstrap, which takes a second for each level and method of 500 clips.
+    """
+    persons, clips = _persons(scores), scores.clips
+
+    def figures(first: NDArray[np.int64], values: Values) -> Figures:
+        own = [persons[clip] for clip in first] if intervals else None
+        return compute_figures(scores.labels[first], values, threshold, own)
+
+    def method_figures(method: str) -> Figures:
+        chosen = np.flatnonzero((scores.labels == 0) | (np.array(scores.methods) == method))
+        return figures(chosen, clips[chosen])
+
+    of_clips = figures(np.arange(len(clips)), clips)
+    videos = _videos(scores)
+    means = np.array([clips[video].mean() for video in videos])
+    methods = sorted({method for method, label in zip(scores.methods, scores.labels, strict=True) if label})
     return Metrics(
-        clips_real=reals,
-        clips_fake=int((labels == 1).sum()),
-        auc=_auc(labels, clip_scores),
-        frame_auc=_auc(frame_labels[seen], frame_scores[seen]),
-        eer=eer_point(labels, clip_scores)[0],
-        ap=float(average_precision_score(labels, clip_scores)),
-        accuracy=float(((clip_scores > threshold) == (labels == 1)).mean()),
-        tpr_at_fpr={str(rate): float(tpr[fpr <= rate].max()) if enough else None for rate in (0.01, 0.05)},
+        threshold=threshold,
+        clip=of_clips,
+        video=of_clips if len(videos) == len(clips) else figures(np.array([video[0] for video in videos]), means),
+        frame=_frame_figures(scores, threshold),
+        methods={methods[0]: of_clips} if len(methods) == 1 else {name: method_figures(name) for name in methods},
     )

@@ -11,18 +11,24 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from compress.scoring import Scorer, score_split
+from compress.scoring import Scorer, Takes, score_split
 from data.store import ClipStore
-from models.detector import PixelDetector
-from models.run import DataSource, Run
-from stage import StageError
+from models.cost import cost_of
+from models.detector import Detector, PixelDetector
+from models.run import DataSource, Run, RunInfo, UnfinishedRun
+from stage import StageError, say, speaks
 
 if TYPE_CHECKING:
-    from compress.metrics import Threshold
+    from compress.metrics import Metrics, Threshold
+
+
+def takes(info: RunInfo) -> Takes:
+    """Return what a run looks at."""
+    return Takes(info.architecture.modalities, info.architecture.per)
 
 
 def pixel_detector(run: Run, dynamic_batch: bool = True) -> PixelDetector:
-    """Load a run of any scheme: uint8 [N, S, S, 3] RGB 0..255 -> P(fake) float32 [N].
+    """Load a run of any scheme: pixels as ``Scorer`` takes them -> P(fake) float32 [N].
 
     An int8 run is rebuilt as an integer program; with ``dynamic_batch`` false it takes one picture at a time, as the
     exporters want it.
@@ -34,12 +40,21 @@ def pixel_detector(run: Run, dynamic_batch: bool = True) -> PixelDetector:
     return PixelDetector(rebuild(run, dynamic_batch), run.info.preprocessing)
 
 
+def check_rgb_frames(run: Run) -> None:
+    """Raise StageError unless a run looks at single RGB crops, as everything that goes to a phone does."""
+    seen = takes(run.info)
+    if seen != Takes():
+        looks = f"{'+'.join(seen.modalities)} {seen.per}s"
+        raise StageError(f"{run.path} looks at {looks}, and a phone has rgb frames: distill it into a student first")
+
+
 def torch_scorer(model: nn.Module, device: torch.device, autocast: bool = False) -> Scorer:
     """Wrap a module that takes raw pixels (PixelDetector), which is on ``device``, as a scorer."""
 
-    def score(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def score(pixels: NDArray[np.uint8], *valid: NDArray[np.bool_]) -> NDArray[np.float32]:
+        inputs = [torch.from_numpy(array).to(device) for array in (pixels, *valid)]
         with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=autocast):
-            scores: NDArray[np.float32] = model(torch.from_numpy(pixels).to(device)).float().cpu().numpy()
+            scores: NDArray[np.float32] = model(*inputs).float().cpu().numpy()
         return scores
 
     return score
@@ -62,17 +77,39 @@ def data_source(store: ClipStore) -> DataSource:
     return DataSource(fingerprint=store.info.fingerprint, notes=store.info.notes)
 
 
-def validation_metrics(scorer: Scorer, store: ClipStore) -> dict[str, Any]:
+def _dumped(metrics: "Metrics") -> dict[str, Any]:
+    """Return metrics for ``metrics.json``, the figure that everybody asks for first: the AUC of clips."""
+    return {"auc": metrics.auc} | metrics.model_dump()
+
+
+def validation_metrics(scorer: Scorer, store: ClipStore, takes: Takes | None = None) -> dict[str, Any]:
     """Set the threshold on the validation split and measure it, for ``metrics.json``."""
     from compress.metrics import choose_threshold
 
-    val = score_split(scorer, store, "val")
+    val = score_split(scorer, store, "val", takes)
     threshold = choose_threshold(val.labels, val.clips)
-    return {"threshold": threshold.model_dump(), "val": val.metrics(threshold.value).model_dump()}
+    return {"threshold": threshold.model_dump(), "val": _dumped(val.metrics(threshold.value))}
 
 
-def final_metrics(scorer: Scorer, store: ClipStore, history: dict[str, Any]) -> dict[str, Any]:
-    """Measure the validation split, and the test split once, for ``metrics.json``."""
-    metrics = validation_metrics(scorer, store)
-    test = score_split(scorer, store, "test").metrics(metrics["threshold"]["value"])
-    return {"training": history} | metrics | {"test": test.model_dump()}
+def finish_run(
+    unfinished: UnfinishedRun, info: RunInfo, pixels_in: PixelDetector, store: ClipStore, history: dict[str, Any]
+) -> None:
+    """Measure what was trained, on the test split once, and put the run in its place: the first process does it."""
+    if not speaks():
+        return
+    detector = pixels_in.eval().network
+    assert isinstance(detector, Detector)
+    info = info.model_copy(update={"trained_steps": history["steps"]})
+    device = next(detector.parameters()).device
+    inputs = (tensor.to(device) for tensor in detector.example(store.frames))
+    cost = {"per": info.architecture.per} | cost_of(detector, *inputs).model_dump()
+    metrics: dict[str, Any] = {"cost": cost, "training": history}
+    if info.meaningless:
+        metrics |= {"val": None, "test": None, "reason": info.meaningless}
+        unfinished.finish(info, detector, metrics)
+        return
+    scorer = torch_scorer(pixels_in, device)
+    metrics |= validation_metrics(scorer, store, takes(info))
+    test = score_split(scorer, store, "test", takes(info)).metrics(metrics["threshold"]["value"])
+    unfinished.finish(info, detector, metrics | {"test": _dumped(test)})
+    say(f"{unfinished.out}: test AUC {test.auc:.3f}, val AUC {metrics['val']['auc']:.3f} (clips)")

@@ -5,54 +5,153 @@ Imports neither torch nor scikit-learn: a worker that measures an artifact needs
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data.store import Clip, ClipStore
-from stage import progress
+from stage import Modality, StageError, progress
 
 if TYPE_CHECKING:
     from compress.metrics import Metrics
 
-Scorer = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
-"""Crops, uint8 [N, S, S, 3] RGB 0..255, to P(fake), float32 [N]."""
+CHUNK_FRAMES = 32
+"""Frames that are scored together, or one clip's where it has more."""
+
+Per = Literal["frame", "clip"]
+Scorer = Callable[..., NDArray[np.float32]]
+"""Pixels to P(fake), float32 [N].
+
+A frame model takes uint8 [N, S, S, 3] RGB 0..255, or [N, M, S, S, 3] of several modalities. A clip model takes uint8
+[N, T, M, S, S, 3] and which frames are valid, bool [N, T].
+"""
+Score = Callable[[Sequence[Clip]], Sequence[NDArray[np.float32]]]
+"""Clips to P(fake): for each clip float32 [valid frames] by a frame model, float32 [1] by a clip model."""
+
+
+@dataclass(frozen=True)
+class Takes:
+    """What a model looks at."""
+
+    modalities: tuple[Modality, ...] = ("rgb",)
+    """In the order of its input."""
+    per: Per = "frame"
+    """Whether one score belongs to a frame or to a whole clip."""
+
+
+class Source(Protocol):
+    """Where pictures come from: a ClipStore, or one whose pictures are changed on the way."""
+
+    @property
+    def frames(self) -> int:
+        """Frames of a clip, T."""
+
+    def pixels(self, clip: Clip, frames: list[int] | None = None, modality: Modality = "rgb") -> NDArray[np.uint8]:
+        """Return a clip's pictures, uint8 [T, S, S, 3] RGB, or only those of the given frame numbers."""
 
 
 @dataclass(frozen=True)
 class ClipScores:
-    """Scores of the clips of a split."""
+    """Scores of N clips, and what is known of the clips."""
 
     clip_ids: tuple[str, ...]
+    video_ids: tuple[str, ...]
     labels: NDArray[np.int64]
     """int64 [N], 1 = fake."""
-    frames: NDArray[np.float64]
-    """float64 [N, T], P(fake) per frame; NaN where the frame is not valid."""
+    methods: tuple[str, ...]
+    identities: tuple[tuple[str, ...], ...]
+    """The persons of each clip; empty where they are not known."""
+    frames: NDArray[np.float64] | None = None
+    """float64 [N, T], P(fake) per frame, NaN where the frame is not valid; None from a clip model."""
+    whole: NDArray[np.float64] | None = None
+    """float64 [N], P(fake) per clip, from a clip model."""
 
     @property
     def clips(self) -> NDArray[np.float64]:
-        """float64 [N]: a clip's score is the mean over its valid frames."""
+        """float64 [N]: what a clip model gave, or the mean over a clip's valid frames."""
+        if self.whole is not None:
+            return self.whole
+        assert self.frames is not None
         mean: NDArray[np.float64] = np.nanmean(self.frames, axis=1)
         return mean
 
-    def metrics(self, threshold: float) -> "Metrics":
-        """Compute all accuracy figures; ``accuracy`` is at ``threshold``."""
+    def metrics(self, threshold: float, intervals: bool = True) -> "Metrics":
+        """Compute all accuracy figures; ``accuracy`` and ``f1`` are at ``threshold``."""
         from compress.metrics import compute_metrics
 
-        return compute_metrics(self.labels, self.clips, self.frames, threshold)
+        return compute_metrics(self, threshold, intervals)
 
 
-def score_clip_list(scorer: Scorer, store: ClipStore, clips: Sequence[Clip], description: str) -> ClipScores:
-    """Score every valid frame of the given clips."""
-    frames = np.full((len(clips), store.frames), np.nan)
-    for index, clip in enumerate(progress(clips, description)):
-        valid = np.flatnonzero(clip.valid)
-        frames[index, valid] = scorer(store.pixels(clip, valid.tolist()))
-    labels = np.array([clip.label for clip in clips], np.int64)
-    return ClipScores(tuple(clip.clip_id for clip in clips), labels, frames)
+def _arranged(found: Sequence[NDArray[np.float32]], clips: Sequence[Clip], frames: int) -> NDArray[np.float64]:
+    """Put the scores of each clip's valid frames in their places: float64 [N, T], NaN elsewhere."""
+    scores = np.full((len(clips), frames), np.nan)
+    for row, clip, own in zip(scores, clips, found, strict=True):
+        row[clip.valid] = own
+    return scores
 
 
-def score_split(scorer: Scorer, store: ClipStore, split: str) -> ClipScores:
-    """Score every valid frame of a split."""
-    return score_clip_list(scorer, store, store.clips(split), f"score {split}")
+def collect(score: Score, clips: Sequence[Clip], frames: int, description: str, per: Per = "frame") -> ClipScores:
+    """Score clips of T = ``frames`` frames, a chunk at a time, however ``score`` comes by their pictures or features.
+
+    Raises StageError for a score that is not a number.
+    """
+    step = max(1, CHUNK_FRAMES // frames)
+    chunks = [clips[start : start + step] for start in range(0, len(clips), step)]
+    found = [own for chunk in progress(chunks, description) for own in score(chunk)]
+    for clip, own in zip(clips, found, strict=True):
+        if not np.isfinite(own).all():
+            raise StageError(f"{description}: the score of clip {clip.clip_id} is not a number: its model is damaged")
+    return ClipScores(
+        clip_ids=tuple(clip.clip_id for clip in clips),
+        video_ids=tuple(clip.video_id for clip in clips),
+        labels=np.array([clip.label for clip in clips], np.int64),
+        methods=tuple(clip.method for clip in clips),
+        identities=tuple(clip.identities for clip in clips),
+        frames=_arranged(found, clips, frames) if per == "frame" else None,
+        whole=np.array([float(own.item()) for own in found]) if per == "clip" else None,
+    )
+
+
+def pictures_of(source: Source, clip: Clip, frames: list[int] | None, takes: Takes) -> NDArray[np.uint8]:
+    """Return a clip's frames of all modalities, uint8 [T, M, S, S, 3]."""
+    return np.stack([source.pixels(clip, frames, modality) for modality in takes.modalities], axis=1)
+
+
+def _score_frames(scorer: Scorer, source: Source, takes: Takes, chunk: Sequence[Clip]) -> list[NDArray[np.float32]]:
+    """Score the valid frames of a chunk in one call."""
+    valid = [np.flatnonzero(clip.valid) for clip in chunk]
+    pixels = [pictures_of(source, clip, own.tolist(), takes) for clip, own in zip(chunk, valid, strict=True)]
+    together = np.concatenate(pixels)
+    scores = scorer(together[:, 0] if len(takes.modalities) == 1 else together)
+    return np.split(scores, np.cumsum([len(own) for own in valid])[:-1])
+
+
+def _score_whole(scorer: Scorer, source: Source, takes: Takes, chunk: Sequence[Clip]) -> list[NDArray[np.float32]]:
+    """Score the clips of a chunk in one call, with all their frames."""
+    pixels = np.stack([pictures_of(source, clip, None, takes) for clip in chunk])
+    return list(scorer(pixels, np.stack([clip.valid for clip in chunk]))[:, None])
+
+
+def from_pixels(scorer: Scorer, source: Source, takes: Takes) -> Score:
+    """Return how to score chunks of clips from their pictures."""
+    way = _score_frames if takes.per == "frame" else _score_whole
+    return lambda chunk: way(scorer, source, takes, chunk)
+
+
+def score_clip_list(
+    scorer: Scorer, source: Source, clips: Sequence[Clip], description: str, takes: Takes | None = None
+) -> ClipScores:
+    """Score the given clips: every valid frame, or each clip as a whole, as ``takes`` says (RGB frames if None).
+
+    Raises StageError for a clip model and photos.
+    """
+    takes = takes or Takes()
+    if takes.per == "clip" and source.frames == 1:
+        raise StageError(f"{description}: a clip model cannot score photos: give clips of 2 frames or more")
+    return collect(from_pixels(scorer, source, takes), clips, source.frames, description, takes.per)
+
+
+def score_split(scorer: Scorer, store: ClipStore, split: str, takes: Takes | None = None) -> ClipScores:
+    """Score a split that holds both labels. Raises StageError if it does not, and as ``score_clip_list``."""
+    return score_clip_list(scorer, store, store.clips(split), f"score {split}", takes)

@@ -1,127 +1,204 @@
-"""Fine-tune a teacher: a timm backbone, frozen but for its last blocks, and a head."""
+"""Fine-tune a teacher: a timm backbone, frozen but for its last blocks, and a head over frames or whole clips."""
 
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import torch
 import typer
-from torch import nn
+from torch import Tensor, nn
 
 from compress import losses
-from compress.caches import CacheFolder, CacheKey, FrameCache, default_cache, weights_fingerprint
-from compress.runs import data_source, final_metrics, torch_scorer
-from compress.training import Precision, Schedule, fit, prepare_compute
+from compress.caches import CacheFolder, default_cache
+from compress.compute import Compute, Precision, prepare_compute
+from compress.features import Cut, Features
+from compress.runs import data_source, finish_run
+from compress.training import Accumulate, Balance, BatchSize, Curve, Patience, Schedule, Task, class_weights, fit
 from data.augment import DEFAULT_POLICY
-from data.batches import Batch, batch_pixels
+from data.batches import Batch
 from data.store import ClipStore
 from data.views import Forge, Policy, ViewCount, ViewRule, Views
 from models.detector import Architecture, Detector, PixelDetector, Preprocessing, check_backbone
 from models.freezing import freeze
-from models.run import RunInfo, save_run
-from models.weights import backbone_with_weights
-from stage import Seed, refuse_existing, run_as_script, say
+from models.megatron import MegatronSettings
+from models.run import RunInfo, UnfinishedRun
+from models.weights import Weights, backbone_with_weights
+from stage import Modality, Seed, StageError, refuse_existing, run_as_script, say
 
-HEAD_HIDDEN = 256
+
+@dataclass(frozen=True)
+class Family:
+    """What is usual for a kind of teacher."""
+
+    backbone: str
+    modality: str
+    unfreeze: str
+    head_hidden: int | None
+    epochs: int
+    batch_size: int
+    weight_decay: float
+    clip_norm: float
 
 
-def train_teacher(
-    detector: Detector,
-    pixels_in: PixelDetector,
-    views: Views,
-    unfreeze: str,
-    schedule: Schedule,
-    seed: int,
-    cache: Path,
-) -> dict[str, Any]:
-    """Train ``detector`` in place and return its metrics. What is frozen is computed once per frame, into ``cache``."""
-    compute = prepare_compute(schedule.precision)
-    device = compute.device
-    pixels_in.to(device).to(memory_format=torch.channels_last)
-    frozen, top = freeze(detector.backbone, unfreeze)
-    trained = nn.ModuleDict({"top": top, "head": detector.head})
-    cached = not isinstance(frozen, nn.Identity)
-    if cached and schedule.epochs:
-        with torch.inference_mode():
-            key = CacheKey(
-                of="frozen features",
-                store=views.store.info.fingerprint,
-                weights=weights_fingerprint(frozen),
-                network=f"{detector.architecture.backbone}, --unfreeze {unfreeze}",
-                precision="fp32",
-                rule=views.rule,
-            )
-            frozen.eval()
-            features = FrameCache.fill(
-                cache, key, views, lambda pixels: frozen(pixels_in.pictures(torch.from_numpy(pixels).to(device)))
-            )
+FAMILIES = {
+    "dino": Family("vit_base_patch14_dinov2", "rgb", "1", 256, epochs=5, batch_size=16, weight_decay=0.05, clip_norm=5),
+    # Of the Megatron study: Adam (no weight decay), gradient norm 1, 32 clips; it stops early.
+    "megatron": Family("repvit_m0_9", "rgb+depth", "0", None, epochs=100, batch_size=32, weight_decay=0, clip_norm=1),
+}
 
-    def loss_of(batch: Batch) -> torch.Tensor:
-        if cached:
-            inputs = features[batch.rows].to(device)
-        else:
-            inputs = pixels_in.pictures(torch.from_numpy(batch_pixels(views, batch)).to(device))
-            inputs = inputs.contiguous(memory_format=torch.channels_last)
-        logits = trained["head"](trained["top"](inputs))
-        return losses.classification(logits, torch.from_numpy(batch.labels).to(device))
 
-    scorer = torch_scorer(pixels_in, device, autocast=compute.autocast)
-    return fit(compute, trained, loss_of, scorer, views, schedule, seed)
+class TeacherObjective(nn.Module):
+    """The loss of the part of a teacher that trains: labels int64 [B], features and valid frames -> scalar."""
+
+    def __init__(self, cut: Cut, weights: Tensor | None) -> None:
+        super().__init__()
+        self.top, self.head, self._cut = cut.top, cut.detector.head, cut
+        self.register_buffer("class_weights", weights, persistent=False)
+        self.class_weights: Tensor | None
+
+    def forward(self, labels: Tensor, features: Tensor, *valid: Tensor) -> Tensor:
+        """Return the mean loss over the batch."""
+        return losses.classification(self._cut.logits(features, *valid), labels, self.class_weights)
+
+
+def teacher_task(cut: Cut, views: Views, compute: Compute, balance: str, cache: Path) -> Task:
+    """Return what trains: the upper part of a detector. What is frozen is computed once a frame, into ``cache``."""
+    unit = cut.detector.architecture.per
+    features = Features(cut, views, compute, cache)
+    val = Features(cut, Views(views.store, ViewRule(), "val", views.modalities), compute, cache)
+
+    def inputs_of(batch: Batch) -> tuple[Tensor, ...]:
+        return torch.from_numpy(batch.labels).to(compute.device), *features(batch)
+
+    objective = TeacherObjective(cut, class_weights(balance, views, unit))
+    return Task(objective.to(compute.device), inputs_of, val.score, views, unit)
+
+
+def modalities_of(family: str, text: str | None) -> tuple[Modality, ...]:
+    """Return what a teacher looks at, in the order rgb, depth, flow. Raises StageError for what it cannot look at."""
+    usual = FAMILIES[family].modality
+    names = (text or usual).split("+")
+    if not set(names) <= set(get_args(Modality)) or len(set(names)) < len(names):
+        raise StageError(f"--modality {text}: give rgb, depth or flow, or several as depth+flow")
+    if family == "megatron" and set(names) != {"rgb", "depth"}:
+        raise StageError(f"--modality {text}: megatron looks at {usual}; teach dino takes any")
+    return tuple(name for name in get_args(Modality) if name in names)
+
+
+def _architecture(
+    family: str, backbone: str | None, modality: str | None, pooling: Literal["avg", "max"], size: int
+) -> Architecture:
+    usual = FAMILIES[family]
+    return Architecture(
+        backbone=check_backbone(backbone or usual.backbone),
+        size=size,
+        modalities=modalities_of(family, modality),
+        head_hidden=usual.head_hidden,
+        megatron=MegatronSettings.model_validate({"pooling": pooling}) if family == "megatron" else None,
+    )
 
 
 def teach(
-    family: Annotated[Literal["dino"], typer.Argument(help="dino: one picture, any timm backbone.")],  # noqa: ARG001
+    family: Annotated[
+        Literal["dino", "megatron"],
+        typer.Argument(help="dino: single frames, any timm backbone; megatron: clips of rgb and depth."),
+    ],
     data: Annotated[Path, typer.Option(help="The ClipStore to train on.")],
     out: Annotated[Path, typer.Option(help="The run to write.")],
-    backbone: Annotated[str, typer.Option(help="Any timm backbone.")] = "vit_base_patch14_dinov2",
-    weights: Annotated[Path | None, typer.Option(help="Backbone weights (.safetensors or a state dict).")] = None,
+    modality: Annotated[str | None, typer.Option(help="rgb, depth, flow, or several: rgb+depth+flow.")] = None,
+    backbone: Annotated[
+        str | None, typer.Option(help="Any timm backbone; vit_base_patch14_dinov2, for megatron repvit_m0_9.")
+    ] = None,
+    weights: Annotated[
+        Path | None, typer.Option(help="Backbone weights: .safetensors, a state dict, or a folder from the hub.")
+    ] = None,
     random_weights: Annotated[
         bool, typer.Option("--random-weights", help="Start from random weights; said in the run and every report.")
     ] = False,
-    unfreeze: Annotated[str, typer.Option(help="Last blocks that train: a number, 0 (head only) or all.")] = "1",
-    epochs: Annotated[int, typer.Option(help="Passes over every training frame; 0 trains nothing.", min=0)] = 5,
+    unfreeze: Annotated[
+        str | None, typer.Option(help="Last blocks that train: a number, 0 (head only) or all; 1, for megatron 0.")
+    ] = None,
+    pooling: Annotated[Literal["avg", "max"], typer.Option(help="Megatron: how frames are joined.")] = "avg",
+    epochs: Annotated[
+        int | None, typer.Option(help="Passes over the training split; 5, for megatron 100. 0 trains nothing.", min=0)
+    ] = None,
+    batch_size: BatchSize = None,
+    accumulate: Accumulate = 1,
     learning_rate: Annotated[float, typer.Option(min=1e-7, max=1.0)] = 1e-3,
-    precision: Annotated[Precision, typer.Option(help="fp32, or autocast to bfloat16 where it pays.")] = "autocast",
+    curve: Curve = "cosine",
+    patience: Patience = 10,
+    balance: Balance = "batches",
+    precision: Precision = "autocast",
     views: ViewCount = 1,
     augment: Policy = DEFAULT_POLICY,
     forge: Forge = False,
     cache: CacheFolder = None,
     seed: Seed = 0,
 ) -> None:
-    """Fine-tune a teacher.
+    """Fine-tune a teacher. An interrupted one goes on when it is called again.
 
     Example: **pocketproof teach dino --data store --out runs/dino --unfreeze 1**
+
+    On several processes: **torchrun --nproc_per_node 2 -m compress.teach dino --data store --out runs/dino**
     """
     refuse_existing(out)
-    store = ClipStore(data)
-    training = Views(store, ViewRule(views=views, augment=augment, forge=forge, seed=seed))
+    store, usual = ClipStore(data), FAMILIES[family]
+    architecture = _architecture(family, backbone, modality, pooling, store.size)
+    if architecture.per == "clip" and store.frames == 1:
+        raise StageError(f"{data} holds single pictures, and {family} looks at clips: prepare videos, or teach dino")
+    rule = ViewRule(views=views, augment=augment, forge=forge, seed=seed)
+    training = Views(store, rule, modalities=architecture.modalities)
     store.clips("val"), store.clips("test")
-    check_backbone(backbone)
-    torch.manual_seed(seed)
-    body, source = backbone_with_weights(backbone, store.size, weights, random_weights)
-    if source.source == "random":
-        say(f"{backbone} starts from random weights, as asked for: its run and every report say so")
-    architecture = Architecture(backbone=backbone, size=store.size, head_hidden=HEAD_HIDDEN)
-    detector = Detector(architecture, body)
-    preprocessing = Preprocessing.of(backbone)
-    pixels_in = PixelDetector(detector, preprocessing)
-    schedule = Schedule(epochs, learning_rate=learning_rate, precision=precision)
-    history = train_teacher(detector, pixels_in, training, unfreeze, schedule, seed, cache or default_cache(data))
+    schedule = Schedule(
+        usual.epochs if epochs is None else epochs,
+        batch_size=batch_size or usual.batch_size,
+        accumulate=accumulate,
+        learning_rate=learning_rate,
+        curve=curve,
+        patience=patience,
+        balance=balance,
+        weight_decay=usual.weight_decay,
+        clip_norm=usual.clip_norm,
+        precision=precision,
+    )
+    cut, source = _start(architecture, weights, random_weights, unfreeze or usual.unfreeze, seed)
     info = RunInfo(
         kind="teacher",
         architecture=architecture,
-        preprocessing=preprocessing,
+        preprocessing=Preprocessing.of(architecture.backbone),
         weights=source,
-        trained_steps=history["steps"],
+        trained_steps=0,
         data=data_source(store),
         seed=seed,
     )
-    if info.meaningless:
-        metrics: dict[str, Any] = {"training": history, "val": None, "test": None, "reason": info.meaningless}
-    else:
-        device = next(detector.parameters()).device
-        metrics = final_metrics(torch_scorer(pixels_in.eval(), device), store, history)
-        say(f"{out}: test AUC {metrics['test']['auc']:.3f}, val AUC {metrics['val']['auc']:.3f} (clips)")
-    save_run(out, info, detector, metrics)
+    asked = {
+        "run": info.model_dump(),
+        "rule": rule.model_dump(),
+        "schedule": asdict(schedule),
+        "unfreeze": cut.unfreeze,
+    }
+    with UnfinishedRun(out, asked) as unfinished:
+        compute = prepare_compute(precision)
+        cut.pixels_in.to(compute.device).to(memory_format=torch.channels_last)
+        history: dict[str, Any] = {"steps": 0, "passes": []}
+        if schedule.epochs:
+            task = teacher_task(cut, training, compute, balance, cache or default_cache(data))
+            history = fit(compute, task, schedule, seed, unfinished)
+        finish_run(unfinished, info, cut.pixels_in, store, history)
+
+
+def _start(
+    architecture: Architecture, weights: Path | None, random: bool, unfreeze: str, seed: int
+) -> tuple[Cut, Weights]:
+    """Create the detector from its starting weights and cut it."""
+    torch.manual_seed(seed)
+    body, source = backbone_with_weights(architecture.backbone, architecture.size, weights, random)
+    if source.source == "random":
+        say(f"{architecture.backbone} starts from random weights, as asked for: its run and every report say so")
+    detector = Detector(architecture, body)
+    frozen, top = freeze(detector.backbone, unfreeze)
+    pixels_in = PixelDetector(detector, Preprocessing.of(architecture.backbone))
+    return Cut(detector, pixels_in, frozen, top, unfreeze), source
 
 
 if __name__ == "__main__":

@@ -1,34 +1,68 @@
-"""The training loop of teachers and students: AdamW, warm-up and cosine, best on validation kept."""
+"""The training loop of teachers and students: AdamW, best on validation kept, resumable, on one or many processes."""
 
+import contextlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+import numpy as np
 import torch
-from accelerate import Accelerator
+import typer
 from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
-from compress.scoring import Scorer, score_split
-from data.batches import Batch, balanced_batches
-from data.store import ClipStore
+from compress.checkpoints import (
+    Position,
+    load_checkpoint,
+    load_trained,
+    random_state,
+    restore_random,
+    save_checkpoint,
+    trained_state,
+)
+from compress.compute import Compute, Precision, check_batch, training_speed
+from compress.scoring import Score, collect
+from data.batches import Batch, Unit, balanced_batches, label_shares, natural_batches
 from data.views import Views
-from stage import progress, say
+from models.run import UnfinishedRun
+from stage import progress, say, speaks
 
-Precision = Literal["fp32", "autocast"]
 SETTLING_BATCHES = 10
-"""Batches over which batch norms take their final statistics after each epoch."""
+"""Batches over which batch norms take their final statistics after each pass."""
+CHECKPOINT_SECONDS = 300.0
+"""A checkpoint is written after each pass, and within one as often as this."""
+PLATEAU_EPOCHS, PLATEAU_FACTOR = 2, 0.5
+
+BatchSize = Annotated[int | None, typer.Option(help="Frames or clips of a step, over all processes.", min=2)]
+Accumulate = Annotated[int, typer.Option(help="Parts in which a batch is computed, for want of memory.", min=1)]
+Curve = Annotated[
+    Literal["cosine", "plateau"], typer.Option(help="Learning rate: falls as a cosine, or halves on a plateau.")
+]
+Patience = Annotated[int, typer.Option(help="Validations without a better one before training stops.", min=1)]
+Balance = Annotated[
+    Literal["batches", "weights"],
+    typer.Option(help="Rarer label: repeated until half of each batch is real, or weighs more in the loss."),
+]
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long and how fast to train."""
+    """How long, how fast and on what batches to train."""
 
     epochs: int
+    """Of as many passes over the clips as there are views of each; the network is validated after every pass."""
     batch_size: int = 16
+    accumulate: int = 1
+    """Parts of a batch whose gradients are summed one after another, for want of memory: the result is the same."""
     learning_rate: float = 2e-3
+    curve: str = "cosine"
+    """cosine: warm-up, then to 0; plateau: halved after passes without a smaller validation loss."""
+    patience: int = 10
+    """Validations without a better score after which training stops."""
+    balance: str = "batches"
+    """batches: half real, half fake; weights: as they occur, the rarer label weighing more in the loss."""
     weight_decay: float = 0.05
     warmup_share: float = 0.1
     clip_norm: float = 5.0
@@ -41,114 +75,240 @@ class Schedule:
             return (step + 1) / warmup
         return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
-
-def has_fast_bf16(device: torch.device) -> bool:
-    """Tell whether autocast to bfloat16 pays on this device: a GPU, or a CPU with instructions for it."""
-    return device.type != "cpu" or bool(torch.cpu.get_capabilities().get("avx512_bf16", False))
+    def batches(self, views: Views, seed: int, number: int, unit: Unit) -> list[Batch]:
+        """Return the batches of a pass, the same in every process."""
+        of_balance = balanced_batches if self.balance == "batches" else natural_batches
+        return list(of_balance(views, self.batch_size, (seed, number), unit, number % views.rule.views))
 
 
 @dataclass(frozen=True)
-class Compute:
-    """Where and in which numbers a run trains."""
+class Task:
+    """What is trained, and on what."""
 
-    accelerator: Accelerator
-    autocast: bool
-    precision: str
-    """What was computed, with the reason where it is not what was asked for."""
-
-    @property
-    def device(self) -> torch.device:
-        """The device of this process."""
-        return torch.device(self.accelerator.device)
-
-    def context(self) -> torch.autocast:
-        """Return the context in which a forward pass runs."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast)
+    objective: nn.Module
+    """Inputs to a scalar loss, the mean over their samples; holds all that trains."""
+    inputs_of: Callable[[Batch], tuple[Tensor, ...]]
+    """A batch to the objective's inputs; draws no random numbers of torch."""
+    score: Score
+    """Called in eval mode under autocast; its AUC on the validation split chooses the pass, its loss breaks ties."""
+    views: Views
+    unit: Unit = "frame"
 
 
-def prepare_compute(precision: Precision) -> Compute:
-    """Choose device and numbers. Autocast without bfloat16 instructions is slower than fp32: then fp32, and said so."""
-    # Accelerator keeps one process-wide precision, which stages run one after another would fight over; the casting
-    # is therefore done here.
-    accelerator = Accelerator(mixed_precision="no")
-    if precision == "autocast" and not has_fast_bf16(accelerator.device):
-        say("this CPU has no bfloat16 instructions: training in fp32 instead of autocast")
-        return Compute(accelerator, False, "fp32 (autocast asked for; no bfloat16 instructions)")
-    return Compute(accelerator, precision == "autocast", precision)
+def fit(compute: Compute, task: Task, schedule: Schedule, seed: int, unfinished: UnfinishedRun) -> dict[str, Any]:
+    """Train the parameters of the objective that require gradients, and leave it with the best pass's weights.
 
-
-def fit(
-    compute: Compute,
-    trained: nn.Module,
-    loss_of: Callable[[Batch], Tensor],
-    scorer: Scorer,
-    views: Views,
-    schedule: Schedule,
-    seed: int,
-) -> dict[str, Any]:
-    """Train the parameters of ``trained`` that require gradients, and leave it with the best epoch's weights.
-
-    loss_of: scalar loss of a batch, computed under ``compute``'s autocast. scorer: the current detector on raw
-    pixels; its clip AUC on the validation split chooses the epoch, the loss on its scores breaks ties. Returns the
-    history for ``metrics.json``.
+    Goes on where an interrupted training of ``unfinished`` was. In several processes, each takes its share of every
+    batch. Returns the history for ``metrics.json``. Raises StageError if a batch cannot be shared out.
     """
-    steps = schedule.epochs * sum(1 for _ in balanced_batches(views, schedule.batch_size, (seed, 0)))
-    parameters = [parameter for parameter in trained.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, schedule.learning_rate, weight_decay=schedule.weight_decay, fused=True)
-    curve = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: schedule.factor(step, max(1, steps)))
-    history: list[dict[str, float]] = []
-    best, best_state = (-1.0, 0.0), {}
-    for epoch in range(schedule.epochs):
-        started, losses = time.perf_counter(), []
-        trained.train()
-        batches = list(balanced_batches(views, schedule.batch_size, (seed, epoch)))
-        for batch in progress(batches, f"epoch {epoch + 1} of {schedule.epochs}"):
-            with compute.context():
-                loss = loss_of(batch)
-            compute.accelerator.backward(loss)
-            compute.accelerator.clip_grad_norm_(parameters, schedule.clip_norm)
-            optimizer.step()
-            optimizer.zero_grad()
-            curve.step()
-            losses.append(float(loss))
-        with compute.context():
-            settle_batch_norms(trained, loss_of, batches[:SETTLING_BATCHES])
-        seconds = time.perf_counter() - started
-        trained.eval()
-        auc, log_loss = _validate(scorer, views.store)
-        train_loss = sum(losses) / len(losses)
-        history.append({"loss": train_loss, "val_auc": auc, "val_loss": log_loss, "seconds": round(seconds, 2)})
-        say(f"epoch {epoch + 1} of {schedule.epochs}: loss {train_loss:.3f}, val AUC {auc:.3f}, {seconds:.0f} s")
-        if (auc, -log_loss) > best:
-            best = (auc, -log_loss)
-            best_state = {name: tensor.detach().clone() for name, tensor in trained.state_dict().items()}
-    if best_state:
-        trained.load_state_dict(best_state)
-    trained.eval()
-    how = {"precision": compute.precision, "device": str(compute.device), "views": views.summary()}
-    return how | {"steps": steps, "epochs": history}
+    check_batch(schedule.batch_size, schedule.accumulate, compute.processes)
+    training = _Training(compute, task, schedule, seed, unfinished)
+    position = training.position
+    while position.passes < training.passes and position.stale < schedule.patience:
+        training.run_pass()
+    if position.best_weights:
+        load_trained(task.objective, position.best_weights)
+    task.objective.eval()
+    how = {"precision": compute.precision, "device": str(compute.device), "processes": compute.processes}
+    how |= {"batch_size": schedule.batch_size, "views": task.views.summary(), "speed": position.speed}
+    stopped = {"stopped": f"no better pass in {schedule.patience}"} if position.passes < training.passes else {}
+    return how | stopped | {"steps": position.steps, "passes": position.history}
 
 
-def settle_batch_norms(trained: nn.Module, forward: Callable[[Batch], Tensor], batches: list[Batch]) -> None:
+class _Training:
+    """One training under way: what has to be kept between its steps."""
+
+    def __init__(self, compute: Compute, task: Task, schedule: Schedule, seed: int, unfinished: UnfinishedRun) -> None:
+        self.compute, self.task, self.schedule, self.seed, self.unfinished = compute, task, schedule, seed, unfinished
+        self.module = compute.accelerator.prepare(task.objective)
+        self.parameters = [p for p in task.objective.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, schedule.learning_rate, weight_decay=schedule.weight_decay, fused=True
+        )
+        self.passes = schedule.epochs * task.views.rule.views
+        self.curve = self._curve()
+        self.scaler = torch.amp.GradScaler(compute.device.type, enabled=compute.dtype == torch.float16)
+        self.position = Position()
+        self._share_unreadable()
+        self._restore()
+        self.log = _Log(unfinished, self.position.steps)
+
+    def _curve(self) -> Any:
+        if self.schedule.curve == "plateau":
+            return torch.optim.lr_scheduler.ReduceLROnPlateau(
+                self.optimizer, factor=PLATEAU_FACTOR, patience=PLATEAU_EPOCHS
+            )
+        steps = self.passes * len(self._batches(0))
+        return torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: self.schedule.factor(step, steps))
+
+    def _batches(self, number: int) -> list[Batch]:
+        return self.schedule.batches(self.task.views, self.seed, number, self.task.unit)
+
+    def run_pass(self) -> None:
+        """Train for a pass or the rest of one, settle, validate, and keep the weights if they are the best."""
+        position = self.position
+        self.task.views.unreadable.update(position.unreadable)
+        batches = self._batches(position.passes)
+        if not position.speed:
+            position.speed = training_speed(self.compute, self.task.objective, self._inputs(batches[0], 0))
+        self._train(batches)
+        with self.compute.context():
+            settling = (self._inputs(batch, 0) for batch in batches[:SETTLING_BATCHES])
+            settle_batch_norms(self.task.objective, settling, self.compute.mean)
+        auc, log_loss = self._validate()
+        self._record(auc, log_loss)
+        self._save()
+
+    def _train(self, batches: list[Batch]) -> None:
+        position, name = self.position, f"pass {self.position.passes + 1} of {self.passes}"
+        if position.history:
+            name += " (loss {loss:.3f}, val AUC {val_auc:.3f})".format(**position.history[-1])
+        self.task.objective.train()
+        started = saved = time.perf_counter()
+        before = position.seconds
+        for batch in progress(batches[position.batch :], name):
+            loss = self._step(batch)
+            now = time.perf_counter()
+            # Means over the processes, so that all of them save at the same step.
+            loss, since_saved = self.compute.mean(torch.tensor([loss, now - saved])).tolist()
+            position.losses.append(loss)
+            position.batch += 1
+            position.steps += 1
+            position.seconds = before + now - started
+            self.log.scalars(position.steps, loss=loss, learning_rate=self.optimizer.param_groups[0]["lr"])
+            if since_saved > CHECKPOINT_SECONDS:
+                self._save()
+                saved = time.perf_counter()
+
+    def _inputs(self, batch: Batch, part: int) -> tuple[Tensor, ...]:
+        """Return this process's share of a part of a batch."""
+        share = batch.part(part, self.schedule.accumulate).part(self.compute.rank, self.compute.processes)
+        return self.task.inputs_of(share)
+
+    def _step(self, batch: Batch) -> float:
+        """Take one step of the optimizer and return the loss over this process's share of the batch."""
+        accelerator, parts, total = self.compute.accelerator, self.schedule.accumulate, 0.0
+        for part in range(parts):
+            inputs = self._inputs(batch, part)
+            with accelerator.no_sync(self.module) if part + 1 < parts else contextlib.nullcontext():
+                with self.compute.context():
+                    loss = self.module(*inputs) / parts
+                self.scaler.scale(loss).backward()
+            total += float(loss.detach())
+        self.scaler.unscale_(self.optimizer)
+        nn.utils.clip_grad_norm_(self.parameters, self.schedule.clip_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad()
+        if self.schedule.curve == "cosine":
+            self.curve.step()
+        return total
+
+    def _validate(self) -> tuple[float, float]:
+        """Return the clip AUC and the mean log loss on the validation split, each process scoring its share."""
+        clips = self.task.views.store.clips("val")
+        self.task.objective.eval()
+        own = clips[self.compute.rank :: self.compute.processes]
+        with torch.inference_mode(), self.compute.context():
+            found = collect(self.task.score, own, self.task.views.store.frames, "validate", self.task.unit).clips
+        scores = np.empty(len(clips))
+        for rank, part in enumerate(self.compute.gathered(found)):
+            scores[rank :: self.compute.processes] = part
+        labels = np.array([clip.label for clip in clips])
+        likelihood = np.where(labels == 1, scores, 1 - scores).clip(1e-6)
+        return float(roc_auc_score(labels, scores)), float(-np.log(likelihood).mean())
+
+    def _record(self, auc: float, log_loss: float) -> None:
+        position = self.position
+        loss = sum(position.losses) / len(position.losses)
+        position.history.append(
+            {"loss": loss, "val_auc": auc, "val_loss": log_loss, "seconds": round(position.seconds, 2)}
+        )
+        self.log.scalars(position.steps, val_auc=auc, val_loss=log_loss)
+        position.passes += 1
+        done = f"pass {position.passes} of {self.passes}"
+        say(f"{done}: loss {loss:.3f}, val AUC {auc:.3f}, {position.seconds:.0f} s")
+        position.batch, position.losses, position.seconds = 0, [], 0.0
+        position.stale += 1
+        if (auc, -log_loss) > position.best:
+            position.best, position.stale = (auc, -log_loss), 0
+            position.best_weights = trained_state(self.task.objective)
+        if self.schedule.curve == "plateau":
+            self.curve.step(log_loss)
+        position.unreadable = sorted(self._share_unreadable())
+
+    def _share_unreadable(self) -> set[int]:
+        """Let every process know of the views that one of them could not read."""
+        self.task.views.unreadable.update(*self.compute.gathered(self.task.views.unreadable))
+        return self.task.views.unreadable
+
+    def _save(self) -> None:
+        states = {
+            "weights": trained_state(self.task.objective),
+            "optimizer": self.optimizer.state_dict(),
+            "curve": self.curve.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "random": self.compute.gathered(random_state(self.compute.device)),
+        }
+        if speaks():
+            save_checkpoint(self.unfinished.checkpoint, self.position, states)
+
+    def _restore(self) -> None:
+        if not self.unfinished.checkpoint.exists():
+            torch.manual_seed(self.seed + self.compute.rank)
+            return
+        self.position, states = load_checkpoint(self.unfinished.checkpoint)
+        load_trained(self.task.objective, states["weights"])
+        self.optimizer.load_state_dict(states["optimizer"])
+        self.curve.load_state_dict(states["curve"])
+        self.scaler.load_state_dict(states["scaler"])
+        restore_random(states["random"][self.compute.rank], self.compute.device)
+        say(f"going on after pass {self.position.passes} and {self.position.batch} batches of the next")
+
+
+class _Log:
+    """TensorBoard's scalars of one training, from the first process alone."""
+
+    def __init__(self, unfinished: UnfinishedRun, steps: int) -> None:
+        self._writer: Any = None
+        if speaks():
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(unfinished.log), purge_step=steps + 1)
+
+    def scalars(self, step: int, **values: float) -> None:
+        """Write values at a step."""
+        if self._writer is not None:
+            for name, value in values.items():
+                self._writer.add_scalar(name, value, step)
+
+
+def class_weights(balance: str, views: Views, unit: Unit) -> Tensor | None:
+    """Return how much a sample of each class weighs in the loss, float32 [2], or None if all weigh alike."""
+    return 0.5 / torch.from_numpy(label_shares(views, unit)).float() if balance == "weights" else None
+
+
+def settle_batch_norms(
+    objective: nn.Module, batches: Iterable[tuple[Tensor, ...]], mean: Callable[[Tensor], Tensor]
+) -> None:
     """Replace running statistics of batch norms by the plain mean over ``batches`` (PreciseBN, arXiv 2105.07576, 3).
 
     Running averages lag behind weights that move fast: after a short training they shift every score to one side.
+    ``mean`` is taken over processes.
     """
-    norms = [m for m in trained.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    norms = [m for m in objective.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
+    norms = [norm for norm in norms if norm.track_running_stats]
+    if not norms:
+        return
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # a cumulative mean
     with torch.no_grad():
-        for batch in batches if norms else []:
-            forward(batch)
+        for inputs in batches:
+            objective(*inputs)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
-
-
-def _validate(scorer: Scorer, store: ClipStore) -> tuple[float, float]:
-    """Return the clip AUC and the mean log loss on the validation split."""
-    scores = score_split(scorer, store, "val")
-    probabilities = scores.clips.clip(1e-6, 1 - 1e-6)
-    log_loss = -sum(math.log(p if label else 1 - p) for p, label in zip(probabilities, scores.labels, strict=True))
-    return float(roc_auc_score(scores.labels, scores.clips)), log_loss / len(probabilities)
+        for statistic in (norm.running_mean, norm.running_var):
+            assert statistic is not None
+            statistic.copy_(mean(statistic))

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,15 +10,22 @@ from numpy.typing import NDArray
 from data.views import View, Views
 from stage import StageError, say
 
+Unit = Literal["frame", "clip"]
+"""What a batch holds: frames of views, or whole views."""
+
 
 @dataclass(frozen=True)
 class Batch:
-    """Frames of a training batch. Frame ``t`` of view ``v`` has the row ``v * T + t``."""
+    """A training batch: of frames, where frame ``t`` of view ``v`` has the row ``v * T + t``, or of whole views."""
 
     rows: NDArray[np.int64]
-    """int64 [B]."""
+    """int64 [B]: rows of frames, or numbers of views."""
     labels: NDArray[np.int64]
     """int64 [B], 1 = fake."""
+
+    def part(self, number: int, of: int) -> "Batch":
+        """Return every ``of``-th sample from ``number`` on."""
+        return Batch(self.rows[number::of], self.labels[number::of])
 
 
 def _mixed(groups: Sequence[NDArray[np.int64]], rng: np.random.Generator) -> NDArray[np.int64]:
@@ -33,50 +41,95 @@ def _repeated(groups: Sequence[NDArray[np.int64]], length: int, rng: np.random.G
     return np.concatenate([_mixed(groups, rng) for _ in range(rounds)])[:length]
 
 
-def _rows_by_method(views: Views, label: int) -> list[NDArray[np.int64]]:
-    """Return the rows of valid frames of a label, by method; views that cannot be read are left out."""
+def _rows_by_method(views: Views, label: int, unit: Unit, number: int | None) -> list[NDArray[np.int64]]:
+    """Return the rows of valid frames of a label (or its views), by method, without views that cannot be read.
+
+    Only those of views of one ``number``, unless it is None.
+    """
     groups: dict[str, list[int]] = {}
     for index, view in enumerate(views.views):
-        if view.label == label and index not in views.unreadable:
-            groups.setdefault(view.method, []).extend((index * len(view.valid) + np.flatnonzero(view.valid)).tolist())
+        if view.label == label and index not in views.unreadable and number in (None, view.number):
+            rows = [index] if unit == "clip" else (index * len(view.valid) + np.flatnonzero(view.valid)).tolist()
+            groups.setdefault(view.method, []).extend(rows)
     if not any(groups.values()):
         raise StageError(f"no {'fake' if label else 'real'} view of {views.store.path} can be read: prepare it again")
     return [np.array(groups[method], np.int64) for method in sorted(groups) if groups[method]]
 
 
-def balanced_batches(views: Views, batch_size: int, seed: tuple[int, ...]) -> Iterator[Batch]:
-    """Yield one epoch: every valid frame at least once, as many real as fake ones in each batch, all batches full.
+def balanced_batches(
+    views: Views, batch_size: int, seed: tuple[int, ...], unit: Unit = "frame", number: int | None = None
+) -> Iterator[Batch]:
+    """Yield one pass: every valid frame (or view) at least once, each batch full and half real, half fake.
 
-    The rarer label is repeated, and each label's methods are mixed in proportion. ``batch_size`` must be even. Raises
-    StageError if a label has no view that can be read.
+    The rarer label is repeated, and each label's methods are mixed in proportion. Both labels are drawn alike, so that
+    forged views meet their originals in a batch. ``batch_size`` must be even; ``number``: of the views to draw from,
+    all if None. Raises StageError if a label has no view that can be read.
     """
-    rng = np.random.default_rng(seed)
-    rows = [_rows_by_method(views, label) for label in (0, 1)]
+    rows = [_rows_by_method(views, label, unit, number) for label in (0, 1)]
     half = batch_size // 2
     batches = -(-max(sum(map(len, groups)) for groups in rows) // half)
-    real, fake = (_repeated(groups, batches * half, rng) for groups in rows)
+    real, fake = (_repeated(groups, batches * half, np.random.default_rng(seed)) for groups in rows)
     labels = np.repeat(np.array([0, 1], np.int64), half)
     for start in range(0, batches * half, half):
         yield Batch(np.concatenate([real[start : start + half], fake[start : start + half]]), labels)
 
 
+def natural_batches(
+    views: Views, batch_size: int, seed: tuple[int, ...], unit: Unit = "frame", number: int | None = None
+) -> Iterator[Batch]:
+    """Yield one pass: every valid frame (or view) once, labels as they occur, and some again to fill the last batch.
+
+    Labels and methods are spread evenly. ``number``: of the views to draw from, all if None. Raises StageError if a
+    label has no view that can be read.
+    """
+    rng = np.random.default_rng(seed)
+    of_label = [_rows_by_method(views, label, unit, number) for label in (0, 1)]
+    groups = [group for label in (0, 1) for group in of_label[label]]
+    batches = -(-sum(map(len, groups)) // batch_size)
+    rows = _repeated(groups, batches * batch_size, rng)
+    per_view = 1 if unit == "clip" else views.store.frames
+    labels = np.array([views.views[index].label for index in (rows // per_view).tolist()], np.int64)
+    for start in range(0, len(rows), batch_size):
+        yield Batch(rows[start : start + batch_size], labels[start : start + batch_size])
+
+
+def label_shares(views: Views, unit: Unit) -> NDArray[np.float64]:
+    """Return the shares of real and fake among valid frames (or views), float64 [2]."""
+    counts = np.array([sum(map(len, _rows_by_method(views, label, unit, None))) for label in (0, 1)], np.float64)
+    shares: NDArray[np.float64] = counts / counts.sum()
+    return shares
+
+
 def batch_pixels(views: Views, batch: Batch) -> NDArray[np.uint8]:
-    """Return the crops of a batch, uint8 [B, S, S, 3] RGB.
+    """Return the pictures of a batch of frames, uint8 [B, S, S, 3], or [B, M, S, S, 3] of several modalities.
 
     The frames of a view that cannot be read are replaced by frames of other views of their label, and the view is
     drawn no more; ``views.unreadable`` counts. Raises StageError if a label has no view left.
     """
-    store = views.store
-    numbers, frames = np.divmod(batch.rows, store.frames)
-    pixels = np.empty((len(batch.rows), store.size, store.size, 3), np.uint8)
-    for number in np.unique(numbers):
+    numbers, frames = np.divmod(batch.rows, views.store.frames)
+    pixels: dict[int, NDArray[np.uint8]] = {}
+    for number in np.unique(numbers).tolist():
         here = np.flatnonzero(numbers == number)
-        pixels[here] = _read_or_replace(views, int(number), frames[here].tolist())
-    return pixels
+        read, _ = _read_or_replace(views, number, frames[here].tolist())
+        pixels |= dict(zip(here.tolist(), read, strict=True))
+    return np.stack([pixels[index] for index in range(len(batch.rows))])
 
 
-def _read_or_replace(views: Views, number: int, frames: list[int]) -> NDArray[np.uint8]:
-    """Read frames of a view, or as many of others of its label, in an order that depends on its number alone."""
+def clip_pixels(views: Views, batch: Batch) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """Return the pictures of a batch of views, uint8 [B, T, (M,) S, S, 3], and their valid frames, bool [B, T].
+
+    Views that cannot be read are replaced as in ``batch_pixels``.
+    """
+    read = [_read_or_replace(views, number, None) for number in batch.rows.tolist()]
+    return np.stack([pixels for pixels, _ in read]), np.stack([view.valid for _, view in read])
+
+
+def _read_or_replace(views: Views, number: int, frames: list[int] | None) -> tuple[NDArray[np.uint8], View]:
+    """Read frames of a view (all if None), or as many of another of its label, and say of which.
+
+    The others are tried in an order that depends on the view's number alone. Outside training nothing is replaced:
+    raises StageError.
+    """
     wanted = views.views[number]
     others = [index for index, view in enumerate(views.views) if view.label == wanted.label]
     order = np.random.default_rng(number).permutation(others)
@@ -84,11 +137,15 @@ def _read_or_replace(views: Views, number: int, frames: list[int]) -> NDArray[np
         if index in views.unreadable:
             continue
         view = views.views[index]
-        valid = np.flatnonzero(view.valid)
-        chosen = frames if index == number else valid[np.resize(np.arange(len(valid)), len(frames))].tolist()
+        chosen = frames
+        if frames is not None and index != number:
+            valid = np.flatnonzero(view.valid)
+            chosen = valid[np.resize(np.arange(len(valid)), len(frames))].tolist()
         try:
-            return views.pixels(view, chosen)
+            return views.pixels(view, chosen), view
         except StageError as error:
+            if views.split != "train":
+                raise
             _give_up(views, index, view, error)
     raise StageError(f"no {'fake' if wanted.label else 'real'} view of {views.store.path} can be read any more")
 

@@ -298,12 +298,12 @@ def write_video(target: Path | BinaryIO, frames: Iterable[Frame], fps: int = 25,
             container.mux(stream.encode(None))
 
 
-def recompressed(frames: Sequence[Frame]) -> list[Frame]:
-    """Return frames of one size, uint8 [H, W, 3] RGB, as they come out of H.264 at crf CRF."""
+def recompressed(frames: Sequence[Frame], crf: int = CRF) -> list[Frame]:
+    """Return frames of one size, uint8 [H, W, 3] RGB, as they come out of H.264 at a constant rate factor."""
     height, width = frames[0].shape[:2]
     even = [np.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge") for frame in frames]
     file = io.BytesIO()
-    write_video(file, even)
+    write_video(file, even, crf=crf)
     file.seek(0)
     with av.open(file, mode="r", format="mp4") as container:
         decoded = [Picture(frame).rgb for frame in container.decode(video=0)]

@@ -4,6 +4,7 @@ A view is named by (seed, clip, number), so that what a frozen network said of i
 is the plain clip; each further one is an augmented copy.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -17,7 +18,7 @@ from data.augment import DEFAULT_POLICY, augment, check_policy, generator
 from data.forge import Forgery
 from data.layouts import FAKE, REAL
 from data.store import Clip, ClipStore
-from stage import StageError
+from stage import Modality, StageError
 
 ViewCount = Annotated[int, typer.Option(help="Views of each training clip: the plain one and augmented copies.", min=1)]
 Policy = Annotated[str, typer.Option(help="How copies are augmented: ten, or a policy of torchvision or timm.")]
@@ -54,7 +55,7 @@ class View:
     @property
     def method(self) -> str:
         """How it was forged, or where an original comes from."""
-        return "forged view" if self.forged else self.clip.method
+        return f"forged {self.clip.method}" if self.forged else self.clip.method
 
     @property
     def valid(self) -> NDArray[np.bool_]:
@@ -63,15 +64,22 @@ class View:
 
 
 class Views:
-    """All views of the training split. Frame ``t`` of view ``v`` has the row ``v * T + t``.
+    """All views of a split. Frame ``t`` of view ``v`` has the row ``v * T + t``.
 
     Views come in blocks of one number, plain ones before forged ones, in the order of the store's clips. Raises
-    StageError if a label would be missing, or if the policy is unknown.
+    StageError if a label would be missing, if the policy is unknown, or if the store lacks one of the modalities.
     """
 
-    def __init__(self, store: ClipStore, rule: ViewRule, split: str = "train") -> None:
-        check_policy(rule.augment, ("rgb",))
-        self.store, self.rule = store, rule
+    def __init__(
+        self, store: ClipStore, rule: ViewRule, split: str = "train", modalities: Sequence[Modality] = ("rgb",)
+    ) -> None:
+        check_policy(rule.augment, modalities)
+        store.require(modalities)
+        if rule.forge and any(modality != "rgb" for modality in modalities):
+            raise StageError(
+                "--forge forges rgb alone: for depth or flow of forgeries, prepare the store with --forge N"
+            )
+        self.store, self.rule, self.split, self.modalities = store, rule, split, tuple(modalities)
         clips = store.clips(split, both=not rule.forge)
         reals = [clip for clip in clips if clip.label == REAL]
         if rule.forge and not reals:
@@ -94,15 +102,23 @@ class Views:
         clips = {self.views[index].clip.clip_id for index in self.unreadable}
         return self.rule.model_dump() | {"count": len(self), "replaced_clips": sorted(clips)}
 
-    def pixels(self, view: View, frames: list[int] | None = None) -> NDArray[np.uint8]:
-        """Return a view's RGB crops, uint8 [T, S, S, 3], or those of the given frame numbers.
+    def pixels(
+        self, view: View, frames: list[int] | None = None, modalities: Sequence[Modality] = ()
+    ) -> NDArray[np.uint8]:
+        """Return a view's pictures, uint8 [T, M, S, S, 3], or those of the given frame numbers.
 
-        A frame does not depend on which others are asked for. Raises StageError if the clip is damaged.
+        ``modalities``: some of the views' M, all if none are named; one alone gives [T, S, S, 3]. A frame does not
+        depend on which others are asked for. Raises StageError if the clip is damaged.
         """
-        rgb = self.store.pixels(view.clip, frames)
+        wanted: dict[str, NDArray[np.uint8]] = {
+            name: self.store.pixels(view.clip, frames, name) for name in modalities or self.modalities
+        }
         if self.rule.forge:
-            rgb = self._compressed(self._forged(rgb, view, frames) if view.forged else rgb, view)
-        return augment({"rgb": rgb}, self.rule.augment, self.rule.seed, view.clip.clip_id, view.number)["rgb"]
+            rgb = wanted["rgb"]
+            wanted["rgb"] = self._compressed(self._forged(rgb, view, frames) if view.forged else rgb, view)
+        changed = augment(wanted, self.rule.augment, self.rule.seed, view.clip.clip_id, view.number)
+        pictures = list(changed.values())
+        return pictures[0] if len(pictures) == 1 else np.stack(pictures, axis=1)
 
     def _forged(self, crops: NDArray[np.uint8], view: View, frames: list[int] | None) -> NDArray[np.uint8]:
         rng = generator(self.rule.seed, f"forge {view.clip.clip_id}", view.number)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from compress.metrics import Threshold, choose_threshold
-from compress.runs import own_threshold, pixel_detector, torch_scorer
+from compress.runs import check_rgb_frames, own_threshold, pixel_detector, torch_scorer
 from compress.scoring import Scorer, score_split
 from data.store import ClipStore
 from export import coreml, executorch, onnx
@@ -266,7 +266,10 @@ def export(
     formats = _parse_formats(format)
     store = ClipStore(data)
     crops = golden_crops(store)
-    infos = [Run(path).info for path in run]
+    runs = [Run(path) for path in run]
+    for opened in runs:
+        check_rgb_frames(opened)
+    infos = [opened.info for opened in runs]
     if len({(info.architecture.backbone, info.scheme) for info in infos}) < len(infos):
         raise StageError("two of the runs have the same backbone and scheme: export them into bundles of their own")
     if len({info.architecture.backbone for info in infos}) > 1:

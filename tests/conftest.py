@@ -1,13 +1,17 @@
 """Inputs that several rooms' tests share: a small rendered corpus, the stores prepared from it, runs and a bundle.
 
-What imports torch (7 s) is imported where it is used, so that tests of data start without it.
+The processes of pytest-xdist make each of them once, for all. What imports torch (7 s) is imported where it is used, so
+that tests of data start without it.
 """
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import skimage.data
+from filelock import FileLock
 from numpy.typing import NDArray
 
 from data.demo import render_corpora
@@ -21,10 +25,24 @@ def astronaut() -> NDArray[np.uint8]:
     return np.ascontiguousarray(skimage.data.astronaut())
 
 
+def shared(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """Return a path that the first process which needs it makes, and that all processes only read."""
+    root = factory.getbasetemp()
+    path = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "shared" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{path}.lock"):
+        if not path.exists():
+            make(path)
+    return path
+
+
 @pytest.fixture(scope="session")
 def demo_renders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Folders of 12 renders with a forgery each, and of 3 renders with an identity "forgery" each."""
-    return render_corpora(tmp_path_factory.mktemp("demo"), renders=12, controls=3, seed=0, workers=2)
+    root = shared(
+        tmp_path_factory, "renders", lambda out: render_corpora(out, renders=12, controls=3, seed=0, workers=2)
+    )
+    return root / "corpus", root / "control"
 
 
 @pytest.fixture(scope="session")
@@ -42,17 +60,15 @@ def demo_control(demo_renders: tuple[Path, Path]) -> Path:
 @pytest.fixture(scope="session")
 def demo_store(demo_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """ClipStore of ``demo_corpus``: 4 frames of 64 pixels; 12 train, 6 val and 6 test clips. Read only."""
-    out = tmp_path_factory.mktemp("stores") / "demo"
-    prepare([demo_corpus], out, frames=4, size=64, ratios="0.5,0.25,0.25", workers=2)
-    return out
+    options = {"frames": 4, "size": 64, "ratios": "0.5,0.25,0.25", "workers": 2}
+    return shared(tmp_path_factory, "stores/demo", lambda out: prepare([demo_corpus], out, **options))
 
 
 @pytest.fixture(scope="session")
 def demo_control_store(demo_control: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """ClipStore of ``demo_control``, 6 test clips of 4 frames of 64 pixels. Read only."""
-    out = tmp_path_factory.mktemp("stores") / "control"
-    prepare([demo_control], out, frames=4, size=64, ratios="0,0,1", workers=2)
-    return out
+    options = {"frames": 4, "size": 64, "ratios": "0,0,1", "workers": 2}
+    return shared(tmp_path_factory, "stores/control", lambda out: prepare([demo_control], out, **options))
 
 
 @pytest.fixture(scope="session")
@@ -68,39 +84,64 @@ def real_crops(opened_store: ClipStore) -> NDArray[np.uint8]:
 
 
 @pytest.fixture(scope="session")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of the runs below."""
-    return tmp_path_factory.mktemp("runs")
+def tiny_depth(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A transformers folder with a Depth Anything network of 4 layers and weights drawn at random. Read only."""
+    return shared(tmp_path_factory, "depth/tiny", _save_tiny_depth)
+
+
+def _save_tiny_depth(out: Path) -> None:
+    import torch
+    from transformers import DepthAnythingConfig, DepthAnythingForDepthEstimation, Dinov2Config, DPTImageProcessor
+
+    layers = [1, 2, 3, 4]
+    shape = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "image_size": 56, "patch_size": 14}
+    backbone = Dinov2Config(**shape, out_indices=layers, apply_layernorm=True, reshape_hidden_states=False)
+    neck = {"reassemble_hidden_size": 32, "neck_hidden_sizes": [8, 8, 16, 16], "fusion_hidden_size": 8}
+    network = DepthAnythingForDepthEstimation(DepthAnythingConfig(backbone_config=backbone, **neck))
+    torch.manual_seed(0)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.15)
+    network.save_pretrained(out)
+    size = {"height": 56, "width": 56}
+    processor = DPTImageProcessor(size=size, ensure_multiple_of=14, keep_aspect_ratio=True, image_std=[0.2, 0.3, 0.4])
+    processor.save_pretrained(out)
 
 
 @pytest.fixture(scope="session")
-def teacher_run(demo_store: Path, runs: Path) -> Path:
-    """A small vision transformer, its last block trained for an epoch."""
+def modal_store(demo_corpus: Path, tiny_depth: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """ClipStore of ``demo_corpus`` with depth and flow: 4 frames of 64 pixels, splits as in ``demo_store``. Read only."""
+    options = {"frames": 4, "size": 64, "ratios": "0.5,0.25,0.25", "workers": 2, "modalities": "rgb,depth,flow"}
+    return shared(
+        tmp_path_factory, "stores/modal", lambda out: prepare([demo_corpus], out, depth_weights=tiny_depth, **options)
+    )
+
+
+@pytest.fixture(scope="session")
+def teacher_run(demo_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small vision transformer, its last block trained for two epochs."""
     from compress.teach import teach
 
-    out = runs / "teacher"
-    teach("dino", demo_store, out, backbone="test_vit", random_weights=True, unfreeze="1", epochs=2)
-    return out
+    options = {"backbone": "test_vit", "random_weights": True, "unfreeze": "1", "epochs": 2}
+    return shared(tmp_path_factory, "teacher", lambda out: teach("dino", demo_store, out, **options))
 
 
 @pytest.fixture(scope="session")
-def student_run(demo_store: Path, teacher_run: Path, runs: Path) -> Path:
+def student_run(demo_store: Path, teacher_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small convolutional network distilled from ``teacher_run``."""
     from compress.distill import distill
 
-    out = runs / "student"
-    distill(teacher_run, demo_store, out, student="test_byobnet", epochs=8)
-    return out
+    options = {"student": "test_byobnet", "epochs": 8}
+    return shared(tmp_path_factory, "student", lambda out: distill(teacher_run, demo_store, out, **options))
 
 
 @pytest.fixture(scope="session")
-def int8_run(demo_store: Path, student_run: Path, runs: Path) -> Path:
+def int8_run(demo_store: Path, student_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """``student_run`` in int8."""
     from compress.quantize import quantize
 
-    out = runs / "student-int8"
-    quantize(student_run, demo_store, out, calibration_clips=24)
-    return out
+    return shared(
+        tmp_path_factory, "student-int8", lambda out: quantize(student_run, demo_store, out, calibration_clips=24)
+    )
 
 
 @pytest.fixture(scope="session")
@@ -108,6 +149,4 @@ def bundle_path(demo_store: Path, student_run: Path, int8_run: Path, tmp_path_fa
     """A bundle of ``student_run`` and ``int8_run`` in all three runtimes. Read only."""
     from export.export import export
 
-    out = tmp_path_factory.mktemp("bundles") / "bundle"
-    export([student_run, int8_run], demo_store, out)
-    return out
+    return shared(tmp_path_factory, "bundle", lambda out: export([student_run, int8_run], demo_store, out))

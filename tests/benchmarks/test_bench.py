@@ -1,30 +1,36 @@
 """Reference, bench and the worker, each measurement in its own process."""
 
 import json
+import shutil
+import time
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
+import torch
 
 from benchmarks.bench import bench
 from benchmarks.machine import describe_machine, diagnose
-from benchmarks.measuring import measure_apart, write_timed_crops
+from benchmarks.measuring import clip_scores, measure_apart, write_timed_crops
 from benchmarks.reference import Reference, read_reference, reference
 from benchmarks.report import Report, read_report
-from benchmarks.worker import Task
-from compress.runs import pixel_detector
-from compress.scoring import score_split
+from benchmarks.worker import Task, measure, time_runs
+from compress.runs import pixel_detector, takes, torch_scorer
+from compress.scoring import Takes, score_split
 from compress.teach import teach
 from data.prepare import prepare
 from data.store import ClipStore
 from export.bundle import Bundle
-from models.run import Run
+from models.detector import Architecture, Detector
+from models.megatron import MegatronSettings
+from models.run import Run, save_run
 from stage import StageError
 
 ROW_KEYS = {
     "name", "kind", "model", "runtime", "scheme", "device", "threads", "input_size", "status", "reason", "bytes",
     "load_ms", "first_run_ms", "latency_ms", "repeats", "throughput", "peak_memory_mb", "peak_memory_over_idle_mb",
-    "delegated_fraction", "threshold", "auc", "frame_auc", "eer", "ap", "accuracy", "tpr_at_fpr", "delta_auc",
-    "verdict_flips", "frame_verdict_flips", "control_auc", "speedup", "size_ratio",
+    "delegated_fraction", "threshold", "auc", "auc_interval", "frame_auc", "eer", "ap", "accuracy", "tpr_at_fpr",
+    "delta_auc", "verdict_flips", "frame_verdict_flips", "control_auc", "speedup", "size_ratio",
 }  # fmt: skip
 
 
@@ -61,13 +67,12 @@ def _row(report, name, scheme):
 
 def test_reference_scores_are_the_teacher_s(reference_file, teacher_run, opened_store):
     found = read_reference(reference_file)
-    import torch
-
-    from compress.runs import torch_scorer
-
     scores = score_split(torch_scorer(pixel_detector(Run(teacher_run)), torch.device("cpu")), opened_store, "test")
     np.testing.assert_allclose(np.array(found.scores.frames), scores.frames, atol=1e-5)
     assert found.metrics.auc == scores.metrics(0.5).auc
+    again = clip_scores(found.scores)
+    for field in ("clip_ids", "video_ids", "methods", "identities", "whole"):
+        assert getattr(again, field) == getattr(scores, field)
     assert set(json.loads(reference_file.read_text())) == set(Reference.model_fields)
     assert "measured on the CPU, not on a GPU" in " ".join(found.notes)
     assert "(test_vit) was trained from random weights" in " ".join(found.notes)
@@ -114,10 +119,6 @@ def test_accuracy_is_that_of_the_artifact(report, bundle_path, opened_store, ref
 
 
 def test_flips_are_against_the_fp32_student_each_at_its_own_threshold(report, bundle_path, student_run, opened_store):
-    import torch
-
-    from compress.runs import torch_scorer
-
     bundle = Bundle(bundle_path)
     artifact = bundle.artifact("test_byobnet-int8.pte")
     mine = score_split(bundle.load(artifact), opened_store, "test").clips > artifact.threshold.value
@@ -165,6 +166,65 @@ def test_failing_worker_is_a_line(demo_store, tmp_path):
         StageError, match=r"measuring .*none.onnx failed: .*StageError: .* cannot be loaded by onnxruntime"
     ):
         measure_apart(task)
+
+
+@pytest.fixture(scope="module")
+def clip_run_and_store(demo_store, teacher_run, tmp_path_factory):
+    """A Megatron run of random weights that says it was trained, and a store whose depth is a copy of its RGB."""
+    folder = tmp_path_factory.mktemp("clips")
+    store = shutil.copytree(demo_store, folder / "store")
+    for file in (store / "clips").iterdir():
+        rows = pq.read_table(file)
+        rows = rows.set_column(rows.schema.get_field_index("depth"), "depth", rows["rgb"])
+        pq.write_table(rows, file, row_group_size=1)
+    info = json.loads((store / "store.json").read_text())
+    info["settings"]["modalities"] = ["rgb", "depth"]
+    (store / "store.json").write_text(json.dumps(info))
+    source = Run(teacher_run)
+    changes = {"modalities": ("rgb", "depth"), "megatron": MegatronSettings(feed_forward=16)}
+    architecture = Architecture(backbone="test_byobnet", size=64, **changes)
+    metrics = json.loads(source.read("metrics.json"))
+    run_info = source.info.model_copy(update={"architecture": architecture})
+    save_run(folder / "megatron", run_info, Detector(architecture), metrics)
+    return folder / "megatron", store
+
+
+def test_clip_model_can_be_the_reference(clip_run_and_store, tmp_path, monkeypatch):
+    run, path = clip_run_and_store
+    store = ClipStore(path)
+    # In this process, which has torch: starting another takes longer than all the rest.
+    monkeypatch.setattr("benchmarks.reference.measure_apart", measure)
+    made = reference(run, path, tmp_path / "reference.json", device="cpu", repeats=10)
+    scores = clip_scores(made.scores)
+    assert made.metrics.frame is None and scores.frames is None
+    scorer = torch_scorer(pixel_detector(Run(run)), torch.device("cpu"))
+    expected = score_split(scorer, store, "test", takes(Run(run).info))
+    np.testing.assert_allclose(scores.clips, expected.whole, atol=1e-5)
+
+
+def test_time_of_a_clip_is_divided_by_its_frames(demo_store, tmp_path):
+    task = _onnx_task(tmp_path, demo_store, tmp_path).model_copy(update={"per": "clip", "frames": 4, "repeats": 3})
+    times = time_runs(lambda pixels, valid: time.sleep(0.1), task, task.inputs())
+    assert len(times) == 3
+    assert 25 <= min(times) < 90
+
+
+def test_timed_inputs_have_the_shape_that_the_model_takes(clip_run_and_store, tmp_path):
+    _, path = clip_run_and_store
+    store = ClipStore(path)
+    shapes = {
+        Takes(): [(1, 64, 64, 3)],
+        Takes(("depth",)): [(1, 64, 64, 3)],
+        Takes(("rgb", "depth")): [(1, 2, 64, 64, 3)],
+        Takes(("rgb", "depth"), "clip"): [(1, 4, 2, 64, 64, 3), (1, 4)],
+    }
+    for looks, expected in shapes.items():
+        crops = write_timed_crops(store, "test", tmp_path, looks)
+        task = _onnx_task(tmp_path, path, tmp_path).model_copy(
+            update={"crops": crops, "modalities": looks.modalities, "per": looks.per, "frames": store.frames}
+        )
+        assert [array.shape for array in task.inputs()[0]] == expected
+        assert len(task.inputs()) == 8
 
 
 def test_reference_of_another_store_is_refused(bundle_path, reference_file, demo_corpus, tmp_path):

@@ -49,7 +49,13 @@ def missing(name: str, **changes: Any) -> Row:
 
 @pytest.fixture
 def report() -> Report:
-    int8 = {"scheme": "int8", "auc": 0.9712, "delta_auc": -0.01, "verdict_flips": 0.0125}
+    int8 = {
+        "scheme": "int8",
+        "auc": 0.9712,
+        "auc_interval": (0.9513, 0.9836),
+        "delta_auc": -0.01,
+        "verdict_flips": 0.0125,
+    }
     return Report(
         created="2025-11-21T23:40:00+00:00",
         command="pocketproof bench bundle --out report",
@@ -128,9 +134,10 @@ def test_html_table_has_every_row_with_its_own_figures_and_dashes(report: Report
     assert cells[3]["Size, MB"] == "5.30"
     assert cells[3]["Threads"] == "2"
     assert cells[3]["Verdict flips"] == "1.2%"
+    assert cells[3]["AUC, 95%"] == "0.951–0.984"
     assert cells[3]["Delta AUC"] == "-0.0100"
     assert cells[5]["Status"] == f"measured: {NO_ACCURACY}"
-    assert cells[5]["AUC"] == "–"
+    assert cells[5]["AUC"] == cells[5]["AUC, 95%"] == "–"
     assert cells[6]["Status"] == "not measured: needs macOS"
     assert cells[7]["Status"] == "failed: killed by signal 9"
     figures = titles[titles.index("Load, ms") :]

@@ -71,9 +71,7 @@ def test_interrupted_work_goes_on(opened_store: ClipStore, tmp_path: Path) -> No
     assert rest.calls == 1 + len(views) - 5
 
 
-@pytest.mark.parametrize(
-    "change", [{"store": "t"}, {"weights": "v"}, {"network": "m"}, {"precision": "bf16"}, {"modality": "depth"}]
-)
+@pytest.mark.parametrize("change", [{"store": "t"}, {"weights": "v"}, {"network": "m"}, {"precision": "bf16"}])
 def test_another_key_computes_anew_and_says_why(
     opened_store: ClipStore, tmp_path: Path, change: dict[str, str], capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -68,17 +68,17 @@ def test_run_that_was_never_trained_says_so(demo_store, tmp_path):
 
 def test_student_s_metrics_hold_history_threshold_and_both_splits(student_run):
     metrics = json.loads((student_run / "metrics.json").read_text())
-    assert set(metrics) == {"training", "threshold", "val", "test"}
-    assert len(metrics["training"]["epochs"]) == 8
+    assert set(metrics) == {"cost", "training", "threshold", "val", "test"}
+    assert len(metrics["training"]["passes"]) == 8
     assert metrics["training"]["steps"] == 8 * 3  # 24 real frames, 8 of them a batch
-    assert metrics["training"]["epochs"][-1]["loss"] < metrics["training"]["epochs"][0]["loss"]
-    assert (metrics["test"]["clips_real"], metrics["test"]["clips_fake"]) == (3, 3)
+    assert metrics["training"]["passes"][-1]["loss"] < metrics["training"]["passes"][0]["loss"]
+    assert (metrics["test"]["clip"]["real"], metrics["test"]["clip"]["fake"]) == (3, 3)
 
 
 def test_best_epoch_on_validation_is_what_is_kept(student_run):
     metrics = json.loads((student_run / "metrics.json").read_text())
     # The kept weights are scored in float32, the epochs under autocast: equal but for the order of near scores.
-    assert metrics["val"]["auc"] == pytest.approx(max(e["val_auc"] for e in metrics["training"]["epochs"]), abs=0.12)
+    assert metrics["val"]["auc"] == pytest.approx(max(e["val_auc"] for e in metrics["training"]["passes"]), abs=0.12)
 
 
 def test_same_seed_same_student(demo_store, teacher_run, tmp_path):
@@ -100,8 +100,7 @@ def test_settled_batch_norms_hold_the_plain_mean_over_batches():
     torch.manual_seed(0)
     norm = torch.nn.BatchNorm1d(3)
     data = [torch.randn(16, 3) * 2 + 5 for _ in range(4)]
-    batches = [Batch(np.array([index]), np.array([0])) for index in range(4)]
-    settle_batch_norms(norm.train(), lambda batch: norm(data[int(batch.rows[0])]).sum(), batches)
+    settle_batch_norms(norm.train(), [(part,) for part in data], lambda tensor: tensor)
     torch.testing.assert_close(norm.running_mean, torch.stack([d.mean(0) for d in data]).mean(0))
     torch.testing.assert_close(norm.running_var, torch.stack([d.var(0) for d in data]).mean(0))
     assert norm.momentum == 0.1
@@ -125,7 +124,7 @@ def test_a_teacher_learns_from_real_faces_alone(reals_store, tmp_path, capfd):
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     rule = {"views": 2, "augment": "ten", "forge": True, "seed": 0}
     assert metrics["training"]["views"] == rule | {"count": 24, "replaced_clips": []}
-    assert (metrics["test"]["clips_real"], metrics["test"]["clips_fake"]) == (3, 6)
+    assert (metrics["test"]["clip"]["real"], metrics["test"]["clip"]["fake"]) == (3, 6)
 
 
 def test_a_second_teacher_finds_the_frozen_features(reals_store, tmp_path, capfd):
@@ -135,7 +134,7 @@ def test_a_second_teacher_finds_the_frozen_features(reals_store, tmp_path, capfd
     written = features.stat().st_mtime_ns
     teach("dino", reals_store, tmp_path / "two", learning_rate=1e-4, **options)
     assert features.stat().st_mtime_ns == written
-    assert len(list((tmp_path / "cache").iterdir())) == 1
+    assert len(list((tmp_path / "cache").iterdir())) == 2  # of the training and the validation split
     capfd.readouterr()
     teach("dino", reals_store, tmp_path / "three", seed=1, **options)
     assert "frozen features are computed anew: weights, rule changed" in capfd.readouterr().err

@@ -22,7 +22,7 @@ class Drawn(Views):
 
     def __init__(self, clips: Sequence[Clip]) -> None:
         self.views = [View(clip, 0, False) for clip in clips]
-        self.unreadable = set()
+        self.unreadable, self.split = set(), "train"
 
 
 def clip(name: str, label: int, flags: str, method: str = "m") -> Clip:

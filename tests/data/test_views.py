@@ -42,7 +42,7 @@ def test_forging_adds_a_fake_of_every_real_view(opened_store: ClipStore) -> None
     views = Views(opened_store, ViewRule(views=2, forge=True))
     reals = [clip for clip in opened_store.clips("train") if clip.label == 0]
     assert [len(block) for block in views.blocks] == [12, len(reals)] * 2
-    assert all(view.label == 1 and view.method == "forged view" for view in views.blocks[1])
+    assert all(view.label == 1 and view.method == "forged youtube" for view in views.blocks[1])
     assert [view.clip for view in views.blocks[3]] == reals
 
 

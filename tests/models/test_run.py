@@ -11,17 +11,29 @@ from models.run import Run
 from stage import StageError
 
 KEYS = {
-    "schema_version", "kind", "scheme", "modality", "architecture", "preprocessing", "weights", "trained_steps",
+    "schema_version", "kind", "scheme", "architecture", "preprocessing", "weights", "trained_steps",
     "parents", "data", "seed", "tools", "python",
 }  # fmt: skip
 
 
 def test_files_of_a_run(student_run, teacher_run, opened_store):
-    assert sorted(p.name for p in student_run.iterdir()) == ["metrics.json", "model.json", "model.safetensors"]
+    assert sorted(p.name for p in student_run.iterdir()) == [
+        "log",
+        "metrics.json",
+        "model.json",
+        "model.safetensors",
+    ]
     model = json.loads((student_run / "model.json").read_text())
     assert set(model) == KEYS
     assert model["schema_version"] == 1
-    assert model["architecture"] == {"backbone": "test_byobnet", "size": 64, "head_hidden": None, "fused": False}
+    assert model["architecture"] == {
+        "backbone": "test_byobnet",
+        "size": 64,
+        "modalities": ["rgb"],
+        "head_hidden": None,
+        "megatron": None,
+        "fused": False,
+    }
     assert model["weights"]["source"] == "random"
     assert model["parents"] == [{"name": "teacher", "sha256": Run(teacher_run).sha256}]
     assert model["data"]["fingerprint"] == opened_store.info.fingerprint

@@ -1,0 +1,78 @@
+"""The state of a training on disk, so that an interrupted one ends with the weights of an uninterrupted one."""
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stage import StageError, load_tensors, reason_of, written_whole
+
+
+@dataclass
+class Position:
+    """How far a training is, and the best it has seen."""
+
+    passes: int = 0
+    batch: int = 0
+    """Batches of this pass that are done."""
+    steps: int = 0
+    losses: list[float] = field(default_factory=list)
+    """Of this pass."""
+    seconds: float = 0.0
+    """Spent in this pass."""
+    history: list[dict[str, float]] = field(default_factory=list)
+    best: tuple[float, float] = (-1.0, 0.0)
+    """AUC and negative log loss on the validation split."""
+    best_weights: dict[str, Tensor] = field(default_factory=dict)
+    stale: int = 0
+    """Passes since the best one."""
+    unreadable: list[int] = field(default_factory=list)
+    """Views that could not be read when this pass began: they decide its batches."""
+    speed: dict[str, Any] = field(default_factory=dict)
+
+
+def trained_state(module: nn.Module) -> dict[str, Tensor]:
+    """Return a copy of the parameters that train and of all buffers: what frozen parts hold can be made again."""
+    frozen = {name for name, parameter in module.named_parameters() if not parameter.requires_grad}
+    return {name: tensor.detach().clone() for name, tensor in module.state_dict().items() if name not in frozen}
+
+
+def load_trained(module: nn.Module, state: dict[str, Tensor]) -> None:
+    """Put back what ``trained_state`` returned."""
+    misfit = module.load_state_dict(state, strict=False)
+    assert not misfit.unexpected_keys
+
+
+def random_state(device: torch.device) -> dict[str, Tensor]:
+    """Return the state of this process's random numbers, on the CPU and on its GPU."""
+    states = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    return states
+
+
+def restore_random(states: dict[str, Tensor], device: torch.device) -> None:
+    """Put back what ``random_state`` returned."""
+    torch.set_rng_state(states["cpu"])
+    if "cuda" in states and device.type == "cuda":
+        torch.cuda.set_rng_state(states["cuda"], device)
+
+
+def save_checkpoint(path: Path, position: Position, states: dict[str, Any]) -> None:
+    """Write a checkpoint, whole or not at all. ``states``: tensors and plain containers by name."""
+    with written_whole(path) as aside:
+        torch.save({"position": asdict(position)} | states, aside)
+
+
+def load_checkpoint(path: Path) -> tuple[Position, dict[str, Any]]:
+    """Read what ``save_checkpoint`` wrote; nothing but tensors and plain containers is unpickled.
+
+    Raises StageError if the file is damaged.
+    """
+    try:
+        states = load_tensors(path)
+        return Position(**states.pop("position")), states
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise StageError(f"{path} cannot be read ({reason_of(error)}): remove {path.parent} to start anew") from error

@@ -1,0 +1,145 @@
+"""Where and in which numbers a run trains: device, processes, mixed precision, and what mixed precision brings."""
+
+import contextlib
+import statistics
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from stage import StageError, say
+
+Precision = Literal["fp32", "autocast", "bf16", "fp16"]
+TIMED_STEPS = 3
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Where and in which numbers a run trains."""
+
+    accelerator: Accelerator
+    dtype: torch.dtype | None
+    """What autocast casts to; None in fp32."""
+    precision: str
+    """What was computed, with the reason where it is not what was asked for."""
+
+    @property
+    def device(self) -> torch.device:
+        """The device of this process."""
+        return torch.device(self.accelerator.device)
+
+    @property
+    def processes(self) -> int:
+        """How many processes train together."""
+        return int(self.accelerator.num_processes)
+
+    @property
+    def rank(self) -> int:
+        """The number of this process."""
+        return int(self.accelerator.process_index)
+
+    def context(self) -> torch.autocast:
+        """Return the context in which a forward pass runs."""
+        return cast_to(self.device, self.dtype)
+
+    def mean(self, tensor: Tensor) -> Tensor:
+        """Return the mean of a tensor over all processes."""
+        if self.processes == 1:
+            return tensor
+        result: Tensor = self.accelerator.reduce(tensor.to(self.device), "mean")
+        return result
+
+    def gathered(self, found: Any) -> list[Any]:
+        """Return what every process found, in the order of their numbers."""
+        if self.processes == 1:
+            return [found]
+        from accelerate.utils import gather_object
+
+        return list(gather_object([found]))
+
+
+def cast_to(device: torch.device, dtype: torch.dtype | None) -> torch.autocast:
+    """Return autocast to ``dtype`` on a device, or none at all."""
+    return torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None)
+
+
+def fast_dtype(device: torch.device) -> torch.dtype | None:
+    """Return the 16-bit type in which this device is faster than in fp32, or None."""
+    if device.type == "cpu":
+        return torch.bfloat16 if torch.cpu.get_capabilities().get("avx512_bf16", False) else None
+    if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        return torch.float16
+    return torch.bfloat16
+
+
+def prepare_compute(precision: Precision) -> Compute:
+    """Choose device and numbers. ``autocast`` is the fast 16-bit type, or fp32 where there is none, and said so."""
+    # Accelerator keeps one process-wide precision, which stages run one after another would fight over; the casting
+    # is therefore done here.
+    accelerator = Accelerator(mixed_precision="no", cpu=not torch.accelerator.is_available())
+    device = torch.device(accelerator.device)
+    if precision != "autocast":
+        dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+        return Compute(accelerator, dtype, precision)
+    fast = fast_dtype(device)
+    if fast is None:
+        say("this CPU has no bfloat16 instructions: training in fp32 instead of autocast")
+        return Compute(accelerator, None, "fp32 (autocast asked for; no bfloat16 instructions)")
+    return Compute(accelerator, fast, f"autocast {str(fast).removeprefix('torch.')}")
+
+
+def training_speed(compute: Compute, objective: nn.Module, inputs: tuple[Tensor, ...]) -> dict[str, Any]:
+    """Time forward and backward passes of ``objective(*inputs)`` in fp32 and in the 16-bit type that is trained in.
+
+    Weights, buffers and random numbers stay as they are. Returns medians in milliseconds.
+    """
+    chosen = compute.dtype or fast_dtype(compute.device)
+    types = {"fp32": None} | ({} if chosen is None else {str(chosen).removeprefix("torch."): chosen})
+    with _untouched(objective):
+        found = {name: _step_ms(compute.device, objective, inputs, dtype) for name, dtype in types.items()}
+    if chosen is None:
+        return {"step_ms": found, "reason": "autocast was not timed: no fast 16-bit type on this device"}
+    fp32, cast = found.values()
+    return {"step_ms": found, "autocast_speedup": round(fp32 / cast, 2)}
+
+
+@contextlib.contextmanager
+def _untouched(objective: nn.Module) -> Iterator[None]:
+    """Put back gradients, buffers, mode and the state of random numbers afterwards."""
+    buffers = [buffer.clone() for buffer in objective.buffers()]
+    training = objective.training
+    with torch.random.fork_rng():
+        objective.train()
+        yield
+        objective.train(training)
+    objective.zero_grad()
+    for buffer, before in zip(objective.buffers(), buffers, strict=True):
+        buffer.copy_(before)
+
+
+def _step_ms(
+    device: torch.device, objective: nn.Module, inputs: tuple[Tensor, ...], dtype: torch.dtype | None
+) -> float:
+    times = []
+    for _ in range(1 + TIMED_STEPS):
+        started = time.perf_counter()
+        with cast_to(device, dtype):
+            loss = objective(*inputs)
+        loss.backward()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(1e3 * (time.perf_counter() - started))
+    return round(statistics.median(times[1:]), 2)
+
+
+def check_batch(batch_size: int, accumulate: int, processes: int) -> None:
+    """Raise StageError if a batch cannot be cut into equal parts of as many real as fake samples."""
+    if batch_size % (2 * accumulate * processes):
+        raise StageError(
+            f"--batch-size {batch_size} cannot be cut into equal, balanced parts: give a multiple of "
+            f"{2 * accumulate * processes} (2 labels x --accumulate {accumulate} x {processes} processes)"
+        )

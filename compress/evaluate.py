@@ -1,0 +1,181 @@
+"""Evaluate a run on any corpus: every figure by frames, clips, videos and methods, and what recompression costs."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+import typer
+from pydantic import BaseModel, ConfigDict
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from compress.metrics import RATES, Figures, Metrics
+from compress.runs import own_threshold, pixel_detector, takes, torch_scorer
+from compress.scoring import Scorer, Source, Takes, score_clip_list
+from data.recompress import RecompressedStore, Recompression, depth_of, parse_recompressions
+from data.store import ClipStore
+from models.run import Parent, Run
+from stage import StageError, run_as_script, say, written_whole
+
+COLUMNS = {
+    "AUC": "auc",
+    "EER": "eer",
+    "AP": "ap",
+    "accuracy": "accuracy",
+    "F1": "f1",
+    **{f"TPR at {rate:.0%} FPR": f"tpr_at_fpr {rate}" for rate in RATES},
+}
+"""Title to the figure's name in ``Figures``."""
+
+
+class Evaluation(BaseModel):
+    """``RUN/evaluations/*.json``: a run on a split of a store."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: Literal[1] = 1
+    run: Parent
+    store: str
+    """Name of its folder."""
+    fingerprint: str
+    split: str
+    recompression: str | None
+    """``h264-23``: codec and level through which the crops went once more; None for the store's own crops."""
+    device: str
+    notes: list[str]
+    """What the store says of itself."""
+    metrics: Metrics
+
+    @property
+    def name(self) -> str:
+        """What tells it from the run's other evaluations."""
+        return "-".join(filter(None, (self.store, self.split, self.recompression)))
+
+
+def _shown(figures: Figures, name: str) -> str:
+    """Return a figure with its interval below it."""
+    kind, _, rate = name.partition(" ")
+    figure = figures.tpr_at_fpr[rate] if rate else getattr(figures, kind)
+    span = figures.intervals.get(name)
+    return ("–" if figure is None else f"{figure:.3f}") + (f"\n{span[0]:.3f}–{span[1]:.3f}" if span else "")
+
+
+def _levels(metrics: Metrics) -> dict[str, Figures]:
+    """Return the lines of the table: frames where they have scores, clips, videos, and each method."""
+    frames = {"frames": metrics.frame} if metrics.frame else {}
+    methods = {f"clips of {method}": figures for method, figures in metrics.methods.items()}
+    return frames | {"clips": metrics.clip, "videos": metrics.video} | methods
+
+
+def _reasons(levels: dict[str, Figures]) -> Iterator[str]:
+    """Yield, once each, what is not given, why, and at which levels."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for level, figures in levels.items():
+        by_reason: dict[str, list[str]] = {}
+        for figure, reason in figures.unsupported.items():
+            by_reason.setdefault(reason, []).append(figure)
+        for reason, names in by_reason.items():
+            found.setdefault((", ".join(names), reason), []).append(level)
+    for (figures_named, reason), where in found.items():
+        yield f"not given for {', '.join(where)}: {figures_named}: {reason}"
+
+
+def print_evaluation(evaluation: Evaluation) -> None:
+    """Print the figures as a table with intervals below them, and then what is not given and why."""
+    levels = _levels(evaluation.metrics)
+    how = evaluation.recompression or "crops as they are"
+    print(f"{evaluation.run.name} on the {evaluation.split} split of {evaluation.store}, {how}:")
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for title in ("", "real", "fake", *COLUMNS):
+        table.add_column(title, justify="right" if title else "left")
+    for level, figures in levels.items():
+        shown = [_shown(figures, name) for name in COLUMNS.values()]
+        cells = [level, str(figures.real), str(figures.fake), *shown]
+        table.add_row(*map(Text, cells))  # in plain text, brackets are no markup
+    Console(width=150, color_system=None).print(table)
+    print(f"accuracy and F1 at the run's own threshold, {evaluation.metrics.threshold:.4f}; 95 % intervals by persons")
+    for line in _reasons(levels):
+        print(line)
+    for note in evaluation.notes:
+        print(f"note: {note}")
+
+
+def _sources(store: ClipStore, looks: Takes, text: str | None, weights: Path | None) -> list[tuple[str | None, Source]]:
+    """Return the store itself and, by name, each recompression of it that was asked for."""
+    recompressions: list[Recompression] = parse_recompressions(text) if text is not None else []
+    if weights and not (recompressions and "depth" in looks.modalities):
+        raise StageError("--depth-weights is for --recompress and runs that look at depth: leave it out")
+    store.require(looks.modalities)
+    if recompressions and "flow" in looks.modalities:
+        raise StageError(f"--recompress {text}: flow cannot be computed from recompressed crops; evaluate without it")
+    depth = depth_of(store, weights) if recompressions and "depth" in looks.modalities else None
+    changed = [(str(entry), RecompressedStore(store, entry, depth)) for entry in recompressions]
+    return [(None, store), *changed]
+
+
+def _load(run: Run) -> tuple[Scorer, torch.device]:
+    """Load a run on a GPU where there is one; an int8 program is one of the CPU."""
+    on_gpu = torch.cuda.is_available() and run.info.scheme == "fp32"
+    device = torch.device("cuda" if on_gpu else "cpu")
+    return torch_scorer(pixel_detector(run).to(device), device), device
+
+
+def _save(run: Path, evaluation: Evaluation) -> Path:
+    target = run / "evaluations" / f"{evaluation.name}.json"
+    with written_whole(target) as aside:
+        aside.write_text(evaluation.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    return target
+
+
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="The run to evaluate, of any scheme.")],
+    data: Annotated[Path, typer.Option(help="The ClipStore to evaluate on; it need not be the run's own.")],
+    split: Annotated[Literal["train", "val", "test"], typer.Option(help="The split to score.")] = "test",
+    recompress: Annotated[
+        str | None, typer.Option(help="Also on crops compressed once more: h264:CRF,... or jpeg:QUALITY,...")
+    ] = None,
+    depth_weights: Annotated[
+        Path | None, typer.Option(help="With --recompress: folder of the weights that made the store's depth.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per evaluation.")] = False,
+) -> list[Evaluation]:
+    """Measure a run at its own threshold on any corpus, also on one of another kind or of one label.
+
+    Example: **pocketproof evaluate runs/student --data celebdf --recompress h264:23,40**
+    """
+    store, source = ClipStore(data), Run(run)
+    if reason := source.info.meaningless:
+        raise StageError(f"{run} cannot be evaluated: {reason}")
+    if source.info.architecture.size != store.size:
+        raise StageError(f"{run} takes {source.info.architecture.size} px crops, {data} holds {store.size} px")
+    threshold, looks = own_threshold(source).value, takes(source.info)
+    clips = store.clips(split, both=False)
+    sources = _sources(store, looks, recompress, depth_weights)
+    scorer, device = _load(source)
+    evaluations = []
+    for name, pictures in sources:
+        scores = score_clip_list(scorer, pictures, clips, f"score {split}{f', {name}' if name else ''}", looks)
+        evaluation = Evaluation(
+            run=source.as_parent(),
+            store=data.resolve().name,
+            fingerprint=store.info.fingerprint,
+            split=split,
+            recompression=name,
+            device=str(device),
+            notes=store.info.notes,
+            metrics=scores.metrics(threshold),
+        )
+        evaluations.append(evaluation)
+        if as_json:
+            print(evaluation.model_dump_json())
+        else:
+            print_evaluation(evaluation)
+        say(f"saved {_save(run, evaluation)}")
+    return evaluations
+
+
+if __name__ == "__main__":
+    run_as_script(evaluate)

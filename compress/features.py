@@ -1,0 +1,116 @@
+"""What the part of a network that trains is given: outputs of the frozen part from a cache, or pictures from pixels."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from compress.caches import CacheKey, FrameCache, weights_fingerprint
+from compress.compute import Compute
+from data.batches import Batch, batch_pixels, clip_pixels
+from data.store import Clip
+from data.views import Views
+from models.detector import Detector, PixelDetector, classify, fake_probability
+from stage import Modality
+
+PICTURES_AT_ONCE = 32
+"""Pictures that a clip's frames are cut into for a frozen network, so that memory does not grow with them."""
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A detector cut into a frozen part and one that trains: logits = classify(head, top(frozen(pictures)))."""
+
+    detector: Detector
+    pixels_in: PixelDetector
+    frozen: nn.Module
+    top: nn.Module
+    unfreeze: str
+
+    @property
+    def cached(self) -> bool:
+        """Whether there is anything frozen to compute once."""
+        return not isinstance(self.frozen, nn.Identity)
+
+    def logits(self, features: Tensor, *valid: Tensor) -> Tensor:
+        """Return logits [N, 2] of what ``Features`` gives."""
+        architecture = self.detector.architecture
+        lead = 1 + (architecture.per == "clip") + (len(architecture.modalities) > 1)
+        flat = self.top(features.flatten(0, lead - 1))
+        return classify(self.detector.head, flat.view(*features.shape[:lead], -1), *valid)
+
+
+class Features:
+    """Inputs of the part that trains, for the views of a split.
+
+    Frames: [B, ...], or [B, M, ...] of several modalities; clips: [B, T, M, ...] and valid frames, bool [B, T].
+    """
+
+    def __init__(self, cut: Cut, views: Views, compute: Compute, cache: Path) -> None:
+        self._cut, self._views, self._compute = cut, views, compute
+        self._caches = [self._cache(name, cache) for name in views.modalities] if cut.cached else []
+        compute.accelerator.wait_for_everyone()
+
+    def _cache(self, modality: Modality, root: Path) -> FrameCache:
+        cut, views = self._cut, self._views
+        key = CacheKey(
+            of="frozen features",
+            store=views.store.info.fingerprint,
+            weights=weights_fingerprint(cut.frozen),
+            network=f"{cut.detector.architecture.backbone}, --unfreeze {cut.unfreeze}",
+            precision=self._compute.precision,
+            modalities=(modality,),
+            split=views.split,
+            rule=views.rule,
+        )
+        cut.frozen.eval()
+        return FrameCache.fill(root, key, views, self._frozen, (self._compute.rank, self._compute.processes))
+
+    def _frozen(self, pixels: NDArray[np.uint8]) -> Tensor:
+        """Return what the frozen part says of pictures, uint8 [T, S, S, 3]."""
+        with torch.inference_mode(), self._compute.context():
+            parts = [self._pictures(pixels[i : i + PICTURES_AT_ONCE]) for i in range(0, len(pixels), PICTURES_AT_ONCE)]
+            return torch.cat([self._cut.frozen(part).float() for part in parts])
+
+    def _pictures(self, pixels: NDArray[np.uint8]) -> Tensor:
+        pictures = self._cut.pixels_in.pictures(torch.from_numpy(pixels).to(self._compute.device))
+        return pictures.contiguous(memory_format=torch.channels_last) if pictures.ndim == 4 else pictures
+
+    def __call__(self, batch: Batch) -> tuple[Tensor, ...]:
+        """Return the inputs of a batch's samples."""
+        if self._cut.detector.architecture.per == "clip":
+            return self._of_clips(batch)
+        if self._caches:
+            return (self._cached(batch.rows),)
+        return (self._pictures(batch_pixels(self._views, batch)),)
+
+    def _of_clips(self, batch: Batch) -> tuple[Tensor, ...]:
+        device, frames = self._compute.device, self._views.store.frames
+        if not self._caches:
+            pixels, valid = clip_pixels(self._views, batch)
+            return self._pictures(pixels), torch.from_numpy(valid).to(device)
+        features = self._cached((batch.rows[:, None] * frames + np.arange(frames)).ravel())
+        valid = np.stack([self._views.views[row].valid for row in batch.rows.tolist()])
+        return features.view(len(batch.rows), frames, *features.shape[1:]), torch.from_numpy(valid).to(device)
+
+    def _cached(self, rows: NDArray[np.int64]) -> Tensor:
+        """Return the features of frames, float32 [B, ...], or [B, M, ...] of several modalities."""
+        found = [cache[rows] for cache in self._caches]
+        return (found[0] if len(found) == 1 else torch.stack(found, dim=1)).to(self._compute.device)
+
+    def score(self, clips: Sequence[Clip]) -> list[NDArray[np.float32]]:
+        """Return P(fake) of the valid frames of each clip, or of each clip as a whole. The views must be plain ones."""
+        numbers = {view.clip.clip_id: number for number, view in enumerate(self._views.views)}
+        whole, frames = self._cut.detector.architecture.per == "clip", self._views.store.frames
+        rows = [
+            np.array([number]) if whole else number * frames + np.flatnonzero(clip.valid)
+            for clip, number in ((clip, numbers[clip.clip_id]) for clip in clips)
+        ]
+        joined = np.concatenate(rows)
+        logits = self._cut.logits(*self(Batch(joined, np.zeros(len(joined), np.int64))))
+        found: NDArray[np.float32] = fake_probability(logits).cpu().numpy()
+        return np.split(found, np.cumsum([len(part) for part in rows])[:-1])

@@ -1,0 +1,109 @@
+"""A store whose crops are compressed once more on the way: what a detector keeps of its accuracy on worse pictures.
+
+Depth is computed anew from the compressed crops, because it is computed from them at prepare. Flow is not: its crops of
+following frames are not in the store.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from data.depth import SIZES, DepthAnything, DepthWeights, depth_pictures
+from data.store import Clip, ClipStore
+from data.video import recompressed
+from stage import Modality, StageError
+
+LEVELS = {"h264": (0, 51), "jpeg": (1, 100)}
+"""Legal levels by codec: H.264's constant rate factor (more is worse) and JPEG's quality (less is worse)."""
+LEGAL = "give h264:CRF of 0 to 51 or jpeg:QUALITY of 1 to 100, several with commas, as h264:23,40 or jpeg:50"
+
+Depth = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+"""Crops, uint8 [T, S, S, 3] RGB, to relative inverse depth, float32 [T, S, S]."""
+
+
+@dataclass(frozen=True)
+class Recompression:
+    """One way to compress crops once more."""
+
+    codec: Literal["h264", "jpeg"]
+    level: int
+
+    def __str__(self) -> str:
+        return f"{self.codec}-{self.level}"
+
+    def apply(self, crops: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Return a clip's crops, uint8 [T, S, S, 3] RGB, as they come out of the codec: H.264 takes them as a video."""
+        if self.codec == "h264":
+            return np.stack(recompressed(list(crops), self.level))
+        return np.stack([_through_jpeg(crop, self.level) for crop in crops])
+
+
+def parse_recompressions(text: str) -> list[Recompression]:
+    """Parse ``h264:23,40`` or ``jpeg:50``. Raises StageError for anything else."""
+    codec, _, levels = text.partition(":")
+    least, most = LEVELS.get(codec, (1, 0))
+    parts = levels.split(",")
+    if not all(part.isascii() and part.isdecimal() and least <= int(part) <= most for part in parts):
+        raise StageError(f"--recompress {text!r}: {LEGAL}")
+    return [Recompression(codec, level) for level in dict.fromkeys(map(int, parts))]  # type: ignore[arg-type]
+
+
+def _through_jpeg(crop: NDArray[np.uint8], quality: int) -> NDArray[np.uint8]:
+    done, data = cv2.imencode(".jpg", crop[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
+    assert done
+    return np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR_RGB), np.uint8)
+
+
+class RecompressedStore:
+    """The RGB and depth pictures of a store's clips after a recompression: a source for ``score_clip_list``."""
+
+    def __init__(self, store: ClipStore, recompression: Recompression, depth: Depth | None = None) -> None:
+        self._store, self._recompression, self._depth = store, recompression, depth
+        self._last: tuple[str, NDArray[np.uint8]] = ("", np.zeros(0, np.uint8))
+
+    @property
+    def frames(self) -> int:
+        """Frames of a clip, T."""
+        return self._store.frames
+
+    def pixels(self, clip: Clip, frames: list[int] | None = None, modality: Modality = "rgb") -> NDArray[np.uint8]:
+        """Return a clip's pictures, uint8 [T, S, S, 3] RGB, or only those of the given frame numbers.
+
+        Raises StageError for flow, and for depth without its network.
+        """
+        if modality == "flow" or (modality == "depth" and self._depth is None):
+            raise StageError(f"{modality} cannot be computed from recompressed crops: evaluate without --recompress")
+        if self._last[0] != clip.clip_id:
+            self._last = (clip.clip_id, self._recompression.apply(self._store.pixels(clip)))
+        pictures = self._last[1]
+        if modality == "depth":
+            assert self._depth is not None
+            pictures = depth_pictures(self._depth(pictures), clip.valid)
+        return pictures if frames is None else pictures[frames]
+
+
+def depth_of(store: ClipStore, weights: Path | None) -> DepthAnything:
+    """Load the network that made a store's depth, from a folder or, where prepare had it from there, from the hub.
+
+    Raises StageError if the store holds no depth, if the weights are missing, or if they are not the store's.
+    """
+    store.require(["depth"])
+    made = store.info.settings.depth
+    assert made is not None
+    published = [size for size, entry in SIZES.items() if entry.repository == made.name and made.source == "hub"]
+    if weights is None and not published:
+        raise StageError(f"{_made_with(store, made)}: give that folder as --depth-weights")
+    network = DepthAnything(None if weights else published[0], weights)
+    if network.weights.sha256 != made.sha256:
+        where = weights or f"the hub's {network.weights.name}"
+        raise StageError(f"{_made_with(store, made)}, and {where} holds others: give --depth-weights with the former")
+    return network
+
+
+def _made_with(store: ClipStore, made: DepthWeights) -> str:
+    return f"the depth of {store.path} was made with {made.name} (SHA-256 {made.sha256[:12]})"

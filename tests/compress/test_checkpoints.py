@@ -1,0 +1,112 @@
+"""Interrupted trainings end with the weights of uninterrupted ones; what a spoiled checkpoint does."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from compress import training
+from compress.distill import distill
+from compress.teach import teach
+from stage import StageError
+
+ROOT = Path(__file__).parents[2]
+TEACHER = {"backbone": "test_vit", "random_weights": True, "unfreeze": "1", "epochs": 3, "seed": 4}
+
+
+def same_training(a: Path, b: Path) -> None:
+    left, right = (load_file(path / "model.safetensors") for path in (a, b))
+    assert left.keys() == right.keys()
+    assert all(torch.equal(left[name], right[name]) for name in left)
+    left, right = (json.loads((path / "metrics.json").read_text()) for path in (a, b))
+    for metrics in (left, right):
+        metrics["training"].pop("speed")
+        for entry in metrics["training"]["passes"]:
+            entry.pop("seconds")
+    assert left == right
+
+
+@pytest.fixture(scope="module")
+def whole(demo_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An uninterrupted teacher, with dropout in its head."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    teach("dino", demo_store, out, **TEACHER)
+    return out
+
+
+class InterruptedAfter:
+    """Writes checkpoints until one too many is asked for."""
+
+    def __init__(self, saves: int) -> None:
+        self.left, self.save = saves, training.save_checkpoint
+
+    def __call__(self, *checkpoint: object) -> None:
+        if not self.left:
+            raise KeyboardInterrupt
+        self.left -= 1
+        self.save(*checkpoint)
+
+
+@pytest.mark.parametrize("saves", [1, 5, 8])
+def test_training_goes_on_at_the_very_step(
+    saves: int, whole: Path, demo_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """3 epochs of 3 steps: interrupted within an epoch, after one, and before the last step's checkpoint."""
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(training, "CHECKPOINT_SECONDS", -1.0)  # after every step
+        patched.setattr(training, "save_checkpoint", InterruptedAfter(saves))
+        teach("dino", demo_store, tmp_path / "run", **TEACHER)
+    assert not (tmp_path / "run").exists()
+    teach("dino", demo_store, tmp_path / "run", **TEACHER)
+    same_training(tmp_path / "run", whole)
+
+
+def test_a_student_with_batch_norms_goes_on_too(
+    teacher_run: Path, demo_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"student": "test_byobnet", "epochs": 2, "views": 2, "curve": "plateau"}
+    distill(teacher_run, demo_store, tmp_path / "whole", **options)
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(training, "CHECKPOINT_SECONDS", -1.0)
+        patched.setattr(training, "save_checkpoint", InterruptedAfter(4))
+        distill(teacher_run, demo_store, tmp_path / "run", **options)
+    distill(teacher_run, demo_store, tmp_path / "run", **options)
+    same_training(tmp_path / "run", tmp_path / "whole")
+
+
+def test_a_killed_command_goes_on(whole: Path, demo_store: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    options = ["--backbone=test_vit", "--random-weights", "--unfreeze=1", "--epochs=3", "--seed=4"]
+    command = [sys.executable, "-m", "compress.teach", "dino", f"--data={demo_store}", f"--out={out}", *options]
+    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}  # sums depend on their number
+    run = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, env=os.environ | threads)
+    while not (tmp_path / ".run.unfinished" / "checkpoints" / "last.pt").exists():
+        assert run.poll() is None
+        time.sleep(0.005)
+    run.send_signal(signal.SIGKILL)
+    run.wait(timeout=20)
+    teach("dino", demo_store, out, **TEACHER)
+    same_training(out, whole)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
+
+
+def test_other_settings_start_anew_and_a_spoiled_checkpoint_is_named(
+    demo_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(training, "save_checkpoint", InterruptedAfter(1))
+        teach("dino", demo_store, tmp_path / "run", **TEACHER)
+    checkpoint = tmp_path / ".run.unfinished" / "checkpoints" / "last.pt"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+    with pytest.raises(StageError, match=r"last.pt cannot be read \(.*\): remove .*checkpoints to start anew"):
+        teach("dino", demo_store, tmp_path / "run", **TEACHER)
+    teach("dino", demo_store, tmp_path / "run", **TEACHER | {"epochs": 1})
+    assert "is of other settings, weights or data: starting anew" in capfd.readouterr().err
+    assert len(json.loads((tmp_path / "run" / "metrics.json").read_text())["training"]["passes"]) == 1

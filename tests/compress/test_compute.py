@@ -1,0 +1,110 @@
+"""Where trainings run: several processes against one, parts of a batch against the whole, and mixed precision."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from compress.compute import check_batch, prepare_compute, training_speed
+from compress.distill import distill
+from stage import StageError
+
+ROOT = Path(__file__).parents[2]
+# Without dropout and batch norms, which differ by the share of a batch that they see.
+STUDENT = {"student": "test_vit", "epochs": 2, "precision": "fp32", "batch_size": 8, "views": 2}
+
+
+def difference(a: Path, b: Path) -> float:
+    """Largest difference of a weight.
+
+    Not of the biases of queries, keys and values: a key's has no gradient but rounding, which Adam makes steps of.
+    """
+    left, right = (load_file(path / "model.safetensors") for path in (a, b))
+    return max(float((left[name] - right[name]).abs().max()) for name in left if not name.endswith("qkv.bias"))
+
+
+@pytest.fixture(scope="module")
+def alone(teacher_run: Path, demo_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A student trained by one process, each batch at once."""
+    out = tmp_path_factory.mktemp("alone") / "run"
+    distill(teacher_run, demo_store, out, **STUDENT)
+    return out
+
+
+@pytest.mark.parametrize("balance", ["batches", "weights"])
+def test_parts_of_a_batch_give_the_gradients_of_the_whole(
+    balance: str, alone: Path, teacher_run: Path, demo_store: Path, tmp_path: Path
+) -> None:
+    """With as many reals as fakes, weights are 1 and differ from batches in the order alone."""
+    distill(teacher_run, demo_store, tmp_path / "whole", balance=balance, **STUDENT)
+    distill(teacher_run, demo_store, tmp_path / "parts", balance=balance, accumulate=2, **STUDENT)
+    assert difference(tmp_path / "whole", tmp_path / "parts") < 1e-4
+    assert (difference(tmp_path / "whole", alone) == 0) == (balance == "batches")
+
+
+def test_two_processes_train_as_one(alone: Path, teacher_run: Path, demo_store: Path, tmp_path: Path) -> None:
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in STUDENT.items()]
+    places = [f"--teacher={teacher_run}", f"--data={demo_store}", f"--out={tmp_path / 'run'}"]
+    places.append(f"--cache={tmp_path / 'cache'}")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
+    command = [*torchrun, "-m", "compress.distill", *places, *options]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert '"processes": 2' in (tmp_path / "run" / "metrics.json").read_text()
+    assert done.stderr.count("pass 4 of 4") == 1
+    assert difference(tmp_path / "run", alone) < 1e-4
+
+
+def test_a_batch_that_cannot_be_shared_out_is_refused() -> None:
+    check_batch(16, 2, 4)
+    with pytest.raises(StageError, match=r"--batch-size 12 .*: give a multiple of 8 \(2 labels x --accumulate 4 x 1"):
+        check_batch(12, 4, 1)
+
+
+def test_timing_leaves_everything_as_it_was() -> None:
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(
+        torch.nn.Linear(4, 8), torch.nn.BatchNorm1d(8), torch.nn.Dropout(), torch.nn.Flatten(0)
+    )
+
+    class Mean(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = network
+
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            return self.network(inputs).mean()
+
+    objective = Mean().eval()
+    before = {name: tensor.clone() for name, tensor in objective.state_dict().items()}
+    random = torch.get_rng_state()
+    found = training_speed(prepare_compute("bf16"), objective, (torch.randn(16, 4),))
+    assert set(found["step_ms"]) == {"fp32", "bfloat16"}
+    fp32, bf16 = found["step_ms"].values()
+    assert found["autocast_speedup"] == pytest.approx(fp32 / bf16, abs=0.01)
+    torch.set_rng_state(random)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in objective.state_dict().items())
+    assert all(parameter.grad is None for parameter in objective.parameters())
+    assert not objective.training
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("fp32", None), ("bf16", torch.bfloat16), ("fp16", torch.float16)])
+def test_precision_is_what_was_asked_for(precision: str, dtype: torch.dtype | None) -> None:
+    compute = prepare_compute(precision)
+    assert (compute.dtype, compute.precision) == (dtype, precision)
+    with compute.context():
+        product = torch.ones(2, 2) @ torch.ones(2, 2)
+    assert product.dtype == (dtype or torch.float32)
+
+
+def test_a_processor_without_fast_16_bit_numbers_trains_in_fp32_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    if torch.accelerator.is_available():
+        pytest.skip("there is an accelerator")
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {})
+    assert prepare_compute("autocast").precision == "fp32 (autocast asked for; no bfloat16 instructions)"
+    assert "training in fp32 instead of autocast" in capfd.readouterr().err

@@ -1,0 +1,165 @@
+"""Evaluating runs on their own and on other corpora, and what recompression costs them."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from compress.evaluate import Evaluation, evaluate
+from compress.metrics import compute_metrics
+from compress.runs import own_threshold, pixel_detector, takes, torch_scorer
+from compress.scoring import Takes, score_clip_list
+from data.prepare import prepare
+from data.recompress import RecompressedStore, Recompression
+from models.detector import Detector
+from models.run import Run, save_run
+from stage import StageError
+
+
+@pytest.fixture
+def teacher_copy(teacher_run, tmp_path):
+    return shutil.copytree(teacher_run, tmp_path / "teacher")
+
+
+def _run_looking_at(path, like, modalities):
+    """Write a run that says it looks at these modalities; its weights are drawn at random."""
+    source = Run(like)
+    architecture = source.info.architecture.model_copy(update={"modalities": modalities})
+    info = source.info.model_copy(update={"architecture": architecture})
+    save_run(path, info, Detector(architecture), json.loads(source.read("metrics.json")))
+    return path
+
+
+@pytest.fixture(scope="module")
+def photo_store(astronaut, tmp_path_factory):
+    """One real photo, 64 pixels."""
+    folder = tmp_path_factory.mktemp("photo")
+    (folder / "photos").mkdir()
+    Image.fromarray(astronaut).save(folder / "photos" / "p0.png")
+    prepare([folder / "photos"], folder / "store", label="real", size=64, ratios="0,0,1")
+    return folder / "store"
+
+
+def _scores(run, store, split, source=None):
+    scorer = torch_scorer(pixel_detector(Run(run)), torch.device("cpu"))
+    return score_clip_list(scorer, source or store, store.clips(split), "score")
+
+
+def _by_hand(run, store, split, source=None):
+    return compute_metrics(_scores(run, store, split, source), own_threshold(Run(run)).value)
+
+
+def _set_threshold(run, value):
+    metrics = json.loads((run / "metrics.json").read_text())
+    metrics["threshold"]["value"] = value
+    (run / "metrics.json").write_text(json.dumps(metrics))
+
+
+def test_plain_and_recompressed_figures_are_saved_and_shown(teacher_copy, demo_store, opened_store, capsys):
+    made = evaluate(teacher_copy, demo_store, recompress="jpeg:20,90")
+    assert [entry.recompression for entry in made] == [None, "jpeg-20", "jpeg-90"]
+    files = {path.name: path for path in (teacher_copy / "evaluations").iterdir()}
+    assert set(files) == {"demo-test.json", "demo-test-jpeg-20.json", "demo-test-jpeg-90.json"}
+    for entry in made:
+        assert Evaluation.model_validate_json(files[f"{entry.name}.json"].read_bytes()) == entry
+    assert made[0].metrics == _by_hand(teacher_copy, opened_store, "test")
+    source = RecompressedStore(opened_store, Recompression("jpeg", 20))
+    assert made[1].metrics == _by_hand(teacher_copy, opened_store, "test", source)
+    assert made[0].run.name == "teacher"
+    assert made[0].fingerprint == opened_store.info.fingerprint
+    printed = capsys.readouterr().out
+    for text in ("crops as they are", "jpeg-20", "clips of SelfBlended", "videos", "TPR at 1% FPR", "new persons"):
+        assert text in printed
+    assert "not given for clips, videos, clips of SelfBlended: intervals: needs 10 identities, has 3" in printed
+    assert "not given for clips, videos, clips of SelfBlended: tpr_at_fpr 0.01: needs 300 reals, has 3" in printed
+
+
+def test_h264_as_json(teacher_copy, demo_store, opened_store, capsys):
+    source = RecompressedStore(opened_store, Recompression("h264", 45))
+    plain, changed = (_scores(teacher_copy, opened_store, "val", pictures) for pictures in (None, source))
+    # Between a clip's two scores, so that its verdict tells which pictures were scored.
+    cuts = (plain.clips + changed.clips) / 2
+    verdicts = [[(scores.clips > cut) == scores.labels for cut in cuts] for scores in (plain, changed)]
+    telling = np.flatnonzero(np.mean(verdicts[0], 1) != np.mean(verdicts[1], 1))[0]
+    _set_threshold(teacher_copy, float(cuts[telling]))
+    made = evaluate(teacher_copy, demo_store, split="val", recompress="h264:45", as_json=True)
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["recompression"] for line in lines] == [None, "h264-45"]
+    assert lines == [json.loads(entry.model_dump_json()) for entry in made]
+    assert made[1].metrics == _by_hand(teacher_copy, opened_store, "val", source)
+    assert made[0].metrics == _by_hand(teacher_copy, opened_store, "val")
+    assert made[1].metrics.clip.accuracy != made[0].metrics.clip.accuracy
+
+
+def test_int8_run_has_the_figures_that_quantize_measured(int8_run, demo_store, tmp_path):
+    run = shutil.copytree(int8_run, tmp_path / "int8")
+    (made,) = evaluate(run, demo_store, split="val")
+    expected = json.loads(Run(run).read("metrics.json"))["val"]
+    assert expected.pop("auc") == made.metrics.auc
+    assert json.loads(made.metrics.model_dump_json()) == expected
+
+
+def test_another_corpus_of_photos_of_one_label(teacher_copy, photo_store, capsys):
+    (made,) = evaluate(teacher_copy, photo_store)
+    assert (made.metrics.clip.real, made.metrics.clip.fake) == (1, 0)
+    assert made.metrics.clip.accuracy in (0.0, 1.0)
+    assert made.metrics.methods == {}
+    assert "needs both classes: 1 real, 0 fake" in capsys.readouterr().out
+    again = evaluate(teacher_copy, photo_store)
+    assert len(list((teacher_copy / "evaluations").iterdir())) == len(again) == 1
+
+
+def test_a_run_takes_what_its_architecture_says(teacher_run, tmp_path):
+    assert takes(Run(teacher_run).info) == Takes(("rgb",), "frame")
+    run = _run_looking_at(tmp_path / "run", teacher_run, ("rgb", "flow"))
+    assert takes(Run(run).info) == Takes(("rgb", "flow"), "frame")
+
+
+def test_refused_work_is_one_line_and_saves_nothing(teacher_run, demo_store, tmp_path):
+    with pytest.raises(StageError, match=r"--recompress 'h265:23': give h264:CRF of 0 to 51 or jpeg:QUALITY"):
+        evaluate(teacher_run, demo_store, recompress="h265:23")
+    with pytest.raises(StageError, match=r"--depth-weights is for --recompress and runs that look at depth"):
+        evaluate(teacher_run, demo_store, depth_weights=tmp_path)
+    with pytest.raises(StageError, match=r"is not a run: it has no readable model.json"):
+        evaluate(tmp_path, demo_store)
+    assert not (teacher_run / "evaluations").exists()
+
+
+def test_store_must_hold_what_the_run_looks_at_and_flow_cannot_be_recompressed(teacher_run, demo_store, tmp_path):
+    run = _run_looking_at(tmp_path / "run", teacher_run, ("rgb", "flow"))
+    with pytest.raises(StageError, match=r"holds no flow: prepare it with --modalities rgb,flow"):
+        evaluate(run, demo_store)
+    store = shutil.copytree(demo_store, tmp_path / "store")
+    info = json.loads((store / "store.json").read_text())
+    info["settings"]["modalities"] = ["rgb", "flow"]
+    (store / "store.json").write_text(json.dumps(info))
+    with pytest.raises(StageError, match=r"--recompress h264:23: flow cannot be computed from recompressed crops"):
+        evaluate(run, store, recompress="h264:23")
+
+
+def test_size_of_the_crops_must_fit(teacher_run, demo_store, tmp_path):
+    store = shutil.copytree(demo_store, tmp_path / "store")
+    info = json.loads((store / "store.json").read_text())
+    info["settings"]["crop"]["size"] = 96
+    (store / "store.json").write_text(json.dumps(info))
+    with pytest.raises(StageError, match=r"teacher takes 64 px crops, .*store holds 96 px"):
+        evaluate(teacher_run, store)
+
+
+def test_untrained_random_weights_are_refused_with_the_reason(teacher_run, demo_store, tmp_path):
+    source = Run(teacher_run)
+    info = source.info.model_copy(update={"trained_steps": 0})
+    save_run(tmp_path / "random", info, source.detector(), {})
+    with pytest.raises(StageError, match=r"random cannot be evaluated: random weights, never trained"):
+        evaluate(tmp_path / "random", demo_store)
+
+
+def test_scores_do_not_depend_on_which_clips_are_scored_together(teacher_run, opened_store):
+    scorer = torch_scorer(pixel_detector(Run(teacher_run)), torch.device("cpu"))
+    clips = opened_store.clips("test")
+    together = score_clip_list(scorer, opened_store, clips, "score").frames
+    alone = [score_clip_list(scorer, opened_store, [clip], "score").frames[0] for clip in clips]
+    np.testing.assert_allclose(together, alone, atol=1e-6)
