@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 from compress import losses
 from compress.caches import CacheFolder, CacheKey, FrameCache, default_cache, weights_fingerprint
-from compress.compute import Compute, Precision, prepare_compute
+from compress.compute import Compute, Precision, check_batch, prepare_compute
 from compress.runs import data_source, finish_run
 from compress.scoring import Takes, from_pixels
 from compress.training import Accumulate, Balance, BatchSize, Curve, Patience, Schedule, Task, class_weights, fit
 from data.augment import DEFAULT_POLICY
 from data.batches import Batch, batch_pixels
 from data.store import ClipStore
-from data.views import Forge, Policy, ViewCount, ViewRule, Views
+from data.views import Forge, Policy, ViewCount, ViewRule, Views, WeakestForgery
 from models.detector import Architecture, Detector, PixelDetector, Preprocessing, check_backbone, classify, per_picture
 from models.run import Run, RunInfo, UnfinishedRun
 from models.weights import backbone_with_weights
@@ -131,6 +131,7 @@ def distill(
     views: ViewCount = 1,
     augment: Policy = DEFAULT_POLICY,
     forge: Forge = False,
+    weakest_forgery: WeakestForgery = 1.0,
     cache: CacheFolder = None,
     seed: Seed = 0,
 ) -> None:
@@ -142,7 +143,9 @@ def distill(
     """
     refuse_existing(out)
     store = ClipStore(data)
-    training = Views(store, ViewRule(views=views, augment=augment, forge=forge, seed=seed))
+    training = Views(
+        store, ViewRule(views=views, augment=augment, forge=forge, weakest_forgery=weakest_forgery, seed=seed)
+    )
     store.clips("val"), store.clips("test")
     check_backbone(student)
     run, network = load_teacher(teacher, store)
@@ -172,6 +175,7 @@ def distill(
     asked = {"run": info.model_dump(), "rule": training.rule.model_dump(), "schedule": asdict(schedule)}
     with UnfinishedRun(out, asked) as unfinished:
         compute = prepare_compute(precision)
+        check_batch(schedule.batch_size, accumulate, compute.processes)
         taught = cache_teacher(network, run.info, training, compute, cache or default_cache(data))
         width = network.embedding_size * len(run.info.architecture.modalities)
         objective = StudentObjective(detector, width, class_weights(balance, training, "frame"))

@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 from compress import losses
 from compress.caches import CacheFolder, default_cache
-from compress.compute import Compute, Precision, prepare_compute
+from compress.compute import Compute, Precision, check_batch, prepare_compute
 from compress.features import Cut, Features
 from compress.runs import data_source, finish_run
 from compress.training import Accumulate, Balance, BatchSize, Curve, Patience, Schedule, Task, class_weights, fit
 from data.augment import DEFAULT_POLICY
 from data.batches import Batch
 from data.store import ClipStore
-from data.views import Forge, Policy, ViewCount, ViewRule, Views
+from data.views import Forge, Policy, ViewCount, ViewRule, Views, WeakestForgery
 from models.detector import Architecture, Detector, PixelDetector, Preprocessing, check_backbone
 from models.freezing import freeze
 from models.megatron import MegatronSettings
@@ -132,6 +132,7 @@ def teach(
     views: ViewCount = 1,
     augment: Policy = DEFAULT_POLICY,
     forge: Forge = False,
+    weakest_forgery: WeakestForgery = 1.0,
     cache: CacheFolder = None,
     seed: Seed = 0,
 ) -> None:
@@ -146,7 +147,7 @@ def teach(
     architecture = _architecture(family, backbone, modality, pooling, store.size)
     if architecture.per == "clip" and store.frames == 1:
         raise StageError(f"{data} holds single pictures, and {family} looks at clips: prepare videos, or teach dino")
-    rule = ViewRule(views=views, augment=augment, forge=forge, seed=seed)
+    rule = ViewRule(views=views, augment=augment, forge=forge, weakest_forgery=weakest_forgery, seed=seed)
     training = Views(store, rule, modalities=architecture.modalities)
     store.clips("val"), store.clips("test")
     schedule = Schedule(
@@ -179,6 +180,7 @@ def teach(
     }
     with UnfinishedRun(out, asked) as unfinished:
         compute = prepare_compute(precision)
+        check_batch(schedule.batch_size, accumulate, compute.processes)
         cut.pixels_in.to(compute.device).to(memory_format=torch.channels_last)
         history: dict[str, Any] = {"steps": 0, "passes": []}
         if schedule.epochs:

@@ -22,7 +22,7 @@ from compress.checkpoints import (
     save_checkpoint,
     trained_state,
 )
-from compress.compute import Compute, Precision, check_batch, training_speed
+from compress.compute import Compute, Precision, training_speed
 from compress.scoring import Score, collect
 from data.batches import Batch, Unit, balanced_batches, label_shares, natural_batches
 from data.views import Views
@@ -99,9 +99,8 @@ def fit(compute: Compute, task: Task, schedule: Schedule, seed: int, unfinished:
     """Train the parameters of the objective that require gradients, and leave it with the best pass's weights.
 
     Goes on where an interrupted training of ``unfinished`` was. In several processes, each takes its share of every
-    batch. Returns the history for ``metrics.json``. Raises StageError if a batch cannot be shared out.
+    batch (``check_batch``). Returns the history for ``metrics.json``.
     """
-    check_batch(schedule.batch_size, schedule.accumulate, compute.processes)
     training = _Training(compute, task, schedule, seed, unfinished)
     position = training.position
     while position.passes < training.passes and position.stale < schedule.patience:

@@ -87,7 +87,7 @@ def natural_batches(
     groups = [group for label in (0, 1) for group in of_label[label]]
     batches = -(-sum(map(len, groups)) // batch_size)
     rows = _repeated(groups, batches * batch_size, rng)
-    per_view = 1 if unit == "clip" else views.store.frames
+    per_view = 1 if unit == "clip" else len(views.views[0].valid)
     labels = np.array([views.views[index].label for index in (rows // per_view).tolist()], np.int64)
     for start in range(0, len(rows), batch_size):
         yield Batch(rows[start : start + batch_size], labels[start : start + batch_size])
@@ -131,9 +131,7 @@ def _read_or_replace(views: Views, number: int, frames: list[int] | None) -> tup
     raises StageError.
     """
     wanted = views.views[number]
-    others = [index for index, view in enumerate(views.views) if view.label == wanted.label]
-    order = np.random.default_rng(number).permutation(others)
-    for index in (number, *order.tolist()):
+    for index in _and_others(views, number):
         if index in views.unreadable:
             continue
         view = views.views[index]
@@ -148,6 +146,13 @@ def _read_or_replace(views: Views, number: int, frames: list[int] | None) -> tup
                 raise
             _give_up(views, index, view, error)
     raise StageError(f"no {'fake' if wanted.label else 'real'} view of {views.store.path} can be read any more")
+
+
+def _and_others(views: Views, number: int) -> Iterator[int]:
+    """Yield a view's number, then those of the other views of its label."""
+    yield number
+    others = [index for index, view in enumerate(views.views) if view.label == views.views[number].label]
+    yield from np.random.default_rng(number).permutation(others).tolist()
 
 
 def _give_up(views: Views, index: int, view: View, error: StageError) -> None:

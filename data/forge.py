@@ -4,7 +4,7 @@ The source is the frame's own face after colour, blur, scale and affine changes;
 face is the mask. One draw holds for a clip; small changes per frame stand for the flicker of a real forgery.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -38,10 +38,13 @@ class Forgery:
     """Relative standard deviation of the changes per frame."""
 
     @classmethod
-    def draw(cls, rng: np.random.Generator) -> "Forgery":
-        """Draw a coarse forgery: colour +-20 %, 4 degrees, 5 % scale, opacity .8 to 1."""
+    def draw(cls, rng: np.random.Generator, weakest: float = 1.0) -> "Forgery":
+        """Draw a coarse forgery: colour +-20 %, 4 degrees, 5 % scale, opacity .8 to 1; or a weaker one.
+
+        What differs from the face is scaled by a strength between ``weakest`` (0..1) and 1.
+        """
         sign = rng.choice([-1.0, 1.0], 3)
-        return cls(
+        coarse = cls(
             gain=tuple((1.0 + sign * rng.uniform(0.06, 0.20, 3)).tolist()),
             blur=float(rng.uniform(0.0, 0.015)),
             angle=float(rng.uniform(-4.0, 4.0)),
@@ -51,6 +54,18 @@ class Forgery:
             outline=tuple(rng.uniform(-0.06, 0.06, 3).tolist()),
             softness=float(rng.uniform(0.03, 0.08)),
             flicker=0.15,
+        )
+        return coarse.weakened(float(rng.uniform(weakest, 1.0))) if weakest < 1.0 else coarse
+
+    def weakened(self, strength: float) -> "Forgery":
+        """Return this forgery with its colour, blur, turn, scale and shift scaled by ``strength``."""
+        return replace(
+            self,
+            gain=tuple(1.0 + (gain - 1.0) * strength for gain in self.gain),  # type: ignore[arg-type]
+            blur=self.blur * strength,
+            angle=self.angle * strength,
+            scale=1.0 + (self.scale - 1.0) * strength,
+            shift=(self.shift[0] * strength, self.shift[1] * strength),
         )
 
     def jitter(self, rng: np.random.Generator) -> "Forgery":

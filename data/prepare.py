@@ -21,6 +21,7 @@ from data.remote import at_hand, is_remote, place, upload
 from data.splits import parse_ratios, split_sources
 from data.store import CLIP_SCHEMA, ClipStore, RowWriter, Start, StoreInfo, StoreSettings
 from data.unfinished import Unfinished, begin, clips_of, is_done, note
+from data.views import WeakestForgery
 from stage import (
     Modality,
     Seed,
@@ -174,6 +175,7 @@ def prepare(
     forge: Annotated[
         int, typer.Option(help="Self-blended forgeries of each real clip, for validation and test.", min=0)
     ] = 0,
+    weakest_forgery: WeakestForgery = 1.0,
     ratios: Annotated[str, typer.Option(help="Shares of train, val and test.")] = "0.7,0.1,0.2",
     workers: Annotated[int, typer.Option(help="Processes.", min=1)] = 1,
     ray: Annotated[
@@ -206,6 +208,7 @@ def prepare(
         flow=wanted.flow_settings(),
         depth=wanted.depth_settings(),
         forge=forge,
+        weakest_forgery=weakest_forgery,
         ratios=shares,
         seed=seed,
         sources_sha256=fingerprint,

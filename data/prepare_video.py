@@ -182,7 +182,7 @@ def _clip_rows(row: Row, number: int, begin: int, clip: FaceClip, recipe: Recipe
         frames, boxes = _surroundings(frames, boxes, recipe)
     for forgery in range(1 + _forgeries(row, settings)):
         clip_id = f"{row['video_id']}-{number + forgery}"
-        made = frames if forgery == 0 else _forged(frames, boxes, generator(settings.seed, f"forge {clip_id}", 0))
+        made = frames if forgery == 0 else _forged(frames, boxes, clip_id, settings)
         pictures = recipe.modalities.pictures(
             recompressed(made) if settings.forge else made, boxes, clip.valid, settings.crop
         )
@@ -209,6 +209,7 @@ def _surroundings(
     return [frame[y0:y1, x0:x1] for frame in frames], boxes - np.array([x0, y0, x0, y0], np.float32)
 
 
-def _forged(frames: list[Frame], boxes: NDArray[np.float32], rng: np.random.Generator) -> list[Frame]:
-    forgery = Forgery.draw(rng)
+def _forged(frames: list[Frame], boxes: NDArray[np.float32], clip_id: str, settings: StoreSettings) -> list[Frame]:
+    rng = generator(settings.seed, f"forge {clip_id}", 0)
+    forgery = Forgery.draw(rng, settings.weakest_forgery)
     return [forgery.jitter(rng).blend(frame, box) for frame, box in zip(frames, boxes, strict=True)]

@@ -82,6 +82,7 @@ class StoreSettings(BaseModel):
     """Estimator of the flow pictures, with the SHA-256 of its weights where it has some."""
     depth: DepthWeights | None = None
     forge: int = 0
+    weakest_forgery: float = 1.0
     ratios: tuple[float, float, float]
     seed: int
     sources_sha256: str

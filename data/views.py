@@ -23,6 +23,9 @@ from stage import Modality, StageError
 ViewCount = Annotated[int, typer.Option(help="Views of each training clip: the plain one and augmented copies.", min=1)]
 Policy = Annotated[str, typer.Option(help="How copies are augmented: ten, or a policy of torchvision or timm.")]
 Forge = Annotated[bool, typer.Option("--forge", help="Train also on self-blended forgeries of every real view.")]
+WeakestForgery = Annotated[
+    float, typer.Option(help="Forgeries are drawn from this strength on up to coarse ones, 1.", min=0.0, max=1.0)
+]
 JPEG_QUALITY = (50, 96)
 """Range from which the quality of the compression after forging is drawn."""
 
@@ -36,6 +39,7 @@ class ViewRule(BaseModel):
     augment: str = DEFAULT_POLICY
     forge: bool = False
     """A self-blended forgery of every real view; real and forged views are then compressed alike, as JPEG."""
+    weakest_forgery: float = Field(default=1.0, ge=0, le=1)
     seed: int = 0
 
 
@@ -122,7 +126,7 @@ class Views:
 
     def _forged(self, crops: NDArray[np.uint8], view: View, frames: list[int] | None) -> NDArray[np.uint8]:
         rng = generator(self.rule.seed, f"forge {view.clip.clip_id}", view.number)
-        forgery = Forgery.draw(rng)
+        forgery = Forgery.draw(rng, self.rule.weakest_forgery)
         jittered = [forgery.jitter(rng) for _ in view.valid]
         wanted = range(len(jittered)) if frames is None else frames
         boxes = self.store.boxes_in_crops(view.clip)

@@ -122,7 +122,7 @@ def test_a_teacher_learns_from_real_faces_alone(reals_store, tmp_path, capfd):
     options = {"backbone": "test_vit", "random_weights": True, "forge": True, "views": 2, "epochs": 1}
     teach("dino", reals_store, tmp_path / "run", **options)
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
-    rule = {"views": 2, "augment": "ten", "forge": True, "seed": 0}
+    rule = {"views": 2, "augment": "ten", "forge": True, "weakest_forgery": 1.0, "seed": 0}
     assert metrics["training"]["views"] == rule | {"count": 24, "replaced_clips": []}
     assert (metrics["test"]["clip"]["real"], metrics["test"]["clip"]["fake"]) == (3, 6)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data.batches import Batch, balanced_batches, batch_pixels
+from data.batches import Batch, Unit, balanced_batches, batch_pixels, clip_pixels, label_shares, natural_batches
 from data.store import Clip, ClipStore
 from data.views import View, ViewRule, Views
 from stage import StageError
@@ -62,6 +62,46 @@ def test_batches_are_full_balanced_and_hold_every_valid_frame(views: Views, size
         assert max(counts.values()) - min(counts.values()) <= 1
 
 
+@pytest.mark.parametrize("unit", ["frame", "clip"])
+@pytest.mark.parametrize("size", [2, 6, 64])
+def test_natural_batches_are_full_and_hold_everything_once(unit: Unit, size: int) -> None:
+    batches = list(natural_batches(FEW_FAKES, size, (0,), unit))
+    assert {batch.rows.shape for batch in batches} == {(size,)}
+    everything = set(range(5)) if unit == "clip" else valid_rows(FEW_FAKES, 0) | valid_rows(FEW_FAKES, 1)
+    assert len(batches) == -(-len(everything) // size)
+    counts = drawn(batches, 0) + drawn(batches, 1)
+    assert set(counts) == everything
+    assert max(counts.values()) - min(counts.values()) <= 1
+    for row in drawn(batches, 1):
+        assert FEW_FAKES.views[row if unit == "clip" else row // T].label == 1
+
+
+def test_shares_of_labels_count_valid_frames_or_clips() -> None:
+    assert label_shares(FEW_FAKES, "frame").tolist() == [17 / 20, 3 / 20]
+    assert label_shares(FEW_FAKES, "clip").tolist() == [4 / 5, 1 / 5]
+
+
+def test_batches_of_clips_hold_every_view_and_both_labels() -> None:
+    for batch in balanced_batches(FEW_FAKES, 4, (0,), "clip"):
+        assert [FEW_FAKES.views[row].label for row in batch.rows] == batch.labels.tolist() == [0, 0, 1, 1]
+
+
+def test_a_pass_over_one_number_of_views_pairs_forgeries_with_their_originals(demo_store: Path) -> None:
+    views = Views(ClipStore(demo_store), ViewRule(views=3, forge=True))
+    views.views = [view for view in views.views if view.clip.label == 0]
+    for batch in balanced_batches(views, 8, (0,), number=2):
+        chosen = [views.views[row] for row in (batch.rows // 4).tolist()]
+        assert {view.number for view in chosen} == {2}
+        assert [view.clip for view in chosen[:4]] == [view.clip for view in chosen[4:]]
+        assert (batch.rows[:4] % 4).tolist() == (batch.rows[4:] % 4).tolist()
+
+
+def test_a_part_of_a_batch_is_balanced_too() -> None:
+    batch = Batch(np.arange(8), np.repeat([0, 1], 4))
+    assert [batch.part(n, 2).rows.tolist() for n in (0, 1)] == [[0, 2, 4, 6], [1, 3, 5, 7]]
+    assert batch.part(1, 2).labels.tolist() == [0, 0, 1, 1]
+
+
 def test_seed_decides_the_order() -> None:
     rows = [np.concatenate([b.rows for b in balanced_batches(FEW_FAKES, 4, seed)]) for seed in ((0, 1), (0, 1), (0, 2))]
     np.testing.assert_array_equal(rows[0], rows[1])
@@ -100,6 +140,13 @@ def test_pixels_of_a_batch_are_those_of_the_store(demo_store: Path) -> None:
     np.testing.assert_array_equal(batch_pixels(views, Batch(rows, np.zeros(7, np.int64))), expected)
 
 
+def test_pictures_of_clips_come_with_their_valid_frames(demo_store: Path) -> None:
+    views = Views(ClipStore(demo_store), ViewRule())
+    pixels, valid = clip_pixels(views, Batch(np.array([5, 1]), np.zeros(2, np.int64)))
+    np.testing.assert_array_equal(pixels, [views.store.pixels(views.views[n].clip) for n in (5, 1)])
+    np.testing.assert_array_equal(valid, [views.views[n].valid for n in (5, 1)])
+
+
 @pytest.fixture
 def damaged(demo_store: Path, tmp_path: Path) -> Views:
     """Views of a store of which the pictures of the first real and the first fake clip are damaged."""
@@ -130,3 +177,10 @@ def test_batches_stay_full_and_balanced_when_clips_cannot_be_read(
     said = capfd.readouterr().err
     assert all(said.count(f"clip {damaged.views[n].clip.clip_id} is replaced by others: ") == 1 for n in broken)
     assert {row // 4 for batch in balanced_batches(damaged, 16, (1,)) for row in batch.rows.tolist()}.isdisjoint(broken)
+
+
+def test_outside_training_nothing_is_replaced(damaged: Views) -> None:
+    damaged.split = "val"
+    broken = next(n for n, view in enumerate(damaged.views) if view.label == 0)
+    with pytest.raises(StageError, match="is missing or damaged: prepare the store again"):
+        clip_pixels(damaged, Batch(np.array([broken]), np.array([0])))

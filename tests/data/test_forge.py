@@ -37,6 +37,27 @@ def test_a_drawn_forgery_changes_the_face_and_nothing_beyond_its_reach(frame: ND
         assert changed[MIDDLE].mean() > 0.9
 
 
+def test_a_weakened_forgery_changes_as_much_less(frame: NDArray[np.uint8]) -> None:
+    """Colour alone, far from the ends of the range, within the mask: the change is the strength's share."""
+    grey = np.full_like(frame, 120)
+    coarse = Forgery(gain=(1.2, 0.9, 1.1), opacity=1.0)
+    change = coarse.blend(grey, BOX).astype(float) - 120
+    half = coarse.weakened(0.5).blend(grey, BOX).astype(float) - 120
+    np.testing.assert_allclose(half[MIDDLE], change[MIDDLE] / 2, atol=1)
+    assert coarse.weakened(1.0) == replace(coarse, gain=pytest.approx(coarse.gain))
+    np.testing.assert_array_equal(coarse.weakened(0.0).blend(frame, BOX), frame)
+
+
+def test_forgeries_are_drawn_from_the_weakest_strength_on() -> None:
+    coarse, drawn = (
+        [Forgery.draw(np.random.default_rng(seed), weakest) for seed in range(300)] for weakest in (1.0, 0.25)
+    )
+    strengths = [d.angle / c.angle for c, d in zip(coarse, drawn, strict=True)]
+    assert 0.25 <= min(strengths) < 0.28
+    assert 0.97 < max(strengths) <= 1.0
+    assert np.mean(strengths) == pytest.approx(0.625, abs=0.04)
+
+
 def test_blending_leaves_its_input_alone(frame: NDArray[np.uint8]) -> None:
     before = frame.copy()
     draws(1)[0].blend(frame, BOX)
