@@ -18,6 +18,7 @@ from compress.scoring import Takes, from_pixels
 from compress.training import Accumulate, Balance, BatchSize, Curve, Patience, Schedule, Task, class_weights, fit
 from data.augment import DEFAULT_POLICY
 from data.batches import Batch, batch_pixels
+from data.forge import WEAKEST
 from data.store import ClipStore
 from data.views import Forge, Policy, ViewCount, ViewRule, Views, WeakestForgery
 from models.detector import Architecture, Detector, PixelDetector, Preprocessing, check_backbone, classify, per_picture
@@ -120,7 +121,7 @@ def distill(
     student: Annotated[str, typer.Option(help="Any timm backbone.")] = "repvit_m0_9",
     kind: Annotated[Literal["frame"], typer.Option(help="frame: one crop -> P(fake).")] = "frame",  # noqa: ARG001
     weights: Annotated[Path | None, typer.Option(help="Starting weights: a file, or a folder from the hub.")] = None,
-    epochs: Annotated[int, typer.Option(help="Passes over the training split.", min=1)] = 20,
+    epochs: Annotated[int, typer.Option(help="Times that every view of a clip is seen.", min=1)] = 20,
     batch_size: BatchSize = None,
     accumulate: Accumulate = 1,
     learning_rate: Annotated[float, typer.Option(min=1e-7, max=1.0)] = 2e-3,
@@ -131,7 +132,7 @@ def distill(
     views: ViewCount = 1,
     augment: Policy = DEFAULT_POLICY,
     forge: Forge = False,
-    weakest_forgery: WeakestForgery = 1.0,
+    weakest_forgery: WeakestForgery = WEAKEST,
     cache: CacheFolder = None,
     seed: Seed = 0,
 ) -> None:

@@ -16,6 +16,7 @@ from compress.runs import data_source, finish_run
 from compress.training import Accumulate, Balance, BatchSize, Curve, Patience, Schedule, Task, class_weights, fit
 from data.augment import DEFAULT_POLICY
 from data.batches import Batch
+from data.forge import WEAKEST
 from data.store import ClipStore
 from data.views import Forge, Policy, ViewCount, ViewRule, Views, WeakestForgery
 from models.detector import Architecture, Detector, PixelDetector, Preprocessing, check_backbone
@@ -24,6 +25,9 @@ from models.megatron import MegatronSettings
 from models.run import RunInfo, UnfinishedRun
 from models.weights import Weights, backbone_with_weights
 from stage import Modality, Seed, StageError, refuse_existing, run_as_script, say
+
+HEAD_HIDDEN = 256
+"""Width of the hidden layer in the head over single frames."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,9 @@ class Family:
 
 
 FAMILIES = {
-    "dino": Family("vit_base_patch14_dinov2", "rgb", "1", 256, epochs=5, batch_size=16, weight_decay=0.05, clip_norm=5),
+    "dino": Family(
+        "vit_base_patch14_dinov2", "rgb", "1", HEAD_HIDDEN, epochs=5, batch_size=16, weight_decay=0.05, clip_norm=5
+    ),
     # Of the Megatron study: Adam (no weight decay), gradient norm 1, 32 clips; it stops early.
     "megatron": Family("repvit_m0_9", "rgb+depth", "0", None, epochs=100, batch_size=32, weight_decay=0, clip_norm=1),
 }
@@ -120,7 +126,8 @@ def teach(
     ] = None,
     pooling: Annotated[Literal["avg", "max"], typer.Option(help="Megatron: how frames are joined.")] = "avg",
     epochs: Annotated[
-        int | None, typer.Option(help="Passes over the training split; 5, for megatron 100. 0 trains nothing.", min=0)
+        int | None,
+        typer.Option(help="Times that every view of a clip is seen; 5, for megatron 100. 0 trains nothing.", min=0),
     ] = None,
     batch_size: BatchSize = None,
     accumulate: Accumulate = 1,
@@ -132,7 +139,7 @@ def teach(
     views: ViewCount = 1,
     augment: Policy = DEFAULT_POLICY,
     forge: Forge = False,
-    weakest_forgery: WeakestForgery = 1.0,
+    weakest_forgery: WeakestForgery = WEAKEST,
     cache: CacheFolder = None,
     seed: Seed = 0,
 ) -> None:

@@ -27,7 +27,7 @@ from compress.scoring import Score, collect
 from data.batches import Batch, Unit, balanced_batches, label_shares, natural_batches
 from data.views import Views
 from models.run import UnfinishedRun
-from stage import progress, say, speaks
+from stage import StageError, progress, say, speaks
 
 SETTLING_BATCHES = 10
 """Batches over which batch norms take their final statistics after each pass."""
@@ -170,6 +170,11 @@ class _Training:
             now = time.perf_counter()
             # Means over the processes, so that all of them save at the same step.
             loss, since_saved = self.compute.mean(torch.tensor([loss, now - saved])).tolist()
+            if not math.isfinite(loss):
+                raise StageError(
+                    f"the loss is not a number after {position.steps} steps: give a smaller --learning-rate, or "
+                    "--precision fp32"
+                )
             position.losses.append(loss)
             position.batch += 1
             position.steps += 1
@@ -257,6 +262,11 @@ class _Training:
             torch.manual_seed(self.seed + self.compute.rank)
             return
         self.position, states = load_checkpoint(self.unfinished.checkpoint)
+        if len(states["random"]) != self.compute.processes:
+            raise StageError(
+                f"{self.unfinished.out} was begun by {len(states['random'])} processes and would go on with "
+                f"{self.compute.processes}: start as many, or remove {self.unfinished.folder}"
+            )
         load_trained(self.task.objective, states["weights"])
         self.optimizer.load_state_dict(states["optimizer"])
         self.curve.load_state_dict(states["curve"])

@@ -12,6 +12,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from data.video import Frame
 
+WEAKEST = 0.25
+"""Strength from which forgeries are drawn unless another is asked for; 1 are coarse ones alone.
+
+Detectors that trained on coarse ones alone were worse on persons and forgeries they had not seen: docs/lab-notes.md.
+"""
 REACH = 0.35
 """Share of the face's size around its box that a blend can touch: the mask and the width of its soft edge."""
 

@@ -14,6 +14,7 @@ import typer
 from data.cluster import on_ray
 from data.crops import CropRule, Fit
 from data.faces import DETECTORS
+from data.forge import WEAKEST
 from data.layouts import Selection, Source, read_sources
 from data.modalities import Modalities
 from data.prepare_video import Recipe, prepare_video, unreadable
@@ -175,7 +176,7 @@ def prepare(
     forge: Annotated[
         int, typer.Option(help="Self-blended forgeries of each real clip, for validation and test.", min=0)
     ] = 0,
-    weakest_forgery: WeakestForgery = 1.0,
+    weakest_forgery: WeakestForgery = WEAKEST,
     ratios: Annotated[str, typer.Option(help="Shares of train, val and test.")] = "0.7,0.1,0.2",
     workers: Annotated[int, typer.Option(help="Processes.", min=1)] = 1,
     ray: Annotated[

@@ -83,6 +83,7 @@ class StoreSettings(BaseModel):
     depth: DepthWeights | None = None
     forge: int = 0
     weakest_forgery: float = 1.0
+    """Stores that do not name it hold coarse forgeries alone."""
     ratios: tuple[float, float, float]
     seed: int
     sources_sha256: str

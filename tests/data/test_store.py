@@ -110,6 +110,7 @@ def test_keys_of_store_json(demo_store: Path) -> None:
             "flow": None,
             "depth": None,
             "forge": 0,
+            "weakest_forgery": 0.25,
             "ratios": [0.5, 0.25, 0.25],
             "seed": 0,
         },

@@ -48,7 +48,7 @@ def test_forging_adds_a_fake_of_every_real_view(opened_store: ClipStore) -> None
 
 def test_forging_changes_the_face_and_little_around_it(opened_store: ClipStore) -> None:
     """Both went through the same compression, which is all that differs at the rim."""
-    views = Views(opened_store, ViewRule(forge=True))
+    views = Views(opened_store, ViewRule(forge=True, weakest_forgery=1.0))
     real, fake = (block[[view.clip.label for view in block].index(0)] for block in views.blocks)
     difference = np.abs(views.pixels(real).astype(int) - views.pixels(fake)).mean(axis=(0, 3))
     assert difference[20:44, 20:44].mean() > 4

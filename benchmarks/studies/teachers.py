@@ -1,0 +1,91 @@
+"""Both teachers from videos of real faces, end to end: ``python -m benchmarks.studies.teachers VIDEOS --out DIR``.
+
+Prepares RGB and depth with self-blended forgeries, trains DINOv2 and Megatron, kills each training and lets it go on,
+compares its weights with those of an uninterrupted one, and evaluates them. The depth network, and the backbones unless
+the hub has their weights, are random and small: the figures show that the way works, not how good the teachers are.
+"""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from compress.evaluate import evaluate
+from data.prepare import prepare
+from stage import StageError, run_as_script, say, sha256_of
+
+FAMILIES = {
+    "dino": ["--backbone=vit_small_patch14_dinov2", "--modality=rgb+depth", "--unfreeze=1", "--epochs=3"],
+    "megatron": ["--backbone=repvit_m0_9", "--epochs=10", "--batch-size=8"],
+}
+
+
+def save_random_depth(folder: Path) -> None:
+    """Write a small Depth Anything network of random weights as a transformers folder."""
+    from transformers import DepthAnythingConfig, DepthAnythingForDepthEstimation, Dinov2Config, DPTImageProcessor
+
+    backbone = Dinov2Config(
+        hidden_size=32, num_hidden_layers=4, num_attention_heads=2, image_size=56, patch_size=14,
+        out_indices=[1, 2, 3, 4], apply_layernorm=True, reshape_hidden_states=False,
+    )  # fmt: skip
+    neck = {"reassemble_hidden_size": 32, "neck_hidden_sizes": [8, 8, 16, 16], "fusion_hidden_size": 8}
+    torch.manual_seed(0)
+    DepthAnythingForDepthEstimation(DepthAnythingConfig(backbone_config=backbone, **neck)).save_pretrained(folder)
+    DPTImageProcessor(size={"height": 56, "width": 56}, ensure_multiple_of=14).save_pretrained(folder)
+
+
+def taught(family: str, store: Path, out: Path, kill: bool) -> Path:
+    """Teach in a process of its own; with ``kill``, kill -9 it after its first checkpoint and call it again."""
+    command = [
+        sys.executable,
+        "-m",
+        "compress.teach",
+        family,
+        "--data",
+        str(store),
+        "--out",
+        str(out),
+        "--random-weights",
+    ]
+    run = subprocess.Popen([*command, *FAMILIES[family]])
+    checkpoint = out.with_name(f".{out.name}.unfinished") / "checkpoints" / "last.pt"
+    while kill and run.poll() is None:
+        if checkpoint.exists():
+            run.send_signal(signal.SIGKILL)
+            run.wait()
+            say(f"killed {family} after its first checkpoint")
+            return taught(family, store, out, kill=False)
+        time.sleep(0.05)
+    if run.wait():
+        raise StageError(f"{family} was not taught: see above")
+    return out
+
+
+def teachers(
+    videos: Annotated[Path, typer.Argument(help="Folder of videos of real faces, one person in each.")],
+    out: Annotated[Path, typer.Option(help="Folder for everything that is made.")],
+) -> None:
+    """Teach both families, once whole and once killed, compare their weights, and evaluate them.
+
+    Example: **python -m benchmarks.studies.teachers ../shared/data/talking --out studies/teachers**
+    """
+    store = out / "store"
+    save_random_depth(out / "depth")
+    prepare(
+        [videos], store, label="real", identity_pattern=r"([^/]+)\.[^.]+$", modalities="rgb,depth", forge=2,
+        depth_weights=out / "depth", clips_per_video=3, start="spread", ratios="0.5,0.25,0.25", workers=2,
+    )  # fmt: skip
+    for family in FAMILIES:
+        whole, killed = (taught(family, store, out / f"{family}-{how}", how == "killed") for how in ("whole", "killed"))
+        same = sha256_of(whole / "model.safetensors") == sha256_of(killed / "model.safetensors")
+        evaluate(whole, store)
+        print(f"{family}: weights of the killed training {'equal' if same else 'DIFFER FROM'} those of the whole one")
+
+
+if __name__ == "__main__":
+    run_as_script(teachers)
