@@ -277,7 +277,7 @@ def test_a_forgery_changes_the_face_and_little_around_it(swaying: Path) -> None:
 def test_a_forgery_that_changes_nothing_is_the_real_clip(
     swaying: Path, monkeypatch: pytest.MonkeyPatch, crop: CropRule
 ) -> None:
-    monkeypatch.setattr(Forgery, "draw", classmethod(lambda cls, rng: cls()))
+    monkeypatch.setattr(Forgery, "draw", classmethod(lambda cls, rng, weakest: cls()))
     _, (real, identity) = prepared(source(swaying), "test", recipe(forge=1, crop=crop))
     np.testing.assert_array_equal(pixels(identity), pixels(real))
 
