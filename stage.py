@@ -155,9 +155,12 @@ def speaks() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def say(line: str) -> None:
-    """Print one line for the user on standard error, so that standard output stays for results."""
-    if speaks():
+def say(line: str, everywhere: bool = False) -> None:
+    """Print one line for the user on standard error, so that standard output stays for results.
+
+    ``everywhere``: also from processes that otherwise leave it to the first.
+    """
+    if everywhere or speaks():
         print(line, file=sys.stderr, flush=True)
 
 
@@ -218,12 +221,12 @@ def call(app: Callable[[], Any]) -> None:
     try:
         app()
     except StageError as error:
-        say(f"error: {' '.join(str(error).split())}")
+        say(f"error: {' '.join(str(error).split())}", everywhere=True)
         sys.exit(1)
     except OSError as error:
         if error.errno is None:
             raise
-        say(f"error: {error.strerror}: {error.filename or 'while reading or writing'}")
+        say(f"error: {error.strerror}: {error.filename or 'while reading or writing'}", everywhere=True)
         sys.exit(1)
 
 

@@ -1,6 +1,7 @@
 """What a frozen network says of every frame, computed once and kept on disk."""
 
 import hashlib
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,13 +10,16 @@ import numpy as np
 import torch
 import typer
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 from torch import Tensor, nn
 
+from compress.compute import Compute
 from data.views import View, ViewRule, Views
 from stage import Modality, StageError, progress, say, written_whole
 
 KEY_FILE = "key.json"
+FLUSHED_VIEWS = 32
+"""Views after which what was computed is forced to the disk."""
 CacheFolder = Annotated[
     Path | None, typer.Option(help="Where outputs of frozen networks are kept; beside the store: STORE.cache.")
 ]
@@ -50,6 +54,12 @@ class CacheKey(BaseModel):
     split: str = "train"
     rule: ViewRule
 
+    @field_validator("rule")
+    @classmethod
+    def _plain(cls, rule: ViewRule) -> ViewRule:
+        """Forget what decides nothing: plain clips are the same under every seed and policy."""
+        return rule if rule.forge or rule.views > 1 else ViewRule()
+
     @property
     def folder(self) -> str:
         """Name of the cache's folder: the same for any number of views, which are added one by one."""
@@ -78,8 +88,8 @@ class FrameCache:
     Interrupted work goes on where it was. Two processes may fill one cache at once: both write the same numbers.
     """
 
-    def __init__(self, blocks: list[NDArray[np.float16]]) -> None:
-        self._blocks = blocks
+    def __init__(self, blocks: list[NDArray[np.float16]], done: list[NDArray[np.bool_]], folder: Path) -> None:
+        self._blocks, self._done, self._folder = blocks, done, folder
         self._ends = np.cumsum([len(block) for block in blocks])
 
     def __getitem__(self, rows: NDArray[np.int64]) -> Tensor:
@@ -116,11 +126,20 @@ class FrameCache:
         filling = _Filling(folder, key, views, compute, share)
         size = 2 * views.store.frames * len(views) * int(np.prod(filling.shape))
         say(f"{key.of} of {key.split} {'+'.join(key.modalities)}: {size / 1e6:.0f} MB on disk at {folder}")
-        blocks, first = [], 0
+        filled, first = [], 0
         for number, block in enumerate(views.blocks):
-            blocks.append(filling.fill(number, block, first))
+            filled.append(filling.fill(number, block, first))
             first += len(block)
-        return cls(blocks)
+        return cls([rows for rows, _ in filled], [done for _, done in filled], folder)
+
+    def require_whole(self, unreadable: set[int]) -> None:
+        """Raise StageError unless every view is there but those that could not be read."""
+        absent = set(np.flatnonzero(~np.concatenate(self._done)).tolist()) - unreadable
+        if absent:
+            raise StageError(
+                f"{self._folder} lacks {len(absent)} views that another process was to fill: "
+                "give --cache on a disk that all processes see"
+            )
 
 
 def _mapped(path: Path, dtype: Any, shape: tuple[int, ...]) -> Any:
@@ -128,10 +147,23 @@ def _mapped(path: Path, dtype: Any, shape: tuple[int, ...]) -> Any:
     if not path.exists():
         with written_whole(path, keep_existing=True) as aside:
             np.lib.format.open_memmap(aside, "w+", dtype, shape).flush()
-    rows = np.lib.format.open_memmap(path, "r+")
-    if rows.shape != shape or rows.dtype != dtype:
-        raise StageError(f"{path} is not of this cache: remove {path.parent}")
-    return rows
+            _reserve(aside)
+    damaged = StageError(f"{path} is damaged or not of this cache: remove {path.parent}")
+    try:
+        rows = np.lib.format.open_memmap(path, "r")
+        whole = rows.offset + rows.nbytes == path.stat().st_size
+    except ValueError as error:
+        raise damaged from error
+    if rows.shape != shape or rows.dtype != dtype or not whole:
+        raise damaged
+    return np.lib.format.open_memmap(path, "r+")
+
+
+def _reserve(path: Path) -> None:
+    """Take the disk that a file of zeros will need: on a full disk, writing to its mapping would kill the process."""
+    if hasattr(os, "posix_fallocate"):
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
 
 
 class _Filling:
@@ -151,23 +183,62 @@ class _Filling:
         self.shape = tuple(compute(np.zeros((1, *several, side, side, 3), np.uint8)).shape[1:])
         """Of one frame's array."""
 
-    def fill(self, number: int, block: list[View], first: int) -> NDArray[np.float16]:
-        """Fill the rows of a block of views, whose first has the number ``first``."""
+    def fill(self, number: int, block: list[View], first: int) -> tuple[NDArray[np.float16], NDArray[np.bool_]]:
+        """Fill the rows of a block of views, whose first has the number ``first``; return them and which are done."""
         frames, file = self.views.store.frames, self.folder / f"block-{number}"
         shape = (len(block) * frames, *self.shape)
-        rows: NDArray[np.float16] = _mapped(file.with_suffix(".npy"), np.float16, shape)
-        done: NDArray[np.bool_] = _mapped(file.with_suffix(".done.npy"), np.bool_, (len(block),))
+        rows = _mapped(file.with_suffix(".npy"), np.float16, shape)
+        done = _mapped(file.with_suffix(".done.npy"), np.bool_, (len(block),))
         rank, processes = self.share
         todo = [index for index in range(rank, len(block), processes) if not done[index]]
-        for index in progress(todo, self.folder.name) if todo else []:
-            try:
-                pixels = self.views.pixels(block[index], modalities=self.modalities)
-            except StageError as error:
-                if self.views.split != "train":
-                    raise
-                say(f"clip {block[index].clip.clip_id} is left out of training: {error}")
-                self.views.unreadable.add(first + index)
-                continue
-            rows[index * frames : (index + 1) * frames] = self.compute(pixels).to(torch.float16).cpu().numpy()
-            done[index] = True
-        return rows
+        fresh: list[int] = []
+        try:
+            for index in progress(todo, self.folder.name) if todo else []:
+                found = self._compute(block[index], first + index)
+                if found is not None:
+                    rows[index * frames : (index + 1) * frames] = found
+                    fresh.append(index)
+                if len(fresh) >= FLUSHED_VIEWS:
+                    _mark(rows, done, fresh)
+        finally:
+            _mark(rows, done, fresh)
+        return rows, done
+
+    def _compute(self, view: View, number: int) -> NDArray[np.float16] | None:
+        """Return the arrays of a view's frames, or None if it cannot be read: it is marked so."""
+        try:
+            pixels = self.views.pixels(view, modalities=self.modalities)
+        except StageError as error:
+            if self.views.split != "train":
+                raise
+            say(f"clip {view.clip.clip_id} is left out of training: {error}", everywhere=True)
+            self.views.unreadable.add(number)
+            return None
+        found: NDArray[np.float16] = self.compute(pixels).to(torch.float16).cpu().numpy()
+        if not np.isfinite(found).all():
+            raise StageError(
+                f"clip {view.clip.clip_id}: the frozen network gives numbers beyond half precision; "
+                "give --precision fp32, or other weights"
+            )
+        return found
+
+
+def _mark(rows: Any, done: NDArray[np.bool_], fresh: list[int]) -> None:
+    """Mark views as done once their rows are on the disk, so that a power cut cannot leave zeros that count."""
+    if fresh:
+        rows.flush()
+        done[fresh] = True
+        fresh.clear()
+
+
+def shared_cache(
+    root: Path, key: CacheKey, views: Views, compute: Callable[[NDArray[np.uint8]], Tensor], where: Compute
+) -> FrameCache:
+    """Fill a cache (``FrameCache.fill``) by all processes of a training, and let each know what none can read.
+
+    Raises StageError also if one of them does not see what the others filled.
+    """
+    cache = FrameCache.fill(root, key, views, compute, (where.rank, where.processes))
+    views.unreadable.update(*where.gathered(views.unreadable))
+    cache.require_whole(views.unreadable)
+    return cache

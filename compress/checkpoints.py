@@ -1,6 +1,6 @@
 """The state of a training on disk, so that an interrupted one ends with the weights of an uninterrupted one."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -46,24 +46,24 @@ def load_trained(module: nn.Module, state: dict[str, Tensor]) -> None:
 
 
 def random_state(device: torch.device) -> dict[str, Tensor]:
-    """Return the state of this process's random numbers, on the CPU and on its GPU."""
+    """Return the state of this process's random numbers, on the CPU and on its accelerator."""
     states = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        states["cuda"] = torch.cuda.get_rng_state(device)
+    if device.type != "cpu":
+        states[device.type] = torch.get_device_module(device).get_rng_state()
     return states
 
 
 def restore_random(states: dict[str, Tensor], device: torch.device) -> None:
     """Put back what ``random_state`` returned."""
     torch.set_rng_state(states["cpu"])
-    if "cuda" in states and device.type == "cuda":
-        torch.cuda.set_rng_state(states["cuda"], device)
+    if device.type != "cpu":
+        torch.get_device_module(device).set_rng_state(states[device.type])
 
 
 def save_checkpoint(path: Path, position: Position, states: dict[str, Any]) -> None:
     """Write a checkpoint, whole or not at all. ``states``: tensors and plain containers by name."""
     with written_whole(path) as aside:
-        torch.save({"position": asdict(position)} | states, aside)
+        torch.save({"position": vars(position)} | states, aside)
 
 
 def load_checkpoint(path: Path) -> tuple[Position, dict[str, Any]]:

@@ -42,6 +42,11 @@ class Compute:
         """The number of this process."""
         return int(self.accelerator.process_index)
 
+    @property
+    def where(self) -> str:
+        """What must stay the same for a training to go on exactly: processes, device, numbers."""
+        return f"{self.processes} processes on {self.device.type} in {self.dtype or 'fp32'}"
+
     def context(self) -> torch.autocast:
         """Return the context in which a forward pass runs."""
         return cast_to(self.device, self.dtype)
@@ -100,7 +105,10 @@ def training_speed(compute: Compute, objective: nn.Module, inputs: tuple[Tensor,
     chosen = compute.dtype or fast_dtype(compute.device)
     types = {"fp32": None} | ({} if chosen is None else {str(chosen).removeprefix("torch."): chosen})
     with _untouched(objective):
-        found = {name: _step_ms(compute.device, objective, inputs, dtype) for name, dtype in types.items()}
+        try:
+            found = {name: _step_ms(compute.device, objective, inputs, dtype) for name, dtype in types.items()}
+        except torch.OutOfMemoryError:
+            return {"step_ms": {}, "reason": "not timed: a step in fp32 does not fit into this device's memory"}
     if chosen is None:
         return {"step_ms": found, "reason": "autocast was not timed: no fast 16-bit type on this device"}
     fp32, cast = found.values()
@@ -112,13 +120,17 @@ def _untouched(objective: nn.Module) -> Iterator[None]:
     """Put back gradients, buffers, mode and the state of random numbers afterwards."""
     buffers = [buffer.clone() for buffer in objective.buffers()]
     training = objective.training
-    with torch.random.fork_rng():
+    device = next(objective.parameters()).device
+    others = [] if device.type == "cpu" else [device]
+    with torch.random.fork_rng(others, device_type=device.type if others else "cuda"):
         objective.train()
-        yield
-        objective.train(training)
-    objective.zero_grad()
-    for buffer, before in zip(objective.buffers(), buffers, strict=True):
-        buffer.copy_(before)
+        try:
+            yield
+        finally:
+            objective.train(training)
+            objective.zero_grad()
+            for buffer, before in zip(objective.buffers(), buffers, strict=True):
+                buffer.copy_(before)
 
 
 def _step_ms(
@@ -130,8 +142,8 @@ def _step_ms(
         with cast_to(device, dtype):
             loss = objective(*inputs)
         loss.backward()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        if device.type != "cpu":
+            torch.accelerator.synchronize()
         times.append(1e3 * (time.perf_counter() - started))
     return round(statistics.median(times[1:]), 2)
 

@@ -11,7 +11,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from compress import losses
-from compress.caches import CacheFolder, CacheKey, FrameCache, default_cache, weights_fingerprint
+from compress.caches import (
+    CacheFolder,
+    CacheKey,
+    FrameCache,
+    default_cache,
+    shared_cache,
+    weights_fingerprint,
+)
 from compress.compute import Compute, Precision, check_batch, prepare_compute
 from compress.runs import data_source, finish_run
 from compress.scoring import Takes, from_pixels
@@ -64,13 +71,12 @@ def cache_teacher(teacher: Detector, info: RunInfo, views: Views, compute: Compu
         store=views.store.info.fingerprint,
         weights=weights_fingerprint(teacher),
         network=architecture.model_dump_json(),
-        precision=compute.precision,
+        precision=str(compute.dtype),
         modalities=architecture.modalities,
         rule=views.rule,
     )
-    filled = FrameCache.fill(cache, key, seen, outputs, (compute.rank, compute.processes))
+    filled = shared_cache(cache, key, seen, outputs, compute)
     views.unreadable |= seen.unreadable
-    compute.accelerator.wait_for_everyone()
     return filled
 
 

@@ -52,7 +52,7 @@ class Evaluation(BaseModel):
     @property
     def name(self) -> str:
         """What tells it from the run's other evaluations."""
-        return "-".join(filter(None, (self.store, self.split, self.recompression)))
+        return "-".join(filter(None, (self.store, self.fingerprint[:8], self.split, self.recompression)))
 
 
 def _shown(figures: Figures, name: str) -> str:

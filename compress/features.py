@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from compress.caches import CacheKey, FrameCache, weights_fingerprint
+from compress.caches import CacheKey, FrameCache, shared_cache, weights_fingerprint
 from compress.compute import Compute
 from data.batches import Batch, batch_pixels, clip_pixels
 from data.store import Clip
@@ -18,7 +18,7 @@ from models.detector import Detector, PixelDetector, classify, fake_probability
 from stage import Modality
 
 PICTURES_AT_ONCE = 32
-"""Pictures that a clip's frames are cut into for a frozen network, so that memory does not grow with them."""
+"""Pictures that go through a frozen network together."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,8 @@ class Features:
 
     def __init__(self, cut: Cut, views: Views, compute: Compute, cache: Path) -> None:
         self._cut, self._views, self._compute = cut, views, compute
+        self._numbers = {view.clip.clip_id: number for number, view in enumerate(views.views)}
         self._caches = [self._cache(name, cache) for name in views.modalities] if cut.cached else []
-        compute.accelerator.wait_for_everyone()
 
     def _cache(self, modality: Modality, root: Path) -> FrameCache:
         cut, views = self._cut, self._views
@@ -62,13 +62,13 @@ class Features:
             store=views.store.info.fingerprint,
             weights=weights_fingerprint(cut.frozen),
             network=f"{cut.detector.architecture.backbone}, --unfreeze {cut.unfreeze}",
-            precision=self._compute.precision,
+            precision=str(self._compute.dtype),
             modalities=(modality,),
             split=views.split,
             rule=views.rule,
         )
         cut.frozen.eval()
-        return FrameCache.fill(root, key, views, self._frozen, (self._compute.rank, self._compute.processes))
+        return shared_cache(root, key, views, self._frozen, self._compute)
 
     def _frozen(self, pixels: NDArray[np.uint8]) -> Tensor:
         """Return what the frozen part says of pictures, uint8 [T, S, S, 3]."""
@@ -104,11 +104,10 @@ class Features:
 
     def score(self, clips: Sequence[Clip]) -> list[NDArray[np.float32]]:
         """Return P(fake) of the valid frames of each clip, or of each clip as a whole. The views must be plain ones."""
-        numbers = {view.clip.clip_id: number for number, view in enumerate(self._views.views)}
         whole, frames = self._cut.detector.architecture.per == "clip", self._views.store.frames
         rows = [
             np.array([number]) if whole else number * frames + np.flatnonzero(clip.valid)
-            for clip, number in ((clip, numbers[clip.clip_id]) for clip in clips)
+            for clip, number in ((clip, self._numbers[clip.clip_id]) for clip in clips)
         ]
         joined = np.concatenate(rows)
         logits = self._cut.logits(*self(Batch(joined, np.zeros(len(joined), np.int64))))

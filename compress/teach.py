@@ -92,15 +92,17 @@ def modalities_of(family: str, text: str | None) -> tuple[Modality, ...]:
 
 
 def _architecture(
-    family: str, backbone: str | None, modality: str | None, pooling: Literal["avg", "max"], size: int
+    family: str, backbone: str | None, modality: str | None, pooling: str | None, size: int
 ) -> Architecture:
     usual = FAMILIES[family]
+    if pooling and family != "megatron":
+        raise StageError("--pooling joins the frames of a clip, which megatron does: leave it out")
     return Architecture(
         backbone=check_backbone(backbone or usual.backbone),
         size=size,
         modalities=modalities_of(family, modality),
         head_hidden=usual.head_hidden,
-        megatron=MegatronSettings.model_validate({"pooling": pooling}) if family == "megatron" else None,
+        megatron=MegatronSettings.model_validate({"pooling": pooling or "avg"}) if family == "megatron" else None,
     )
 
 
@@ -124,7 +126,7 @@ def teach(
     unfreeze: Annotated[
         str | None, typer.Option(help="Last blocks that train: a number, 0 (head only) or all; 1, for megatron 0.")
     ] = None,
-    pooling: Annotated[Literal["avg", "max"], typer.Option(help="Megatron: how frames are joined.")] = "avg",
+    pooling: Annotated[Literal["avg", "max"] | None, typer.Option(help="Megatron: how frames are joined; avg.")] = None,
     epochs: Annotated[
         int | None,
         typer.Option(help="Times that every view of a clip is seen; 5, for megatron 100. 0 trains nothing.", min=0),

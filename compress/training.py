@@ -55,7 +55,9 @@ class Schedule:
     """Of as many passes over the clips as there are views of each; the network is validated after every pass."""
     batch_size: int = 16
     accumulate: int = 1
-    """Parts of a batch whose gradients are summed one after another, for want of memory: the result is the same."""
+    """Parts of a batch whose gradients are summed one after another, for want of memory.
+
+    The result is the same, but for dropout and for batch norms, which see a part."""
     learning_rate: float = 2e-3
     curve: str = "cosine"
     """cosine: warm-up, then to 0; plateau: halved after passes without a smaller validation loss."""
@@ -128,7 +130,6 @@ class _Training:
         self.curve = self._curve()
         self.scaler = torch.amp.GradScaler(compute.device.type, enabled=compute.dtype == torch.float16)
         self.position = Position()
-        self._share_unreadable()
         self._restore()
         self.log = _Log(unfinished, self.position.steps)
 
@@ -239,33 +240,34 @@ class _Training:
             position.best_weights = trained_state(self.task.objective)
         if self.schedule.curve == "plateau":
             self.curve.step(log_loss)
-        position.unreadable = sorted(self._share_unreadable())
-
-    def _share_unreadable(self) -> set[int]:
-        """Let every process know of the views that one of them could not read."""
         self.task.views.unreadable.update(*self.compute.gathered(self.task.views.unreadable))
-        return self.task.views.unreadable
+        position.unreadable = sorted(self.task.views.unreadable)
 
     def _save(self) -> None:
-        states = {
-            "weights": trained_state(self.task.objective),
-            "optimizer": self.optimizer.state_dict(),
-            "curve": self.curve.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            "random": self.compute.gathered(random_state(self.compute.device)),
-        }
+        random = self.compute.gathered(random_state(self.compute.device))
         if speaks():
+            states = {
+                "weights": trained_state(self.task.objective),
+                "optimizer": self.optimizer.state_dict(),
+                "curve": self.curve.state_dict(),
+                "scaler": self.scaler.state_dict(),
+                "random": random,
+                "where": self.compute.where,
+            }
             save_checkpoint(self.unfinished.checkpoint, self.position, states)
 
     def _restore(self) -> None:
-        if not self.unfinished.checkpoint.exists():
+        seen = self.compute.gathered(self.unfinished.checkpoint.exists())
+        if not any(seen):
             torch.manual_seed(self.seed + self.compute.rank)
             return
+        if not all(seen):
+            raise StageError(f"{self.unfinished.folder} is not seen by every process: give --out on a shared disk")
         self.position, states = load_checkpoint(self.unfinished.checkpoint)
-        if len(states["random"]) != self.compute.processes:
+        if states.get("where") != self.compute.where:
             raise StageError(
-                f"{self.unfinished.out} was begun by {len(states['random'])} processes and would go on with "
-                f"{self.compute.processes}: start as many, or remove {self.unfinished.folder}"
+                f"{self.unfinished.out} was begun by {states.get('where')} and would go on with {self.compute.where}: "
+                f"go on with the former, or remove {self.unfinished.folder}"
             )
         load_trained(self.task.objective, states["weights"])
         self.optimizer.load_state_dict(states["optimizer"])

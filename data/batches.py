@@ -157,4 +157,4 @@ def _and_others(views: Views, number: int) -> Iterator[int]:
 
 def _give_up(views: Views, index: int, view: View, error: StageError) -> None:
     views.unreadable.add(index)
-    say(f"clip {view.clip.clip_id} is replaced by others: {error}")
+    say(f"clip {view.clip.clip_id} is replaced by others: {error}", everywhere=True)

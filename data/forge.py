@@ -78,16 +78,12 @@ class Forgery:
         if self.flicker == 0.0:
             return self
         wobble = 1.0 + self.flicker * rng.standard_normal(4)
-        return Forgery(
+        return replace(
+            self,
             gain=tuple(1.0 + (g - 1.0) * float(wobble[0]) for g in self.gain),  # type: ignore[arg-type]
-            blur=self.blur,
             angle=self.angle * float(wobble[1]),
             scale=1.0 + (self.scale - 1.0) * float(wobble[2]),
             shift=(self.shift[0] * float(wobble[3]), self.shift[1] * float(wobble[3])),
-            opacity=self.opacity,
-            outline=self.outline,
-            softness=self.softness,
-            flicker=self.flicker,
         )
 
     def mask(self, height: int, width: int, box: ArrayLike) -> NDArray[np.float32]:

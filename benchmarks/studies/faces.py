@@ -7,7 +7,6 @@ weights are ImageNet's, from the packages of the extra ``studies``, whose tensor
 
 import importlib.resources
 import json
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,8 +26,6 @@ from stage import StageError, run_as_script, say, written_whole
 
 FORGERIES = 4
 PROBE_PASSES = 2
-VALIDATION_TOO = 1.15
-"""Seconds of a pass with its validation / seconds of its training steps, as measured."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +76,7 @@ def imagenet_weights(backbone: str, folder: Path) -> Path:
 
 
 def train(recipe: Recipe, photos: Path, out: Path, run: Path, passes: int) -> dict[str, Any]:
-    """Train a recipe into ``run`` unless it is there, and return its metrics and wall-clock minutes."""
+    """Train a recipe into ``run`` unless it is there, and return its metrics and the minutes of its training steps."""
     store, weights = out / f"store-{recipe.size}", imagenet_weights(recipe.backbone, out)
     if not store.exists():
         prepare(
@@ -87,21 +84,19 @@ def train(recipe: Recipe, photos: Path, out: Path, run: Path, passes: int) -> di
             workers=2,
         )  # fmt: skip
     if not run.exists():
-        started = time.perf_counter()
         teach(
             "dino", store, run, backbone=recipe.backbone, weights=weights, unfreeze="all", epochs=1, views=passes,
             batch_size=32, learning_rate=recipe.learning_rate, patience=passes, forge=True,
             weakest_forgery=recipe.weakest_forgery,
         )  # fmt: skip
-        (run / "log" / "minutes").write_text(str((time.perf_counter() - started) / 60))
     metrics: dict[str, Any] = json.loads((run / "metrics.json").read_text())
-    return metrics | {"minutes": float((run / "log" / "minutes").read_text())}
+    return metrics | {"minutes": sum(entry["seconds"] for entry in metrics["training"]["passes"]) / 60}
 
 
 def train_for(minutes: float, recipe: Recipe, photos: Path, out: Path, run: Path) -> dict[str, Any]:
     """Train a recipe for about so many minutes, as a short probe tells how many passes that is."""
     probe = train(recipe, photos, out, run.with_name(f"{run.name}-probe"), PROBE_PASSES)
-    seconds = VALIDATION_TOO * probe["training"]["passes"][-1]["seconds"]
+    seconds = probe["training"]["passes"][-1]["seconds"]
     return train(recipe, photos, out, run, max(3, round(60 * minutes / seconds)))
 
 

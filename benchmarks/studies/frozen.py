@@ -43,10 +43,12 @@ def seconds_of_steps(
     for batch in batches[: STEPS + 1]:
         started = time.perf_counter()
         with context:
-            loss = objective(torch.from_numpy(batch.labels), features_of(batch))
+            features = features_of(batch)
+            loss = objective(torch.from_numpy(batch.labels).to(features.device), features)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
+        float(loss.detach())  # waits for a GPU
         times.append(time.perf_counter() - started)
     return statistics.median(times[1:])
 
@@ -57,6 +59,7 @@ def compare(store: ClipStore, backbone: str, unfreeze: str, precision: Precision
     compute, views = prepare_compute(precision), Views(store, ViewRule())
     detector = Detector(Architecture(backbone=backbone, size=store.size, head_hidden=HEAD_HIDDEN))
     pixels_in = PixelDetector(detector, Preprocessing.of(backbone)).to(memory_format=torch.channels_last)
+    pixels_in.to(compute.device)
     frozen, top = freeze(detector.backbone, unfreeze)
     cut = Cut(detector, pixels_in, frozen, top, unfreeze)
     objective = TeacherObjective(cut, None).train()
@@ -64,7 +67,7 @@ def compare(store: ClipStore, backbone: str, unfreeze: str, precision: Precision
 
     def live(batch: Batch) -> Tensor:
         with torch.no_grad():
-            pictures = pixels_in.pictures(torch.from_numpy(batch_pixels(views, batch)))
+            pictures = pixels_in.pictures(torch.from_numpy(batch_pixels(views, batch)).to(compute.device))
             found: Tensor = frozen.eval()(pictures.contiguous(memory_format=torch.channels_last))
         return found
 

@@ -61,6 +61,8 @@ def taught(family: str, store: Path, out: Path, kill: bool) -> Path:
             say(f"killed {family} after its first checkpoint")
             return taught(family, store, out, kill=False)
         time.sleep(0.05)
+    if kill:
+        raise StageError(f"{family} ended before it could be killed: the study shows nothing")
     if run.wait():
         raise StageError(f"{family} was not taught: see above")
     return out

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from compress.caches import CacheKey, FrameCache, weights_fingerprint
 from data.store import ClipStore
 from data.views import ViewRule, Views
+from stage import StageError
 
 
 class Means:
@@ -128,3 +129,41 @@ def test_fingerprint_follows_names_and_values() -> None:
     with torch.no_grad():
         network.weight[0, 0] += 1e-6
     assert weights_fingerprint(network) != first
+
+
+def test_a_damaged_file_is_refused_and_not_filled_with_zeros(opened_store: ClipStore, tmp_path: Path) -> None:
+    views = Views(opened_store, ViewRule())
+    FrameCache.fill(tmp_path, key_of(views), views, Means())
+    file = next(tmp_path.glob("*/block-0.npy"))
+    content = file.read_bytes()
+    for spoiled in (content[:-100], content[:20], b""):
+        file.write_bytes(spoiled)
+        with pytest.raises(StageError, match=r"block-0.npy is damaged or not of this cache: remove .*means-"):
+            FrameCache.fill(tmp_path, key_of(views), views, Means())
+    file.write_bytes(content)
+    check(FrameCache.fill(tmp_path, key_of(views), views, Means()), views)
+
+
+def test_numbers_beyond_half_precision_are_refused(opened_store: ClipStore, tmp_path: Path) -> None:
+    views = Views(opened_store, ViewRule())
+    with pytest.raises(StageError, match=r"gives numbers beyond half precision; give --precision fp32, or other"):
+        FrameCache.fill(tmp_path, key_of(views), views, lambda pixels: 1e6 * Means()(pixels))
+
+
+def test_what_another_process_was_to_fill_is_missed(opened_store: ClipStore, tmp_path: Path) -> None:
+    views = Views(opened_store, ViewRule())
+    half = FrameCache.fill(tmp_path, key_of(views), views, Means(), share=(0, 2))
+    with pytest.raises(StageError, match=r"lacks 6 views that another process was to fill: give --cache on a disk"):
+        half.require_whole(set())
+    half.require_whole(set(range(1, 12, 2)))
+    whole = FrameCache.fill(tmp_path, key_of(views), views, Means(), share=(1, 2))
+    whole.require_whole(set())
+    check(whole, views)
+
+
+def test_plain_clips_are_the_same_under_every_seed_and_policy(opened_store: ClipStore) -> None:
+    views = Views(opened_store, ViewRule())
+    keys = [key_of(views, rule=rule) for rule in (ViewRule(), ViewRule(seed=5, augment="AugMix"), ViewRule(views=2))]
+    assert keys[0] == keys[1]
+    assert keys[0].folder == keys[2].folder
+    assert key_of(views, rule=ViewRule(forge=True, seed=5)).folder != keys[0].folder

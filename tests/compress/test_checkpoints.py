@@ -106,8 +106,10 @@ def test_other_settings_start_anew_and_a_spoiled_checkpoint_is_named(
         teach("dino", demo_store, tmp_path / "run", **TEACHER)
     checkpoint = tmp_path / ".run.unfinished" / "checkpoints" / "last.pt"
     position, states = load_checkpoint(checkpoint)
-    save_checkpoint(checkpoint, position, states | {"random": 3 * states["random"]})
-    with pytest.raises(StageError, match=r"was begun by 3 processes and would go on with 1: start as many, or remove"):
+    save_checkpoint(checkpoint, position, states | {"where": "3 processes on cpu in fp32"})
+    with pytest.raises(
+        StageError, match=r"begun by 3 processes on cpu in fp32 and would go on with 1 processes on cpu"
+    ):
         teach("dino", demo_store, tmp_path / "run", **TEACHER)
     checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
     with pytest.raises(StageError, match=r"last.pt cannot be read \(.*\): remove .*checkpoints to start anew"):

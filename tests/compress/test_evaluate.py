@@ -62,7 +62,8 @@ def test_plain_and_recompressed_figures_are_saved_and_shown(teacher_copy, demo_s
     made = evaluate(teacher_copy, demo_store, recompress="jpeg:20,90")
     assert [entry.recompression for entry in made] == [None, "jpeg-20", "jpeg-90"]
     files = {path.name: path for path in (teacher_copy / "evaluations").iterdir()}
-    assert set(files) == {"demo-test.json", "demo-test-jpeg-20.json", "demo-test-jpeg-90.json"}
+    fingerprint = opened_store.info.fingerprint[:8]
+    assert set(files) == {f"demo-{fingerprint}-test{how}.json" for how in ("", "-jpeg-20", "-jpeg-90")}
     for entry in made:
         assert Evaluation.model_validate_json(files[f"{entry.name}.json"].read_bytes()) == entry
     assert made[0].metrics == _by_hand(teacher_copy, opened_store, "test")

@@ -107,6 +107,8 @@ def test_what_cannot_be_taught_is_one_line(
     out = tmp_path / "run"
     with pytest.raises(StageError, match="--modality heat: give rgb, depth or flow, or several as depth\\+flow"):
         teach("dino", demo_store, out, modality="heat", **TINY)
+    with pytest.raises(StageError, match="--pooling joins the frames of a clip, which megatron does: leave it out"):
+        teach("dino", demo_store, out, pooling="max", **TINY)
     with pytest.raises(StageError, match="--modality rgb: megatron looks at rgb\\+depth; teach dino takes any"):
         teach("megatron", modal_store, out, modality="rgb", **TINY)
     with pytest.raises(StageError, match="holds no depth: prepare it with --modalities rgb,depth"):
