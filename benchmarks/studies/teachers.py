@@ -80,7 +80,7 @@ def teachers(
     save_random_depth(out / "depth")
     prepare(
         [videos], store, label="real", identity_pattern=r"([^/]+)\.[^.]+$", modalities="rgb,depth", forge=2,
-        depth_weights=out / "depth", clips_per_video=3, start="spread", ratios="0.5,0.25,0.25", workers=2,
+        depth_weights=out / "depth", ratios="0.5,0.25,0.25", workers=2,
     )  # fmt: skip
     for family in FAMILIES:
         whole, killed = (taught(family, store, out / f"{family}-{how}", how == "killed") for how in ("whole", "killed"))
