@@ -89,7 +89,7 @@ def demo(
         ),
         f"distill into {STUDENT}": (
             student,
-            lambda: distill(teacher, store, student, student=STUDENT, epochs=EPOCHS, seed=seed),
+            lambda: distill(store, student, teacher, student=STUDENT, epochs=EPOCHS, seed=seed),
         ),
         "quantize to int8": (int8, lambda: quantize(student, store, int8, calibration_clips=64, seed=seed)),
         "export to three runtimes": (bundle, lambda: export([student, int8], store, bundle)),

@@ -39,6 +39,8 @@ class Subject:
     """An artifact's own; a run's is set on its validation scores while it is measured."""
     meaningless: str | None
     takes: Takes = field(default_factory=Takes)
+    frames: int | None = None
+    """The length of the clips that a clip artifact takes."""
     scores: ClipScores | None = None
 
     @property
@@ -65,7 +67,9 @@ def _artifact_subject(bundle: Bundle, artifact: Artifact, threads: int) -> Subje
         delegated_fraction=artifact.delegated_fraction,
         threshold=artifact.threshold.value,
     )
-    return Subject(row, path, teacher=False, threshold=artifact.threshold.value, meaningless=None)
+    clip = bundle.manifest.clip
+    looks, length = Takes(per=clip.per), clip.frames if clip.per == "clip" else None
+    return Subject(row, path, False, artifact.threshold.value, None, looks, length)
 
 
 def _run_subjects(path: Path, threads: int) -> Iterator[Subject]:
@@ -203,6 +207,15 @@ def _notes(subjects: list[Subject], store: ClipStore, reference: Reference) -> l
     return list(dict.fromkeys(notes))
 
 
+def check_fits(subject: Subject, store: ClipStore) -> None:
+    """Raise StageError if a subject cannot score a store's clips."""
+    if subject.row.input_size != store.size:
+        raise StageError(f"{subject.path} takes {subject.row.input_size} px crops, {store.path} holds {store.size} px")
+    if subject.frames not in (None, store.frames):
+        raise StageError(f"{subject.path} takes clips of {subject.frames} frames, {store.path} holds {store.frames}")
+    store.require(subject.takes.modalities)
+
+
 def _parse_threads(text: str) -> list[int]:
     if not all(part.isdecimal() and int(part) > 0 for part in text.split(",")):
         raise StageError(f"--threads {text!r}: give one or more counts, as 1 or 1,2")
@@ -231,9 +244,9 @@ def bench(
         raise StageError(f"{reference} was measured on another store than {data}: measure it again")
     subjects = list_subjects(path, counts)
     for subject in subjects:
-        if subject.row.input_size != store.size:
-            raise StageError(f"{subject.path} takes {subject.row.input_size} px crops, {data} holds {store.size} px")
-        store.require(subject.takes.modalities)
+        check_fits(subject, store)
+        if control is not None and subject.row.kind == "artifact":
+            check_fits(subject, ClipStore(control))
     split = against.split
     with tempfile.TemporaryDirectory() as folder:
         for subject in progress(subjects, "bench"):

@@ -54,9 +54,9 @@ class Task(BaseModel):
 
     def inputs(self) -> list[tuple[NDArray[np.generic], ...]]:
         """Read what the model is timed on, as it takes it at batch 1."""
-        of_clip = (self.frames, len(self.modalities))
-        shape = of_clip if self.per == "clip" else of_clip[1:] if len(self.modalities) > 1 else ()
-        crops = np.fromfile(self.crops, np.uint8).reshape(-1, 1, *shape, self.size, self.size, 3)
+        of_clip = (self.frames,) if self.per == "clip" else ()
+        several = (len(self.modalities),) if len(self.modalities) > 1 else ()
+        crops = np.fromfile(self.crops, np.uint8).reshape(-1, 1, *of_clip, *several, self.size, self.size, 3)
         valid = (np.ones((1, self.frames), np.bool_),) if self.per == "clip" else ()
         return [(crop, *valid) for crop in crops]
 
@@ -127,7 +127,7 @@ def _load(task: Task) -> Score:
     if task.runtime != "torch":
         from export.runtimes import Runtime, load_artifact
 
-        return load_artifact(task.path, cast(Runtime, task.runtime), task.threads)
+        return load_artifact(task.path, cast(Runtime, task.runtime), task.threads, task.per)
     import torch
 
     from compress.runs import pixel_detector, torch_scorer

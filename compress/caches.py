@@ -25,6 +25,10 @@ CacheFolder = Annotated[
 ]
 
 
+OfView = Callable[[NDArray[np.uint8], NDArray[np.bool_]], Tensor]
+"""A view's pictures (``Views.pixels``) and valid frames, bool [T], to what is kept of its frames, [T, ...]."""
+
+
 def default_cache(store: Path) -> Path:
     """Return the folder beside a store in which outputs of frozen networks are kept."""
     return store.with_name(f"{store.name}.cache")
@@ -108,10 +112,10 @@ class FrameCache:
         root: Path,
         key: CacheKey,
         views: Views,
-        compute: Callable[[NDArray[np.uint8]], Tensor],
+        compute: OfView,
         share: tuple[int, int] = (0, 1),
     ) -> "FrameCache":
-        """Call ``compute`` on each view that the cache at ``root`` lacks: its pictures (``Views.pixels``) -> [T, ...].
+        """Call ``compute`` on each view that the cache at ``root`` lacks.
 
         Says how much disk it takes before it writes. ``share``: number of this process and of all processes, each of
         which fills its share; all must have ended before one reads. Views that cannot be read are marked so and keep
@@ -174,13 +178,13 @@ class _Filling:
         folder: Path,
         key: CacheKey,
         views: Views,
-        compute: Callable[[NDArray[np.uint8]], Tensor],
+        compute: OfView,
         share: tuple[int, int],
     ) -> None:
         self.folder, self.modalities, self.views = folder, key.modalities, views
         self.compute, self.share = compute, share
         side, several = views.store.size, [len(key.modalities)] if len(key.modalities) > 1 else []
-        self.shape = tuple(compute(np.zeros((1, *several, side, side, 3), np.uint8)).shape[1:])
+        self.shape = tuple(compute(np.zeros((1, *several, side, side, 3), np.uint8), np.ones(1, np.bool_)).shape[1:])
         """Of one frame's array."""
 
     def fill(self, number: int, block: list[View], first: int) -> tuple[NDArray[np.float16], NDArray[np.bool_]]:
@@ -214,7 +218,7 @@ class _Filling:
             say(f"clip {view.clip.clip_id} is left out of training: {error}", everywhere=True)
             self.views.unreadable.add(number)
             return None
-        found: NDArray[np.float16] = self.compute(pixels).to(torch.float16).cpu().numpy()
+        found: NDArray[np.float16] = self.compute(pixels, view.valid).to(torch.float16).cpu().numpy()
         if not np.isfinite(found).all():
             raise StageError(
                 f"clip {view.clip.clip_id}: the frozen network gives numbers beyond half precision; "
@@ -231,9 +235,7 @@ def _mark(rows: Any, done: NDArray[np.bool_], fresh: list[int]) -> None:
         fresh.clear()
 
 
-def shared_cache(
-    root: Path, key: CacheKey, views: Views, compute: Callable[[NDArray[np.uint8]], Tensor], where: Compute
-) -> FrameCache:
+def shared_cache(root: Path, key: CacheKey, views: Views, compute: OfView, where: Compute) -> FrameCache:
     """Fill a cache (``FrameCache.fill``) by all processes of a training, and let each know what none can read.
 
     Raises StageError also if one of them does not see what the others filled.

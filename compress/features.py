@@ -70,7 +70,7 @@ class Features:
         cut.frozen.eval()
         return shared_cache(root, key, views, self._frozen, self._compute)
 
-    def _frozen(self, pixels: NDArray[np.uint8]) -> Tensor:
+    def _frozen(self, pixels: NDArray[np.uint8], _valid: NDArray[np.bool_]) -> Tensor:
         """Return what the frozen part says of pictures, uint8 [T, S, S, 3]."""
         with torch.inference_mode(), self._compute.context():
             parts = [self._pictures(pixels[i : i + PICTURES_AT_ONCE]) for i in range(0, len(pixels), PICTURES_AT_ONCE)]

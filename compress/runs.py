@@ -41,9 +41,16 @@ def pixel_detector(run: Run, dynamic_batch: bool = True) -> PixelDetector:
 
 
 def check_rgb_frames(run: Run) -> None:
-    """Raise StageError unless a run looks at single RGB crops, as everything that goes to a phone does."""
-    seen = takes(run.info)
-    if seen != Takes():
+    """Raise StageError unless a run looks at single RGB crops."""
+    check_rgb(run)
+    if run.info.architecture.temporal:
+        raise StageError(f"{run.path} is a clip student, which cannot be quantized yet: export it in fp32")
+
+
+def check_rgb(run: Run) -> None:
+    """Raise StageError unless a run looks at single RGB crops, or is a clip student: all that goes to a phone does."""
+    seen, temporal = takes(run.info), run.info.architecture.temporal
+    if seen.modalities != ("rgb",) or (seen.per == "clip" and not temporal):
         looks = f"{'+'.join(seen.modalities)} {seen.per}s"
         raise StageError(f"{run.path} looks at {looks}, and a phone has rgb frames: distill it into a student first")
 

@@ -24,7 +24,7 @@ Scorer = Callable[..., NDArray[np.float32]]
 """Pixels to P(fake), float32 [N].
 
 A frame model takes uint8 [N, S, S, 3] RGB 0..255, or [N, M, S, S, 3] of several modalities. A clip model takes uint8
-[N, T, M, S, S, 3] and which frames are valid, bool [N, T].
+[N, T, (M,) S, S, 3] and which frames are valid, bool [N, T].
 """
 Score = Callable[[Sequence[Clip]], Sequence[NDArray[np.float32]]]
 """Clips to P(fake): for each clip float32 [valid frames] by a frame model, float32 [1] by a clip model."""
@@ -114,16 +114,16 @@ def collect(score: Score, clips: Sequence[Clip], frames: int, description: str, 
 
 
 def pictures_of(source: Source, clip: Clip, frames: list[int] | None, takes: Takes) -> NDArray[np.uint8]:
-    """Return a clip's frames of all modalities, uint8 [T, M, S, S, 3]."""
-    return np.stack([source.pixels(clip, frames, modality) for modality in takes.modalities], axis=1)
+    """Return a clip's frames, uint8 [T, S, S, 3], or [T, M, S, S, 3] of several modalities."""
+    pictures = [source.pixels(clip, frames, modality) for modality in takes.modalities]
+    return pictures[0] if len(pictures) == 1 else np.stack(pictures, axis=1)
 
 
 def _score_frames(scorer: Scorer, source: Source, takes: Takes, chunk: Sequence[Clip]) -> list[NDArray[np.float32]]:
     """Score the valid frames of a chunk in one call."""
     valid = [np.flatnonzero(clip.valid) for clip in chunk]
     pixels = [pictures_of(source, clip, own.tolist(), takes) for clip, own in zip(chunk, valid, strict=True)]
-    together = np.concatenate(pixels)
-    scores = scorer(together[:, 0] if len(takes.modalities) == 1 else together)
+    scores = scorer(np.concatenate(pixels))
     return np.split(scores, np.cumsum([len(own) for own in valid])[:-1])
 
 

@@ -13,18 +13,18 @@ from compress.caches import CacheFolder, default_cache
 from compress.compute import Compute, Precision, check_batch, prepare_compute
 from compress.features import Cut, Features
 from compress.runs import data_source, finish_run
-from compress.training import Accumulate, Balance, BatchSize, Curve, Patience, Schedule, Task, class_weights, fit
+from compress.training import Accumulate, Balance, BatchSize, Curve, Ema, Patience, Schedule, Task, class_weights, fit
 from data.augment import DEFAULT_POLICY
 from data.batches import Batch
 from data.forge import WEAKEST
 from data.store import ClipStore
 from data.views import Forge, Policy, ViewCount, ViewRule, Views, WeakestForgery
-from models.detector import Architecture, Detector, PixelDetector, Preprocessing, check_backbone
+from models.detector import Architecture, PixelDetector, Preprocessing, check_backbone
 from models.freezing import freeze
 from models.megatron import MegatronSettings
 from models.run import RunInfo, UnfinishedRun
-from models.weights import Weights, backbone_with_weights
-from stage import Modality, Seed, StageError, refuse_existing, run_as_script, say
+from models.start import Start
+from stage import Modality, Seed, StageError, refuse_existing, run_as_script
 
 HEAD_HIDDEN = 256
 """Width of the hidden layer in the head over single frames."""
@@ -118,7 +118,7 @@ def teach(
         str | None, typer.Option(help="Any timm backbone; vit_base_patch14_dinov2, for megatron repvit_m0_9.")
     ] = None,
     weights: Annotated[
-        Path | None, typer.Option(help="Backbone weights: .safetensors, a state dict, or a folder from the hub.")
+        Path | None, typer.Option(help="Backbone weights: a run, .safetensors, a state dict, or a folder from the hub.")
     ] = None,
     random_weights: Annotated[
         bool, typer.Option("--random-weights", help="Start from random weights; said in the run and every report.")
@@ -138,6 +138,7 @@ def teach(
     patience: Patience = 10,
     balance: Balance = "batches",
     precision: Precision = "autocast",
+    ema: Ema = 0.0,
     views: ViewCount = 1,
     augment: Policy = DEFAULT_POLICY,
     forge: Forge = False,
@@ -170,14 +171,17 @@ def teach(
         weight_decay=usual.weight_decay,
         clip_norm=usual.clip_norm,
         precision=precision,
+        ema=ema,
     )
-    cut, source = _start(architecture, weights, random_weights, unfreeze or usual.unfreeze, seed)
+    start = Start.of(architecture, weights, random_weights, seed)
+    cut = _cut(start, unfreeze or usual.unfreeze)
     info = RunInfo(
         kind="teacher",
         architecture=architecture,
         preprocessing=Preprocessing.of(architecture.backbone),
-        weights=source,
+        weights=start.weights,
         trained_steps=0,
+        parents=start.parents,
         data=data_source(store),
         seed=seed,
     )
@@ -198,18 +202,12 @@ def teach(
         finish_run(unfinished, info, cut.pixels_in, store, history)
 
 
-def _start(
-    architecture: Architecture, weights: Path | None, random: bool, unfreeze: str, seed: int
-) -> tuple[Cut, Weights]:
-    """Create the detector from its starting weights and cut it."""
-    torch.manual_seed(seed)
-    body, source = backbone_with_weights(architecture.backbone, architecture.size, weights, random)
-    if source.source == "random":
-        say(f"{architecture.backbone} starts from random weights, as asked for: its run and every report say so")
-    detector = Detector(architecture, body)
-    frozen, top = freeze(detector.backbone, unfreeze)
-    pixels_in = PixelDetector(detector, Preprocessing.of(architecture.backbone))
-    return Cut(detector, pixels_in, frozen, top, unfreeze), source
+def _cut(start: Start, unfreeze: str) -> Cut:
+    """Freeze a detector but for its last blocks and its head."""
+    architecture = start.detector.architecture
+    frozen, top = freeze(start.detector.backbone, unfreeze)
+    pixels_in = PixelDetector(start.detector, Preprocessing.of(architecture.backbone))
+    return Cut(start.detector, pixels_in, frozen, top, unfreeze)
 
 
 if __name__ == "__main__":

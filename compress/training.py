@@ -3,7 +3,7 @@
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -41,6 +41,9 @@ Curve = Annotated[
     Literal["cosine", "plateau"], typer.Option(help="Learning rate: falls as a cosine, or halves on a plateau.")
 ]
 Patience = Annotated[int, typer.Option(help="Validations without a better one before training stops.", min=1)]
+Ema = Annotated[
+    float, typer.Option(help="Decay of a moving average of the weights, which is what is kept; 0: none.", min=0, max=1)
+]
 Balance = Annotated[
     Literal["batches", "weights"],
     typer.Option(help="Rarer label: repeated until half of each batch is real, or weighs more in the loss."),
@@ -68,6 +71,8 @@ class Schedule:
     weight_decay: float = 0.05
     warmup_share: float = 0.1
     clip_norm: float = 5.0
+    ema: float = 0.0
+    """Decay of the moving average of the weights, which is validated and kept in their place; 0: the weights are."""
     precision: Precision = "autocast"
 
     def factor(self, step: int, steps: int) -> float:
@@ -130,6 +135,7 @@ class _Training:
         self.curve = self._curve()
         self.scaler = torch.amp.GradScaler(compute.device.type, enabled=compute.dtype == torch.float16)
         self.position = Position()
+        self.average = [p.detach().clone() for p in self.parameters] if schedule.ema else []
         self._restore()
         self.log = _Log(unfinished, self.position.steps)
 
@@ -152,12 +158,24 @@ class _Training:
         if not position.speed:
             position.speed = training_speed(self.compute, self.task.objective, self._inputs(batches[0], 0))
         self._train(batches)
-        with self.compute.context():
-            settling = (self._inputs(batch, 0) for batch in batches[:SETTLING_BATCHES])
-            settle_batch_norms(self.task.objective, settling, self.compute.mean)
-        auc, log_loss = self._validate()
-        self._record(auc, log_loss)
+        with self._averaged():
+            with self.compute.context():
+                settling = (self._inputs(batch, 0) for batch in batches[:SETTLING_BATCHES])
+                settle_batch_norms(self.task.objective, settling, self.compute.mean)
+            auc, log_loss = self._validate()
+            self._record(auc, log_loss)
         self._save()
+
+    @contextlib.contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """Put the moving average in place of the weights for a while, where there is one."""
+        if not self.average:
+            yield
+            return
+        kept = [p.detach().clone() for p in self.parameters]
+        _copy(self.average, self.parameters)
+        yield
+        _copy(kept, self.parameters)
 
     def _train(self, batches: list[Batch]) -> None:
         position, name = self.position, f"pass {self.position.passes + 1} of {self.passes}"
@@ -207,7 +225,17 @@ class _Training:
         self.optimizer.zero_grad()
         if self.schedule.curve == "cosine":
             self.curve.step()
+        self._move_average()
         return total
+
+    @torch.no_grad()
+    def _move_average(self) -> None:
+        """Move the average towards the weights: ``a += (1 - d) (w - a)``, with d small at first, as it starts at w."""
+        if self.average:
+            steps = self.position.steps
+            decay = min(self.schedule.ema, (1 + steps) / (10 + steps))
+            for average, parameter in zip(self.average, self.parameters, strict=True):
+                average.lerp_(parameter, 1 - decay)
 
     def _validate(self) -> tuple[float, float]:
         """Return the clip AUC and the mean log loss on the validation split, each process scoring its share."""
@@ -252,6 +280,7 @@ class _Training:
                 "curve": self.curve.state_dict(),
                 "scaler": self.scaler.state_dict(),
                 "random": random,
+                "average": self.average,
                 "where": self.compute.where,
             }
             save_checkpoint(self.unfinished.checkpoint, self.position, states)
@@ -270,11 +299,19 @@ class _Training:
                 f"go on with the former, or remove {self.unfinished.folder}"
             )
         load_trained(self.task.objective, states["weights"])
+        _copy(states["average"], self.average)
         self.optimizer.load_state_dict(states["optimizer"])
         self.curve.load_state_dict(states["curve"])
         self.scaler.load_state_dict(states["scaler"])
         restore_random(states["random"][self.compute.rank], self.compute.device)
         say(f"going on after pass {self.position.passes} and {self.position.batch} batches of the next")
+
+
+@torch.no_grad()
+def _copy(values: Iterable[Tensor], into: Iterable[Tensor]) -> None:
+    """Put values into tensors of their shapes."""
+    for tensor, value in zip(into, values, strict=True):
+        tensor.copy_(value)
 
 
 class _Log:

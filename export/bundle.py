@@ -11,12 +11,12 @@ from compress.metrics import Threshold
 from data.crops import CropRule
 from data.store import StoreSettings
 from export.parity import Parity
-from export.runtimes import Runner, Runtime, load_artifact
+from export.runtimes import ProgramName, Runner, Runtime, load_artifact
 from models.run import DataSource, Parent
 from models.weights import Weights
 from stage import StageError, sha256_of
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 CROP_RULE = (
     "Take any detector's face box [x0, y0, x1, y1] in pixels of the upright picture. side = floor(margin * "
@@ -65,17 +65,40 @@ class CropGeometry(Frozen):
         return cls(rule=rule, detector=detector, text=text, examples=examples)
 
 
+MEAN_RULE = "Score consecutive frames of one tracked face; the mean of their P(fake) above the threshold is a fake."
+SCORE_RULE = (
+    "Cut the video into clips of exactly `frames` consecutive frames of one tracked face, one after another. Run embed "
+    "once on every frame with the face, and put the embeddings in the order of the frames into score's input, with "
+    "valid 1; a frame without the face, or missing at the video's end, has an embedding of zeros and valid 0. Leave "
+    "out clips with the face in less than half of their frames. score gives a clip's P(fake); the mean over the clips "
+    "above the threshold is a fake."
+)
+
+
 class ClipRule(Frozen):
     """How frames make a verdict."""
 
     frames: int
     stride: int = 1
-    aggregation: Literal["mean"] = "mean"
-    text: str = "Score consecutive frames of one tracked face; the mean of their P(fake) above the threshold is a fake."
+    aggregation: Literal["mean", "score"] = "mean"
+    """``mean`` of the frames' scores, or the program ``score`` over exactly ``frames`` embeddings."""
+    text: str
+
+    @classmethod
+    def of(cls, frames: int, per: Literal["frame", "clip"]) -> "ClipRule":
+        """Return the rule of a model that scores frames or clips of T = ``frames``."""
+        if per == "frame":
+            return cls(frames=frames, text=MEAN_RULE)
+        return cls(frames=frames, aggregation="score", text=SCORE_RULE)
+
+    @property
+    def per(self) -> Literal["frame", "clip"]:
+        """Whether the artifacts score frames or clips."""
+        return "frame" if self.aggregation == "mean" else "clip"
 
 
 class Tensor(Frozen):
-    """An input or output of an artifact."""
+    """An input or output of a program."""
 
     name: str
     dtype: Literal["uint8", "float32", "image"]
@@ -84,8 +107,20 @@ class Tensor(Frozen):
     meaning: str
 
 
+class Program(Frozen):
+    """What can be called in an artifact."""
+
+    name: ProgramName
+    """``forward`` scores a frame. A clip student has ``embed`` for each frame and ``score`` for a clip; in a ``.pte``
+    these are names of methods, elsewhere each is a file."""
+    file: str
+    inputs: list[Tensor]
+    output: Tensor
+    operators: list[str]
+
+
 class Artifact(Frozen):
-    """One exported file (a folder, for Core ML)."""
+    """One exported file, or a folder: for Core ML, and for the programs of a clip student."""
 
     file: str
     sha256: str
@@ -94,11 +129,9 @@ class Artifact(Frozen):
     scheme: Literal["fp32", "int8"]
     minimum_os: str
     licence: str
-    input: Tensor
-    output: Tensor
+    programs: list[Program]
     threshold: Threshold
     threshold_from: str
-    operators: list[str]
     delegated_fraction: float | None = None
     parity: Parity | None
     """None where the artifact cannot run on the exporting machine; ``not_checked`` says why."""
@@ -110,9 +143,11 @@ class Golden(Frozen):
     """Raw input pixels and what each artifact gives on them."""
 
     pixels: str
-    """File of uint8 [N, S, S, 3], RGB 0..255, C order, without a header."""
+    """File of uint8 [N, S, S, 3], or of clips [N, T, S, S, 3], RGB 0..255, C order, without a header."""
     shape: list[int]
     sha256: str
+    valid: list[list[bool]] | None = None
+    """Which frames of each clip count, [N, T]; None where frames are scored."""
     outputs: dict[str, list[float]]
     """P(fake) [N] by artifact file; of an artifact that could not run here, its source run's in torch."""
 
@@ -167,13 +202,14 @@ class Bundle:
         return path
 
     def load(self, artifact: Artifact, threads: int = 1) -> Runner:
-        """Load an artifact after checking its hash: crops uint8 [N, S, S, 3] -> P(fake) float32 [N]."""
-        return load_artifact(self.checked_path(artifact), artifact.runtime, threads)
+        """Load an artifact after checking its hash: what it takes (``Runner``) -> P(fake) float32 [N]."""
+        return load_artifact(self.checked_path(artifact), artifact.runtime, threads, self.manifest.clip.per)
 
-    def golden_pixels(self) -> NDArray[np.uint8]:
-        """Return the golden inputs, uint8 [N, S, S, 3] RGB. Raises StageError if they were changed."""
+    def golden_inputs(self) -> tuple[NDArray[np.generic], ...]:
+        """Return the golden inputs as a ``Runner`` takes them. Raises StageError if they were changed."""
         golden = self.manifest.golden
         path = self.path / "golden" / "pixels.bin"
         if not path.is_file() or sha256_of(path) != golden.sha256:
             raise StageError(f"{path} is missing or was changed: export the bundle again")
-        return np.fromfile(path, np.uint8).reshape(golden.shape)
+        pixels = np.fromfile(path, np.uint8).reshape(golden.shape)
+        return (pixels,) if golden.valid is None else (pixels, np.array(golden.valid))

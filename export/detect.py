@@ -2,17 +2,20 @@
 
 import json
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import typer
+from numpy.typing import NDArray
 
-from data.clips import face_clips
+from data.clips import FaceClip, face_clips
+from data.crops import CropRule
 from data.faces import DETECTORS
 from data.tracks import Tracker
 from data.video import Video
-from export.bundle import Artifact, Bundle
+from export.bundle import Artifact, Bundle, ClipRule
 from export.runtimes import Runner, cannot_run
 from stage import StageError, run_as_script
 
@@ -27,38 +30,63 @@ def choose_artifact(bundle: Bundle, file: str | None) -> Artifact:
     return min(runnable, key=lambda artifact: artifact.bytes)
 
 
+@dataclass(frozen=True)
+class Scored:
+    """What one clip of a video got."""
+
+    score: float
+    frames: int
+    """Frames with the face, all of which were looked at."""
+    seconds: float
+
+
+def _score_clip(clip: FaceClip, rule: CropRule, clips: ClipRule, runner: Runner) -> Scored | None:
+    """Score a clip as ``clips`` says; None where a clip model is shown the face in less than half of its frames."""
+    frames = int(clip.valid.sum())
+    if clips.per == "clip" and 2 * frames < clips.frames:
+        return None
+    crops = rule.cut_clip([picture.rgb for picture in clip.pictures], clip.boxes)
+    inputs: tuple[NDArray[np.generic], ...] = (crops[clip.valid],)
+    if clips.per == "clip":
+        missing = clips.frames - len(clip)
+        inputs = tuple(
+            np.pad(array, [(0, missing), *[(0, 0)] * (array.ndim - 1)])[None] for array in (crops, clip.valid)
+        )
+    before = time.perf_counter()
+    score = float(runner(*inputs).mean())
+    return Scored(score, frames, time.perf_counter() - before)
+
+
 def detect_video(path: Path, bundle: Bundle, artifact: Artifact, runner: Runner) -> dict[str, Any]:
-    """Score every clip of a video. The score is the mean P(fake) over all valid frames.
+    """Score every clip of a video. The score is the mean P(fake) over all valid frames, or of a clip model over clips.
 
     Raises UnreadableVideo if the video cannot be read, StageError if no face is found in it.
     """
-    rule, frames = bundle.manifest.crop.rule, bundle.manifest.clip.frames
-    clips: list[dict[str, Any]] = []
-    scores: list[float] = []
-    score_seconds, started = 0.0, time.perf_counter()
+    rule, clips = bundle.manifest.crop.rule, bundle.manifest.clip
+    found: list[tuple[int, Scored]] = []
+    started = time.perf_counter()
     with Video(path) as video:
-        for clip, *_ in face_clips(
-            Tracker(DETECTORS[bundle.manifest.crop.detector]()).follow(video.pictures()), frames
-        ):
-            crops = rule.cut_clip([picture.rgb for picture in clip.pictures], clip.boxes)[clip.valid]
-            before = time.perf_counter()
-            probabilities = runner(crops)
-            score_seconds += time.perf_counter() - before
-            clips.append({"start_frame": clip.start, "score": float(probabilities.mean()), "frames": len(crops)})
-            scores.extend(float(p) for p in probabilities)
-    if not scores:
-        raise StageError(f"no face was found in {path}: there is nothing to score")
-    score = float(np.mean(scores))
-    seconds = time.perf_counter() - started
+        tracker = Tracker(DETECTORS[bundle.manifest.crop.detector]())
+        for clip, *_ in face_clips(tracker.follow(video.pictures()), clips.frames):
+            if scored := _score_clip(clip, rule, clips, runner):
+                found.append((clip.start, scored))
+    if not found:
+        seen = "" if clips.per == "frame" else f" in half of {clips.frames} frames on end"
+        raise StageError(f"no face was found{seen} in {path}: there is nothing to score")
+    frames = sum(scored.frames for _, scored in found)
+    weights = [scored.frames if clips.per == "frame" else 1 for _, scored in found]
+    score = float(np.average([scored.score for _, scored in found], weights=weights))
+    seconds = sum(scored.seconds for _, scored in found)
+    whole = time.perf_counter() - started
     return {
         "video": str(path),
         "score": score,
         "verdict": "fake" if score > artifact.threshold.value else "real",
         "threshold": artifact.threshold.value,
         "artifact": artifact.file,
-        "frames": len(scores),
-        "clips": clips,
-        "milliseconds": {"score_per_frame": 1e3 * score_seconds / len(scores), "whole_video": 1e3 * seconds},
+        "frames": frames,
+        "clips": [{"start_frame": start, "score": scored.score, "frames": scored.frames} for start, scored in found],
+        "milliseconds": {"score_per_frame": 1e3 * seconds / frames, "whole_video": 1e3 * whole},
     }
 
 

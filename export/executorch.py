@@ -3,37 +3,42 @@
 import contextlib
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
-INPUT, OUTPUT = "pixels", "fake_probability"
+from export.runtimes import Loaded, ProgramName, Programs
+
+if TYPE_CHECKING:
+    from export.programs import Graph
+
 BACKEND = "XnnpackBackend"
 
 
-def write(detector: nn.Module, size: int, path: Path) -> dict[str, Any]:
-    """Write ``detector`` (uint8 [1, size, size, 3] -> float32 [1]) as a ``.pte``.
+def write(graphs: Sequence["Graph"], path: Path) -> dict[str, Any]:
+    """Write programs as the methods of one ``.pte``.
 
-    Returns what the manifest says of it: the operators left to portable kernels, and the delegated share of
-    operations (operations inside the XNNPACK delegate / all).
+    Returns what the manifest says of it: by program the operators left to portable kernels, and the delegated share of
+    all operations (operations inside the XNNPACK delegate / all).
     """
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import to_edge_transform_and_lower
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        program = torch.export.export(detector, (torch.zeros(1, size, size, 3, dtype=torch.uint8),))
-        edge = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
+        exported = {graph.name: torch.export.export(graph.module, graph.example()) for graph in graphs}
+        edge = to_edge_transform_and_lower(exported, partitioner=[XnnpackPartitioner()])
         lowered = edge.to_executorch()
     path.write_bytes(lowered.buffer)
-    delegated, left = _count_operations(edge.exported_program())
-    operators = sorted({op.name for plan in lowered.executorch_program.execution_plan for op in plan.operators})
-    return {"operators": [*operators, BACKEND], "delegated_fraction": delegated / max(1, delegated + left)}
+    counts = [_count_operations(edge.exported_program(graph.name)) for graph in graphs]
+    delegated, left = (sum(count) for count in zip(*counts, strict=True))
+    plans = lowered.executorch_program.execution_plan
+    operators = {plan.name: [*sorted({op.name for op in plan.operators}), BACKEND] for plan in plans}
+    return {"operators": operators, "delegated_fraction": delegated / max(1, delegated + left)}
 
 
 def _count_operations(program: Any) -> tuple[int, int]:
@@ -64,20 +69,24 @@ def _without_native_messages() -> Iterator[None]:
             os.close(kept)
 
 
-class ExecuTorchRunner:
-    """Runs a ``.pte``: crops uint8 [N, S, S, 3] RGB, one at a time, to P(fake) float32 [N]."""
+def opened(path: Path, threads: int) -> Programs:
+    """Open a ``.pte``, whose methods are its programs."""
+    with _without_native_messages():
+        from executorch.extension.pybindings import portable_lib
+        from executorch.runtime import Runtime
 
-    def __init__(self, path: Path, threads: int) -> None:
+        portable_lib._unsafe_reset_threadpool(threads)
+        program: Any = Runtime.get().load_program(path)
+
+    def load(name: ProgramName) -> Loaded:
         with _without_native_messages():
-            from executorch.extension.pybindings import portable_lib
-            from executorch.runtime import Runtime
+            method = program.load_method(name)
 
-            portable_lib._unsafe_reset_threadpool(threads)
-            self._program = Runtime.get().load_program(path)
-            self._method = self._program.load_method("forward")
+        def run(*inputs: NDArray[Any]) -> NDArray[np.float32]:
+            # ExecuTorch ignores strides: what it is given must be contiguous. It writes the next output over this one.
+            given = [torch.from_numpy(np.ascontiguousarray(array)) for array in inputs]
+            return np.array(method.execute(given)[0].numpy(), np.float32)
 
-    def __call__(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Score crops."""
-        # ExecuTorch ignores strides: what it is given must be contiguous.
-        frames = torch.from_numpy(np.ascontiguousarray(pixels))
-        return np.array([float(self._method.execute([frame[None]])[0][0]) for frame in frames], np.float32)
+        return run
+
+    return load

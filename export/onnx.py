@@ -3,41 +3,54 @@
 import contextlib
 import io
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-INPUT, OUTPUT = "pixels", "fake_probability"
+from export.runtimes import Loaded, ProgramName, Programs, program_file
+
+if TYPE_CHECKING:
+    from export.programs import Graph
+
 OPSET = 20
 """The first with Gelu as one operator."""
 
 
-def write(detector: Any, size: int, path: Path) -> dict[str, Any]:
-    """Write ``detector`` (uint8 [1, size, size, 3] -> float32 [1]) as a ``.onnx`` and return its operators."""
+def write(graphs: Sequence["Graph"], path: Path) -> dict[str, Any]:
+    """Write one program as a ``.onnx``, or several into a folder; return their operators by name."""
     import onnx
+
+    operators = {}
+    for graph in graphs:
+        file = program_file(path, "onnxruntime", graph.name)
+        file.parent.mkdir(exist_ok=True)
+        model = _converted(graph)
+        make_activations_unsigned(model)
+        onnx.checker.check_model(model)
+        onnx.save(model, file)
+        operators[graph.name] = sorted({f"{node.domain or 'ai.onnx'}.{node.op_type}" for node in model.graph.node})
+    return {"operators": operators}
+
+
+def _converted(graph: "Graph") -> Any:
     import torch
 
-    example = (torch.zeros(1, size, size, 3, dtype=torch.uint8),)
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
-        program = torch.export.export(detector, example)
         exported = torch.onnx.export(
-            program,
-            example,
+            torch.export.export(graph.module, graph.example()),
+            graph.example(),
             dynamo=True,
             opset_version=OPSET,
-            input_names=[INPUT],
-            output_names=[OUTPUT],
+            input_names=[tensor.name for tensor in graph.inputs],
+            output_names=[graph.output.name],
             verbose=False,
         )
     assert exported is not None
-    model = exported.model_proto
-    make_activations_unsigned(model)
-    onnx.checker.check_model(model)
-    onnx.save(model, path)
-    return {"operators": sorted({f"{node.domain or 'ai.onnx'}.{node.op_type}" for node in model.graph.node})}
+    return exported.model_proto
 
 
 def make_activations_unsigned(model: Any) -> None:
@@ -71,19 +84,23 @@ def make_activations_unsigned(model: Any) -> None:
     model.graph.initializer.extend(kept)
 
 
-class OnnxRunner:
-    """Runs a ``.onnx``: crops uint8 [N, S, S, 3] RGB, one at a time, to P(fake) float32 [N]."""
+def opened(path: Path, threads: int) -> Programs:
+    """Open a ``.onnx``, or a folder of them."""
+    import onnxruntime
 
-    def __init__(self, path: Path, threads: int) -> None:
-        import onnxruntime
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
 
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.log_severity_level = 3
-        self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    def load(name: ProgramName) -> Loaded:
+        file = program_file(path, "onnxruntime", name)
+        session: Any = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+        names = [given.name for given in session.get_inputs()]
 
-    def __call__(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Score crops."""
-        run = self._session.run
-        scores = [run([OUTPUT], {INPUT: np.ascontiguousarray(frame[None])})[0][0] for frame in pixels]
-        return np.array(scores, np.float32)
+        def run(*inputs: NDArray[Any]) -> NDArray[np.float32]:
+            output: NDArray[np.float32] = session.run(None, dict(zip(names, inputs, strict=True)))[0]
+            return output
+
+        return run
+
+    return load

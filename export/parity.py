@@ -24,13 +24,14 @@ class Parity(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    crops: int
+    samples: int
+    """Real crops, or clips, that were compared."""
     max_difference: float
     """Largest difference of P(fake)."""
     logit_snr_db: float
     """10 log10 of the variance of the expected logits over the mean squared difference; 200 at most."""
     verdict_agreement: float
-    """Share of crops on the same side of 0.5."""
+    """Share of samples on the same side of 0.5."""
     passed: bool
     failure: str = ""
 
@@ -63,7 +64,7 @@ def least_snr_db(expected: NDArray[np.float32], mistaken: Sequence[NDArray[np.fl
 def compare(
     expected: NDArray[np.float32], actual: NDArray[np.float32], scheme: str, least_snr: float = INT8_SNR_DB
 ) -> Parity:
-    """Compare an artifact's scores with its source's on the same real crops, float32 [N] each, as its scheme allows."""
+    """Compare an artifact's scores with its source's of the same inputs, float32 [N] each, as its scheme allows."""
     difference = float(np.max(np.abs(expected - actual))) if np.isfinite(actual).all() else float("inf")
     ratio = snr_db(logits_of(expected), logits_of(actual)) if np.isfinite(difference) else -200.0
     failure = ""
@@ -72,7 +73,7 @@ def compare(
     if scheme == "int8" and not ratio >= least_snr:
         failure = f"logits are {ratio:.1f} dB from the run's; at least {least_snr:.1f} dB is rounding"
     return Parity(
-        crops=len(expected),
+        samples=len(expected),
         max_difference=difference if np.isfinite(difference) else 1.0,
         logit_snr_db=ratio,
         verdict_agreement=float(np.mean((expected > 0.5) == (actual > 0.5))),

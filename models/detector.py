@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 from torch import Tensor, nn
 
 from models.megatron import Megatron, MegatronSettings
+from models.temporal import ClipHead, Temporal, TemporalSettings
 from stage import Modality, StageError
 
 BYTE_MAX = 255.0
@@ -46,6 +47,10 @@ class Architecture(BaseModel):
     """Width of the head's hidden layer (Linear, ReLU, Dropout, Linear); None for one linear layer."""
     megatron: MegatronSettings | None = None
     """The head over a clip's frames, in place of one over single frames."""
+    temporal: TemporalSettings | None = None
+    """The head of a clip student, in place of one over single frames."""
+    activation: Literal["relu"] | None = None
+    """What stands in place of the backbone's GELUs, which int8 runtimes compute in float32; None: they stay."""
     fused: bool = False
     """True after re-parameterization: every branch folded into one convolution."""
 
@@ -63,12 +68,14 @@ class Architecture(BaseModel):
             raise ValueError("modalities must be named, each once")
         if self.megatron and self.modalities != ("rgb", "depth"):
             raise ValueError("megatron looks at rgb and depth")
+        if self.temporal and (self.megatron or len(self.modalities) > 1):
+            raise ValueError("a temporal head takes one modality, and stands alone")
         return self
 
     @property
     def per(self) -> Literal["frame", "clip"]:
         """Whether one score belongs to a frame or to a whole clip."""
-        return "clip" if self.megatron else "frame"
+        return "clip" if self.megatron or self.temporal else "frame"
 
 
 class Preprocessing(BaseModel):
@@ -101,9 +108,10 @@ def create_backbone(name: str, size: int, **pretrained: object) -> nn.Module:
 def classify(head: nn.Module, embeddings: Tensor, valid: Tensor | None = None) -> Tensor:
     """Return logits [N, 2] of embeddings.
 
-    embeddings: [N, D], or [N, M, D] of several modalities, or for Megatron [N, T, M, D] with ``valid`` bool [N, T].
+    embeddings: [N, D], or [N, M, D] of several modalities, or of clips [N, T, D] or [N, T, M, D] with ``valid`` bool
+    [N, T].
     """
-    if isinstance(head, Megatron):
+    if isinstance(head, ClipHead):
         logits: Tensor = head(embeddings, valid)
     else:
         logits = head(embeddings.flatten(1) if embeddings.ndim > 2 else embeddings)
@@ -114,13 +122,15 @@ class Detector(nn.Module):
     """A backbone and a head: normalized pictures to logits, float32 [N, 2] (real, fake).
 
     Pictures are float32 [N, 3, S, S], or [N, M, 3, S, S] of several modalities; a clip detector (``architecture.per``)
-    takes [N, T, M, 3, S, S] and which frames are valid, bool [N, T].
+    takes [N, T, 3, S, S] or [N, T, M, 3, S, S], and which frames are valid, bool [N, T].
     """
 
     def __init__(self, architecture: Architecture, backbone: nn.Module | None = None) -> None:
         super().__init__()
         self.architecture = architecture
         self.backbone = create_backbone(architecture.backbone, architecture.size) if backbone is None else backbone
+        if architecture.activation == "relu":
+            replace_gelus(self.backbone)
         with torch.no_grad():
             training = self.backbone.training
             probe = self.backbone.eval()(torch.zeros(1, 3, architecture.size, architecture.size))
@@ -135,6 +145,8 @@ class Detector(nn.Module):
     def _head(self) -> nn.Module:
         if self.architecture.megatron:
             return Megatron(self.embedding_size, self.architecture.megatron)
+        if self.architecture.temporal:
+            return Temporal(self.embedding_size, self.architecture.temporal)
         width, hidden = self.embedding_size * len(self.architecture.modalities), self.architecture.head_hidden
         if hidden is None:
             return nn.Linear(width, 2)
@@ -152,6 +164,19 @@ class Detector(nn.Module):
     def forward(self, pictures: Tensor, valid: Tensor | None = None) -> Tensor:
         """Return logits [N, 2]."""
         return classify(self.head, per_picture(self.backbone, pictures), valid)
+
+
+def gelus(backbone: nn.Module) -> list[str]:
+    """Return the names of a backbone's GELUs."""
+    kinds = nn.GELU | timm.layers.GELU | timm.layers.GELUTanh
+    return [name for name, module in backbone.named_modules() if isinstance(module, kinds)]
+
+
+def replace_gelus(backbone: nn.Module) -> None:
+    """Put a ReLU in place of every GELU, in place; weights stay as they are and keep their names."""
+    for name in gelus(backbone):
+        parent, _, own = name.rpartition(".")
+        setattr(backbone.get_submodule(parent), own, nn.ReLU())
 
 
 def per_picture(backbone: nn.Module, pictures: Tensor) -> Tensor:
@@ -188,7 +213,7 @@ class Normalize(nn.Module):
 class PixelDetector(nn.Module):
     """Raw pixels in, P(fake) out: uint8 [N, S, S, 3] RGB 0..255 -> float32 [N]. What every artifact computes.
 
-    For several modalities uint8 [N, M, S, S, 3]; for clips uint8 [N, T, M, S, S, 3], and ``valid`` bool [N, T].
+    For several modalities uint8 [N, M, S, S, 3]; for clips uint8 [N, T, (M,) S, S, 3], and ``valid`` bool [N, T].
     """
 
     def __init__(self, network: nn.Module, preprocessing: Preprocessing) -> None:

@@ -11,10 +11,11 @@ LOGIT_TOLERANCE = 1e-3
 """Largest change of a logit, absolute and relative to the largest logit: float32 rounding over a hundred layers."""
 
 
-def fuse(detector: Detector, pictures: Tensor) -> Detector:
+def fuse(detector: Detector, pictures: Tensor, *valid: Tensor) -> Detector:
     """Return the fused detector, in eval mode, after comparing its logits on ``pictures`` (float32 [N, 3, S, S]).
 
-    Raises StageError if a logit moves by more than rounding explains. A fused detector comes back as it is.
+    A clip detector takes [N, T, 3, S, S] and which frames are ``valid``, bool [N, T]. A fused detector comes back as it
+    is. Raises StageError if a logit moves by more than rounding explains.
     """
     if detector.architecture.fused:
         return detector.eval()
@@ -24,11 +25,12 @@ def fuse(detector: Detector, pictures: Tensor) -> Detector:
     ).eval()
     fused.head.load_state_dict(detector.head.state_dict())
     with torch.inference_mode():
-        before, after = detector(pictures), fused(pictures)
+        before, after = detector(pictures, *valid), fused(pictures, *valid)
     difference = float((before - after).abs().max())
     if not difference <= LOGIT_TOLERANCE * max(1.0, float(before.abs().max())):
+        samples = "clips" if valid else "crops"
         raise StageError(
-            f"fusing {detector.architecture.backbone} moves logits by {difference:.2g} on {len(pictures)} real crops: "
-            "it must not be exported or quantized"
+            f"fusing {detector.architecture.backbone} moves logits by {difference:.2g} on {len(pictures)} real "
+            f"{samples}: it must not be exported or quantized"
         )
     return fused

@@ -119,8 +119,12 @@ class UnfinishedRun:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if speaks():
-            self._lock.close()
+        if not speaks():
+            return
+        if self.folder.exists() and not self.checkpoint.exists():  # refused before its first step
+            shutil.rmtree(self.folder)
+            Path(self._lock.name).unlink(missing_ok=True)
+        self._lock.close()
 
 
 class Run:
@@ -156,6 +160,28 @@ class Run:
         except (OSError, SafetensorError, RuntimeError) as error:
             raise StageError(f"{path} is missing, damaged, or does not fit model.json") from error
         return detector.eval()
+
+    def start(self, detector: Detector) -> Weights:
+        """Put this run's weights into a detector of the same backbone as its starting weights; its head if it fits.
+
+        Raises StageError if the run cannot be gone on from.
+        """
+        own, wanted = self.info.architecture, detector.architecture
+        if own.backbone != wanted.backbone or own.fused:
+            holds = f"a fused {own.backbone} ({self.info.scheme})" if own.fused else f"a {own.backbone}"
+            raise StageError(f"{self.path} holds {holds}, and --weights is to start a {wanted.backbone}")
+        if self.info.meaningless:
+            raise StageError(f"{self.path} is nothing to start from: {self.info.meaningless}")
+        trained = self.detector()
+        try:
+            detector.backbone.load_state_dict(trained.backbone.state_dict())
+        except RuntimeError as error:
+            raise StageError(f"{self.path} takes {own.size} px crops, and its weights fit no other size") from error
+        try:
+            detector.head.load_state_dict(trained.head.state_dict())
+        except RuntimeError:
+            say(f"the head of {self.path} is of another kind: the new one starts at random")
+        return Weights(source="run", name=self.path.name, sha256=self.sha256, licence=self.info.weights.licence)
 
     @property
     def sha256(self) -> str:

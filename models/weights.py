@@ -23,7 +23,7 @@ class Weights(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    source: Literal["random", "hub", "file", "folder"]
+    source: Literal["random", "hub", "file", "folder", "run"]
     name: str
     sha256: str | None = None
     licence: str
@@ -143,7 +143,7 @@ def _hub_reachable(repository: str) -> bool:
 
 def _from_hub(name: str, size: int) -> nn.Module:
     cfg = timm.get_pretrained_cfg(name)
-    mend = "give --weights FILE, or --random-weights if the figures need not mean anything"
+    mend = "give --weights FILE, or --random-weights (distill: no --weights) if the start may be random"
     if not cfg.has_weights:
         raise StageError(f"timm knows no pretrained weights of {name}: {mend}")
     unreachable = f"the weights of {name} are not on this machine and the hub cannot be reached: {mend}"
@@ -174,14 +174,19 @@ def _given(name: str, size: int, given: Path) -> tuple[nn.Module, Weights]:
     return backbone, Weights(source="folder", name=given.resolve().name, sha256=sha256_of(file), licence=licence)
 
 
+def check_one_source(given: Path | None, random: bool) -> None:
+    """Raise StageError if weights are both given and to be random."""
+    if given is not None and random:
+        raise StageError("--weights and --random-weights exclude each other: give one of them")
+
+
 def backbone_with_weights(name: str, size: int, given: Path | None, random: bool) -> tuple[nn.Module, Weights]:
     """Create a backbone and its starting weights: ``given`` if there is one, else the hub's unless ``random``.
 
     ``given`` is a file, or the folder of a model on the hub, whose card names the licence. Raises StageError if the
     weights are missing, cannot be read, or do not fit; nothing falls back to random.
     """
-    if given is not None and random:
-        raise StageError("--weights and --random-weights exclude each other: give one of them")
+    check_one_source(given, random)
     if random:
         return create_backbone(name, size), Weights(source="random", name="random initialization", licence="none")
     if given is not None:

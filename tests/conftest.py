@@ -131,7 +131,7 @@ def student_run(demo_store: Path, teacher_run: Path, tmp_path_factory: pytest.Te
     from compress.distill import distill
 
     options = {"student": "test_byobnet", "epochs": 8}
-    return shared(tmp_path_factory, "student", lambda out: distill(teacher_run, demo_store, out, **options))
+    return shared(tmp_path_factory, "student", lambda out: distill(demo_store, out, teacher_run, **options))
 
 
 @pytest.fixture(scope="session")
@@ -150,3 +150,33 @@ def bundle_path(demo_store: Path, student_run: Path, int8_run: Path, tmp_path_fa
     from export.export import export
 
     return shared(tmp_path_factory, "bundle", lambda out: export([student_run, int8_run], demo_store, out))
+
+
+@pytest.fixture(scope="session")
+def drawn_run() -> Callable[..., Path]:
+    """Return how to save a run at a path in no time: ``architecture`` of test_vit, its weights drawn at random.
+
+    It claims one step of training, so that it may teach; ``info`` are further fields of ``model.json``.
+    """
+    import torch
+
+    from models.detector import Architecture, Detector, Preprocessing
+    from models.run import DataSource, RunInfo, save_run
+    from models.weights import Weights
+
+    def save(out: Path, info: dict[str, object] | None = None, **architecture: object) -> Path:
+        torch.manual_seed(7)
+        known = Architecture.model_validate({"backbone": "test_vit", "size": 64} | architecture)
+        fields = {
+            "kind": "teacher",
+            "architecture": known,
+            "preprocessing": Preprocessing.of(known.backbone),
+            "weights": Weights(source="random", name="random initialization", licence="none"),
+            "trained_steps": 1,
+            "data": DataSource(fingerprint="none"),
+            "seed": 7,
+        }
+        save_run(out, RunInfo.model_validate(fields | (info or {})), Detector(known), {})
+        return out
+
+    return save

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from benchmarks.bench import bench
+from benchmarks.bench import bench, check_fits, list_subjects
 from benchmarks.machine import describe_machine, diagnose
 from benchmarks.measuring import clip_scores, measure_apart, write_timed_crops
 from benchmarks.reference import Reference, read_reference, reference
@@ -25,6 +25,7 @@ from models.detector import Architecture, Detector
 from models.megatron import MegatronSettings
 from models.run import Run, save_run
 from stage import StageError
+from tests.export.clip_student import NAME, clip_bundle
 
 ROW_KEYS = {
     "name", "kind", "model", "runtime", "scheme", "device", "threads", "input_size", "status", "reason", "bytes",
@@ -225,6 +226,39 @@ def test_timed_inputs_have_the_shape_that_the_model_takes(clip_run_and_store, tm
         )
         assert [array.shape for array in task.inputs()[0]] == expected
         assert len(task.inputs()) == 8
+
+
+@pytest.fixture(scope="module")
+def clip_artifacts(demo_store, tmp_path_factory):
+    return clip_bundle(demo_store, tmp_path_factory)
+
+
+def test_clip_artifacts_have_rows(
+    clip_artifacts, demo_store, demo_control_store, opened_store, reference_file, tmp_path, monkeypatch
+):
+    # In this process, as above.
+    monkeypatch.setattr("benchmarks.bench.measure_apart", measure)
+    made = bench(
+        [clip_artifacts], demo_store, reference_file, tmp_path / "report", repeats=10, control=demo_control_store
+    )
+    bundle = Bundle(clip_artifacts)
+    assert [row.name for row in made.rows] == [f"{NAME}.pte", f"{NAME}-onnx", f"{NAME}-coreml"]
+    for row in made.rows[:2]:
+        artifact = bundle.artifact(row.name)
+        scores = score_split(bundle.load(artifact), opened_store, "test", Takes(per="clip"))
+        assert (row.status, row.repeats, row.bytes) == ("measured", 10, artifact.bytes)
+        assert row.auc == pytest.approx(scores.metrics(artifact.threshold.value).auc)
+        assert row.frame_auc is None
+        assert row.control_auc == 0.5
+        assert row.latency_ms is not None
+
+
+def test_clip_artifact_needs_clips_of_its_length(clip_artifacts, opened_store):
+    subject = list_subjects([clip_artifacts], [1])[0]
+    check_fits(subject, opened_store)
+    subject.frames = 20
+    with pytest.raises(StageError, match=r"-clip-fp32.pte takes clips of 20 frames, .* holds 4"):
+        check_fits(subject, opened_store)
 
 
 def test_reference_of_another_store_is_refused(bundle_path, reference_file, demo_corpus, tmp_path):

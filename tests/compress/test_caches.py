@@ -21,7 +21,7 @@ class Means:
     def __init__(self, fail_after: int = 10**9) -> None:
         self.calls, self.fail_after = 0, fail_after
 
-    def __call__(self, pixels: NDArray[np.uint8]) -> torch.Tensor:
+    def __call__(self, pixels: NDArray[np.uint8], valid: NDArray[np.bool_] | None = None) -> torch.Tensor:
         self.calls += 1
         if self.calls > self.fail_after:
             raise KeyboardInterrupt
@@ -147,7 +147,7 @@ def test_a_damaged_file_is_refused_and_not_filled_with_zeros(opened_store: ClipS
 def test_numbers_beyond_half_precision_are_refused(opened_store: ClipStore, tmp_path: Path) -> None:
     views = Views(opened_store, ViewRule())
     with pytest.raises(StageError, match=r"gives numbers beyond half precision; give --precision fp32, or other"):
-        FrameCache.fill(tmp_path, key_of(views), views, lambda pixels: 1e6 * Means()(pixels))
+        FrameCache.fill(tmp_path, key_of(views), views, lambda pixels, _: 1e6 * Means()(pixels))
 
 
 def test_what_another_process_was_to_fill_is_missed(opened_store: ClipStore, tmp_path: Path) -> None:

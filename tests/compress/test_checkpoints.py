@@ -73,12 +73,12 @@ def test_a_student_with_batch_norms_goes_on_too(
     teacher_run: Path, demo_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = {"student": "test_byobnet", "epochs": 2, "views": 2, "curve": "plateau"}
-    distill(teacher_run, demo_store, tmp_path / "whole", **options)
+    distill(demo_store, tmp_path / "whole", teacher_run, **options)
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(training, "CHECKPOINT_SECONDS", -1.0)
         patched.setattr(training, "save_checkpoint", InterruptedAfter(4))
-        distill(teacher_run, demo_store, tmp_path / "run", **options)
-    distill(teacher_run, demo_store, tmp_path / "run", **options)
+        distill(demo_store, tmp_path / "run", teacher_run, **options)
+    distill(demo_store, tmp_path / "run", teacher_run, **options)
     same_training(tmp_path / "run", tmp_path / "whole")
 
 

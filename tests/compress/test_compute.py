@@ -30,7 +30,7 @@ def difference(a: Path, b: Path) -> float:
 def alone(teacher_run: Path, demo_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A student trained by one process, each batch at once."""
     out = tmp_path_factory.mktemp("alone") / "run"
-    distill(teacher_run, demo_store, out, **STUDENT)
+    distill(demo_store, out, teacher_run, **STUDENT)
     return out
 
 
@@ -39,8 +39,8 @@ def test_parts_of_a_batch_give_the_gradients_of_the_whole(
     balance: str, alone: Path, teacher_run: Path, demo_store: Path, tmp_path: Path
 ) -> None:
     """With as many reals as fakes, weights are 1 and differ from batches in the order alone."""
-    distill(teacher_run, demo_store, tmp_path / "whole", balance=balance, **STUDENT)
-    distill(teacher_run, demo_store, tmp_path / "parts", balance=balance, accumulate=2, **STUDENT)
+    distill(demo_store, tmp_path / "whole", teacher_run, balance=balance, **STUDENT)
+    distill(demo_store, tmp_path / "parts", teacher_run, balance=balance, accumulate=2, **STUDENT)
     assert difference(tmp_path / "whole", tmp_path / "parts") < 1e-4
     assert (difference(tmp_path / "whole", alone) == 0) == (balance == "batches")
 

@@ -82,14 +82,14 @@ def test_runs_that_no_phone_can_feed_are_refused(
             quantize(run, modal_store, tmp_path / "int8")
         with pytest.raises(StageError, match=rf"looks at {looks}, and a phone has rgb frames: distill it"):
             export([run], modal_store, tmp_path / "bundle")
-    with pytest.raises(StageError, match="scores whole clips: a frame student learns from a teacher of frames"):
-        distill(megatron, modal_store, tmp_path / "student")
+    with pytest.raises(StageError, match="scores clips: a frame student learns from a teacher of frames, teach dino"):
+        distill(modal_store, tmp_path / "student", megatron)
 
 
 def test_a_student_learns_from_modalities_that_it_does_not_see(
     several: Path, modal_store: Path, tmp_path: Path
 ) -> None:
-    distill(several, modal_store, tmp_path / "student", student="test_byobnet", epochs=1)
+    distill(modal_store, tmp_path / "student", several, student="test_byobnet", epochs=1)
     assert Run(tmp_path / "student").info.architecture.modalities == ("rgb",)
 
 

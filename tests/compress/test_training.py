@@ -8,16 +8,19 @@ import numpy as np
 import pytest
 import torch
 
+from compress import training
 from compress.caches import CacheKey, FrameCache
+from compress.checkpoints import load_checkpoint
+from compress.compute import prepare_compute
 from compress.distill import distill, load_teacher
 from compress.teach import teach
-from compress.training import Schedule, settle_batch_norms
+from compress.training import Schedule, Task, fit, settle_batch_norms
 from data.batches import Batch, batch_pixels
 from data.store import ClipStore
 from data.views import ViewRule, Views
 from models.detector import PixelDetector
 from models.freezing import freeze
-from models.run import Run
+from models.run import Run, UnfinishedRun
 from stage import StageError
 
 
@@ -36,7 +39,7 @@ def test_cached_features_are_those_of_the_frozen_part(teacher_run, opened_store,
     frozen, _ = freeze(detector.backbone, "1")
     views = Views(opened_store, ViewRule())
 
-    def features(pixels):
+    def features(pixels, valid=None):
         with torch.inference_mode():
             return frozen(pixels_in.pictures(torch.from_numpy(pixels)))
 
@@ -63,7 +66,7 @@ def test_run_that_was_never_trained_says_so(demo_store, tmp_path):
     assert Run(tmp_path / "run").info.meaningless.startswith("random weights, never trained")
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["test"] is None
     with pytest.raises(StageError, match=r"has nothing to teach: random weights, never trained"):
-        load_teacher(tmp_path / "run", ClipStore(demo_store))
+        load_teacher(tmp_path / "run", ClipStore(demo_store), "frame")
 
 
 def test_student_s_metrics_hold_history_threshold_and_both_splits(student_run):
@@ -83,7 +86,7 @@ def test_best_epoch_on_validation_is_what_is_kept(student_run):
 
 def test_same_seed_same_student(demo_store, teacher_run, tmp_path):
     for name in ("a", "b"):
-        distill(teacher_run, demo_store, tmp_path / name, student="test_byobnet", epochs=1, seed=5)
+        distill(demo_store, tmp_path / name, teacher_run, student="test_byobnet", epochs=1, seed=5)
     a, b = (Run(tmp_path / name).detector().state_dict() for name in ("a", "b"))
     assert all(torch.equal(a[name], b[name]) for name in a)
 
@@ -93,7 +96,7 @@ def test_student_of_crops_of_another_size_is_refused(demo_corpus, teacher_run, t
 
     prepare([demo_corpus], tmp_path / "store", frames=1, size=32, ratios="0.5,0.25,0.25", workers=2)
     with pytest.raises(StageError, match=r"takes 64 px crops, .* holds 32 px"):
-        distill(teacher_run, tmp_path / "store", tmp_path / "out")
+        distill(tmp_path / "store", tmp_path / "out", teacher_run)
 
 
 def test_settled_batch_norms_hold_the_plain_mean_over_batches():
@@ -154,4 +157,102 @@ def test_a_damaged_clip_is_replaced_and_named(reals_store, tmp_path):
 
 def test_a_loss_that_is_not_a_number_ends_training_with_one_line(demo_store, teacher_run, tmp_path):
     with pytest.raises(StageError, match=r"the loss is not a number after \d steps: give a smaller --learning-rate"):
-        distill(teacher_run, demo_store, tmp_path / "run", student="test_vit", learning_rate=1e20, epochs=3)
+        distill(demo_store, tmp_path / "run", teacher_run, student="test_vit", learning_rate=1e20, epochs=3)
+
+
+class Colours(torch.nn.Linear):
+    """Logits of a frame by its mean colour; as an objective, the cross-entropy with labels."""
+
+    def __init__(self):
+        torch.manual_seed(2)
+        super().__init__(3, 2)
+
+    def forward(self, labels, colours):
+        return torch.nn.functional.cross_entropy(super().forward(colours), labels)
+
+    def score(self, colours):
+        return torch.nn.functional.linear(colours, self.weight, self.bias).softmax(1)[:, 1].numpy()
+
+
+def _mean_colours(pixels):
+    return torch.from_numpy(pixels).float().mean((1, 2)) / 255
+
+
+EMA = Schedule(epochs=2, batch_size=8, learning_rate=0.05, ema=0.6, precision="fp32")
+
+
+def _colours_task(store):
+    views, objective = Views(store, ViewRule()), Colours()
+
+    def inputs_of(batch):
+        return torch.from_numpy(batch.labels), _mean_colours(batch_pixels(views, batch))
+
+    def score(clips):
+        return [objective.score(_mean_colours(store.pixels(clip)[clip.valid])) for clip in clips]
+
+    return Task(objective, inputs_of, score, views)
+
+
+def _fit_colours(store, out):
+    task = _colours_task(store)
+    with UnfinishedRun(out, {"what": "colours"}) as unfinished:
+        history = fit(prepare_compute("fp32"), task, EMA, 0, unfinished)
+        _, states = load_checkpoint(unfinished.checkpoint)
+    return task.objective, history, states
+
+
+def _by_hand(store):
+    """The weights after each step, and their averages, in a plain loop."""
+    task = _colours_task(store)
+    objective, step = task.objective, 0
+    optimizer = torch.optim.AdamW(objective.parameters(), EMA.learning_rate, weight_decay=EMA.weight_decay)
+    passes = [EMA.batches(task.views, 0, number, "frame") for number in range(EMA.epochs)]
+    average, ends = {name: p.detach().clone() for name, p in objective.named_parameters()}, []
+    for batches in passes:
+        for batch in batches:
+            for group in optimizer.param_groups:
+                group["lr"] = EMA.learning_rate * EMA.factor(step, sum(map(len, passes)))
+            optimizer.zero_grad()
+            objective(*task.inputs_of(batch)).backward()
+            torch.nn.utils.clip_grad_norm_(objective.parameters(), EMA.clip_norm)
+            optimizer.step()
+            decay = min(EMA.ema, (1 + step) / (10 + step))  # 0.1, 2/11, ... while what it started from is far off
+            for name, parameter in objective.named_parameters():
+                average[name] = decay * average[name] + (1 - decay) * parameter.detach()
+            step += 1
+        ends.append({name: tensor.clone() for name, tensor in average.items()})
+    return {name: p.detach() for name, p in objective.named_parameters()}, ends, step
+
+
+def test_the_moving_average_of_the_weights_is_what_is_kept(opened_store, tmp_path):
+    kept, history, states = _fit_colours(opened_store, tmp_path / "run")
+    weights, averages, steps = _by_hand(opened_store)
+    assert steps == history["steps"] == 12
+    best = max(range(2), key=lambda n: (history["passes"][n]["val_auc"], -history["passes"][n]["val_loss"]))
+    for name, parameter in kept.named_parameters():
+        torch.testing.assert_close(parameter.detach(), averages[best][name], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(states["weights"][name], weights[name], atol=1e-5, rtol=1e-5)
+        assert (averages[-1][name] - weights[name]).abs().max() > 1e-4
+    for found, expected in zip(states["average"], averages[-1].values(), strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("saves", [1, 6, 9])
+def test_an_interrupted_moving_average_goes_on(saves, opened_store, tmp_path, monkeypatch):
+    whole, history, _ = _fit_colours(opened_store, tmp_path / "whole")
+    save, left = training.save_checkpoint, [saves]
+
+    def interrupted(*checkpoint):
+        if not left[0]:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        save(*checkpoint)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(training, "CHECKPOINT_SECONDS", -1.0)  # after every step
+        patched.setattr(training, "save_checkpoint", interrupted)
+        _fit_colours(opened_store, tmp_path / "run")
+    again, rest, _ = _fit_colours(opened_store, tmp_path / "run")
+    assert rest["steps"] == history["steps"]
+    for own, other in zip(again.parameters(), whole.parameters(), strict=True):
+        assert torch.equal(own, other)

@@ -14,8 +14,11 @@ from compress.runs import pixel_detector
 from export import executorch as pte
 from export import onnx as onnx_writer
 from export.bundle import Bundle
-from export.export import Job, NormalizedTwice, Source, export, gate, golden_crops
+from export.export import export
+from export.gate import NormalizedTwice, Source, gate
+from export.golden import golden_crops, golden_inputs
 from export.parity import compare
+from export.programs import Graph, pixel_input
 from export.runtimes import load_artifact
 from models.detector import Architecture, Detector, PixelDetector, Preprocessing
 from models.fusing import fuse
@@ -66,7 +69,7 @@ class Mistaken(nn.Module):
 
 @pytest.fixture(scope="module")
 def sources(student_run, int8_run, opened_store):
-    crops = golden_crops(opened_store)
+    crops = golden_inputs(opened_store, "frame")
     return {
         scheme: Source.load(run, opened_store, crops) for scheme, run in (("fp32", student_run), ("int8", int8_run))
     }
@@ -87,18 +90,18 @@ MISTAKES = ("channels swapped", "normalized twice", "transposed")
 def test_gate_refuses_a_mistaken_artifact(runtime, scheme, mistake, sources, detectors, opened_store, tmp_path):
     source, detector = sources[scheme], detectors[scheme]
     writer, suffix = (onnx_writer, "onnx") if runtime == "onnxruntime" else (pte, "pte")
-    job = Job(source.run.path, scheme, runtime, f"mistaken.{suffix}")
     mistaken = NormalizedTwice(detector) if mistake == "normalized twice" else Mistaken(detector, mistake)
-    writer.write(mistaken, 64, tmp_path / job.file)
+    path = tmp_path / f"mistaken.{suffix}"
+    writer.write([Graph("forward", mistaken, (pixel_input(64),))], path)
     with pytest.raises(StageError, match=rf"mistaken.{suffix} failed the parity gate on 32 real crops: .* is rounding"):
-        gate(job, source, tmp_path, golden_crops(opened_store))
+        gate(path, runtime, source, (golden_crops(opened_store),))
 
 
 @pytest.mark.parametrize("file", RUNNABLE)
 @pytest.mark.parametrize("mistake", ["channels swapped", "transposed"])
 def test_every_artifact_on_mistaken_pixels_is_beyond_the_tolerance(bundle, file, mistake, sources):
     source = sources["int8" if "int8" in file else "fp32"]
-    pixels = bundle.golden_pixels()
+    (pixels,) = bundle.golden_inputs()
     wrong = pixels[..., ::-1] if mistake == "channels swapped" else pixels.transpose(0, 2, 1, 3)
     runner = bundle.load(bundle.artifact(file))
     assert compare(source.golden, runner(pixels), source.run.info.scheme, source.least_snr_db).passed
@@ -142,12 +145,16 @@ def test_manifest_says_all_that_an_app_needs(bundle, opened_store):
         assert square == (example["left"], example["top"], example["side"])
     assert [a["file"].rsplit(".")[-1] for a in manifest["artifacts"]] == ["pte"] * 2 + ["onnx"] * 2 + ["mlpackage"] * 2
     assert set(manifest["artifacts"][0]) == {
-        "file", "sha256", "bytes", "runtime", "scheme", "minimum_os", "licence", "input", "output", "threshold",
-        "threshold_from", "operators", "delegated_fraction", "parity", "not_checked", "source_run",
+        "file", "sha256", "bytes", "runtime", "scheme", "minimum_os", "licence", "programs", "threshold",
+        "threshold_from", "delegated_fraction", "parity", "not_checked", "source_run",
     }  # fmt: skip
     for artifact in manifest["artifacts"]:
         assert sha256_of(bundle.path / artifact["file"]) == artifact["sha256"]
-        layout = artifact["input"]["layout"], artifact["input"]["shape"]
+        (program,) = artifact["programs"]
+        assert set(program) == {"name", "file", "inputs", "output", "operators"}
+        assert (program["name"], program["file"]) == ("forward", artifact["file"])
+        (given,) = program["inputs"]
+        layout = given["layout"], given["shape"]
         assert layout == (("RGB image", [64, 64]) if artifact["runtime"] == "coreml" else ("NHWC", [1, 64, 64, 3]))
 
 
@@ -173,7 +180,7 @@ def test_core_ml_is_not_claimed_to_be_checked_off_a_mac(bundle):
 
 
 def test_golden_outputs_are_what_the_artifacts_give(bundle):
-    pixels = bundle.golden_pixels()
+    (pixels,) = bundle.golden_inputs()
     assert pixels.shape == (32, 64, 64, 3)
     raw = (bundle.path / "golden" / "pixels.bin").read_bytes()
     assert len(raw) == pixels.size
@@ -234,7 +241,8 @@ def test_unknown_format_lists_the_known(student_run, demo_store, tmp_path):
 
 def test_repvit_is_fused_in_its_artifact(tmp_path):
     fused = fuse(Detector(Architecture(backbone="repvit_m0_9", size=64)), torch.zeros(1, 3, 64, 64))
-    onnx_writer.write(PixelDetector(fused, Preprocessing.of("repvit_m0_9")), 64, tmp_path / "repvit.onnx")
+    detector = PixelDetector(fused, Preprocessing.of("repvit_m0_9"))
+    onnx_writer.write([Graph("forward", detector, (pixel_input(64),))], tmp_path / "repvit.onnx")
     operators = [node.op_type for node in onnx.load(tmp_path / "repvit.onnx").graph.node]
     assert "BatchNormalization" not in operators
     assert operators.count("Conv") == 103

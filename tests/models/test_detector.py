@@ -6,7 +6,16 @@ import timm
 import torch
 from torchvision.transforms import functional as vision
 
-from models.detector import Architecture, Detector, ImageDetector, PixelDetector, Preprocessing, check_backbone
+from models.detector import (
+    Architecture,
+    Detector,
+    ImageDetector,
+    PixelDetector,
+    Preprocessing,
+    check_backbone,
+    gelus,
+    replace_gelus,
+)
 from stage import StageError
 
 ARCHITECTURE = Architecture(backbone="test_byobnet", size=64)
@@ -68,3 +77,23 @@ def test_unknown_backbone_names_near_ones():
 def test_hub_address_is_not_a_backbone():
     with pytest.raises(ValueError, match="timm has no backbone 'hf_hub:someone/evil'"):
         Architecture(backbone="hf_hub:someone/evil", size=64)
+
+
+@pytest.mark.parametrize("backbone", ["test_vit", "test_convnext", "test_maxvit", "repvit_m0_9"])
+def test_every_gelu_is_found_and_none_is_left(backbone):
+    network = timm.create_model(backbone, num_classes=0).eval()
+    weights = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    before = [name for name, module in network.named_modules() if "GELU" in type(module).__name__]
+    assert gelus(network) == before != []
+    replace_gelus(network)
+    assert not any("GELU" in type(module).__name__ for module in network.modules())
+    assert [type(network.get_submodule(name)).__name__ for name in before] == ["ReLU"] * len(before)
+    after = network.state_dict()
+    assert after.keys() == weights.keys()
+    assert all(torch.equal(after[name], weights[name]) for name in after)
+
+
+def test_an_architecture_without_gelus_is_built_without_them():
+    detector = Detector(Architecture(backbone="test_vit", size=64, activation="relu"))
+    assert gelus(detector.backbone) == []
+    assert len(gelus(Detector(Architecture(backbone="test_vit", size=64)).backbone)) == 6

@@ -7,7 +7,8 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from models.megatron import Megatron, MegatronSettings, sinusoidal_positions
+from models.megatron import Megatron, MegatronSettings
+from models.temporal import sinusoidal_positions
 from stage import StageError
 
 WIDTH = 8

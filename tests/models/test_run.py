@@ -32,6 +32,8 @@ def test_files_of_a_run(student_run, teacher_run, opened_store):
         "modalities": ["rgb"],
         "head_hidden": None,
         "megatron": None,
+        "temporal": None,
+        "activation": None,
         "fused": False,
     }
     assert model["weights"]["source"] == "random"

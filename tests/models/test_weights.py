@@ -206,7 +206,8 @@ def test_missing_file_is_refused(tmp_path):
 
 def test_nothing_falls_back_to_random_weights(offline):
     with pytest.raises(
-        StageError, match=r"weights of repvit_m0_9 are not on this machine .* give --weights FILE, or --random"
+        StageError,
+        match=r"weights of repvit_m0_9 are not on this machine .* give --weights FILE, or --random-weights",
     ):
         backbone_with_weights("repvit_m0_9", 64, None, random=False)
 

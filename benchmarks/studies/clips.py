@@ -1,0 +1,135 @@
+"""A clip student against Megatron: ``python -m benchmarks.studies.clips VIDEOS --backbone RUN --out DIR``.
+
+Megatron sees RGB and depth, the student RGB alone. Both start from the RepViT of a frame detector that was trained on
+photos (``benchmarks.studies.losses`` makes some). The depth that Megatron learns from is that of a small network of
+random weights, because none can be had here: its accuracy is that of RGB. What depth costs is timed with a network of
+the size of Depth Anything V2 Small, of random weights too, which do not change the time.
+"""
+
+import json
+import statistics
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.bench import bench
+from benchmarks.reference import reference
+from benchmarks.report import Row
+from benchmarks.studies.teachers import save_random_depth
+from compress.distill import distill
+from compress.teach import teach
+from data.depth import DepthAnything
+from data.prepare import prepare
+from data.store import ClipStore
+from export.export import export
+from models.run import Run
+from stage import run_as_script
+
+LOSS = "classification,kl,dense=2,embedding-cosine"
+TIMED_FRAMES = 3
+
+
+def save_depth_of_small_size(folder: Path) -> None:
+    """Write a network of the size of Depth Anything V2 Small, of random weights, as a transformers folder."""
+    from transformers import DepthAnythingConfig, DepthAnythingForDepthEstimation, Dinov2Config, DPTImageProcessor
+
+    backbone = Dinov2Config(
+        hidden_size=384, num_hidden_layers=12, num_attention_heads=6, image_size=518, patch_size=14,
+        out_indices=[3, 6, 9, 12], apply_layernorm=True, reshape_hidden_states=False,
+    )  # fmt: skip
+    neck = {"reassemble_hidden_size": 384, "neck_hidden_sizes": [48, 96, 192, 384], "fusion_hidden_size": 64}
+    config = DepthAnythingConfig(backbone_config=backbone, **neck)
+    DepthAnythingForDepthEstimation(config).save_pretrained(folder)
+    size = {"height": 518, "width": 518}
+    DPTImageProcessor(size=size, ensure_multiple_of=14, keep_aspect_ratio=True).save_pretrained(folder)
+
+
+def depth_ms(folder: Path, store: ClipStore) -> float:
+    """Return the median milliseconds of a frame's depth on one thread."""
+    if not folder.exists():
+        save_depth_of_small_size(folder)
+    network = DepthAnything(folder=folder)
+    crops = store.pixels(store.clips("test")[0])
+    torch.set_num_threads(1)
+    times = []
+    for frame in range(1 + TIMED_FRAMES):
+        started = time.perf_counter()
+        network(crops[[frame]])
+        times.append(1e3 * (time.perf_counter() - started))
+    return statistics.median(times[1:])
+
+
+def make_runs(videos: Path, backbone: Path, out: Path, epochs: int) -> tuple[Path, Path, Path, Path]:
+    """Prepare, teach and distill what is not there yet; return the store, Megatron, its student, and one without it."""
+    store, megatron, student, alone = (out / name for name in ("store", "megatron", "student", "student-alone"))
+    frame = Run(backbone).info.architecture
+    if not (out / "depth").exists():
+        save_random_depth(out / "depth")
+    if not store.exists():
+        prepare(
+            [videos], store, label="real", identity_pattern=r"([^/]+)\.[^.]+$", modalities="rgb,depth", forge=2,
+            depth_weights=out / "depth", ratios="0.5,0.25,0.25", clips_per_video=5, start="spread", size=frame.size,
+            workers=2,
+        )  # fmt: skip
+    if not megatron.exists():
+        teach("megatron", store, megatron, backbone=frame.backbone, weights=backbone, epochs=epochs, batch_size=8)
+    common: dict[str, Any] = {
+        "student": frame.backbone, "kind": "clip", "weights": str(backbone), "epochs": epochs, "batch_size": 4,
+        "learning_rate": 2e-4,
+    }  # fmt: skip
+    if not student.exists():
+        distill(store, student, megatron, loss=LOSS, **common)
+    if not alone.exists():
+        distill(store, alone, loss="classification", **common)
+    return store, megatron, student, alone
+
+
+def clips(
+    videos: Annotated[Path, typer.Argument(help="Folder of videos of real faces, one person in each.")],
+    backbone: Annotated[Path, typer.Option(help="The run of a frame detector on RGB, from which both start.")],
+    out: Annotated[Path, typer.Option(help="Folder for everything that is made; a second call goes on with it.")],
+    epochs: Annotated[int, typer.Option(help="Passes over the clips, for Megatron and for the students.")] = 20,
+) -> None:
+    """Teach Megatron, distill it into a clip student, export that, and measure both.
+
+    Example: **python -m benchmarks.studies.clips ../shared/data/talking --backbone runs/student --out studies/clips**
+    """
+    path, megatron, student, alone = make_runs(videos, backbone, out, epochs)
+    store = ClipStore(path)
+    if not (out / "bundle").exists():
+        export([student], path, out / "bundle")
+    if not (out / "reference.json").exists():
+        reference(megatron, path, out / "reference.json", repeats=10)
+    report = bench([out / "bundle", megatron, student, alone], path, out / "reference.json", out / "report")
+    depth = depth_ms(out / "depth-small-size", store)
+    table = Table("row", "AUC", "parameters", "MACs a clip", "ms a clip", "with depth")
+    found = [describe(row, store.frames, depth, out) for row in report.rows if row.latency_ms]
+    for own in found:
+        table.add_row(*(f"{value:.4g}" if isinstance(value, float) else str(value) for value in own.values()))
+    Console(width=120).print(table)
+    print(json.dumps({"rows": found, "depth_ms_a_frame": depth, "clips": report.clips, "machine": report.machine}))
+
+
+def describe(row: Row, frames: int, depth: float, out: Path) -> dict[str, Any]:
+    """Return a row's figures per clip; depth is the teacher's alone."""
+    assert row.latency_ms is not None
+    run = out / (row.name if row.kind == "run" else "student")
+    cost = json.loads((run / "metrics.json").read_text())["cost"]
+    clip = row.latency_ms.p50 * frames
+    return {
+        "name": f"{row.name} ({row.runtime} {row.scheme})",
+        "auc": row.auc,
+        "parameters": cost["parameters"],
+        "macs": cost["macs"],
+        "ms_a_clip": clip,
+        "ms_with_depth": clip + frames * depth if Run(run).info.kind == "teacher" else clip,
+    }
+
+
+if __name__ == "__main__":
+    run_as_script(clips)

@@ -1,0 +1,125 @@
+"""What computing the teacher once saves: ``python -m benchmarks.studies.distill STORE``.
+
+Steps of the same student on the same batches, reading included: without a teacher, from cached teacher outputs, and
+with the teacher asked at every step. The variants take turns, so that a slow moment of the machine hits all of them.
+Weights are random: they do not change the time. Filling the cache costs about as much as the teacher over the clips; it
+is done once.
+"""
+
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.machine import describe_machine
+from compress.compute import Compute, Precision, prepare_compute
+from compress.distill import DEFAULT_LOSS, student_task
+from compress.objective import CLASSIFICATION, StudentObjective, parse_losses
+from compress.taught import Taught
+from compress.training import Task
+from data.batches import Batch, balanced_batches
+from data.store import ClipStore
+from data.views import ViewRule, Views
+from models.detector import Architecture, Detector, PixelDetector, Preprocessing
+from models.outputs import example_outputs
+from models.run import DataSource, Run, RunInfo, save_run
+from models.weights import Weights
+from stage import run_as_script
+
+STUDENT = "repvit_m0_9"
+ALONE, CACHED, LIVE = "no teacher", "cached teacher", "live teacher"
+
+
+def random_teacher(backbone: str, store: ClipStore, out: Path) -> Run:
+    """Save a teacher of random weights, and open it."""
+    torch.manual_seed(0)
+    detector = Detector(Architecture(backbone=backbone, size=store.size, head_hidden=256))
+    info = RunInfo(
+        kind="teacher",
+        architecture=detector.architecture,
+        preprocessing=Preprocessing.of(backbone),
+        weights=Weights(source="random", name="random initialization", licence="none"),
+        trained_steps=0,
+        data=DataSource(fingerprint=store.info.fingerprint),
+        seed=0,
+    )
+    save_run(out, info, detector, {})
+    return Run(out)
+
+
+def task_of(loss: str, teacher: Run | None, views: Views, compute: Compute, cache: Path | None) -> Task:
+    """Return the training of a fresh student, always from the same weights."""
+    torch.manual_seed(0)
+    detector = Detector(Architecture(backbone=STUDENT, size=views.store.size))
+    weights = parse_losses(loss)
+    said = example_outputs(detector, 1, "dense" in weights)
+    taught = Taught(teacher, views, said, compute, cache) if teacher else None
+    objective = StudentObjective(detector, weights, None, taught.layout if taught else None, said).train()
+    return student_task(PixelDetector(detector, Preprocessing.of(STUDENT)), objective, taught, views, compute)
+
+
+def take_turns(
+    tasks: dict[str, Task], batches: list[Batch], compute: Compute
+) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+    """Train each task on each batch in turn, and return the seconds and the losses of steps after one to warm up."""
+    optimizers = {name: torch.optim.AdamW(task.objective.parameters(), 1e-4) for name, task in tasks.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in tasks}
+    losses: dict[str, list[float]] = {name: [] for name in tasks}
+    for batch in batches:
+        for name, task in tasks.items():
+            started = time.perf_counter()
+            with compute.context():
+                loss = task.objective(*task.inputs_of(batch))
+            loss.backward()
+            optimizers[name].step()
+            optimizers[name].zero_grad()
+            losses[name].append(float(loss.detach()))
+            seconds[name].append(time.perf_counter() - started)
+    return {name: own[1:] for name, own in seconds.items()}, losses
+
+
+def distill(
+    data: Annotated[Path, typer.Argument(help="A ClipStore.")],
+    teacher: Annotated[str, typer.Option(help="The teacher's backbone.")] = "vit_base_patch14_dinov2",
+    loss: Annotated[str, typer.Option(help="As of pocketproof distill.")] = DEFAULT_LOSS,
+    precision: Annotated[Precision, typer.Option()] = "autocast",
+    steps: Annotated[int, typer.Option(help="Timed steps of each variant.", min=3)] = 8,
+) -> None:
+    """Time steps of a student without a teacher, with a cached and with a live one.
+
+    Example: **python -m benchmarks.studies.distill store**
+    """
+    store = ClipStore(data)
+    compute, views = prepare_compute(precision), Views(store, ViewRule())
+    batches = (list(balanced_batches(views, 16, (0,))) * (steps + 1))[: steps + 1]
+    with tempfile.TemporaryDirectory() as folder:
+        run = random_teacher(teacher, store, Path(folder) / "teacher")
+        tasks = {
+            ALONE: task_of(CLASSIFICATION, None, views, compute, None),
+            CACHED: task_of(loss, run, views, compute, Path(folder) / "cache"),
+            LIVE: task_of(loss, run, views, compute, None),
+        }
+        seconds, losses = take_turns(tasks, batches, compute)
+    pairs = zip(losses[CACHED], losses[LIVE], strict=True)
+    found = {
+        "seconds": {name: statistics.median(own) for name, own in seconds.items()},
+        "cached_over_alone": statistics.median(c / a for c, a in zip(seconds[CACHED], seconds[ALONE], strict=True)),
+        "live_over_cached": statistics.median(v / c for v, c in zip(seconds[LIVE], seconds[CACHED], strict=True)),
+        "largest_loss_difference": max(abs(cached - live) for cached, live in pairs),
+    }
+    table = Table("a step", "seconds", title=f"{STUDENT} from {teacher}, {loss}, {precision}, {store.size} px")
+    for name, own in seconds.items():
+        table.add_row(name, f"{statistics.median(own):.3f}")
+    Console(width=110).print(table)
+    print(json.dumps({"loss": loss, "precision": precision} | found | {"machine": describe_machine().model_dump()}))
+
+
+if __name__ == "__main__":
+    run_as_script(distill)

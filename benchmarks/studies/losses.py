@@ -1,0 +1,155 @@
+"""Which losses make the best student: ``python -m benchmarks.studies.losses PHOTOS --out DIR``.
+
+RepViT-M0.9 from scratch, without a teacher and with each choice of losses, equal steps on the same views, several
+seeds. The teacher is an EfficientNet-Lite0 from ImageNet weights, trained on the same photos first. Choices are
+compared on validation persons; the best one and the student without a teacher are then tested. Intervals resample
+persons and seeds, the same for both sides of a difference.
+"""
+
+import functools
+import json
+import os
+from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+from sklearn.metrics import roc_auc_score
+
+from benchmarks.machine import describe_machine
+from benchmarks.studies.faces import Recipe, train_for
+from compress.distill import distill
+from compress.metrics import identity_draws
+from compress.runs import pixel_detector, torch_scorer
+from compress.scoring import ClipScores, score_split
+from data.store import ClipStore
+from models.run import Run
+from stage import run_as_script, say
+
+ALONE = "no teacher"
+CHOICES = {
+    ALONE: "classification",
+    "logits, embeddings (KL)": "classification,kl,embedding-kl",
+    "logits, embeddings (cosine, orthogonal)": "classification,kl,embedding-cosine",
+    "margin, relations": "classification,margin,distance,angle",
+    "logits, feature maps": "classification=0.5,kl,dense=2",
+}
+STUDENT = "repvit_m0_9"
+DRAWS = 500
+
+
+def train_student(loss: str, seed: int, teacher: Path, store: Path, run: Path, views: int) -> Path:
+    """Train a student into ``run`` unless it is there."""
+    if not run.exists():
+        distill(
+            store, run, teacher=None if loss == CHOICES[ALONE] else teacher, student=STUDENT, loss=loss, epochs=1,
+            views=views, batch_size=32, learning_rate=1e-3, patience=views, forge=True, live_teacher=True, seed=seed,
+        )  # fmt: skip
+    return run
+
+
+def train_all(seeds: int, teacher: Path, store: Path, out: Path, views: int) -> dict[str, list[Path]]:
+    """Train every choice with every seed, as many at once as there are cores; return runs by choice, one per seed."""
+    runs = {name: [out / f"student-{n}-seed-{seed}" for seed in range(seeds)] for n, name in enumerate(CHOICES)}
+    one_thread = functools.partial(torch.set_num_threads, 1)  # several of more threads would wait for each other
+    with ProcessPoolExecutor(os.cpu_count() or 1, get_context("spawn"), one_thread) as pool:
+        jobs = [
+            pool.submit(train_student, loss, seed, teacher, store, runs[name][seed], views)
+            for seed in range(seeds)
+            for name, loss in CHOICES.items()
+        ]
+        for job in as_completed(jobs):
+            say(f"{job.result()}: val AUC {json.loads((job.result() / 'metrics.json').read_text())['val']['auc']:.3f}")
+    return runs
+
+
+def scores_of(run: Path, store: ClipStore, split: str) -> ClipScores:
+    """Score a split with a run."""
+    return score_split(torch_scorer(pixel_detector(Run(run)), torch.device("cpu")), store, split)
+
+
+def aucs(scores: list[ClipScores], weights: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
+    """Return the AUC of each seed's scores, float64 [seeds]."""
+    return np.array([roc_auc_score(own.labels, own.clips, sample_weight=weights) for own in scores])
+
+
+def interval(own: list[ClipScores], other: list[ClipScores]) -> tuple[float, float]:
+    """Return the 95 % interval of the mean AUC of ``own`` less that of ``other``, one item per seed in both."""
+    rng = np.random.default_rng(0)
+    found: list[float] = []
+    draws = identity_draws(own[0].identities, rng)
+    while len(found) < DRAWS:
+        weights = next(draws)
+        if all(weights[own[0].labels == label].any() for label in (0, 1)):
+            seeds = rng.integers(len(own), size=len(own))
+            found.append(float((aucs(own, weights) - aucs(other, weights))[seeds].mean()))
+    low, high = np.quantile(found, (0.025, 0.975))
+    return float(low), float(high)
+
+
+def summary(scores: list[ClipScores], alone: list[ClipScores]) -> dict[str, Any]:
+    """Return mean and spread over seeds, and what was gained over the student without a teacher."""
+    found = aucs(scores)
+    return {
+        "auc": float(found.mean()),
+        "spread": float(found.std(ddof=1)),
+        "gain": float((found - aucs(alone)).mean()),
+        "interval": interval(scores, alone),
+    }
+
+
+def show(found: Mapping[str, Mapping[str, Any]], title: str) -> None:
+    """Print one line per choice of losses."""
+    table = Table("losses", "AUC", "spread", "gain", "95 %", title=title)
+    for name, row in found.items():
+        low, high = row["interval"]
+        table.add_row(
+            name, f"{row['auc']:.3f}", f"{row['spread']:.3f}", f"{row['gain']:+.3f}", f"{low:+.3f} to {high:+.3f}"
+        )
+    Console(width=110).print(table)
+
+
+def losses(
+    photos: Annotated[Path, typer.Argument(help="Photos of real faces; the person is pNNN at the start of a name.")],
+    out: Annotated[Path, typer.Option(help="Folder for the store and the runs; a second call goes on with it.")],
+    views: Annotated[int, typer.Option(help="Views of each photo, each seen once: 36 are about 600 steps.")] = 36,
+    seeds: Annotated[int, typer.Option(help="Trainings of each choice.", min=2)] = 3,
+    size: Annotated[int, typer.Option(help="Pixels of a crop.")] = 128,
+    teacher_minutes: Annotated[float, typer.Option(help="Training time of the teacher.")] = 5.0,
+) -> None:
+    """Compare losses of distillation on validation persons, then test the best.
+
+    Example: **python -m benchmarks.studies.losses ../shared/data/faces --out studies/losses**
+    """
+    recipe = Recipe(f"EfficientNet-Lite0, {size} px", "tf_efficientnet_lite0", size, 5e-4)
+    teacher = train_for(teacher_minutes, recipe, photos, out, out / "teacher")
+    path, store = out / f"store-{size}", ClipStore(out / f"store-{size}")
+    runs = train_all(seeds, out / "teacher", path, out, views)
+    val = {name: [scores_of(run, store, "val") for run in own] for name, own in runs.items()}
+    compared = {name: summary(own, val[ALONE]) for name, own in val.items()}
+    show(compared, f"validation persons; teacher {teacher['val']['auc']:.3f}")
+    best = max((name for name in compared if name != ALONE), key=lambda name: compared[name]["auc"])
+    test = {name: [scores_of(run, store, "test") for run in runs[name]] for name in (ALONE, best)}
+    tested = {name: summary(own, test[ALONE]) for name, own in test.items()}
+    show(tested, f"test persons; teacher {teacher['test']['auc']:.3f}")
+    report = {
+        "teacher": {"val": teacher["val"]["auc"], "test": teacher["test"]["auc"], "minutes": teacher["minutes"]},
+        "val": compared,
+        "test": tested,
+        "best": CHOICES[best],
+        "views": views,
+        "size": size,
+        "machine": describe_machine().model_dump(),
+    }
+    print(json.dumps(report))
+
+
+if __name__ == "__main__":
+    run_as_script(losses)

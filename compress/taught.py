@@ -1,0 +1,151 @@
+"""What a teacher says of the training views: computed once and kept on disk, or anew at every step."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as functional
+from numpy.typing import NDArray
+from torch import Tensor
+
+from compress.caches import CacheKey, shared_cache, weights_fingerprint
+from compress.compute import Compute
+from data.batches import Batch, batch_pixels, clip_pixels
+from data.views import Views
+from models.detector import PixelDetector
+from models.outputs import Outputs, example_outputs, outputs
+from models.run import Run
+from models.temporal import ClipHead
+from stage import StageError
+
+Pixels = tuple[NDArray[np.uint8], NDArray[np.bool_] | None]
+"""Pictures of a batch and, of clips, their valid frames, as ``data.batches`` gives them."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How what a teacher says of a frame lies in one row, float [W]: features, logits, then maps, finest first.
+
+    Of a clip's frame, the features are the fused ones, and the logits those of its clip.
+    """
+
+    example: Outputs
+    """Of one sample."""
+    head: ClipHead | None
+
+    def rows(self, said: Outputs) -> Tensor:
+        """Return rows, float32 [N, W], or [N, T, W] of clips."""
+        if said.frames is not None:
+            spread = said.logits[:, None].expand(-1, said.frames.shape[1], -1)
+            return torch.cat([said.frames.float(), spread.float()], dim=-1)
+        maps = zip(said.maps[-len(self.example.maps) :] if self.example.maps else (), self.example.maps, strict=True)
+        pooled = [
+            functional.adaptive_avg_pool2d(stage.float(), (grid.shape[2], grid.shape[3])).flatten(1)
+            for stage, grid in maps
+        ]
+        return torch.cat([said.embedding.float(), said.logits.float(), *pooled], dim=-1)
+
+    def outputs(self, rows: Tensor, valid: Tensor | None) -> Outputs:
+        """Return what ``rows`` was made of; valid: of clips, bool [N, T]."""
+        width = self.example.embedding.shape[1]
+        features, logits = rows[..., :width], rows[..., width : width + 2]
+        if self.head is not None:
+            assert valid is not None
+            return Outputs(logits[:, 0], self.head.pooled(features, valid), frames=features, valid=valid)
+        shapes = [stage.shape[1:] for stage in self.example.maps]
+        flat = torch.split(rows[..., width + 2 :], [math.prod(shape) for shape in shapes], dim=-1) if shapes else ()
+        maps = tuple(part.view(-1, *shape) for part, shape in zip(flat, shapes, strict=True))
+        return Outputs(logits, features, maps)
+
+
+def _on_grids(teacher: Outputs, student: Outputs) -> Outputs:
+    """Return the teacher's sample on the coarser grid of both, for as many of the last stages as both have."""
+    stages = min(len(teacher.maps), len(student.maps))
+    if not stages:
+        return teacher
+    pairs = zip(teacher.maps[-stages:], student.maps[-stages:], strict=True)
+    maps = (
+        functional.adaptive_avg_pool2d(t, (min(t.shape[2], s.shape[2]), min(t.shape[3], s.shape[3]))) for t, s in pairs
+    )
+    return Outputs(teacher.logits, teacher.embedding, tuple(maps))
+
+
+class _Teacher:
+    """A teacher that is asked: pictures to rows."""
+
+    def __init__(self, run: Run, student: Outputs, frames: int, compute: Compute) -> None:
+        self.network, self._compute = run.detector(), compute
+        head = self.network.head
+        said = example_outputs(self.network, frames, bool(student.maps))
+        self.layout = Layout(_on_grids(said, student), head if isinstance(head, ClipHead) else None)
+        pixels_in = PixelDetector(self.network, run.info.preprocessing)
+        self._pixels_in = pixels_in.to(compute.device).to(memory_format=torch.channels_last).eval()
+
+    def rows(self, pixels: NDArray[np.uint8], valid: NDArray[np.bool_] | None) -> Tensor:
+        """Return rows of pictures, float32 [N, W], or of clips and their valid frames, [N, T, W]."""
+        device = self._compute.device
+        pictures = self._pixels_in.pictures(torch.from_numpy(pixels).to(device))
+        given = () if valid is None else (torch.from_numpy(valid).to(device),)
+        with torch.no_grad(), self._compute.context():
+            found = outputs(self.network, pictures, *given, with_maps=bool(self.layout.example.maps))
+            return self.layout.rows(found)
+
+    def of_view(self, pixels: NDArray[np.uint8], valid: NDArray[np.bool_]) -> Tensor:
+        """Return the rows of a view's frames, float32 [T, W]."""
+        return self.rows(pixels, None) if self.layout.head is None else self.rows(pixels[None], valid[None])[0]
+
+
+class Taught:
+    """What a teacher says of batches of ``views``, rounded to half precision whether it is kept or not.
+
+    It sees the very pictures that the student sees, in its own modalities. Views of which it sees something that cannot
+    be read are marked in ``views``, and drawn no more. ``student``: what the student says of one sample; feature maps
+    are asked for where it has some, and averaged to its grids where those are coarser. ``cache``: folder to keep it
+    in; None asks the teacher at every step.
+    """
+
+    def __init__(self, run: Run, views: Views, student: Outputs, compute: Compute, cache: Path | None) -> None:
+        self._views, self._device = views, compute.device
+        teacher = _Teacher(run, student, views.store.frames, compute)
+        self.layout = teacher.layout
+        architecture = run.info.architecture
+        self._seen = Views(views.store, views.rule, views.split, architecture.modalities)
+        self._seen.unreadable = views.unreadable
+        self._live = None if cache else teacher
+        if cache:
+            grids = [list(stage.shape[1:]) for stage in self.layout.example.maps]
+            key = CacheKey(
+                of="teacher outputs",
+                store=views.store.info.fingerprint,
+                weights=weights_fingerprint(teacher.network),
+                network=f"{architecture.model_dump_json()}, maps {grids}",
+                precision=str(compute.dtype),
+                modalities=architecture.modalities,
+                rule=views.rule,
+            )
+            self._cache = shared_cache(cache, key, self._seen, teacher.of_view, compute)
+
+    def __call__(self, batch: Batch, pictures: Pixels) -> Tensor:
+        """Return the rows of a batch, float32 [B, W], or [B, T, W] of clips; ``pictures``: what the student sees."""
+        clips = self.layout.head is not None
+        if self._live:
+            if self._seen.modalities != self._views.modalities:
+                pictures = read_pixels(self._seen, batch, clips)
+            said = self._live.rows(*pictures).half().float()
+            if not said.isfinite().all():
+                raise StageError(
+                    "the teacher gives numbers beyond half precision: give --precision fp32, or another one"
+                )
+            return said
+        if not clips:
+            return self._cache[batch.rows].to(self._device)
+        frames = self._views.store.frames
+        rows = (batch.rows[:, None] * frames + np.arange(frames)).ravel()
+        return self._cache[rows].view(len(batch.rows), frames, -1).to(self._device)
+
+
+def read_pixels(views: Views, batch: Batch, clips: bool) -> Pixels:
+    """Return the pictures of a batch of frames, or those of a batch of clips with their valid frames."""
+    return clip_pixels(views, batch) if clips else (batch_pixels(views, batch), None)

@@ -1,0 +1,81 @@
+"""All that a detector says of a sample: what a student imitates."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from models.detector import Detector, classify, per_picture
+from models.temporal import ClipHead
+from stage import StageError
+
+MOST_STAGES = 4
+"""Of a backbone, whose feature maps can be had: the last ones of a pyramid, evenly spaced ones of a transformer."""
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What a detector says of N frames or clips."""
+
+    logits: Tensor
+    """float [N, 2]."""
+    embedding: Tensor
+    """float [N, D]: pooled over a frame, and of several modalities side by side; of a clip pooled over its frames."""
+    maps: tuple[Tensor, ...] = ()
+    """float [N, C, H, W] each: a frame's feature maps, coarser from stage to stage."""
+    frames: Tensor | None = None
+    """float [N, T, D]: what each frame of a clip came to, having heard of the others."""
+    valid: Tensor | None = None
+    """bool [N, T]: which frames of a clip count."""
+
+
+def stages_of(backbone: nn.Module) -> list[int]:
+    """Return the numbers of the stages whose feature maps are looked at, coarser from one to the next.
+
+    Raises StageError if a backbone gives none.
+    """
+    if not hasattr(backbone, "forward_intermediates"):
+        raise StageError(f"timm gives no feature maps of a {type(backbone).__name__}: choose a --loss without dense")
+    said: Any = backbone.feature_info
+    info: list[dict[str, Any]] = getattr(said, "info", said)
+    count, strides = len(info), {stage["reduction"] for stage in info}
+    wanted = min(MOST_STAGES, count)
+    if len(strides) > 1:
+        return list(range(count - wanted, count))
+    return [count * (place + 1) // wanted - 1 for place in range(wanted)]
+
+
+def outputs(detector: Detector, pictures: Tensor, valid: Tensor | None = None, *, with_maps: bool = False) -> Outputs:
+    """Return what a detector says of pictures and valid frames, as ``Detector`` takes them; maps only of frames."""
+    head: Any = detector.head
+    backbone: Any = detector.backbone
+    if isinstance(head, ClipHead):
+        assert valid is not None
+        frames = head.fused(per_picture(backbone, pictures), valid)
+        embedding = head.pooled(frames, valid)
+        return Outputs(head.classifier(embedding), embedding, frames=frames, valid=valid)
+    if not with_maps:
+        embedding = per_picture(backbone, pictures)
+        return Outputs(classify(head, embedding), embedding.flatten(1))
+    stages = stages_of(backbone)
+    final, maps = backbone.forward_intermediates(pictures.flatten(0, -4), indices=stages)
+    embedding = backbone.forward_head(final).reshape(len(pictures), -1)
+    logits: Tensor = head(embedding)
+    return Outputs(logits, embedding, tuple(_side_by_side(stage, len(pictures)) for stage in maps))
+
+
+def _side_by_side(maps: Tensor, samples: int) -> Tensor:
+    """Return the maps of a sample's modalities as channels of one: [N * M, C, H, W] -> [N, M * C, H, W]."""
+    return maps.reshape(samples, -1, *maps.shape[-2:])
+
+
+def example_outputs(detector: Detector, frames: int, with_maps: bool) -> Outputs:
+    """Return what a detector says of one sample of zeros: the shapes that it gives."""
+    training = detector.training
+    with torch.no_grad():
+        device = next(detector.parameters()).device
+        given = (tensor.to(device) for tensor in detector.example(frames))
+        found = outputs(detector.eval(), *given, with_maps=with_maps)
+    detector.train(training)
+    return found

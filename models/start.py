@@ -1,0 +1,40 @@
+"""A detector before its first step: from scratch, from published weights, or from what another run has learned."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from models.detector import Architecture, Detector, gelus
+from models.run import Parent, Run
+from models.weights import Weights, backbone_with_weights, check_one_source
+from stage import StageError, say
+
+
+@dataclass(frozen=True)
+class Start:
+    """A detector, where its weights came from, and the run whose they are, if any."""
+
+    detector: Detector
+    weights: Weights
+    parents: list[Parent]
+
+    @classmethod
+    def of(cls, architecture: Architecture, given: Path | None, random: bool, seed: int) -> "Start":
+        """Create a detector whose backbone starts from ``given``, a run, file or folder; else the hub's or ``random``.
+
+        Raises StageError if the weights are missing or do not fit, or if there is no GELU to replace.
+        """
+        torch.manual_seed(seed)
+        check_one_source(given, random)
+        run = Run(given) if given is not None and (given / "model.json").exists() else None
+        name, size = architecture.backbone, architecture.size
+        body, source = backbone_with_weights(name, size, None if run else given, random or run is not None)
+        if architecture.activation and not gelus(body):
+            raise StageError(f"--activation {architecture.activation}: {name} has no GELU to replace: leave it out")
+        detector = Detector(architecture, body)
+        if run:
+            return cls(detector, run.start(detector), [run.as_parent()])
+        if source.source == "random":
+            say(f"{name} starts from random weights, and its run says so")
+        return cls(detector, source, [])

@@ -1,0 +1,61 @@
+"""A clip student of random weights, its run and its bundle, for the tests of this room and of benchmarks."""
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from data.store import ClipStore
+from export.export import export
+from models.detector import Architecture, Detector, Preprocessing
+from models.run import DataSource, RunInfo, save_run
+from models.temporal import TemporalSettings
+from models.weights import Weights
+from tests.conftest import shared
+
+NAME = "test_byobnet-clip-fp32"
+
+
+def clip_student(**settings: object) -> Detector:
+    """Return a clip student for 64 pixels; every frame, place and flag can be seen in its score."""
+    torch.manual_seed(0)
+    temporal = TemporalSettings(width=16, feed_forward=16, **settings)
+    detector = Detector(Architecture(backbone="test_byobnet", size=64, temporal=temporal))
+    for module in detector.head.modules():
+        if isinstance(module, nn.Linear):
+            module.weight.data *= 3.0
+    return detector.eval()
+
+
+def _save_run(store: Path, out: Path) -> None:
+    detector = clip_student()
+    info = RunInfo(
+        kind="student",
+        architecture=detector.architecture,
+        preprocessing=Preprocessing.of("test_byobnet"),
+        weights=Weights(source="random", name="none", licence="none"),
+        trained_steps=1,
+        data=DataSource(fingerprint=ClipStore(store).info.fingerprint),
+        seed=0,
+    )
+    save_run(out, info, detector, {"threshold": {"value": 0.5, "false_positive_rate": 0.0, "rule": "made up"}})
+
+
+def _export(run: Path, store: Path, out: Path) -> None:
+    """Export in this process: to start others takes longer than all the rest."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("export.export.ProcessPoolExecutor", lambda workers, mp_context: ThreadPoolExecutor(1))
+        export([run], store, out)
+
+
+def clip_run(store: Path, factory: pytest.TempPathFactory) -> Path:
+    """Return the run of ``clip_student()``, which says that it was trained. Read only."""
+    return shared(factory, "clip-student", lambda out: _save_run(store, out))
+
+
+def clip_bundle(store: Path, factory: pytest.TempPathFactory) -> Path:
+    """Return the bundle of ``clip_run`` for all three runtimes. Read only."""
+    run = clip_run(store, factory)
+    return shared(factory, "clip-bundle", lambda out: _export(run, store, out))

@@ -1,0 +1,239 @@
+"""Clip students as artifacts: two programs that together give what the student gives in eager torch."""
+
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from executorch.runtime import Runtime
+from torch import nn
+
+from compress.quantize import quantize
+from export import coreml
+from export import onnx as onnx_writer
+from export.bundle import Bundle
+from export.detect import detect_video
+from export.export import artifact_name, export
+from export.gate import Source, gate, mistaken_scores
+from export.golden import golden_inputs
+from export.parity import compare
+from export.programs import clip_graphs
+from models.detector import Architecture, PixelDetector, Preprocessing
+from models.run import Run
+from models.temporal import TemporalSettings
+from stage import StageError, sha256_of
+from tests.export.clip_student import NAME, clip_bundle, clip_run, clip_student
+from tests.export.mil import run_mil
+
+RUNNABLE = (f"{NAME}.pte", f"{NAME}-onnx")
+FRAMES = 4
+
+
+@pytest.fixture(scope="module")
+def run_path(demo_store, tmp_path_factory):
+    return clip_run(demo_store, tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def bundle(demo_store, tmp_path_factory) -> Bundle:
+    return Bundle(clip_bundle(demo_store, tmp_path_factory))
+
+
+@pytest.fixture(scope="module")
+def eager(run_path) -> PixelDetector:
+    run = Run(run_path)
+    return PixelDetector(run.detector(), run.info.preprocessing).eval()
+
+
+@pytest.fixture(scope="module")
+def clips(opened_store):
+    """Real clips of both labels, uint8 [6, 4, 64, 64, 3], in the first, third and fifth of which frames are missing."""
+    pixels = np.stack([opened_store.pixels(clip) for clip in opened_store.clips("val")])
+    valid = np.ones(pixels.shape[:2], np.bool_)
+    valid[0, 1] = valid[2, 0] = valid[4, 2:] = False
+    return pixels, valid
+
+
+def _scores(detector, pixels, valid):
+    with torch.inference_mode():
+        return detector(torch.from_numpy(pixels), torch.from_numpy(valid)).numpy()
+
+
+@pytest.mark.parametrize("file", RUNNABLE)
+def test_artifact_scores_as_eager_torch_with_and_without_invalid_frames(bundle, eager, clips, file):
+    pixels, valid = clips
+    runner = bundle.load(bundle.artifact(file))
+    for flags in (valid, np.ones_like(valid)):
+        expected = _scores(eager, pixels, flags)
+        np.testing.assert_allclose(runner(pixels, flags), expected, atol=1e-4)
+    assert np.abs(_scores(eager, pixels, valid) - expected)[[0, 2, 4]].min() > 1e-3
+    assert np.ptp(expected) > 0.01
+
+
+@pytest.mark.parametrize("file", RUNNABLE)
+def test_pixels_of_an_invalid_frame_do_not_count(bundle, clips, file):
+    pixels, valid = clips
+    runner = bundle.load(bundle.artifact(file))
+    noise = np.where(valid[..., None, None, None], pixels, 255 - pixels)
+    np.testing.assert_array_equal(runner(noise, valid), runner(pixels, valid))
+    with pytest.raises(StageError, match="a clip has no valid frame"):
+        runner(pixels, np.zeros_like(valid))
+
+
+def test_core_ml_s_score_heeds_the_flags(bundle, eager):
+    rng = np.random.default_rng(0)
+    embeddings = rng.normal(size=(1, FRAMES, eager.network.embedding_size)).astype(np.float32)
+    for flags in ([1, 1, 1, 1], [1, 0, 1, 1], [0, 0, 1, 0], [0, 0, 0, 0]):
+        valid = np.array([flags], np.float32)
+        with torch.inference_mode():
+            logits = eager.network.head(torch.from_numpy(embeddings), torch.from_numpy(valid) > 0)
+        package = bundle.path / f"{NAME}-coreml" / "score.mlpackage"
+        found = run_mil(package, embeddings=embeddings, valid=valid)
+        np.testing.assert_allclose(found, logits.softmax(-1)[:, 1], atol=1e-5)
+
+
+def test_manifest_describes_both_programs(bundle, eager):
+    manifest = json.loads((bundle.path / "manifest.json").read_text())
+    assert [artifact["file"] for artifact in manifest["artifacts"]] == [*RUNNABLE, f"{NAME}-coreml"]
+    assert manifest["clip"]["aggregation"] == "score"
+    assert manifest["clip"]["frames"] == FRAMES
+    width = eager.network.embedding_size
+    for artifact in manifest["artifacts"]:
+        assert sha256_of(bundle.path / artifact["file"]) == artifact["sha256"]
+        embed, score = artifact["programs"]
+        assert (embed["name"], score["name"]) == ("embed", "score")
+        assert (bundle.path / embed["file"]).exists() and (bundle.path / score["file"]).exists()
+        assert embed["inputs"][0]["shape"] == ([64, 64] if artifact["runtime"] == "coreml" else [1, 64, 64, 3])
+        assert embed["output"]["shape"] == [1, width]
+        assert [given["shape"] for given in score["inputs"]] == [[1, FRAMES, width], [1, FRAMES]]
+        assert [given["name"] for given in score["inputs"]] == ["embeddings", "valid"]
+        assert embed["operators"] and score["operators"]
+
+
+def test_pte_has_the_manifest_s_methods(bundle, clips):
+    program = Runtime.get().load_program(bundle.path / f"{NAME}.pte")
+    assert program.method_names == {"embed", "score"}
+    for described in bundle.artifact(f"{NAME}.pte").programs:
+        metadata = program.metadata(described.name)
+        shapes = [list(metadata.input_tensor_meta(i).sizes()) for i in range(metadata.num_inputs())]
+        assert shapes == [given.shape for given in described.inputs]
+        assert list(metadata.output_tensor_meta(0).sizes()) == described.output.shape
+
+
+def test_golden_clips_are_of_both_labels_and_one_lacks_a_frame(bundle):
+    pixels, valid = bundle.golden_inputs()
+    assert pixels.shape == (6, FRAMES, 64, 64, 3)
+    assert valid.shape == (6, FRAMES) and not valid.all() and valid.any(1).all()
+    for file in RUNNABLE:
+        actual = bundle.load(bundle.artifact(file))(pixels, valid)
+        np.testing.assert_allclose(actual, bundle.manifest.golden.outputs[file], atol=1e-6)
+
+
+class Swapped(nn.Module):
+    """An ``embed`` with swapped channels."""
+
+    def __init__(self, embed: nn.Module) -> None:
+        super().__init__()
+        self.embed = embed
+
+    def forward(self, pixels):
+        return self.embed(pixels.flip(-1))
+
+
+class Heedless(nn.Module):
+    """A ``score`` that takes every frame for valid."""
+
+    def __init__(self, score: nn.Module) -> None:
+        super().__init__()
+        self.score = score
+
+    def forward(self, embeddings, valid):
+        return self.score(embeddings, valid * 0 + 1)
+
+
+@pytest.fixture(scope="module")
+def source(run_path, opened_store) -> Source:
+    return Source.load(run_path, opened_store, golden_inputs(opened_store, "clip"))
+
+
+@pytest.mark.parametrize(("program", "mistaken"), [("embed", Swapped), ("score", Heedless)])
+def test_gate_refuses_a_mistaken_program(bundle, eager, run_path, source, tmp_path, program, mistaken):
+    path = shutil.copytree(bundle.path / f"{NAME}-onnx", tmp_path / "artifact")
+    inputs = bundle.golden_inputs()
+    assert gate(path, "onnxruntime", source, inputs)[0].passed
+    graphs = clip_graphs(eager.network, Run(run_path).info.preprocessing, False, FRAMES)
+    (right,) = (graph for graph in graphs if graph.name == program)
+    onnx_writer.write([dataclasses.replace(right, module=mistaken(right.module))], path)
+    with pytest.raises(StageError, match="artifact failed the parity gate on 6 real clips: scores differ by up to"):
+        gate(path, "onnxruntime", source, inputs)
+
+
+def test_every_mistake_is_beyond_the_tolerance(bundle, eager, source):
+    inputs = bundle.golden_inputs()
+    assert compare(source.golden, _scores(eager, *inputs), "fp32").passed
+    for scores in mistaken_scores(eager, inputs):
+        assert not compare(source.golden, scores, "fp32").passed
+
+
+def test_detect_gives_the_runner_s_score(bundle, demo_corpus, opened_store):
+    artifact = bundle.artifact(f"{NAME}-onnx")
+    runner = bundle.load(artifact)
+    video = demo_corpus / "manipulated_sequences/SelfBlended/c23/videos/003_003.mp4"
+    result = detect_video(video, bundle, artifact, runner)
+    clips = [clip for split in ("train", "val", "test") for clip in opened_store.clips(split)]
+    prepared = next(clip for clip in clips if clip.video_id.startswith("SelfBlended-003-003"))
+    expected = float(runner(opened_store.pixels(prepared)[None], prepared.valid[None])[0])
+    assert result["clips"][0]["score"] == pytest.approx(expected, abs=1e-6)
+    # The last clip has two of its four frames.
+    assert [clip["frames"] for clip in result["clips"]] == [4] * 7 + [2]
+    assert result["score"] == pytest.approx(np.mean([clip["score"] for clip in result["clips"]]))
+    assert result["frames"] == 30
+
+
+def test_clip_with_too_few_frames_is_nothing_to_score(bundle, demo_corpus, monkeypatch):
+    video = demo_corpus / "manipulated_sequences/SelfBlended/c23/videos/003_003.mp4"
+    manifest = bundle.manifest
+    longer = manifest.model_copy(update={"clip": manifest.clip.model_copy(update={"frames": 61})})
+    monkeypatch.setattr(bundle, "manifest", longer)
+    with pytest.raises(StageError, match=r"no face was found in half of 61 frames on end in .*003_003\.mp4"):
+        detect_video(video, bundle, bundle.artifact(f"{NAME}-onnx"), lambda pixels, valid: np.zeros(1, np.float32))
+
+
+def test_clip_student_cannot_be_quantized_yet(run_path, demo_store, tmp_path):
+    with pytest.raises(StageError, match="is a clip student, which cannot be quantized yet"):
+        quantize(run_path, demo_store, tmp_path / "int8")
+
+
+def test_frame_and_clip_student_need_bundles_of_their_own(run_path, student_run, demo_store, tmp_path):
+    with pytest.raises(StageError, match="the runs hold different students: export them into bundles of their own"):
+        export([run_path, student_run], demo_store, tmp_path / "bundle")
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({}, "repvit_m0_9-fp32.onnx"),
+        ({"activation": "relu"}, "repvit_m0_9-relu-fp32.onnx"),
+        ({"activation": "relu", "temporal": TemporalSettings()}, "repvit_m0_9-relu-clip-fp32-onnx"),
+    ],
+)
+def test_name_of_an_artifact_tells_its_student(run_path, changes, name):
+    architecture = Architecture(backbone="repvit_m0_9", size=64, **changes)
+    assert artifact_name(Run(run_path).info.model_copy(update={"architecture": architecture}), "onnxruntime") == name
+
+
+def test_other_settings_reach_onnx_and_core_ml(tmp_path):
+    detector = clip_student(pooling="max", layers=2, heads=4)
+    embeddings = np.random.default_rng(0).normal(size=(1, FRAMES, detector.embedding_size)).astype(np.float32)
+    valid = np.array([[0, 1, 1, 0]], np.float32)
+    with torch.inference_mode():
+        expected = detector.head(torch.from_numpy(embeddings), torch.from_numpy(valid) > 0).softmax(-1)[:, 1]
+    graphs = clip_graphs(detector, Preprocessing.of("test_byobnet"), False, FRAMES)[1:]
+    onnx_writer.write(graphs, tmp_path / "x")
+    coreml.write(graphs, tmp_path / "x")
+    found = onnx_writer.opened(tmp_path / "x", 1)("score")(embeddings, valid)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    found = run_mil(tmp_path / "x" / "score.mlpackage", embeddings=embeddings, valid=valid)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
