@@ -54,6 +54,8 @@ class CacheKey(BaseModel):
     weights: str
     network: str
     precision: str
+    maps: str = ""
+    """Shapes of feature maps that are kept beside embedding and logits."""
     modalities: tuple[Modality, ...] = ("rgb",)
     split: str = "train"
     rule: ViewRule

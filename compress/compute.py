@@ -43,9 +43,14 @@ class Compute:
         return int(self.accelerator.process_index)
 
     @property
+    def numbers(self) -> str:
+        """What decides how a network's outputs are rounded: the kind of device and the numbers it computes in."""
+        return f"{self.device.type} in {self.dtype or 'fp32'}"
+
+    @property
     def where(self) -> str:
         """What must stay the same for a training to go on exactly: processes, device, numbers."""
-        return f"{self.processes} processes on {self.device.type} in {self.dtype or 'fp32'}"
+        return f"{self.processes} processes on {self.numbers}"
 
     def context(self) -> torch.autocast:
         """Return the context in which a forward pass runs."""

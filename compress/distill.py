@@ -12,13 +12,13 @@ from torch import Tensor
 
 from compress.caches import CacheFolder, default_cache
 from compress.compute import Compute, Precision, check_batch, prepare_compute
-from compress.objective import CLASSIFICATION, StudentObjective, parse_losses
+from compress.objective import CLASSIFICATION, FEWEST_RELATED, RELATIONS, StudentObjective, parse_losses
 from compress.runs import data_source, finish_run
 from compress.scoring import Takes, from_pixels
-from compress.taught import Taught, read_pixels
+from compress.taught import Taught
 from compress.training import Accumulate, Balance, BatchSize, Curve, Ema, Patience, Schedule, Task, class_weights, fit
 from data.augment import DEFAULT_POLICY
-from data.batches import Batch
+from data.batches import Batch, read_batch
 from data.forge import WEAKEST
 from data.store import ClipStore
 from data.views import Forge, Policy, ViewCount, ViewRule, Views, WeakestForgery
@@ -75,12 +75,15 @@ def student_task(
     student.to(device).to(memory_format=torch.channels_last)
 
     def inputs_of(batch: Batch) -> tuple[Tensor, ...]:
-        seen = read_pixels(views, batch, looks.per == "clip")
-        pictures = student.pictures(torch.from_numpy(seen[0]).to(device))
+        read = read_batch(views, batch, looks.per)
+        said: tuple[Tensor, ...] = ()
+        if taught:
+            rows, read = taught(read)
+            said = (rows,)
+        pictures = student.pictures(torch.from_numpy(read.pixels).to(device))
         if pictures.ndim == 4:
             pictures = pictures.contiguous(memory_format=torch.channels_last)
-        valid = () if seen[1] is None else (torch.from_numpy(seen[1]).to(device),)
-        said = () if taught is None else (taught(batch, seen),)
+        valid = () if read.valid is None else (torch.from_numpy(read.valid).to(device),)
         return torch.from_numpy(batch.labels).to(device), pictures, *valid, *said
 
     def scorer(*inputs: NDArray[Any]) -> NDArray[np.float32]:
@@ -141,6 +144,8 @@ def distill(
     """
     refuse_existing(out)
     named = _losses(loss, teacher)
+    if cache and (live_teacher or teacher is None):
+        raise StageError("--cache keeps what a teacher says: leave it out with --live-teacher and without --teacher")
     check_backbone(student)
     store = ClipStore(data)
     if kind == "clip" and store.frames == 1:
@@ -149,6 +154,7 @@ def distill(
     training = Views(store, rule, modalities=[modality])
     store.clips("val"), store.clips("test")
     run = load_teacher(teacher, store, kind) if teacher else None
+    seen = Views(store, rule, modalities=run.info.architecture.modalities) if run else None
     schedule = Schedule(
         epochs,
         batch_size=batch_size or BATCH[kind],
@@ -173,25 +179,31 @@ def distill(
         architecture=architecture,
         preprocessing=Preprocessing.of(student),
         weights=start.weights,
-        trained_steps=0,
-        parents=[*([run.as_parent()] if run else []), *start.parents],
+        trained_steps=start.trained_steps,
+        parents=list(dict.fromkeys([*([run.as_parent()] if run else []), *start.parents])),
         data=data_source(store),
         seed=seed,
     )
     asked = {"run": info.model_dump(), "rule": rule.model_dump(), "schedule": asdict(schedule), "loss": named}
+    compute = prepare_compute(precision)
+    check_batch(schedule.batch_size, accumulate, compute.processes)
+    part = schedule.batch_size // accumulate // compute.processes
+    if part < FEWEST_RELATED and named.keys() & set(RELATIONS):
+        raise StageError(
+            f"--loss {' and '.join(RELATIONS)} compare the samples of a part of a batch, which here has {part}: "
+            f"give a --batch-size of which {FEWEST_RELATED} are in each"
+        )
+    said = example_outputs(start.detector, store.frames, "dense" in named and kind == "frame")
     with UnfinishedRun(out, asked) as unfinished:
-        compute = prepare_compute(precision)
-        check_batch(schedule.batch_size, accumulate, compute.processes)
-        said = example_outputs(start.detector, store.frames, "dense" in named and kind == "frame")
         kept = None if live_teacher else cache or default_cache(data)
-        taught = Taught(run, training, said, compute, kept) if run else None
+        taught = Taught(run, training, seen, said, compute, kept) if run and seen else None
         objective = StudentObjective(
             start.detector, named, class_weights(balance, training, kind), taught.layout if taught else None, said
         )
         pixels_in = PixelDetector(start.detector, info.preprocessing)
         task = student_task(pixels_in, objective, taught, training, compute)
-        history = fit(compute, task, schedule, seed, unfinished) | {"loss": named}
-        finish_run(unfinished, info, pixels_in, store, history)
+        history = fit(compute, task, schedule, seed, unfinished)
+        finish_run(unfinished, info, pixels_in, store, history | {"loss": named})
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from compress.caches import CacheKey, FrameCache, shared_cache, weights_fingerprint
 from compress.compute import Compute
-from data.batches import Batch, batch_pixels, clip_pixels
+from data.batches import Batch, read_batch
 from data.store import Clip
 from data.views import Views
 from models.detector import Detector, PixelDetector, classify, fake_probability
@@ -62,7 +62,7 @@ class Features:
             store=views.store.info.fingerprint,
             weights=weights_fingerprint(cut.frozen),
             network=f"{cut.detector.architecture.backbone}, --unfreeze {cut.unfreeze}",
-            precision=str(self._compute.dtype),
+            precision=self._compute.numbers,
             modalities=(modality,),
             split=views.split,
             rule=views.rule,
@@ -86,14 +86,14 @@ class Features:
             return self._of_clips(batch)
         if self._caches:
             return (self._cached(batch.rows),)
-        return (self._pictures(batch_pixels(self._views, batch)),)
+        return (self._pictures(read_batch(self._views, batch).pixels),)
 
     def _of_clips(self, batch: Batch) -> tuple[Tensor, ...]:
         device, frames = self._compute.device, self._views.store.frames
         if not self._caches:
-            pixels, valid = clip_pixels(self._views, batch)
-            return self._pictures(pixels), torch.from_numpy(valid).to(device)
-        features = self._cached((batch.rows[:, None] * frames + np.arange(frames)).ravel())
+            read = read_batch(self._views, batch, "clip")
+            return self._pictures(read.pixels), torch.from_numpy(read.valid).to(device)
+        features = self._cached(batch.frame_rows(frames))
         valid = np.stack([self._views.views[row].valid for row in batch.rows.tolist()])
         return features.view(len(batch.rows), frames, *features.shape[1:]), torch.from_numpy(valid).to(device)
 

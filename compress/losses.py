@@ -59,7 +59,9 @@ def kl_embeddings(student: Tensor, projected_teacher: Tensor) -> Tensor:
 
 
 def cosine(projected_student: Tensor, teacher: Tensor, valid: Tensor | None = None) -> Tensor:
-    """Return ``1 - cos`` of the angle between features [..., D], the mean over those that are ``valid``, bool [...].
+    """Return ``1 - cos`` of the angle between features [N, D] or [N, P, D], the mean over positions, then samples.
+
+    valid: bool [N, P], the positions that count; a sample without any adds 0.
 
     On embeddings with an orthogonal projector P of the student: VkD (Miles, Elezi & Deng, arXiv 2403.06213, section
     3), for features of length 1, of which this is half the squared distance. On feature maps with one projector per
@@ -67,7 +69,9 @@ def cosine(projected_student: Tensor, teacher: Tensor, valid: Tensor | None = No
     little across architectures.
     """
     distance = 1 - functional.cosine_similarity(_full(projected_student), _full(teacher), dim=-1)
-    return distance.mean() if valid is None else distance[valid].mean()
+    if valid is None:
+        return distance.mean()
+    return (distance.masked_fill(~valid, 0.0).sum(1) / valid.sum(1).clamp(min=1)).mean()
 
 
 def _pairwise_distances(embeddings: Tensor) -> Tensor:
@@ -93,7 +97,7 @@ def relational_distance(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def _angles(embeddings: Tensor) -> Tensor:
-    """Return the cosines of the angles at j between i and k, [N, N, N] of (j, i, k); 0 where two of them are one."""
+    """Return the cosines of the angles at j between i and k, [N, N, N] of (j, i, k); 0 where i or k is j."""
     towards = functional.normalize(embeddings[None] - embeddings[:, None], dim=-1)
     with torch.autocast(towards.device.type, enabled=False):  # autocast would multiply in 16 bits
         return towards @ towards.transpose(1, 2)

@@ -117,7 +117,7 @@ def _positions(said: Outputs, grids_of: Outputs) -> list[Tensor]:
 
 
 class RelationalDistance(Imitation):
-    """Distances between the embeddings of a batch (of this process's part of it, where there are several)."""
+    """Distances between the embeddings of a batch (of its part, where there are several: --accumulate, processes)."""
 
     def forward(self, student: Outputs, teacher: Outputs) -> Tensor:
         """Return the loss."""
@@ -125,7 +125,7 @@ class RelationalDistance(Imitation):
 
 
 class RelationalAngle(Imitation):
-    """Angles between the embeddings of a batch (of this process's part of it, where there are several)."""
+    """Angles between the embeddings of a batch (of its part, where there are several: --accumulate, processes)."""
 
     def forward(self, student: Outputs, teacher: Outputs) -> Tensor:
         """Return the loss."""
@@ -141,6 +141,9 @@ IMITATIONS: dict[str, type[Imitation]] = {
     "distance": RelationalDistance,
     "angle": RelationalAngle,
 }
+RELATIONS = ("distance", "angle")
+FEWEST_RELATED = 4
+"""Samples that ``RELATIONS`` need: two are always the same distance apart, in units of their mean distance."""
 OF_LOGITS = (CLASSIFICATION, "kl", "margin")
 """Losses that train the student's classifier: a sum needs one of them."""
 
@@ -186,11 +189,10 @@ class StudentObjective(nn.Module):
         self.register_buffer("class_weights", class_weights, persistent=False)
         self.class_weights: Tensor | None
         self.student, self._weights, self._layout = detector, dict(weights), layout
-        self.imitations = nn.ModuleDict()
-        if layout and student:
-            self.imitations.update(
-                {name: IMITATIONS[name](student, layout.example) for name in weights if name != CLASSIFICATION}
-            )
+        named = [name for name in weights if name != CLASSIFICATION]
+        assert not named or (layout and student), "nobody to imitate"
+        pairs = {name: IMITATIONS[name](student, layout.example) for name in named} if layout and student else {}
+        self.imitations = nn.ModuleDict(pairs)
 
     def forward(self, labels: Tensor, pictures: Tensor, *rest: Tensor) -> Tensor:
         """Return the mean loss.

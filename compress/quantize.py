@@ -9,7 +9,7 @@ from torch import Tensor
 
 from compress.int8 import calibrate, quantized
 from compress.runs import check_rgb_frames, data_source, torch_scorer, validation_metrics
-from data.batches import Batch, balanced_batches, batch_pixels
+from data.batches import Batch, balanced_batches, read_batch
 from data.layouts import FAKE, REAL
 from data.store import ClipStore
 from data.views import ViewRule, Views
@@ -32,7 +32,7 @@ def calibration_pictures(pixels_in: PixelDetector, store: ClipStore, clips: int,
     fewest = min(sum(int(view.valid.sum()) for view in views.views if view.label == label) for label in (REAL, FAKE))
     batch = next(balanced_batches(views, 2 * min(clips // 2, fewest), (seed,)))
     parts = [slice(i, i + CALIBRATION_BATCH) for i in range(0, len(batch.rows), CALIBRATION_BATCH)]
-    pixels = [batch_pixels(views, Batch(batch.rows[part], batch.labels[part])) for part in parts]
+    pixels = [read_batch(views, Batch(batch.rows[part], batch.labels[part])).pixels for part in parts]
     return [pixels_in.pictures(torch.from_numpy(crops)) for crops in pixels]
 
 

@@ -81,7 +81,7 @@ def own_threshold(run: Run) -> "Threshold":
 
 def data_source(store: ClipStore) -> DataSource:
     """Return how a run names the store it was trained on."""
-    return DataSource(fingerprint=store.info.fingerprint, notes=store.info.notes)
+    return DataSource(fingerprint=store.info.fingerprint, notes=store.info.notes, frames=store.frames)
 
 
 def _dumped(metrics: "Metrics") -> dict[str, Any]:
@@ -106,7 +106,7 @@ def finish_run(
         return
     detector = pixels_in.eval().network
     assert isinstance(detector, Detector)
-    info = info.model_copy(update={"trained_steps": history["steps"]})
+    info = info.model_copy(update={"trained_steps": info.trained_steps + history["steps"]})
     device = next(detector.parameters()).device
     inputs = (tensor.to(device) for tensor in detector.example(store.frames))
     cost = {"per": info.architecture.per} | cost_of(detector, *inputs).model_dump()

@@ -12,16 +12,13 @@ from torch import Tensor
 
 from compress.caches import CacheKey, shared_cache, weights_fingerprint
 from compress.compute import Compute
-from data.batches import Batch, batch_pixels, clip_pixels
+from data.batches import Pictures, Unit, read_batch
 from data.views import Views
 from models.detector import PixelDetector
 from models.outputs import Outputs, example_outputs, outputs
 from models.run import Run
 from models.temporal import ClipHead
 from stage import StageError
-
-Pixels = tuple[NDArray[np.uint8], NDArray[np.bool_] | None]
-"""Pictures of a batch and, of clips, their valid frames, as ``data.batches`` gives them."""
 
 
 @dataclass(frozen=True)
@@ -100,52 +97,55 @@ class _Teacher:
 class Taught:
     """What a teacher says of batches of ``views``, rounded to half precision whether it is kept or not.
 
-    It sees the very pictures that the student sees, in its own modalities. Views of which it sees something that cannot
-    be read are marked in ``views``, and drawn no more. ``student``: what the student says of one sample; feature maps
-    are asked for where it has some, and averaged to its grids where those are coarser. ``cache``: folder to keep it
-    in; None asks the teacher at every step.
+    It sees the pictures that the student sees, as ``seen`` shows them: the same views in its own modalities. Views of
+    which it sees something that cannot be read are marked, and drawn no more. ``student``: what the student says of one
+    sample; feature maps are asked for where it has some, and averaged to its grids where those are coarser. ``cache``:
+    folder to keep it in; None asks the teacher at every step.
     """
 
-    def __init__(self, run: Run, views: Views, student: Outputs, compute: Compute, cache: Path | None) -> None:
-        self._views, self._device = views, compute.device
+    def __init__(
+        self, run: Run, views: Views, seen: Views, student: Outputs, compute: Compute, cache: Path | None
+    ) -> None:
+        self._views, self._seen, self._device = views, seen, compute.device
+        seen.unreadable = views.unreadable
         teacher = _Teacher(run, student, views.store.frames, compute)
         self.layout = teacher.layout
-        architecture = run.info.architecture
-        self._seen = Views(views.store, views.rule, views.split, architecture.modalities)
-        self._seen.unreadable = views.unreadable
+        self.unit: Unit = run.info.architecture.per
         self._live = None if cache else teacher
         if cache:
-            grids = [list(stage.shape[1:]) for stage in self.layout.example.maps]
             key = CacheKey(
                 of="teacher outputs",
                 store=views.store.info.fingerprint,
                 weights=weights_fingerprint(teacher.network),
-                network=f"{architecture.model_dump_json()}, maps {grids}",
-                precision=str(compute.dtype),
-                modalities=architecture.modalities,
+                network=f"{run.info.architecture.model_dump_json()} {run.info.preprocessing.model_dump_json()}",
+                maps=str([list(stage.shape[1:]) for stage in self.layout.example.maps]),
+                precision=compute.numbers,
+                modalities=seen.modalities,
                 rule=views.rule,
             )
-            self._cache = shared_cache(cache, key, self._seen, teacher.of_view, compute)
+            self._cache = shared_cache(cache, key, seen, teacher.of_view, compute)
 
-    def __call__(self, batch: Batch, pictures: Pixels) -> Tensor:
-        """Return the rows of a batch, float32 [B, W], or [B, T, W] of clips; ``pictures``: what the student sees."""
-        clips = self.layout.head is not None
+    def __call__(self, read: Pictures) -> tuple[Tensor, Pictures]:
+        """Return what the teacher says, float32 [B, W], or [B, T, W] of clips, and the pictures it is said of.
+
+        These are ``read``, what the student sees, unless the teacher could not read its side of them.
+        """
         if self._live:
-            if self._seen.modalities != self._views.modalities:
-                pictures = read_pixels(self._seen, batch, clips)
-            said = self._live.rows(*pictures).half().float()
-            if not said.isfinite().all():
-                raise StageError(
-                    "the teacher gives numbers beyond half precision: give --precision fp32, or another one"
-                )
-            return said
-        if not clips:
-            return self._cache[batch.rows].to(self._device)
+            return self._ask(self._live, read)
+        if self.unit == "frame":
+            return self._cache[read.batch.rows].to(self._device), read
         frames = self._views.store.frames
-        rows = (batch.rows[:, None] * frames + np.arange(frames)).ravel()
-        return self._cache[rows].view(len(batch.rows), frames, -1).to(self._device)
+        rows = self._cache[read.batch.frame_rows(frames)]
+        return rows.view(len(read.batch.rows), frames, -1).to(self._device), read
 
-
-def read_pixels(views: Views, batch: Batch, clips: bool) -> Pixels:
-    """Return the pictures of a batch of frames, or those of a batch of clips with their valid frames."""
-    return clip_pixels(views, batch) if clips else (batch_pixels(views, batch), None)
+    def _ask(self, teacher: _Teacher, read: Pictures) -> tuple[Tensor, Pictures]:
+        own = read
+        if self._seen.modalities != self._views.modalities:
+            own = read_batch(self._seen, read.batch, self.unit)
+            while not np.array_equal(own.batch.rows, read.batch.rows):  # until both sides could read the same views
+                read = read_batch(self._views, own.batch, self.unit)
+                own = read_batch(self._seen, read.batch, self.unit)
+        said = teacher.rows(own.pixels, own.valid).half().float()
+        if not said.isfinite().all():
+            raise StageError("the teacher gives numbers beyond half precision: take another --teacher")
+        return said, read

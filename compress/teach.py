@@ -180,7 +180,7 @@ def teach(
         architecture=architecture,
         preprocessing=Preprocessing.of(architecture.backbone),
         weights=start.weights,
-        trained_steps=0,
+        trained_steps=start.trained_steps,
         parents=start.parents,
         data=data_source(store),
         seed=seed,
@@ -191,9 +191,9 @@ def teach(
         "schedule": asdict(schedule),
         "unfreeze": cut.unfreeze,
     }
+    compute = prepare_compute(precision)
+    check_batch(schedule.batch_size, accumulate, compute.processes)
     with UnfinishedRun(out, asked) as unfinished:
-        compute = prepare_compute(precision)
-        check_batch(schedule.batch_size, accumulate, compute.processes)
         cut.pixels_in.to(compute.device).to(memory_format=torch.channels_last)
         history: dict[str, Any] = {"steps": 0, "passes": []}
         if schedule.epochs:

@@ -60,7 +60,7 @@ class Schedule:
     accumulate: int = 1
     """Parts of a batch whose gradients are summed one after another, for want of memory.
 
-    The result is the same, but for dropout and for batch norms, which see a part."""
+    The result is the same, but for dropout, and for batch norms and losses that relate samples, which see a part."""
     learning_rate: float = 2e-3
     curve: str = "cosine"
     """cosine: warm-up, then to 0; plateau: halved after passes without a smaller validation loss."""
@@ -116,7 +116,12 @@ def fit(compute: Compute, task: Task, schedule: Schedule, seed: int, unfinished:
         load_trained(task.objective, position.best_weights)
     task.objective.eval()
     how = {"precision": compute.precision, "device": str(compute.device), "processes": compute.processes}
-    how |= {"batch_size": schedule.batch_size, "views": task.views.summary(), "speed": position.speed}
+    how |= {
+        "batch_size": schedule.batch_size,
+        "ema": schedule.ema,
+        "views": task.views.summary(),
+        "speed": position.speed,
+    }
     stopped = {"stopped": f"no better pass in {schedule.patience}"} if position.passes < training.passes else {}
     return how | stopped | {"steps": position.steps, "passes": position.history}
 

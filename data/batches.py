@@ -27,6 +27,10 @@ class Batch:
         """Return every ``of``-th sample from ``number`` on."""
         return Batch(self.rows[number::of], self.labels[number::of])
 
+    def frame_rows(self, frames: int) -> NDArray[np.int64]:
+        """Return the rows of all frames of a batch of views of T = ``frames``, int64 [B * T]."""
+        return (self.rows[:, None] * frames + np.arange(frames)).ravel()
+
 
 def _mixed(groups: Sequence[NDArray[np.int64]], rng: np.random.Generator) -> NDArray[np.int64]:
     """Return the rows of all groups, each group in random order and spread evenly over the whole."""
@@ -100,35 +104,53 @@ def label_shares(views: Views, unit: Unit) -> NDArray[np.float64]:
     return shares
 
 
-def batch_pixels(views: Views, batch: Batch) -> NDArray[np.uint8]:
-    """Return the pictures of a batch of frames, uint8 [B, S, S, 3], or [B, M, S, S, 3] of several modalities.
+@dataclass(frozen=True)
+class Pictures:
+    """What was read of a batch."""
 
-    The frames of a view that cannot be read are replaced by frames of other views of their label, and the view is
-    drawn no more; ``views.unreadable`` counts. Raises StageError if a label has no view left.
+    pixels: NDArray[np.uint8]
+    """uint8 [B, S, S, 3] of frames, or [B, T, S, S, 3] of views; [..., M, S, S, 3] of several modalities."""
+    batch: Batch
+    """What was really read: others than asked for in place of views that cannot be read."""
+    valid: NDArray[np.bool_] | None = None
+    """Of views: which of their frames count, bool [B, T]."""
+
+
+def read_batch(views: Views, batch: Batch, unit: Unit = "frame") -> Pictures:
+    """Return the pictures of a batch of frames or of whole views.
+
+    A view that cannot be read is replaced by another of its label, and drawn no more; ``views.unreadable`` counts.
+    Raises StageError if a label has no view left, and outside training, where nothing is replaced.
     """
-    numbers, frames = np.divmod(batch.rows, views.store.frames)
+    return _read_frames(views, batch) if unit == "frame" else _read_views(views, batch)
+
+
+def _read_frames(views: Views, batch: Batch) -> Pictures:
+    per_view = views.store.frames
+    numbers, frames = np.divmod(batch.rows, per_view)
     pixels: dict[int, NDArray[np.uint8]] = {}
+    rows = batch.rows.copy()
     for number in np.unique(numbers).tolist():
         here = np.flatnonzero(numbers == number)
-        read, _ = _read_or_replace(views, number, frames[here].tolist())
+        read, index, chosen = _read_or_replace(views, number, frames[here].tolist())
         pixels |= dict(zip(here.tolist(), read, strict=True))
-    return np.stack([pixels[index] for index in range(len(batch.rows))])
+        rows[here] = index * per_view + np.array(chosen)
+    return Pictures(np.stack([pixels[place] for place in range(len(rows))]), Batch(rows, batch.labels))
 
 
-def clip_pixels(views: Views, batch: Batch) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-    """Return the pictures of a batch of views, uint8 [B, T, (M,) S, S, 3], and their valid frames, bool [B, T].
-
-    Views that cannot be read are replaced as in ``batch_pixels``.
-    """
+def _read_views(views: Views, batch: Batch) -> Pictures:
     read = [_read_or_replace(views, number, None) for number in batch.rows.tolist()]
-    return np.stack([pixels for pixels, _ in read]), np.stack([view.valid for _, view in read])
+    rows = np.array([index for _, index, _ in read], np.int64)
+    valid = np.stack([views.views[index].valid for index in rows.tolist()])
+    return Pictures(np.stack([pixels for pixels, *_ in read]), Batch(rows, batch.labels), valid)
 
 
-def _read_or_replace(views: Views, number: int, frames: list[int] | None) -> tuple[NDArray[np.uint8], View]:
-    """Read frames of a view (all if None), or as many of another of its label, and say of which.
+def _read_or_replace(
+    views: Views, number: int, frames: list[int] | None
+) -> tuple[NDArray[np.uint8], int, list[int] | None]:
+    """Read frames of a view (all if None), or as many of another of its label; return also which view and frames.
 
-    The others are tried in an order that depends on the view's number alone. Outside training nothing is replaced:
-    raises StageError.
+    The others are tried in an order that depends on the view's number alone.
     """
     wanted = views.views[number]
     for index in _and_others(views, number):
@@ -140,7 +162,7 @@ def _read_or_replace(views: Views, number: int, frames: list[int] | None) -> tup
             valid = np.flatnonzero(view.valid)
             chosen = valid[np.resize(np.arange(len(valid)), len(frames))].tolist()
         try:
-            return views.pixels(view, chosen), view
+            return views.pixels(view, chosen), index, chosen
         except StageError as error:
             if views.split != "train":
                 raise

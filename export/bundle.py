@@ -1,5 +1,7 @@
 """A bundle: artifacts, golden inputs and outputs, and ``manifest.json``, which is all that an app developer needs."""
 
+import json
+import math
 from pathlib import Path
 from typing import Literal
 
@@ -8,6 +10,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from compress.metrics import Threshold
+from data.clips import BRIDGED_FRAMES
 from data.crops import CropRule
 from data.store import StoreSettings
 from export.parity import Parity
@@ -68,10 +71,11 @@ class CropGeometry(Frozen):
 MEAN_RULE = "Score consecutive frames of one tracked face; the mean of their P(fake) above the threshold is a fake."
 SCORE_RULE = (
     "Cut the video into clips of exactly `frames` consecutive frames of one tracked face, one after another. Run embed "
-    "once on every frame with the face, and put the embeddings in the order of the frames into score's input, with "
-    "valid 1; a frame without the face, or missing at the video's end, has an embedding of zeros and valid 0. Leave "
-    "out clips with the face in less than half of their frames. score gives a clip's P(fake); the mean over the clips "
-    "above the threshold is a fake."
+    "once on every frame that counts, and put the embeddings in the order of the frames into score's input, with valid "
+    "1; other frames have an embedding of zeros and valid 0. A clip begins at a frame with the face. A frame counts if "
+    f"the face was found in it, or is missing for at most {BRIDGED_FRAMES} frames on end, with interpolated boxes; "
+    "frames of longer gaps do not count, nor those beyond the video's end. Leave out clips of which less than half of "
+    "the frames count. score gives a clip's P(fake); the mean over the clips above the threshold is a fake."
 )
 
 
@@ -80,6 +84,7 @@ class ClipRule(Frozen):
 
     frames: int
     stride: int = 1
+    """Steps from one frame of a clip to the next, in frames of the video; clips follow each other without overlap."""
     aggregation: Literal["mean", "score"] = "mean"
     """``mean`` of the frames' scores, or the program ``score`` over exactly ``frames`` embeddings."""
     text: str
@@ -114,6 +119,9 @@ class Program(Frozen):
     """``forward`` scores a frame. A clip student has ``embed`` for each frame and ``score`` for a clip; in a ``.pte``
     these are names of methods, elsewhere each is a file."""
     file: str
+    sha256: str
+    """Of the file; of a folder (``.mlpackage``) over the names and hashes of its files."""
+    bytes: int
     inputs: list[Tensor]
     output: Tensor
     operators: list[str]
@@ -166,6 +174,14 @@ class Manifest(Frozen):
     tools: dict[str, str]
 
 
+def _version(text: str) -> object:
+    """Return the schema version that a manifest states, or None if it cannot be told: parts may be of any version."""
+    try:
+        return json.loads(text)["schema_version"]
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
 class Bundle:
     """A bundle on disk. Raises StageError if it is missing, damaged or of another version."""
 
@@ -173,16 +189,16 @@ class Bundle:
         self.path = path
         file = path / "manifest.json"
         try:
-            self.manifest = Manifest.model_validate_json(file.read_text(encoding="utf-8"))
+            text = file.read_text(encoding="utf-8")
+            version = _version(text)
+            if version not in (None, SCHEMA_VERSION):
+                raise StageError(f"{file} is of schema version {version}, this program reads {SCHEMA_VERSION}")
+            self.manifest = Manifest.model_validate_json(text)
         except (OSError, UnicodeError) as error:
             raise StageError(f"{path} is not a bundle: it has no readable manifest.json") from error
         except ValidationError as error:
             where = ".".join(str(part) for part in error.errors()[0]["loc"])
             raise StageError(f"{file} is not valid at {where}: {error.errors()[0]['msg']}") from error
-        if self.manifest.schema_version != SCHEMA_VERSION:
-            raise StageError(
-                f"{file} is of schema version {self.manifest.schema_version}, this program reads {SCHEMA_VERSION}"
-            )
 
     def artifact(self, file: str) -> Artifact:
         """Return an artifact by its file name. Raises StageError naming those there are."""
@@ -195,7 +211,7 @@ class Bundle:
     def checked_path(self, artifact: Artifact) -> Path:
         """Return where an artifact lies after comparing its hash. Raises StageError if the file was changed."""
         path = self.path / artifact.file
-        if Path(artifact.file).name != artifact.file or not path.exists():
+        if Path(artifact.file).name != artifact.file or artifact.file == ".." or not path.exists():
             raise StageError(f"{self.path} lacks its artifact {artifact.file}: export it again")
         if sha256_of(path) != artifact.sha256:
             raise StageError(f"{path} is not the file that was exported (its SHA-256 differs): export it again")
@@ -211,5 +227,8 @@ class Bundle:
         path = self.path / "golden" / "pixels.bin"
         if not path.is_file() or sha256_of(path) != golden.sha256:
             raise StageError(f"{path} is missing or was changed: export the bundle again")
-        pixels = np.fromfile(path, np.uint8).reshape(golden.shape)
-        return (pixels,) if golden.valid is None else (pixels, np.array(golden.valid))
+        pixels, valid = np.fromfile(path, np.uint8), golden.valid
+        if pixels.size != math.prod(golden.shape) or (valid and np.shape(valid) != tuple(golden.shape[:2])):
+            raise StageError(f"{path} is not of the shape that manifest.json states: export the bundle again")
+        pixels = pixels.reshape(golden.shape)
+        return (pixels,) if valid is None else (pixels, np.array(valid))

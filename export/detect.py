@@ -64,14 +64,17 @@ def detect_video(path: Path, bundle: Bundle, artifact: Artifact, runner: Runner)
     """
     rule, clips = bundle.manifest.crop.rule, bundle.manifest.clip
     found: list[tuple[int, Scored]] = []
+    left_out = 0
     started = time.perf_counter()
     with Video(path) as video:
         tracker = Tracker(DETECTORS[bundle.manifest.crop.detector]())
         for clip, *_ in face_clips(tracker.follow(video.pictures()), clips.frames):
             if scored := _score_clip(clip, rule, clips, runner):
                 found.append((clip.start, scored))
+            else:
+                left_out += 1
     if not found:
-        seen = "" if clips.per == "frame" else f" in half of {clips.frames} frames on end"
+        seen = f" in half of {clips.frames} frames on end" if left_out else ""
         raise StageError(f"no face was found{seen} in {path}: there is nothing to score")
     frames = sum(scored.frames for _, scored in found)
     weights = [scored.frames if clips.per == "frame" else 1 for _, scored in found]
@@ -85,6 +88,7 @@ def detect_video(path: Path, bundle: Bundle, artifact: Artifact, runner: Runner)
         "threshold": artifact.threshold.value,
         "artifact": artifact.file,
         "frames": frames,
+        "clips_left_out": left_out,
         "clips": [{"start_frame": start, "score": scored.score, "frames": scored.frames} for start, scored in found],
         "milliseconds": {"score_per_frame": 1e3 * seconds / frames, "whole_video": 1e3 * whole},
     }

@@ -13,7 +13,7 @@ import torch
 import typer
 
 from compress.metrics import choose_threshold
-from compress.runs import check_rgb, takes
+from compress.runs import check_rgb, data_source, takes
 from compress.scoring import score_split
 from data.store import ClipStore
 from export import coreml, executorch, onnx
@@ -23,7 +23,7 @@ from export.golden import Inputs, golden_inputs
 from export.programs import graphs_of
 from export.runtimes import SUFFIX_OF, Runtime, cannot_run, program_file
 from models.detector import Architecture, PixelDetector
-from models.run import DataSource, Run, RunInfo
+from models.run import Run, RunInfo
 from stage import StageError, bytes_of, progress, refuse_existing, run_as_script, say, sha256_of, written_whole
 
 FORMATS: dict[str, Runtime] = {"executorch": "executorch", "onnx": "onnxruntime", "coreml": "coreml"}
@@ -59,8 +59,8 @@ def write_artifact(job: Job, folder: Path) -> dict[str, Any]:
     graphs = graphs_of(_single_picture_detector(job.run), Run(job.run).info, job.runtime, job.frames)
     said = WRITERS[job.runtime](graphs, folder / job.file)
     operators = said.pop("operators")
-    files = {graph.name: program_file(Path(job.file), job.runtime, graph.name).as_posix() for graph in graphs}
-    return said | {"programs": [graph.described(files[graph.name], operators[graph.name]) for graph in graphs]}
+    files = {graph.name: program_file(Path(job.file), job.runtime, graph.name) for graph in graphs}
+    return said | {"programs": [graph.described(folder, files[graph.name], operators[graph.name]) for graph in graphs]}
 
 
 def _describe(
@@ -146,7 +146,7 @@ def build_bundle(
                 outputs={entry.file: outputs for entry, outputs in described},
             ),
             weights=first.weights,
-            data=DataSource(fingerprint=store.info.fingerprint, notes=store.info.notes),
+            data=data_source(store),
             tools=first.tools,
         )
         (folder / "manifest.json").write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
@@ -167,6 +167,12 @@ def _one_student(runs: list[Run], store: ClipStore) -> Architecture:
         raise StageError("two of the runs have the same student and scheme: export them into bundles of their own")
     if architectures[0].per == "clip" and store.frames == 1:
         raise StageError(f"{runs[0].path} is a clip student, and {store.path} holds photos: give a store of clips")
+    trained = runs[0].info.data.frames
+    if architectures[0].per == "clip" and trained not in (None, store.frames):
+        raise StageError(
+            f"{runs[0].path} was trained on clips of {trained} frames, and {store.path} holds clips of {store.frames}: "
+            "give a store of the same length"
+        )
     return architectures[0]
 
 

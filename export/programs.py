@@ -4,6 +4,7 @@ A phone embeds each frame once, when it comes, and scores a clip from the embedd
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -12,6 +13,7 @@ from export.bundle import Program, Tensor
 from export.runtimes import ProgramName, Runtime
 from models.detector import Detector, ImageDetector, PixelDetector, Preprocessing, fake_probability
 from models.run import RunInfo
+from stage import bytes_of, sha256_of
 
 PROBABILITY = Tensor(name="fake_probability", dtype="float32", layout="N", shape=[1], meaning="P(fake), 0..1")
 DTYPES = {"uint8": torch.uint8, "float32": torch.float32}
@@ -35,9 +37,17 @@ class Graph:
             for tensor in self.inputs
         )
 
-    def described(self, file: str, operators: list[str]) -> Program:
-        """Return the manifest's entry of the program, whose file in the bundle is ``file``."""
-        return Program(name=self.name, file=file, inputs=list(self.inputs), output=self.output, operators=operators)
+    def described(self, bundle: Path, file: Path, operators: list[str]) -> Program:
+        """Return the manifest's entry of the program, whose file in the folder ``bundle`` is ``file``."""
+        return Program(
+            name=self.name,
+            file=file.as_posix(),
+            sha256=sha256_of(bundle / file),
+            bytes=bytes_of(bundle / file),
+            inputs=list(self.inputs),
+            output=self.output,
+            operators=operators,
+        )
 
 
 def pixel_input(size: int, planar: bool = False) -> Tensor:

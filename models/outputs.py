@@ -23,7 +23,7 @@ class Outputs:
     embedding: Tensor
     """float [N, D]: pooled over a frame, and of several modalities side by side; of a clip pooled over its frames."""
     maps: tuple[Tensor, ...] = ()
-    """float [N, C, H, W] each: a frame's feature maps, coarser from stage to stage."""
+    """float [N, C, H, W] each: a frame's feature maps, stage by stage."""
     frames: Tensor | None = None
     """float [N, T, D]: what each frame of a clip came to, having heard of the others."""
     valid: Tensor | None = None
@@ -31,7 +31,7 @@ class Outputs:
 
 
 def stages_of(backbone: nn.Module) -> list[int]:
-    """Return the numbers of the stages whose feature maps are looked at, coarser from one to the next.
+    """Return the numbers of the stages whose feature maps are looked at, ever deeper.
 
     Raises StageError if a backbone gives none.
     """
@@ -52,7 +52,7 @@ def outputs(detector: Detector, pictures: Tensor, valid: Tensor | None = None, *
     backbone: Any = detector.backbone
     if isinstance(head, ClipHead):
         assert valid is not None
-        frames = head.fused(per_picture(backbone, pictures), valid)
+        frames = head.fused(_of_valid(backbone, pictures, valid), valid)
         embedding = head.pooled(frames, valid)
         return Outputs(head.classifier(embedding), embedding, frames=frames, valid=valid)
     if not with_maps:
@@ -63,6 +63,15 @@ def outputs(detector: Detector, pictures: Tensor, valid: Tensor | None = None, *
     embedding = backbone.forward_head(final).reshape(len(pictures), -1)
     logits: Tensor = head(embedding)
     return Outputs(logits, embedding, tuple(_side_by_side(stage, len(pictures)) for stage in maps))
+
+
+def _of_valid(backbone: nn.Module, pictures: Tensor, valid: Tensor) -> Tensor:
+    """Return embeddings of clips, [N, T, ..., D]; zeros for frames not valid, which batch norms must not see."""
+    shown = pictures[valid]
+    seen = per_picture(backbone, shown.contiguous(memory_format=torch.channels_last) if shown.ndim == 4 else shown)
+    embeddings = seen.new_zeros(*valid.shape, *seen.shape[1:])
+    embeddings[valid] = seen
+    return embeddings
 
 
 def _side_by_side(maps: Tensor, samples: int) -> Tensor:

@@ -39,6 +39,8 @@ class DataSource(BaseModel):
 
     fingerprint: str
     notes: list[str] = Field(default_factory=list)
+    frames: int | None = None
+    """Frames of a clip, T."""
 
 
 class RunInfo(BaseModel):
@@ -53,7 +55,8 @@ class RunInfo(BaseModel):
     preprocessing: Preprocessing
     weights: Weights
     trained_steps: int
-    """Optimizer steps since the starting weights; 0 with random weights means that scores mean nothing."""
+    """Optimizer steps since the starting weights, also those of a run that was gone on from; 0 with random weights
+    means that scores mean nothing."""
     parents: list[Parent] = Field(default_factory=list)
     data: DataSource
     seed: int
@@ -121,7 +124,9 @@ class UnfinishedRun:
     def __exit__(self, *_: object) -> None:
         if not speaks():
             return
-        if self.folder.exists() and not self.checkpoint.exists():  # refused before its first step
+        if (
+            self.folder.exists() and not self.checkpoint.exists()
+        ):  # stopped before its first checkpoint: nothing to go on with
             shutil.rmtree(self.folder)
             Path(self._lock.name).unlink(missing_ok=True)
         self._lock.close()
@@ -161,7 +166,7 @@ class Run:
             raise StageError(f"{path} is missing, damaged, or does not fit model.json") from error
         return detector.eval()
 
-    def start(self, detector: Detector) -> Weights:
+    def start(self, detector: Detector) -> None:
         """Put this run's weights into a detector of the same backbone as its starting weights; its head if it fits.
 
         Raises StageError if the run cannot be gone on from.
@@ -172,16 +177,18 @@ class Run:
             raise StageError(f"{self.path} holds {holds}, and --weights is to start a {wanted.backbone}")
         if self.info.meaningless:
             raise StageError(f"{self.path} is nothing to start from: {self.info.meaningless}")
+        if own.activation != wanted.activation:
+            say(f"{self.path} has {own.activation or 'GELU'}, and goes on with {wanted.activation or 'GELU'}")
         trained = self.detector()
         try:
             detector.backbone.load_state_dict(trained.backbone.state_dict())
         except RuntimeError as error:
             raise StageError(f"{self.path} takes {own.size} px crops, and its weights fit no other size") from error
-        try:
+        shapes = [{name: tensor.shape for name, tensor in d.head.state_dict().items()} for d in (trained, detector)]
+        if shapes[0] == shapes[1]:
             detector.head.load_state_dict(trained.head.state_dict())
-        except RuntimeError:
+        else:
             say(f"the head of {self.path} is of another kind: the new one starts at random")
-        return Weights(source="run", name=self.path.name, sha256=self.sha256, licence=self.info.weights.licence)
 
     @property
     def sha256(self) -> str:

@@ -13,11 +13,14 @@ from stage import StageError, say
 
 @dataclass(frozen=True)
 class Start:
-    """A detector, where its weights came from, and the run whose they are, if any."""
+    """A detector, where its weights came from, and the run that it goes on from, if any."""
 
     detector: Detector
     weights: Weights
+    """Of a run that is gone on from: where that one's came from."""
     parents: list[Parent]
+    trained_steps: int = 0
+    """Of a run that is gone on from."""
 
     @classmethod
     def of(cls, architecture: Architecture, given: Path | None, random: bool, seed: int) -> "Start":
@@ -34,7 +37,8 @@ class Start:
             raise StageError(f"--activation {architecture.activation}: {name} has no GELU to replace: leave it out")
         detector = Detector(architecture, body)
         if run:
-            return cls(detector, run.start(detector), [run.as_parent()])
+            run.start(detector)
+            return cls(detector, run.info.weights, [run.as_parent()], run.info.trained_steps)
         if source.source == "random":
             say(f"{name} starts from random weights, and its run says so")
         return cls(detector, source, [])

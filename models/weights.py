@@ -23,7 +23,7 @@ class Weights(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    source: Literal["random", "hub", "file", "folder", "run"]
+    source: Literal["random", "hub", "file", "folder"]
     name: str
     sha256: str | None = None
     licence: str

@@ -19,7 +19,7 @@ from rich.table import Table
 
 from benchmarks.bench import bench
 from benchmarks.reference import reference
-from benchmarks.report import Row
+from benchmarks.report import Row, read_report
 from benchmarks.studies.teachers import save_random_depth
 from compress.distill import distill
 from compress.teach import teach
@@ -105,7 +105,9 @@ def clips(
         export([student], path, out / "bundle")
     if not (out / "reference.json").exists():
         reference(megatron, path, out / "reference.json", repeats=10)
-    report = bench([out / "bundle", megatron, student, alone], path, out / "reference.json", out / "report")
+    if not (out / "report").exists():
+        bench([out / "bundle", megatron, student, alone], path, out / "reference.json", out / "report")
+    report = read_report(out / "report" / "report.json")
     depth = depth_ms(out / "depth-small-size", store)
     table = Table("row", "AUC", "parameters", "MACs a clip", "ms a clip", "with depth")
     found = [describe(row, store.frames, depth, out) for row in report.rows if row.latency_ms]

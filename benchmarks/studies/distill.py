@@ -60,7 +60,7 @@ def task_of(loss: str, teacher: Run | None, views: Views, compute: Compute, cach
     detector = Detector(Architecture(backbone=STUDENT, size=views.store.size))
     weights = parse_losses(loss)
     said = example_outputs(detector, 1, "dense" in weights)
-    taught = Taught(teacher, views, said, compute, cache) if teacher else None
+    taught = Taught(teacher, views, Views(views.store, views.rule), said, compute, cache) if teacher else None
     objective = StudentObjective(detector, weights, None, taught.layout if taught else None, said).train()
     return student_task(PixelDetector(detector, Preprocessing.of(STUDENT)), objective, taught, views, compute)
 

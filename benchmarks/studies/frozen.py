@@ -23,7 +23,7 @@ from benchmarks.machine import describe_machine
 from compress.compute import Precision, prepare_compute
 from compress.features import Cut, Features
 from compress.teach import HEAD_HIDDEN, TeacherObjective
-from data.batches import Batch, balanced_batches, batch_pixels
+from data.batches import Batch, balanced_batches, read_batch
 from data.store import ClipStore
 from data.views import ViewRule, Views
 from models.detector import Architecture, Detector, PixelDetector, Preprocessing
@@ -67,7 +67,7 @@ def compare(store: ClipStore, backbone: str, unfreeze: str, precision: Precision
 
     def live(batch: Batch) -> Tensor:
         with torch.no_grad():
-            pictures = pixels_in.pictures(torch.from_numpy(batch_pixels(views, batch)).to(compute.device))
+            pictures = pixels_in.pictures(torch.from_numpy(read_batch(views, batch).pixels).to(compute.device))
             found: Tensor = frozen.eval()(pictures.contiguous(memory_format=torch.channels_last))
         return found
 

@@ -57,7 +57,10 @@ def train_student(loss: str, seed: int, teacher: Path, store: Path, run: Path, v
 
 def train_all(seeds: int, teacher: Path, store: Path, out: Path, views: int) -> dict[str, list[Path]]:
     """Train every choice with every seed, as many at once as there are cores; return runs by choice, one per seed."""
-    runs = {name: [out / f"student-{n}-seed-{seed}" for seed in range(seeds)] for n, name in enumerate(CHOICES)}
+    runs = {
+        name: [out / f"{store.name}-{views}-views" / f"{loss}-seed-{seed}" for seed in range(seeds)]
+        for name, loss in CHOICES.items()
+    }
     one_thread = functools.partial(torch.set_num_threads, 1)  # several of more threads would wait for each other
     with ProcessPoolExecutor(os.cpu_count() or 1, get_context("spawn"), one_thread) as pool:
         jobs = [
@@ -129,9 +132,10 @@ def losses(
     Example: **python -m benchmarks.studies.losses ../shared/data/faces --out studies/losses**
     """
     recipe = Recipe(f"EfficientNet-Lite0, {size} px", "tf_efficientnet_lite0", size, 5e-4)
-    teacher = train_for(teacher_minutes, recipe, photos, out, out / "teacher")
+    taught_by = out / f"teacher-{size}-{teacher_minutes:g}-minutes"
+    teacher = train_for(teacher_minutes, recipe, photos, out, taught_by)
     path, store = out / f"store-{size}", ClipStore(out / f"store-{size}")
-    runs = train_all(seeds, out / "teacher", path, out, views)
+    runs = train_all(seeds, taught_by, path, out / taught_by.name, views)
     val = {name: [scores_of(run, store, "val") for run in own] for name, own in runs.items()}
     compared = {name: summary(own, val[ALONE]) for name, own in val.items()}
     show(compared, f"validation persons; teacher {teacher['val']['auc']:.3f}")

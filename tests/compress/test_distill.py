@@ -127,8 +127,11 @@ def test_a_relu_student_has_no_gelu_left_and_goes_on_from_a_run(relu_student: Pa
     assert gelus(run.detector().backbone) == []
     assert names.count("ReLU") == len(gelus(Run(teacher_run).detector().backbone)) == 6
     assert not any("GELU" in name for name in names)
-    assert run.info.weights.source == "run"
-    assert [parent.name for parent in run.info.parents] == [teacher_run.name, teacher_run.name]
+    before = Run(teacher_run).info
+    assert run.info.weights == before.weights
+    steps = json.loads(run.read("metrics.json"))["training"]["steps"]
+    assert run.info.trained_steps == before.trained_steps + steps
+    assert [parent.name for parent in run.info.parents] == [teacher_run.name]
 
 
 def test_projectors_and_the_average_of_an_interrupted_student_go_on(
@@ -194,3 +197,20 @@ def test_a_clip_student_needs_clips(demo_corpus: Path, tmp_path: Path) -> None:
     prepare([demo_corpus], tmp_path / "photos", frames=1, size=32, ratios="0.5,0.25,0.25", max_videos=4)
     message = "holds single pictures: a clip student needs clips; prepare videos, or --kind frame"
     refused(message, tmp_path / "photos", tmp_path / "run", loss="classification", kind="clip")
+
+
+@pytest.mark.parametrize("options", [{"batch_size": 8, "accumulate": 4}, {"batch_size": 2}])
+def test_relations_of_two_samples_are_refused(
+    demo_store: Path, teacher_run: Path, tmp_path: Path, options: dict[str, int]
+) -> None:
+    with pytest.raises(StageError, match="compare the samples of a part of a batch, which here has 2"):
+        distill(demo_store, tmp_path / "out", teacher_run, loss="kl,angle", **QUICK, **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_cache_that_nothing_would_use_is_refused(demo_store: Path, teacher_run: Path, tmp_path: Path) -> None:
+    text = "--cache keeps what a teacher says: leave it out with --live-teacher and without --teacher"
+    with pytest.raises(StageError, match=text):
+        distill(demo_store, tmp_path / "out", teacher_run, live_teacher=True, cache=tmp_path / "cache", **QUICK)
+    with pytest.raises(StageError, match=text):
+        distill(demo_store, tmp_path / "out", loss="classification", cache=tmp_path / "cache", **QUICK)

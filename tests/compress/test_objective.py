@@ -175,7 +175,8 @@ def test_dense_of_clips_compares_the_valid_frames() -> None:
         for width in (4, 8)
     )
     dense = Dense(student, teacher)
-    expected = losses.cosine(dense.projects[0](student.frames)[valid], teacher.frames[valid])
+    clips = zip(dense.projects[0](student.frames), teacher.frames, valid, strict=True)
+    expected = torch.stack([losses.cosine(own[counts], other[counts]) for own, other, counts in clips]).mean()
     torch.testing.assert_close(dense(student, teacher), expected)
     spoiled = dataclasses.replace(teacher, frames=teacher.frames.masked_fill(~valid[..., None], 1e9))
     torch.testing.assert_close(dense(student, spoiled), expected)
@@ -217,7 +218,7 @@ def test_a_clip_student_s_loss_is_the_weighted_sum() -> None:
         losses.classification(own.logits, LABELS)
         + 0.5 * losses.margin(own.logits, logits)
         + losses.kl_embeddings(own.embedding, kl.project(taught.embedding))
-        + 2 * losses.cosine(dense.projects[0](own.frames)[valid], fused[valid])
+        + 2 * losses.cosine(dense.projects[0](own.frames), fused, valid)
     )
     torch.testing.assert_close(objective(LABELS, pictures, valid, layout.rows(taught)), expected)
 

@@ -15,7 +15,7 @@ from compress.compute import prepare_compute
 from compress.distill import distill, load_teacher
 from compress.teach import teach
 from compress.training import Schedule, Task, fit, settle_batch_norms
-from data.batches import Batch, batch_pixels
+from data.batches import Batch, read_batch
 from data.store import ClipStore
 from data.views import ViewRule, Views
 from models.detector import PixelDetector
@@ -46,7 +46,7 @@ def test_cached_features_are_those_of_the_frozen_part(teacher_run, opened_store,
     key = CacheKey(of="f", store="s", weights="w", network="n", precision="fp32", rule=views.rule)
     cache = FrameCache.fill(tmp_path, key, views, features)
     rows = np.array([0, 7, 42, 13])
-    live = features(batch_pixels(views, Batch(rows, np.zeros(4, np.int64))))
+    live = features(read_batch(views, Batch(rows, np.zeros(4, np.int64))).pixels)
     torch.testing.assert_close(cache[rows], live, atol=2e-3, rtol=2e-3)
 
 
@@ -185,7 +185,7 @@ def _colours_task(store):
     views, objective = Views(store, ViewRule()), Colours()
 
     def inputs_of(batch):
-        return torch.from_numpy(batch.labels), _mean_colours(batch_pixels(views, batch))
+        return torch.from_numpy(batch.labels), _mean_colours(read_batch(views, batch).pixels)
 
     def score(clips):
         return [objective.score(_mean_colours(store.pixels(clip)[clip.valid])) for clip in clips]

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data.batches import Batch, Unit, balanced_batches, batch_pixels, clip_pixels, label_shares, natural_batches
+from data.batches import Batch, Unit, balanced_batches, label_shares, natural_batches, read_batch
 from data.store import Clip, ClipStore
 from data.views import View, ViewRule, Views
 from stage import StageError
@@ -137,12 +137,13 @@ def test_pixels_of_a_batch_are_those_of_the_store(demo_store: Path) -> None:
     views = Views(ClipStore(demo_store), ViewRule())
     rows = np.array([47, 0, 13, 13, 12, 3, 46])
     expected = [views.store.pixels(views.views[row // 4].clip)[row % 4] for row in rows]
-    np.testing.assert_array_equal(batch_pixels(views, Batch(rows, np.zeros(7, np.int64))), expected)
+    np.testing.assert_array_equal(read_batch(views, Batch(rows, np.zeros(7, np.int64))).pixels, expected)
 
 
 def test_pictures_of_clips_come_with_their_valid_frames(demo_store: Path) -> None:
     views = Views(ClipStore(demo_store), ViewRule())
-    pixels, valid = clip_pixels(views, Batch(np.array([5, 1]), np.zeros(2, np.int64)))
+    read = read_batch(views, Batch(np.array([5, 1]), np.zeros(2, np.int64)), "clip")
+    pixels, valid = read.pixels, read.valid
     np.testing.assert_array_equal(pixels, [views.store.pixels(views.views[n].clip) for n in (5, 1)])
     np.testing.assert_array_equal(valid, [views.views[n].valid for n in (5, 1)])
 
@@ -166,7 +167,7 @@ def test_batches_stay_full_and_balanced_when_clips_cannot_be_read(
 ) -> None:
     broken = [next(n for n, view in enumerate(damaged.views) if view.label == label) for label in (0, 1)]
     for batch in list(balanced_batches(damaged, 16, (0,))):
-        pixels = batch_pixels(damaged, batch)
+        pixels = read_batch(damaged, batch).pixels
         assert pixels.shape == (16, 64, 64, 3)
         for row, label, crop in zip(batch.rows.tolist(), batch.labels.tolist(), pixels, strict=True):
             whole = [n for n, view in enumerate(damaged.views) if view.label == label and n not in broken]
@@ -183,4 +184,4 @@ def test_outside_training_nothing_is_replaced(damaged: Views) -> None:
     damaged.split = "val"
     broken = next(n for n, view in enumerate(damaged.views) if view.label == 0)
     with pytest.raises(StageError, match="is missing or damaged: prepare the store again"):
-        clip_pixels(damaged, Batch(np.array([broken]), np.array([0])))
+        read_batch(damaged, Batch(np.array([broken]), np.array([0])), "clip")

@@ -104,7 +104,8 @@ def test_manifest_describes_both_programs(bundle, eager):
         assert sha256_of(bundle.path / artifact["file"]) == artifact["sha256"]
         embed, score = artifact["programs"]
         assert (embed["name"], score["name"]) == ("embed", "score")
-        assert (bundle.path / embed["file"]).exists() and (bundle.path / score["file"]).exists()
+        for program in (embed, score):
+            assert sha256_of(bundle.path / program["file"]) == program["sha256"]
         assert embed["inputs"][0]["shape"] == ([64, 64] if artifact["runtime"] == "coreml" else [1, 64, 64, 3])
         assert embed["output"]["shape"] == [1, width]
         assert [given["shape"] for given in score["inputs"]] == [[1, FRAMES, width], [1, FRAMES]]
@@ -237,3 +238,12 @@ def test_other_settings_reach_onnx_and_core_ml(tmp_path):
     np.testing.assert_allclose(found, expected, atol=1e-5)
     found = run_mil(tmp_path / "x" / "score.mlpackage", embeddings=embeddings, valid=valid)
     np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_clips_of_another_length_than_in_training_are_refused(demo_store, tmp_path, tmp_path_factory):
+    run = shutil.copytree(clip_run(demo_store, tmp_path_factory), tmp_path / "run")
+    model = json.loads((run / "model.json").read_text())
+    model["data"]["frames"] = 20
+    (run / "model.json").write_text(json.dumps(model))
+    with pytest.raises(StageError, match=r"was trained on clips of 20 frames, and .* holds clips of 4"):
+        export([run], demo_store, tmp_path / "bundle")

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -151,7 +152,8 @@ def test_manifest_says_all_that_an_app_needs(bundle, opened_store):
     for artifact in manifest["artifacts"]:
         assert sha256_of(bundle.path / artifact["file"]) == artifact["sha256"]
         (program,) = artifact["programs"]
-        assert set(program) == {"name", "file", "inputs", "output", "operators"}
+        assert set(program) == {"name", "file", "sha256", "bytes", "inputs", "output", "operators"}
+        assert (program["sha256"], program["bytes"]) == (artifact["sha256"], artifact["bytes"])
         assert (program["name"], program["file"]) == ("forward", artifact["file"])
         (given,) = program["inputs"]
         layout = given["layout"], given["shape"]
@@ -246,3 +248,32 @@ def test_repvit_is_fused_in_its_artifact(tmp_path):
     operators = [node.op_type for node in onnx.load(tmp_path / "repvit.onnx").graph.node]
     assert "BatchNormalization" not in operators
     assert operators.count("Conv") == 103
+
+
+def _changed(bundle: Bundle, out: Path, **changes: object) -> Path:
+    """Write a bundle of the manifest and the golden pixels alone, with other values at ``changes``."""
+    out.mkdir()
+    shutil.copytree(bundle.path / "golden", out / "golden")
+    manifest = json.loads((bundle.path / "manifest.json").read_text())
+    (out / "manifest.json").write_text(json.dumps(manifest | changes))
+    return out
+
+
+def test_a_bundle_of_another_schema_version_is_told_by_its_version(bundle, tmp_path):
+    path = _changed(bundle, tmp_path / "old", schema_version=1, artifacts=[{"input": "as it was in version 1"}])
+    with pytest.raises(StageError, match=r"manifest.json is of schema version 1, this program reads 2"):
+        Bundle(path)
+
+
+def test_an_artifact_that_is_the_folder_above_is_refused(bundle, tmp_path):
+    artifacts = [bundle.manifest.artifacts[0].model_copy(update={"file": ".."}).model_dump(mode="json")]
+    opened = Bundle(_changed(bundle, tmp_path / "out", artifacts=artifacts))
+    with pytest.raises(StageError, match=r"lacks its artifact \.\.: export it again"):
+        opened.load(opened.artifact(".."))
+
+
+def test_golden_pixels_of_another_shape_are_refused(bundle, tmp_path):
+    golden = bundle.manifest.golden.model_dump() | {"shape": [31, 64, 64, 3]}
+    opened = Bundle(_changed(bundle, tmp_path / "out", golden=golden))
+    with pytest.raises(StageError, match=r"is not of the shape that manifest.json states: export the bundle again"):
+        opened.golden_inputs()

@@ -60,7 +60,8 @@ def test_a_run_is_gone_on_from_with_its_very_weights(drawn_run: Callable[..., Pa
     path = drawn_run(tmp_path / "run", backbone="test_byobnet")
     start = Start.of(SMALL, path, random=False, seed=1)
     assert same(start.detector.state_dict(), load_file(path / "model.safetensors"))
-    assert (start.weights.source, start.weights.name, start.weights.sha256) == ("run", "run", Run(path).sha256)
+    info = Run(path).info
+    assert (start.weights, start.trained_steps) == (info.weights, info.trained_steps) and info.trained_steps > 0
     assert start.parents == [Run(path).as_parent()]
 
 
@@ -103,3 +104,19 @@ def test_runs_that_cannot_be_gone_on_from_are_refused(drawn_run: Callable[..., P
     refused("has no model.safetensors and no pytorch_model.bin", tmp_path)
     with pytest.raises(StageError, match="--weights and --random-weights exclude each other: give one of them"):
         Start.of(SMALL, fused, random=True, seed=0)
+
+
+def test_a_head_of_more_modalities_takes_nothing_over(drawn_run: Callable[..., Path], tmp_path: Path) -> None:
+    path = drawn_run(tmp_path / "run", backbone="test_byobnet", head_hidden=8)
+    architecture = SMALL.model_copy(update={"head_hidden": 8, "modalities": ("rgb", "depth")})
+    start = Start.of(architecture, path, random=False, seed=0)
+    fresh = Start.of(architecture, None, random=True, seed=0)
+    assert same(start.detector.head.state_dict(), fresh.detector.head.state_dict())
+
+
+def test_an_activation_that_changes_is_said(
+    drawn_run: Callable[..., Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = drawn_run(tmp_path / "run", backbone="test_vit", activation="relu")
+    Start.of(RELU.model_copy(update={"activation": None}), path, random=False, seed=0)
+    assert f"{path} has relu, and goes on with GELU" in capfd.readouterr().err
