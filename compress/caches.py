@@ -100,13 +100,13 @@ class FrameCache:
 
     def __getitem__(self, rows: NDArray[np.int64]) -> Tensor:
         """Return the arrays of the given rows, float32 [B, ...]."""
-        result = np.empty((len(rows), *self._blocks[0].shape[1:]), np.float32)
+        result = np.empty((len(rows), *self._blocks[0].shape[1:]), np.float16)
         places = np.searchsorted(self._ends, rows, side="right")
         for place in np.unique(places):
             here = places == place
             block = self._blocks[place]
             result[here] = block[rows[here] - (self._ends[place] - len(block))]
-        return torch.from_numpy(result)
+        return torch.from_numpy(result).float()
 
     @classmethod
     def fill(

@@ -68,7 +68,10 @@ def cosine(projected_student: Tensor, teacher: Tensor, valid: Tensor | None = No
     stage: position by position, as in FitNets (Romero et al., arXiv 1412.6550, section 2.2) but for lengths, which say
     little across architectures.
     """
-    distance = 1 - functional.cosine_similarity(_full(projected_student), _full(teacher), dim=-1)
+    student, teacher = _full(projected_student), _full(teacher)
+    lengths = torch.linalg.vector_norm(student, dim=-1) * torch.linalg.vector_norm(teacher, dim=-1)
+    # Not functional.cosine_similarity, which takes twice as long forward and backward.
+    distance: Tensor = 1 - (student * teacher).sum(-1) / lengths.clamp(min=1e-8)
     if valid is None:
         return distance.mean()
     return (distance.masked_fill(~valid, 0.0).sum(1) / valid.sum(1).clamp(min=1)).mean()

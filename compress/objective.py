@@ -110,10 +110,10 @@ def _positions(said: Outputs, grids_of: Outputs) -> list[Tensor]:
     """Return the features of positions, float [N, P, C] of each stage on the grids of ``grids_of``, or of frames."""
     if said.frames is not None:
         return [said.frames]
-    return [
-        functional.adaptive_avg_pool2d(stage, (grid.shape[2], grid.shape[3])).flatten(2).transpose(1, 2)
-        for stage, grid in zip(said.maps[-len(grids_of.maps) :], grids_of.maps, strict=True)
-    ]
+    grids = [(grid.shape[2], grid.shape[3]) for grid in grids_of.maps]
+    stages = zip(said.maps[-len(grids) :], grids, strict=True)
+    on_grids = [s if s.shape[2:] == grid else functional.adaptive_avg_pool2d(s, grid) for s, grid in stages]
+    return [stage.flatten(2).transpose(1, 2) for stage in on_grids]
 
 
 class RelationalDistance(Imitation):

@@ -23,7 +23,7 @@ from stage import StageError
 
 @dataclass(frozen=True)
 class Layout:
-    """How what a teacher says of a frame lies in one row, float [W]: features, logits, then maps, finest first.
+    """How what a teacher says of a frame lies in one row, float [W]: features, logits, then maps position by position.
 
     Of a clip's frame, the features are the fused ones, and the logits those of its clip.
     """
@@ -39,7 +39,7 @@ class Layout:
             return torch.cat([said.frames.float(), spread.float()], dim=-1)
         maps = zip(said.maps[-len(self.example.maps) :] if self.example.maps else (), self.example.maps, strict=True)
         pooled = [
-            functional.adaptive_avg_pool2d(stage.float(), (grid.shape[2], grid.shape[3])).flatten(1)
+            functional.adaptive_avg_pool2d(stage.float(), (grid.shape[2], grid.shape[3])).permute(0, 2, 3, 1).flatten(1)
             for stage, grid in maps
         ]
         return torch.cat([said.embedding.float(), said.logits.float(), *pooled], dim=-1)
@@ -53,7 +53,7 @@ class Layout:
             return Outputs(logits[:, 0], self.head.pooled(features, valid), frames=features, valid=valid)
         shapes = [stage.shape[1:] for stage in self.example.maps]
         flat = torch.split(rows[..., width + 2 :], [math.prod(shape) for shape in shapes], dim=-1) if shapes else ()
-        maps = tuple(part.view(-1, *shape) for part, shape in zip(flat, shapes, strict=True))
+        maps = tuple(p.view(-1, h, w, c).permute(0, 3, 1, 2) for p, (c, h, w) in zip(flat, shapes, strict=True))
         return Outputs(logits, features, maps)
 
 
