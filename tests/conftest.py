@@ -6,6 +6,7 @@ that tests of data start without it.
 
 import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -147,9 +148,16 @@ def int8_run(demo_store: Path, student_run: Path, tmp_path_factory: pytest.TempP
 @pytest.fixture(scope="session")
 def bundle_path(demo_store: Path, student_run: Path, int8_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle of ``student_run`` and ``int8_run`` in all three runtimes. Read only."""
+    return shared(tmp_path_factory, "bundle", lambda out: export_here([student_run, int8_run], demo_store, out))
+
+
+def export_here(runs: list[Path], store: Path, out: Path) -> None:
+    """Export in this process: starting others, which import everything anew, takes longer than most of the rest."""
     from export.export import export
 
-    return shared(tmp_path_factory, "bundle", lambda out: export([student_run, int8_run], demo_store, out))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("export.export.ProcessPoolExecutor", lambda _workers, **_: ThreadPoolExecutor(1))
+        export(runs, store, out)
 
 
 @pytest.fixture(scope="session")

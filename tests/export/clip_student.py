@@ -1,6 +1,5 @@
 """A clip student of random weights, its run and its bundle, for the tests of this room and of benchmarks."""
 
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -8,12 +7,11 @@ import torch
 from torch import nn
 
 from data.store import ClipStore
-from export.export import export
 from models.detector import Architecture, Detector, Preprocessing
 from models.run import DataSource, RunInfo, save_run
 from models.temporal import TemporalSettings
 from models.weights import Weights
-from tests.conftest import shared
+from tests.conftest import export_here, shared
 
 NAME = "test_byobnet-clip-fp32"
 
@@ -43,13 +41,6 @@ def _save_run(store: Path, out: Path) -> None:
     save_run(out, info, detector, {"threshold": {"value": 0.5, "false_positive_rate": 0.0, "rule": "made up"}})
 
 
-def _export(run: Path, store: Path, out: Path) -> None:
-    """Export in this process: to start others takes longer than all the rest."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("export.export.ProcessPoolExecutor", lambda workers, mp_context: ThreadPoolExecutor(1))
-        export([run], store, out)
-
-
 def clip_run(store: Path, factory: pytest.TempPathFactory) -> Path:
     """Return the run of ``clip_student()``, which says that it was trained. Read only."""
     return shared(factory, "clip-student", lambda out: _save_run(store, out))
@@ -58,4 +49,4 @@ def clip_run(store: Path, factory: pytest.TempPathFactory) -> Path:
 def clip_bundle(store: Path, factory: pytest.TempPathFactory) -> Path:
     """Return the bundle of ``clip_run`` for all three runtimes. Read only."""
     run = clip_run(store, factory)
-    return shared(factory, "clip-bundle", lambda out: _export(run, store, out))
+    return shared(factory, "clip-bundle", lambda out: export_here([run], store, out))
