@@ -20,7 +20,7 @@ from rich.table import Table
 from benchmarks.bench import bench
 from benchmarks.reference import reference
 from benchmarks.report import Row, read_report
-from benchmarks.studies.teachers import save_random_depth
+from benchmarks.studies.teachers import SMALL, save_random_depth
 from compress.distill import distill
 from compress.teach import teach
 from data.depth import DepthAnything
@@ -34,25 +34,10 @@ LOSS = "classification,kl,dense=2,embedding-cosine"
 TIMED_FRAMES = 3
 
 
-def save_depth_of_small_size(folder: Path) -> None:
-    """Write a network of the size of Depth Anything V2 Small, of random weights, as a transformers folder."""
-    from transformers import DepthAnythingConfig, DepthAnythingForDepthEstimation, Dinov2Config, DPTImageProcessor
-
-    backbone = Dinov2Config(
-        hidden_size=384, num_hidden_layers=12, num_attention_heads=6, image_size=518, patch_size=14,
-        out_indices=[3, 6, 9, 12], apply_layernorm=True, reshape_hidden_states=False,
-    )  # fmt: skip
-    neck = {"reassemble_hidden_size": 384, "neck_hidden_sizes": [48, 96, 192, 384], "fusion_hidden_size": 64}
-    config = DepthAnythingConfig(backbone_config=backbone, **neck)
-    DepthAnythingForDepthEstimation(config).save_pretrained(folder)
-    size = {"height": 518, "width": 518}
-    DPTImageProcessor(size=size, ensure_multiple_of=14, keep_aspect_ratio=True).save_pretrained(folder)
-
-
 def depth_ms(folder: Path, store: ClipStore) -> float:
     """Return the median milliseconds of a frame's depth on one thread."""
     if not folder.exists():
-        save_depth_of_small_size(folder)
+        save_random_depth(folder, SMALL)
     network = DepthAnything(folder=folder)
     crops = store.pixels(store.clips("test")[0])
     torch.set_num_threads(1)

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -25,18 +26,42 @@ FAMILIES = {
 }
 
 
-def save_random_depth(folder: Path) -> None:
-    """Write a small Depth Anything network of random weights as a transformers folder."""
+@dataclass(frozen=True)
+class DepthSize:
+    """The size of a Depth Anything network."""
+
+    width: int
+    layers: int
+    heads: int
+    side: int
+    """Pixels of its pictures."""
+    taken: tuple[int, int, int, int]
+    """Layers whose outputs are taken."""
+    neck: tuple[int, int, int, int]
+    fusion: int
+
+
+TINY = DepthSize(32, 4, 2, 56, (1, 2, 3, 4), (8, 8, 16, 16), 8)
+SMALL = DepthSize(384, 12, 6, 518, (3, 6, 9, 12), (48, 96, 192, 384), 64)
+"""Of Depth Anything V2 Small."""
+
+
+def save_random_depth(folder: Path, size: DepthSize = TINY) -> None:
+    """Write a Depth Anything network of random weights as a transformers folder."""
     from transformers import DepthAnythingConfig, DepthAnythingForDepthEstimation, Dinov2Config, DPTImageProcessor
 
     backbone = Dinov2Config(
-        hidden_size=32, num_hidden_layers=4, num_attention_heads=2, image_size=56, patch_size=14,
-        out_indices=[1, 2, 3, 4], apply_layernorm=True, reshape_hidden_states=False,
+        hidden_size=size.width, num_hidden_layers=size.layers, num_attention_heads=size.heads, image_size=size.side,
+        patch_size=14, out_indices=list(size.taken), apply_layernorm=True, reshape_hidden_states=False,
     )  # fmt: skip
-    neck = {"reassemble_hidden_size": 32, "neck_hidden_sizes": [8, 8, 16, 16], "fusion_hidden_size": 8}
+    neck = {
+        "reassemble_hidden_size": size.width,
+        "neck_hidden_sizes": list(size.neck),
+        "fusion_hidden_size": size.fusion,
+    }
     torch.manual_seed(0)
     DepthAnythingForDepthEstimation(DepthAnythingConfig(backbone_config=backbone, **neck)).save_pretrained(folder)
-    DPTImageProcessor(size={"height": 56, "width": 56}, ensure_multiple_of=14).save_pretrained(folder)
+    DPTImageProcessor(size={"height": size.side, "width": size.side}, ensure_multiple_of=14).save_pretrained(folder)
 
 
 def taught(family: str, store: Path, out: Path, kill: bool) -> Path:
