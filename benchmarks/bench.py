@@ -19,7 +19,7 @@ from benchmarks.render import write_report
 from benchmarks.report import Report, Row
 from benchmarks.worker import Measurement, Task
 from compress.metrics import choose_threshold
-from compress.runs import takes
+from compress.runs import check_size, takes
 from compress.scoring import ClipScores, Takes
 from data.store import ClipStore
 from export.bundle import Artifact, Bundle
@@ -209,8 +209,7 @@ def _notes(subjects: list[Subject], store: ClipStore, reference: Reference) -> l
 
 def check_fits(subject: Subject, store: ClipStore) -> None:
     """Raise StageError if a subject cannot score a store's clips."""
-    if subject.row.input_size != store.size:
-        raise StageError(f"{subject.path} takes {subject.row.input_size} px crops, {store.path} holds {store.size} px")
+    check_size(subject.path, subject.row.input_size, store)
     if subject.frames not in (None, store.frames):
         raise StageError(f"{subject.path} takes clips of {subject.frames} frames, {store.path} holds {store.frames}")
     store.require(subject.takes.modalities)

@@ -13,10 +13,11 @@ from torch import Tensor
 from compress.caches import CacheFolder, default_cache
 from compress.compute import Compute, Precision, check_batch, prepare_compute
 from compress.objective import CLASSIFICATION, FEWEST_RELATED, RELATIONS, StudentObjective, parse_losses
-from compress.runs import data_source, finish_run
+from compress.runs import check_size, data_source, finish_run
+from compress.schedule import Accumulate, Balance, BatchSize, Curve, Ema, Patience, Schedule, class_weights
 from compress.scoring import Takes, from_pixels
 from compress.taught import Taught
-from compress.training import Accumulate, Balance, BatchSize, Curve, Ema, Patience, Schedule, Task, class_weights, fit
+from compress.training import Task, fit
 from data.augment import DEFAULT_POLICY
 from data.batches import Batch, read_batch
 from data.forge import WEAKEST
@@ -47,8 +48,7 @@ def load_teacher(path: Path, store: ClipStore, kind: str) -> Run:
         raise StageError(
             f"{path} scores {architecture.per}s: a {kind} student learns from a teacher of {kind}s, {other}"
         )
-    if architecture.size != store.size:
-        raise StageError(f"{path} takes {architecture.size} px crops, {store.path} holds {store.size} px")
+    check_size(path, architecture.size, store)
     store.require(architecture.modalities)
     return run
 

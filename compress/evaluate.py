@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from compress.metrics import RATES, Figures, Metrics
-from compress.runs import own_threshold, pixel_detector, takes, torch_scorer
+from compress.runs import check_size, own_threshold, pixel_detector, takes, torch_scorer
 from compress.scoring import Scorer, Source, Takes, score_clip_list
 from data.recompress import RecompressedStore, Recompression, depth_of, parse_recompressions
 from data.store import ClipStore
@@ -149,8 +149,7 @@ def evaluate(
     store, source = ClipStore(data), Run(run)
     if reason := source.info.meaningless:
         raise StageError(f"{run} cannot be evaluated: {reason}")
-    if source.info.architecture.size != store.size:
-        raise StageError(f"{run} takes {source.info.architecture.size} px crops, {data} holds {store.size} px")
+    check_size(run, source.info.architecture.size, store)
     threshold, looks = own_threshold(source).value, takes(source.info)
     clips = store.clips(split, both=False)
     sources = _sources(store, looks, recompress, depth_weights)

@@ -189,7 +189,7 @@ def identity_draws(identities: Identities, rng: np.random.Generator) -> Iterator
         yield counts[members].prod(axis=1).astype(np.float64)
 
 
-def _usable_draws(labels: Labels, identities: Identities) -> Iterator[Values]:
+def usable_draws(labels: Labels, identities: Identities) -> Iterator[Values]:
     """Yield at most DRAWS draws in which every label of the sample occurs; others are drawn again, within bounds."""
     draws = identity_draws(identities, np.random.default_rng(BOOTSTRAP_SEED))
     of_label = [labels == label for label in np.unique(labels)]
@@ -211,7 +211,7 @@ def _intervals(
     both = len(np.unique(labels)) == 2
     found = []
     with sklearn.config_context(assume_finite=True, skip_parameter_validation=True):
-        for weights in _usable_draws(labels, identities):
+        for weights in usable_draws(labels, identities):
             correct = np.average((scores > threshold) == (labels == 1), weights=weights)
             found.append(weighted_figures(labels, scores, threshold, weights) if both else {"accuracy": correct})
     if len(found) < DRAWS:

@@ -1,56 +1,56 @@
 """What a student is trained for: a weighted sum of losses, chosen by name."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
-import torch.nn.functional as functional
 from torch import Tensor, nn
 
 from compress import losses
 from compress.taught import Layout
 from models.detector import Detector
-from models.outputs import Outputs, outputs
+from models.outputs import Outputs, on_grids, outputs
 from stage import StageError
 
 CLASSIFICATION = "classification"
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""What the student says and what the teacher says, float [N, ...], to a scalar."""
 
 
 class Imitation(nn.Module):
-    """One loss between what student and teacher say, with what it learns to compare them.
-
-    Made from one sample of each: ``student`` and ``teacher``.
-    """
-
-    def __init__(self, student: Outputs, teacher: Outputs) -> None:  # noqa: ARG002
-        super().__init__()
+    """One loss between what student and teacher say, with what it learns to compare them."""
 
     def forward(self, student: Outputs, teacher: Outputs) -> Tensor:
         """Return the loss, a scalar."""
         raise NotImplementedError
 
 
-class Kl(Imitation):
-    """KL divergence between softened logits."""
+class Compared(Imitation):
+    """A loss between one thing that both say; there is nothing to learn."""
+
+    def __init__(self, loss: Loss, thing: Callable[[Outputs], Tensor]) -> None:
+        super().__init__()
+        self._loss, self._thing = loss, thing
 
     def forward(self, student: Outputs, teacher: Outputs) -> Tensor:
         """Return the loss."""
-        return losses.kl_logits(student.logits, teacher.logits)
+        return self._loss(self._thing(student), self._thing(teacher))
 
 
-class Margin(Imitation):
-    """Smooth L1 distance between margins of logits."""
+def _logits(said: Outputs) -> Tensor:
+    return said.logits
 
-    def forward(self, student: Outputs, teacher: Outputs) -> Tensor:
-        """Return the loss."""
-        return losses.margin(student.logits, teacher.logits)
+
+def _embedding(said: Outputs) -> Tensor:
+    """Of a batch, or of its part where there are several (--accumulate, processes)."""
+    return said.embedding
 
 
 class EmbeddingKl(Imitation):
     """KL divergence between embeddings, the teacher's after a linear projector."""
 
     def __init__(self, student: Outputs, teacher: Outputs) -> None:
-        super().__init__(student, teacher)
+        super().__init__()
         self.project = nn.Linear(teacher.embedding.shape[1], student.embedding.shape[1])
 
     def forward(self, student: Outputs, teacher: Outputs) -> Tensor:
@@ -76,7 +76,7 @@ class EmbeddingCosine(Imitation):
     """Cosine distance between embeddings, the student's after an orthogonal projector."""
 
     def __init__(self, student: Outputs, teacher: Outputs) -> None:
-        super().__init__(student, teacher)
+        super().__init__()
         self.project = nn.Linear(student.embedding.shape[1], teacher.embedding.shape[1], bias=False)
         nn.utils.parametrize.register_parametrization(self.project, "weight", Orthonormal())
 
@@ -93,7 +93,7 @@ class Dense(Imitation):
     """
 
     def __init__(self, student: Outputs, teacher: Outputs) -> None:
-        super().__init__(student, teacher)
+        super().__init__()
         pairs = zip(_positions(student, teacher), _positions(teacher, teacher), strict=True)
         self.projects = nn.ModuleList(nn.Linear(own.shape[-1], other.shape[-1]) for own, other in pairs)
 
@@ -110,37 +110,19 @@ def _positions(said: Outputs, grids_of: Outputs) -> list[Tensor]:
     """Return the features of positions, float [N, P, C] of each stage on the grids of ``grids_of``, or of frames."""
     if said.frames is not None:
         return [said.frames]
-    grids = [(grid.shape[2], grid.shape[3]) for grid in grids_of.maps]
-    stages = zip(said.maps[-len(grids) :], grids, strict=True)
-    on_grids = [s if s.shape[2:] == grid else functional.adaptive_avg_pool2d(s, grid) for s, grid in stages]
-    return [stage.flatten(2).transpose(1, 2) for stage in on_grids]
+    return [stage.flatten(2).transpose(1, 2) for stage in on_grids(said.maps, grids_of.grids)]
 
 
-class RelationalDistance(Imitation):
-    """Distances between the embeddings of a batch (of its part, where there are several: --accumulate, processes)."""
-
-    def forward(self, student: Outputs, teacher: Outputs) -> Tensor:
-        """Return the loss."""
-        return losses.relational_distance(student.embedding, teacher.embedding)
-
-
-class RelationalAngle(Imitation):
-    """Angles between the embeddings of a batch (of its part, where there are several: --accumulate, processes)."""
-
-    def forward(self, student: Outputs, teacher: Outputs) -> Tensor:
-        """Return the loss."""
-        return losses.relational_angle(student.embedding, teacher.embedding)
-
-
-IMITATIONS: dict[str, type[Imitation]] = {
-    "kl": Kl,
-    "margin": Margin,
+IMITATIONS: dict[str, Callable[[Outputs, Outputs], Imitation]] = {
+    "kl": lambda *_: Compared(losses.kl_logits, _logits),
+    "margin": lambda *_: Compared(losses.margin, _logits),
     "embedding-kl": EmbeddingKl,
     "embedding-cosine": EmbeddingCosine,
     "dense": Dense,
-    "distance": RelationalDistance,
-    "angle": RelationalAngle,
+    "distance": lambda *_: Compared(losses.relational_distance, _embedding),
+    "angle": lambda *_: Compared(losses.relational_angle, _embedding),
 }
+"""By name, how a loss is made for what student and teacher say of one sample."""
 RELATIONS = ("distance", "angle")
 FEWEST_RELATED = 4
 """Samples that ``RELATIONS`` need: two are always the same distance apart, in units of their mean distance."""

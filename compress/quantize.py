@@ -8,7 +8,7 @@ import typer
 from torch import Tensor
 
 from compress.int8 import calibrate, quantized
-from compress.runs import check_rgb_frames, data_source, torch_scorer, validation_metrics
+from compress.runs import check_rgb_frames, check_size, data_source, torch_scorer, validation_metrics
 from data.batches import Batch, balanced_batches, read_batch
 from data.layouts import FAKE, REAL
 from data.store import ClipStore
@@ -54,8 +54,7 @@ def quantize(
     if source.info.scheme != "fp32":
         raise StageError(f"{run} is quantized already ({source.info.scheme}): give the run that it came from")
     check_rgb_frames(source)
-    if source.info.architecture.size != store.size:
-        raise StageError(f"{run} takes {source.info.architecture.size} px crops, {data} holds {store.size} px")
+    check_size(run, source.info.architecture.size, store)
     pixels_in = PixelDetector(source.detector(), source.info.preprocessing)
     batches = calibration_pictures(pixels_in, store, calibration_clips, seed)
     fused = fuse(source.detector(), batches[0])

@@ -4,6 +4,7 @@ Imports torchao and scikit-learn only where they are needed: a worker that times
 """
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -38,6 +39,12 @@ def pixel_detector(run: Run, dynamic_batch: bool = True) -> PixelDetector:
     from compress.int8 import rebuild  # torchao takes seconds to import, and float runs do not need it
 
     return PixelDetector(rebuild(run, dynamic_batch), run.info.preprocessing)
+
+
+def check_size(path: Path, size: int, store: ClipStore) -> None:
+    """Raise StageError unless what lies at ``path`` takes crops of the size that a store holds."""
+    if size != store.size:
+        raise StageError(f"{path} takes {size} px crops, {store.path} holds {store.size} px")
 
 
 def check_rgb_frames(run: Run) -> None:

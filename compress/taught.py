@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as functional
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -15,7 +14,7 @@ from compress.compute import Compute
 from data.batches import Pictures, Unit, read_batch
 from data.views import Views
 from models.detector import PixelDetector
-from models.outputs import Outputs, example_outputs, outputs
+from models.outputs import Outputs, example_outputs, on_grids, outputs
 from models.run import Run
 from models.temporal import ClipHead
 from stage import StageError
@@ -37,12 +36,9 @@ class Layout:
         if said.frames is not None:
             spread = said.logits[:, None].expand(-1, said.frames.shape[1], -1)
             return torch.cat([said.frames.float(), spread.float()], dim=-1)
-        maps = zip(said.maps[-len(self.example.maps) :] if self.example.maps else (), self.example.maps, strict=True)
-        pooled = [
-            functional.adaptive_avg_pool2d(stage.float(), (grid.shape[2], grid.shape[3])).permute(0, 2, 3, 1).flatten(1)
-            for stage, grid in maps
-        ]
-        return torch.cat([said.embedding.float(), said.logits.float(), *pooled], dim=-1)
+        maps = on_grids([stage.float() for stage in said.maps], self.example.grids)
+        positions = (stage.permute(0, 2, 3, 1).flatten(1) for stage in maps)
+        return torch.cat([said.embedding.float(), said.logits.float(), *positions], dim=-1)
 
     def outputs(self, rows: Tensor, valid: Tensor | None) -> Outputs:
         """Return what ``rows`` was made of; valid: of clips, bool [N, T]."""
@@ -62,11 +58,9 @@ def _on_grids(teacher: Outputs, student: Outputs) -> Outputs:
     stages = min(len(teacher.maps), len(student.maps))
     if not stages:
         return teacher
-    pairs = zip(teacher.maps[-stages:], student.maps[-stages:], strict=True)
-    maps = (
-        functional.adaptive_avg_pool2d(t, (min(t.shape[2], s.shape[2]), min(t.shape[3], s.shape[3]))) for t, s in pairs
-    )
-    return Outputs(teacher.logits, teacher.embedding, tuple(maps))
+    pairs = zip(teacher.grids[-stages:], student.grids[-stages:], strict=True)
+    coarser = [(min(t[0], s[0]), min(t[1], s[1])) for t, s in pairs]
+    return Outputs(teacher.logits, teacher.embedding, on_grids(teacher.maps, coarser))
 
 
 class _Teacher:

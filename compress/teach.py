@@ -13,7 +13,8 @@ from compress.caches import CacheFolder, default_cache
 from compress.compute import Compute, Precision, check_batch, prepare_compute
 from compress.features import Cut, Features
 from compress.runs import data_source, finish_run
-from compress.training import Accumulate, Balance, BatchSize, Curve, Ema, Patience, Schedule, Task, class_weights, fit
+from compress.schedule import Accumulate, Balance, BatchSize, Curve, Ema, Patience, Schedule, class_weights
+from compress.training import Task, fit
 from data.augment import DEFAULT_POLICY
 from data.batches import Batch
 from data.forge import WEAKEST

@@ -5,14 +5,14 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
-import typer
 from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
+from compress.batch_norms import settle_batch_norms
 from compress.checkpoints import (
     Position,
     load_checkpoint,
@@ -22,9 +22,10 @@ from compress.checkpoints import (
     save_checkpoint,
     trained_state,
 )
-from compress.compute import Compute, Precision, training_speed
+from compress.compute import Compute, training_speed
+from compress.schedule import Schedule
 from compress.scoring import Score, collect
-from data.batches import Batch, Unit, balanced_batches, label_shares, natural_batches
+from data.batches import Batch, Unit
 from data.views import Views
 from models.run import UnfinishedRun
 from stage import StageError, progress, say, speaks
@@ -34,58 +35,6 @@ SETTLING_BATCHES = 10
 CHECKPOINT_SECONDS = 300.0
 """A checkpoint is written after each pass, and within one as often as this."""
 PLATEAU_EPOCHS, PLATEAU_FACTOR = 2, 0.5
-
-BatchSize = Annotated[int | None, typer.Option(help="Frames or clips of a step, over all processes.", min=2)]
-Accumulate = Annotated[int, typer.Option(help="Parts in which a batch is computed, for want of memory.", min=1)]
-Curve = Annotated[
-    Literal["cosine", "plateau"], typer.Option(help="Learning rate: falls as a cosine, or halves on a plateau.")
-]
-Patience = Annotated[int, typer.Option(help="Validations without a better one before training stops.", min=1)]
-Ema = Annotated[
-    float, typer.Option(help="Decay of a moving average of the weights, which is what is kept; 0: none.", min=0, max=1)
-]
-Balance = Annotated[
-    Literal["batches", "weights"],
-    typer.Option(help="Rarer label: repeated until half of each batch is real, or weighs more in the loss."),
-]
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """How long, how fast and on what batches to train."""
-
-    epochs: int
-    """Of as many passes over the clips as there are views of each; the network is validated after every pass."""
-    batch_size: int = 16
-    accumulate: int = 1
-    """Parts of a batch whose gradients are summed one after another, for want of memory.
-
-    The result is the same, but for dropout, and for batch norms and losses that relate samples, which see a part."""
-    learning_rate: float = 2e-3
-    curve: str = "cosine"
-    """cosine: warm-up, then to 0; plateau: halved after passes without a smaller validation loss."""
-    patience: int = 10
-    """Validations without a better score after which training stops."""
-    balance: str = "batches"
-    """batches: half real, half fake; weights: as they occur, the rarer label weighing more in the loss."""
-    weight_decay: float = 0.05
-    warmup_share: float = 0.1
-    clip_norm: float = 5.0
-    ema: float = 0.0
-    """Decay of the moving average of the weights, which is validated and kept in their place; 0: the weights are."""
-    precision: Precision = "autocast"
-
-    def factor(self, step: int, steps: int) -> float:
-        """Return the learning rate's factor at a step: linear warm-up, then cosine to 0 (arXiv 1608.03983)."""
-        warmup = max(1, round(self.warmup_share * steps))
-        if step < warmup:
-            return (step + 1) / warmup
-        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
-
-    def batches(self, views: Views, seed: int, number: int, unit: Unit) -> list[Batch]:
-        """Return the batches of a pass, the same in every process."""
-        of_balance = balanced_batches if self.balance == "batches" else natural_batches
-        return list(of_balance(views, self.batch_size, (seed, number), unit, number % views.rule.views))
 
 
 @dataclass(frozen=True)
@@ -334,34 +283,3 @@ class _Log:
         if self._writer is not None:
             for name, value in values.items():
                 self._writer.add_scalar(name, value, step)
-
-
-def class_weights(balance: str, views: Views, unit: Unit) -> Tensor | None:
-    """Return how much a sample of each class weighs in the loss, float32 [2], or None if all weigh alike."""
-    return 0.5 / torch.from_numpy(label_shares(views, unit)).float() if balance == "weights" else None
-
-
-def settle_batch_norms(
-    objective: nn.Module, batches: Iterable[tuple[Tensor, ...]], mean: Callable[[Tensor], Tensor]
-) -> None:
-    """Replace running statistics of batch norms by the plain mean over ``batches`` (PreciseBN, arXiv 2105.07576, 3).
-
-    Running averages lag behind weights that move fast: after a short training they shift every score to one side.
-    ``mean`` is taken over processes.
-    """
-    norms = [m for m in objective.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
-    norms = [norm for norm in norms if norm.track_running_stats]
-    if not norms:
-        return
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # a cumulative mean
-    with torch.no_grad():
-        for inputs in batches:
-            objective(*inputs)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-        for statistic in (norm.running_mean, norm.running_var):
-            assert statistic is not None
-            statistic.copy_(mean(statistic))

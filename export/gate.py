@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from compress.metrics import Threshold
-from compress.runs import own_threshold, pixel_detector, torch_scorer
+from compress.runs import check_size, own_threshold, pixel_detector, torch_scorer
 from data.store import ClipStore
 from export.golden import Inputs
 from export.parity import Parity, compare, least_snr_db
@@ -77,8 +77,7 @@ class Source:
     def load(cls, path: Path, store: ClipStore, inputs: Inputs) -> "Source":
         """Load a run, verify its fusing on the golden inputs, and score them."""
         run = Run(path)
-        if run.info.architecture.size != store.size:
-            raise StageError(f"{path} takes {run.info.architecture.size} px crops, {store.path} holds {store.size} px")
+        check_size(path, run.info.architecture.size, store)
         detector = deployable(run, inputs, dynamic_batch=True)
         golden = torch_scorer(detector, torch.device("cpu"))(*inputs)
         least = least_snr_db(golden, mistaken_scores(detector, inputs) if run.info.scheme == "int8" else ())

@@ -44,7 +44,6 @@ class Megatron(ClipHead):
     def __init__(self, width: int, settings: MegatronSettings) -> None:
         check_width("Megatron", width, settings.heads)
         super().__init__(width, settings)
-        self.settings = settings
         self.dropout = nn.Dropout(settings.dropout)
         self.rgb_encoder, self.depth_encoder = Encoder(width, settings), Encoder(width, settings)
         self.rgb_asks, self.depth_asks = CrossAttention(width, settings), CrossAttention(width, settings)

@@ -1,10 +1,12 @@
 """All that a detector says of a sample: what a student imitates."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import adaptive_avg_pool2d
 
 from models.detector import Detector, classify, per_picture
 from models.temporal import ClipHead
@@ -28,6 +30,17 @@ class Outputs:
     """float [N, T, D]: what each frame of a clip came to, having heard of the others."""
     valid: Tensor | None = None
     """bool [N, T]: which frames of a clip count."""
+
+    @property
+    def grids(self) -> list[tuple[int, int]]:
+        """Height and width of each feature map."""
+        return [(stage.shape[2], stage.shape[3]) for stage in self.maps]
+
+
+def on_grids(maps: Sequence[Tensor], grids: Sequence[tuple[int, int]]) -> tuple[Tensor, ...]:
+    """Return the last of the maps, float [N, C, H, W], one for each of ``grids``, averaged where it is another."""
+    pairs = zip(maps[len(maps) - len(grids) :], grids, strict=True)
+    return tuple(stage if stage.shape[2:] == grid else adaptive_avg_pool2d(stage, grid) for stage, grid in pairs)
 
 
 def stages_of(backbone: nn.Module) -> list[int]:

@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -18,6 +19,9 @@ from numpy.typing import NDArray
 from data.demo import render_corpora
 from data.prepare import prepare
 from data.store import ClipStore
+
+if TYPE_CHECKING:
+    from models.detector import Detector
 
 
 @pytest.fixture(scope="session")
@@ -168,23 +172,29 @@ def drawn_run() -> Callable[..., Path]:
     """
     import torch
 
-    from models.detector import Architecture, Detector, Preprocessing
-    from models.run import DataSource, RunInfo, save_run
-    from models.weights import Weights
+    from models.detector import Architecture, Detector
 
     def save(out: Path, info: dict[str, object] | None = None, **architecture: object) -> Path:
         torch.manual_seed(7)
         known = Architecture.model_validate({"backbone": "test_vit", "size": 64} | architecture)
-        fields = {
-            "kind": "teacher",
-            "architecture": known,
-            "preprocessing": Preprocessing.of(known.backbone),
-            "weights": Weights(source="random", name="random initialization", licence="none"),
-            "trained_steps": 1,
-            "data": DataSource(fingerprint="none"),
-            "seed": 7,
-        }
-        save_run(out, RunInfo.model_validate(fields | (info or {})), Detector(known), {})
-        return out
+        return save_drawn(out, Detector(known), {"kind": "teacher"} | (info or {}), {})
 
     return save
+
+
+def save_drawn(out: Path, detector: "Detector", info: dict[str, object], metrics: dict[str, object]) -> Path:
+    """Save a detector whose weights were drawn at random as a run that claims one step of training."""
+    from models.detector import Preprocessing
+    from models.run import DataSource, RunInfo, save_run
+    from models.weights import Weights
+
+    fields = {
+        "architecture": detector.architecture,
+        "preprocessing": Preprocessing.of(detector.architecture.backbone),
+        "weights": Weights(source="random", name="random initialization", licence="none"),
+        "trained_steps": 1,
+        "data": DataSource(fingerprint="none"),
+        "seed": 7,
+    }
+    save_run(out, RunInfo.model_validate(fields | info), detector, metrics)
+    return out

@@ -23,35 +23,18 @@ from compress.compute import Compute, Precision, prepare_compute
 from compress.distill import DEFAULT_LOSS, student_task
 from compress.objective import CLASSIFICATION, StudentObjective, parse_losses
 from compress.taught import Taught
+from compress.teach import teach
 from compress.training import Task
 from data.batches import Batch, balanced_batches
 from data.store import ClipStore
 from data.views import ViewRule, Views
 from models.detector import Architecture, Detector, PixelDetector, Preprocessing
 from models.outputs import example_outputs
-from models.run import DataSource, Run, RunInfo, save_run
-from models.weights import Weights
+from models.run import Run
 from stage import run_as_script
 
 STUDENT = "repvit_m0_9"
 ALONE, CACHED, LIVE = "no teacher", "cached teacher", "live teacher"
-
-
-def random_teacher(backbone: str, store: ClipStore, out: Path) -> Run:
-    """Save a teacher of random weights, and open it."""
-    torch.manual_seed(0)
-    detector = Detector(Architecture(backbone=backbone, size=store.size, head_hidden=256))
-    info = RunInfo(
-        kind="teacher",
-        architecture=detector.architecture,
-        preprocessing=Preprocessing.of(backbone),
-        weights=Weights(source="random", name="random initialization", licence="none"),
-        trained_steps=0,
-        data=DataSource(fingerprint=store.info.fingerprint),
-        seed=0,
-    )
-    save_run(out, info, detector, {})
-    return Run(out)
 
 
 def task_of(loss: str, teacher: Run | None, views: Views, compute: Compute, cache: Path | None) -> Task:
@@ -100,7 +83,9 @@ def distill(
     compute, views = prepare_compute(precision), Views(store, ViewRule())
     batches = (list(balanced_batches(views, 16, (0,))) * (steps + 1))[: steps + 1]
     with tempfile.TemporaryDirectory() as folder:
-        run = random_teacher(teacher, store, Path(folder) / "teacher")
+        path = Path(folder) / "teacher"
+        teach("dino", data, path, backbone=teacher, random_weights=True, epochs=0)
+        run = Run(path)
         tasks = {
             ALONE: task_of(CLASSIFICATION, None, views, compute, None),
             CACHED: task_of(loss, run, views, compute, Path(folder) / "cache"),

@@ -26,7 +26,7 @@ from sklearn.metrics import roc_auc_score
 from benchmarks.machine import describe_machine
 from benchmarks.studies.faces import Recipe, train_for
 from compress.distill import distill
-from compress.metrics import identity_draws
+from compress.metrics import usable_draws
 from compress.runs import pixel_detector, torch_scorer
 from compress.scoring import ClipScores, score_split
 from data.store import ClipStore
@@ -42,7 +42,6 @@ CHOICES = {
     "logits, feature maps": "classification=0.5,kl,dense=2",
 }
 STUDENT = "repvit_m0_9"
-DRAWS = 500
 
 
 def train_student(loss: str, seed: int, teacher: Path, store: Path, run: Path, views: int) -> Path:
@@ -86,13 +85,10 @@ def aucs(scores: list[ClipScores], weights: NDArray[np.float64] | None = None) -
 def interval(own: list[ClipScores], other: list[ClipScores]) -> tuple[float, float]:
     """Return the 95 % interval of the mean AUC of ``own`` less that of ``other``, one item per seed in both."""
     rng = np.random.default_rng(0)
-    found: list[float] = []
-    draws = identity_draws(own[0].identities, rng)
-    while len(found) < DRAWS:
-        weights = next(draws)
-        if all(weights[own[0].labels == label].any() for label in (0, 1)):
-            seeds = rng.integers(len(own), size=len(own))
-            found.append(float((aucs(own, weights) - aucs(other, weights))[seeds].mean()))
+    found = []
+    for weights in usable_draws(own[0].labels, own[0].identities):
+        seeds = rng.integers(len(own), size=len(own))
+        found.append(float((aucs(own, weights) - aucs(other, weights))[seeds].mean()))
     low, high = np.quantile(found, (0.025, 0.975))
     return float(low), float(high)
 

@@ -17,6 +17,7 @@ from compress.checkpoints import load_checkpoint, save_checkpoint
 from compress.distill import distill
 from compress.teach import teach
 from stage import StageError
+from tests.compress.interrupted import InterruptedAfter
 
 ROOT = Path(__file__).parents[2]
 TEACHER = {"backbone": "test_vit", "random_weights": True, "unfreeze": "1", "epochs": 3, "seed": 4}
@@ -40,19 +41,6 @@ def whole(demo_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("whole") / "run"
     teach("dino", demo_store, out, **TEACHER)
     return out
-
-
-class InterruptedAfter:
-    """Writes checkpoints until one too many is asked for."""
-
-    def __init__(self, saves: int) -> None:
-        self.left, self.save = saves, training.save_checkpoint
-
-    def __call__(self, *checkpoint: object) -> None:
-        if not self.left:
-            raise KeyboardInterrupt
-        self.left -= 1
-        self.save(*checkpoint)
 
 
 @pytest.mark.parametrize("saves", [1, 5, 8])

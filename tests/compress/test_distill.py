@@ -19,6 +19,7 @@ from models.megatron import MegatronSettings
 from models.run import Run
 from models.temporal import TemporalSettings
 from stage import StageError
+from tests.compress.interrupted import InterruptedAfter
 
 QUICK = {"student": "test_byobnet", "epochs": 1, "precision": "fp32"}
 
@@ -137,19 +138,12 @@ def test_a_relu_student_has_no_gelu_left_and_goes_on_from_a_run(relu_student: Pa
 def test_projectors_and_the_average_of_an_interrupted_student_go_on(
     demo_store: Path, drawn_run: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    teacher, save, left = drawn_run(tmp_path / "teacher"), training.save_checkpoint, [4]
-
-    def interrupted(*checkpoint: object) -> None:
-        if not left[0]:
-            raise KeyboardInterrupt
-        left[0] -= 1
-        save(*checkpoint)
-
+    teacher = drawn_run(tmp_path / "teacher")
     options = QUICK | {"loss": "kl,embedding-kl,embedding-cosine,dense", "epochs": 2, "ema": 0.9}
     distill(demo_store, tmp_path / "whole", teacher, cache=tmp_path / "cache", **options)
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(training, "CHECKPOINT_SECONDS", -1.0)  # after every step
-        patched.setattr(training, "save_checkpoint", interrupted)
+        patched.setattr(training, "save_checkpoint", InterruptedAfter(4))
         distill(demo_store, tmp_path / "run", teacher, cache=tmp_path / "cache", **options)
     distill(demo_store, tmp_path / "run", teacher, cache=tmp_path / "cache", **options)
     whole, run = (load_file(tmp_path / out / "model.safetensors") for out in ("whole", "run"))

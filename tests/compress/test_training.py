@@ -1,7 +1,6 @@
 """Schedules, cached features and the two training stages on a small store."""
 
 import json
-import math
 import shutil
 
 import numpy as np
@@ -13,8 +12,9 @@ from compress.caches import CacheKey, FrameCache
 from compress.checkpoints import load_checkpoint
 from compress.compute import prepare_compute
 from compress.distill import distill, load_teacher
+from compress.schedule import Schedule
 from compress.teach import teach
-from compress.training import Schedule, Task, fit, settle_batch_norms
+from compress.training import Task, fit
 from data.batches import Batch, read_batch
 from data.store import ClipStore
 from data.views import ViewRule, Views
@@ -22,14 +22,7 @@ from models.detector import PixelDetector
 from models.freezing import freeze
 from models.run import Run, UnfinishedRun
 from stage import StageError
-
-
-def test_learning_rate_warms_up_and_falls_as_a_cosine():
-    schedule = Schedule(epochs=1, warmup_share=0.1)
-    factors = [schedule.factor(step, 100) for step in range(100)]
-    assert factors[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
-    assert factors[55] == pytest.approx(0.5 * (1 + math.cos(math.pi / 2)))
-    assert factors[99] < 0.001
+from tests.compress.interrupted import InterruptedAfter
 
 
 def test_cached_features_are_those_of_the_frozen_part(teacher_run, opened_store, tmp_path):
@@ -97,16 +90,6 @@ def test_student_of_crops_of_another_size_is_refused(demo_corpus, teacher_run, t
     prepare([demo_corpus], tmp_path / "store", frames=1, size=32, ratios="0.5,0.25,0.25", workers=2)
     with pytest.raises(StageError, match=r"takes 64 px crops, .* holds 32 px"):
         distill(tmp_path / "store", tmp_path / "out", teacher_run)
-
-
-def test_settled_batch_norms_hold_the_plain_mean_over_batches():
-    torch.manual_seed(0)
-    norm = torch.nn.BatchNorm1d(3)
-    data = [torch.randn(16, 3) * 2 + 5 for _ in range(4)]
-    settle_batch_norms(norm.train(), [(part,) for part in data], lambda tensor: tensor)
-    torch.testing.assert_close(norm.running_mean, torch.stack([d.mean(0) for d in data]).mean(0))
-    torch.testing.assert_close(norm.running_var, torch.stack([d.var(0) for d in data]).mean(0))
-    assert norm.momentum == 0.1
 
 
 @pytest.fixture(scope="module")
@@ -240,17 +223,9 @@ def test_the_moving_average_of_the_weights_is_what_is_kept(opened_store, tmp_pat
 @pytest.mark.parametrize("saves", [1, 6, 9])
 def test_an_interrupted_moving_average_goes_on(saves, opened_store, tmp_path, monkeypatch):
     whole, history, _ = _fit_colours(opened_store, tmp_path / "whole")
-    save, left = training.save_checkpoint, [saves]
-
-    def interrupted(*checkpoint):
-        if not left[0]:
-            raise KeyboardInterrupt
-        left[0] -= 1
-        save(*checkpoint)
-
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(training, "CHECKPOINT_SECONDS", -1.0)  # after every step
-        patched.setattr(training, "save_checkpoint", interrupted)
+        patched.setattr(training, "save_checkpoint", InterruptedAfter(saves))
         _fit_colours(opened_store, tmp_path / "run")
     again, rest, _ = _fit_colours(opened_store, tmp_path / "run")
     assert rest["steps"] == history["steps"]

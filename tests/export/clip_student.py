@@ -7,11 +7,10 @@ import torch
 from torch import nn
 
 from data.store import ClipStore
-from models.detector import Architecture, Detector, Preprocessing
-from models.run import DataSource, RunInfo, save_run
+from models.detector import Architecture, Detector
+from models.run import DataSource
 from models.temporal import TemporalSettings
-from models.weights import Weights
-from tests.conftest import export_here, shared
+from tests.conftest import export_here, save_drawn, shared
 
 NAME = "test_byobnet-clip-fp32"
 
@@ -28,17 +27,9 @@ def clip_student(**settings: object) -> Detector:
 
 
 def _save_run(store: Path, out: Path) -> None:
-    detector = clip_student()
-    info = RunInfo(
-        kind="student",
-        architecture=detector.architecture,
-        preprocessing=Preprocessing.of("test_byobnet"),
-        weights=Weights(source="random", name="none", licence="none"),
-        trained_steps=1,
-        data=DataSource(fingerprint=ClipStore(store).info.fingerprint),
-        seed=0,
-    )
-    save_run(out, info, detector, {"threshold": {"value": 0.5, "false_positive_rate": 0.0, "rule": "made up"}})
+    info = {"kind": "student", "data": DataSource(fingerprint=ClipStore(store).info.fingerprint)}
+    metrics = {"threshold": {"value": 0.5, "false_positive_rate": 0.0, "rule": "made up"}}
+    save_drawn(out, clip_student(), info, metrics)
 
 
 def clip_run(store: Path, factory: pytest.TempPathFactory) -> Path:

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from models.megatron import Megatron, MegatronSettings
 from models.temporal import sinusoidal_positions
 from stage import StageError
+from tests.models.attention_oracle import AttentionOracle
 
 WIDTH = 8
 
@@ -29,12 +30,8 @@ def _embeddings(clips: int, frames: int) -> torch.Tensor:
     return torch.randn(clips, frames, 2, WIDTH, generator=torch.Generator().manual_seed(1))
 
 
-class _Oracle:
-    """One clip through the head in float64, a frame and a head at a time; masked frames are not there at all."""
-
-    def __init__(self, head: Megatron) -> None:
-        self.state = {name: tensor.double().numpy() for name, tensor in head.state_dict().items()}
-        self.settings = head.settings
+class _Oracle(AttentionOracle):
+    """One clip through the head; masked frames are not there at all."""
 
     def logits(self, embeddings: np.ndarray, frames: list[int]) -> np.ndarray:
         """Return logits [2] of embeddings [T, 2, D] when only ``frames`` are there."""
@@ -46,39 +43,6 @@ class _Oracle:
         joined = self.linear("join", answers)
         return self.linear("classifier", joined.mean(0) if self.settings.pooling == "avg" else joined.max(0))
 
-    def position(self, t: int) -> list[float]:
-        angles = [t / 10000 ** (2 * (d // 2) / WIDTH) for d in range(WIDTH)]
-        return [math.cos(angle) if d % 2 else math.sin(angle) for d, angle in enumerate(angles)]
-
-    def linear(self, name: str, x: np.ndarray) -> np.ndarray:
-        return x @ self.state[f"{name}.weight"].T + self.state[f"{name}.bias"]
-
-    def norm(self, name: str, x: np.ndarray) -> np.ndarray:
-        x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
-        return x * self.state[f"{name}.weight"] + self.state[f"{name}.bias"]
-
-    def attention(self, name: str, asking: np.ndarray, asked: np.ndarray) -> np.ndarray:
-        weights = np.split(self.state[f"{name}.in_proj_weight"], 3)
-        biases = np.split(self.state[f"{name}.in_proj_bias"], 3)
-        q, k, v = (x @ w.T + b for x, w, b in zip((asking, asked, asked), weights, biases, strict=True))
-        size = WIDTH // self.settings.heads
-        answers = np.empty_like(asking)
-        for start in range(0, WIDTH, size):
-            part = slice(start, start + size)
-            for t in range(len(asking)):
-                shares = np.exp([q[t, part] @ key[part] / math.sqrt(size) for key in k])
-                answers[t, part] = (shares / shares.sum()) @ v[:, part]
-        return self.linear(f"{name}.out_proj", answers)
-
-    def encoder(self, name: str, x: np.ndarray) -> np.ndarray:
-        for layer in range(self.settings.layers):
-            here = f"{name}.layers.{layer}"
-            normed = self.norm(f"{here}.norm1", x)
-            x = x + self.attention(f"{here}.self_attn", normed, normed)
-            hidden = np.maximum(self.linear(f"{here}.linear1", self.norm(f"{here}.norm2", x)), 0)
-            x = x + self.linear(f"{here}.linear2", hidden)
-        return self.norm(f"{name}.norm", x)
-
     def cross(self, name: str, asking: np.ndarray, asked: np.ndarray) -> np.ndarray:
         normed = self.norm(f"{name}.norm_asking", asking), self.norm(f"{name}.norm_asked", asked)
         return asking + self.attention(f"{name}.attention", *normed)
@@ -89,7 +53,9 @@ def test_logits_are_those_of_numpy_and_a_masked_frame_is_a_left_out_frame(poolin
     there = [[0], [0, 1], [0, 1, 2], [1], [0, 2], [1, 3], [0, 1, 2, 3]]
     head, embeddings = _head(pooling, layers, heads), _embeddings(len(there), 4)
     valid = torch.tensor([[t in frames for t in range(4)] for frames in there])
-    expected = [_Oracle(head).logits(clip, frames) for clip, frames in zip(embeddings.numpy(), there, strict=True)]
+    settings = MegatronSettings(heads=heads, layers=layers, pooling=pooling)
+    oracle = _Oracle(head, settings, WIDTH)
+    expected = [oracle.logits(clip, frames) for clip, frames in zip(embeddings.numpy(), there, strict=True)]
     for gradient in (True, False):  # without it, PyTorch may take other kernels
         with torch.set_grad_enabled(gradient):
             np.testing.assert_allclose(head(embeddings, valid).detach(), expected, atol=1e-5, rtol=1e-5)
@@ -121,7 +87,10 @@ def test_clip_without_a_valid_frame_is_a_clip_of_zeros():
     valid = torch.tensor([[False, False], [True, True]])
     logits = head(torch.full((2, 2, 2, WIDTH), math.nan).masked_fill(valid[..., None, None], 1.0), valid)
     np.testing.assert_allclose(
-        logits[0].detach(), _Oracle(head).logits(np.zeros((2, 2, WIDTH)), [0, 1]), atol=1e-5, rtol=1e-5
+        logits[0].detach(),
+        _Oracle(head, MegatronSettings(), WIDTH).logits(np.zeros((2, 2, WIDTH)), [0, 1]),
+        atol=1e-5,
+        rtol=1e-5,
     )
     assert logits[1].isfinite().all()
 

@@ -11,6 +11,7 @@ from models.detector import Architecture, Detector
 from models.megatron import MegatronSettings
 from models.temporal import Temporal, TemporalSettings
 from stage import StageError
+from tests.models.attention_oracle import AttentionOracle
 
 GIVEN, WIDTH = 5, 8
 
@@ -32,47 +33,14 @@ def _embeddings(clips: int, frames: int) -> torch.Tensor:
     return torch.randn(clips, frames, GIVEN, generator=torch.Generator().manual_seed(1))
 
 
-class _Oracle:
-    """One clip through the head in float64; masked frames are not there at all."""
-
-    def __init__(self, head: Temporal, settings: TemporalSettings) -> None:
-        self.state = {name: tensor.double().numpy() for name, tensor in head.state_dict().items()}
-        self.settings = settings
+class _Oracle(AttentionOracle):
+    """One clip through the head; masked frames are not there at all."""
 
     def logits(self, embeddings: np.ndarray, frames: list[int]) -> np.ndarray:
         """Return logits [2] of embeddings [T, D] when only ``frames`` are there."""
         x = np.stack([self.linear("project", embeddings[t].astype(np.float64)) + self.position(t) for t in frames])
-        for layer in range(self.settings.layers):
-            here = f"encoder.layers.{layer}"
-            x = x + self.attention(f"{here}.self_attn", self.norm(f"{here}.norm1", x))
-            hidden = np.maximum(self.linear(f"{here}.linear1", self.norm(f"{here}.norm2", x)), 0)
-            x = x + self.linear(f"{here}.linear2", hidden)
-        x = self.norm("encoder.norm", x)
+        x = self.encoder("encoder", x)
         return self.linear("classifier", x.mean(0) if self.settings.pooling == "avg" else x.max(0))
-
-    def position(self, t: int) -> list[float]:
-        angles = [t / 10000 ** (2 * (d // 2) / WIDTH) for d in range(WIDTH)]
-        return [math.cos(angle) if d % 2 else math.sin(angle) for d, angle in enumerate(angles)]
-
-    def linear(self, name: str, x: np.ndarray) -> np.ndarray:
-        return x @ self.state[f"{name}.weight"].T + self.state[f"{name}.bias"]
-
-    def norm(self, name: str, x: np.ndarray) -> np.ndarray:
-        x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
-        return x * self.state[f"{name}.weight"] + self.state[f"{name}.bias"]
-
-    def attention(self, name: str, x: np.ndarray) -> np.ndarray:
-        weights = np.split(self.state[f"{name}.in_proj_weight"], 3)
-        biases = np.split(self.state[f"{name}.in_proj_bias"], 3)
-        q, k, v = (x @ w.T + b for w, b in zip(weights, biases, strict=True))
-        size = WIDTH // self.settings.heads
-        answers = np.empty_like(x)
-        for start in range(0, WIDTH, size):
-            part = slice(start, start + size)
-            for t in range(len(x)):
-                shares = np.exp([q[t, part] @ key[part] / math.sqrt(size) for key in k])
-                answers[t, part] = (shares / shares.sum()) @ v[:, part]
-        return self.linear(f"{name}.out_proj", answers)
 
 
 @pytest.mark.parametrize(("pooling", "layers", "heads"), [("avg", 1, 2), ("max", 1, 1), ("avg", 2, 4)])
@@ -81,7 +49,7 @@ def test_logits_are_those_of_numpy_and_a_masked_frame_is_a_left_out_frame(poolin
     head, embeddings = _head(pooling, layers, heads), _embeddings(len(there), 3)
     settings = TemporalSettings(width=WIDTH, heads=heads, layers=layers, pooling=pooling)
     valid = torch.tensor([[t in frames for t in range(3)] for frames in there])
-    oracle = _Oracle(head, settings)
+    oracle = _Oracle(head, settings, WIDTH)
     expected = [oracle.logits(clip, frames) for clip, frames in zip(embeddings.numpy(), there, strict=True)]
     for gradient in (True, False):  # without it, PyTorch may take other kernels
         with torch.set_grad_enabled(gradient):
@@ -105,7 +73,7 @@ def test_garbage_in_masked_frames_changes_nothing_not_even_gradients(garbage):
 def test_clip_without_a_valid_frame_is_a_clip_of_zeros():
     head = _head()
     logits = head(torch.full((1, 2, GIVEN), math.nan), torch.zeros(1, 2, dtype=torch.bool))
-    expected = _Oracle(head, TemporalSettings(width=WIDTH)).logits(np.zeros((2, GIVEN)), [0, 1])
+    expected = _Oracle(head, TemporalSettings(width=WIDTH), WIDTH).logits(np.zeros((2, GIVEN)), [0, 1])
     np.testing.assert_allclose(logits[0].detach(), expected, atol=1e-5, rtol=1e-5)
 
 
