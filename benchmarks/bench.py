@@ -5,48 +5,27 @@ import shlex
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import typer
 
+from benchmarks.comparing import Subject, compare_rows
 from benchmarks.machine import describe_machine
 from benchmarks.measuring import clip_scores, measure_apart, write_timed_crops
 from benchmarks.reference import Reference, read_reference
 from benchmarks.render import write_report
 from benchmarks.report import Report, Row
 from benchmarks.worker import Measurement, Task
+from compress.fidelity import Diagnosis
 from compress.metrics import choose_threshold
-from compress.runs import check_size, takes
-from compress.scoring import ClipScores, Takes
+from compress.runs import check_size, diagnosis_of, takes
+from compress.scoring import Takes
 from data.store import ClipStore
 from export.bundle import Artifact, Bundle
 from export.runtimes import cannot_run
 from models.run import Run
 from stage import StageError, bytes_of, progress, refuse_existing, run_as_script
-
-
-@dataclass
-class Subject:
-    """One row to be measured, and what belongs to it before and after."""
-
-    row: Row
-    path: Path
-    teacher: bool
-    threshold: float | None
-    """An artifact's own; a run's is set on its validation scores while it is measured."""
-    meaningless: str | None
-    takes: Takes = field(default_factory=Takes)
-    frames: int | None = None
-    """The length of the clips that a clip artifact takes."""
-    scores: ClipScores | None = None
-
-    @property
-    def student_fp32(self) -> bool:
-        """Whether verdict flips may refer to this row."""
-        return self.row.kind == "run" and not self.teacher and self.row.scheme == "fp32"
 
 
 def _artifact_subject(bundle: Bundle, artifact: Artifact, threads: int) -> Subject:
@@ -69,12 +48,15 @@ def _artifact_subject(bundle: Bundle, artifact: Artifact, threads: int) -> Subje
     )
     clip = bundle.manifest.clip
     looks, length = Takes(per=clip.per), clip.frames if clip.per == "clip" else None
-    return Subject(row, path, False, artifact.threshold.value, None, looks, length)
+    student = next((other.source_run.sha256 for other in bundle.manifest.artifacts if other.scheme == "fp32"), None)
+    return Subject(row, path, False, artifact.threshold, None, student, looks, length)
 
 
 def _run_subjects(path: Path, threads: int) -> Iterator[Subject]:
     """Yield a run's rows: in its own scheme and, for a float run, under autocast."""
-    info = Run(path).info
+    run = Run(path)
+    info = run.info
+    student = run.sha256 if info.scheme == "fp32" else info.parents[0].sha256
     simulated = (
         "int8 arithmetic simulated in float32 by torch: its latency says nothing" if info.scheme == "int8" else ""
     )
@@ -92,7 +74,7 @@ def _run_subjects(path: Path, threads: int) -> Iterator[Subject]:
             reason=info.meaningless or simulated,
             bytes=bytes_of(path / "model.safetensors"),
         )
-        yield Subject(row, path, info.kind == "teacher", None, info.meaningless, takes(info))
+        yield Subject(row, path, info.kind == "teacher", None, info.meaningless, student, takes(info))
 
 
 def list_subjects(paths: list[Path], threads: list[int]) -> list[Subject]:
@@ -140,10 +122,11 @@ def fill_row(subject: Subject, found: Measurement, reference: Reference, split: 
     row.peak_memory_over_idle_mb = found.peak_memory_mb - found.idle_memory_mb
     if split not in found.scores:
         return
-    if "val" in found.scores and subject.threshold is None:
+    if "val" in found.scores:
         val = clip_scores(found.scores["val"])
-        row.threshold = choose_threshold(val.labels, val.clips).value
-    assert row.threshold is not None
+        subject.threshold = choose_threshold(val.labels, val.clips)
+    assert subject.threshold is not None
+    row.threshold = subject.threshold.value
     subject.scores = clip_scores(found.scores[split])
     metrics = subject.scores.metrics(row.threshold)
     row.auc, row.auc_interval, row.frame_auc = metrics.auc, metrics.auc_interval, metrics.frame_auc
@@ -153,43 +136,6 @@ def fill_row(subject: Subject, found: Measurement, reference: Reference, split: 
         row.delta_auc = row.auc - reference.metrics.auc
     if "control" in found.scores:
         row.control_auc = clip_scores(found.scores["control"]).metrics(row.threshold, intervals=False).auc
-
-
-def compare_rows(subjects: list[Subject]) -> tuple[str | None, str | None]:
-    """Fill in speedup, size ratio and verdict flips; return the rows that they refer to.
-
-    Speedup: against the first fp32 teacher among the rows, at the same number of threads. Flips: against the first
-    fp32 student run.
-    """
-    students = [s for s in subjects if s.student_fp32 and s.scores is not None]
-    teachers = [s for s in subjects if s.teacher and s.row.scheme == "fp32" and s.row.latency_ms]
-    for subject in subjects:
-        row = subject.row
-        base = next((s.row for s in teachers if s.path == teachers[0].path and s.row.threads == row.threads), None)
-        if base and base.latency_ms:
-            row.size_ratio = base.bytes / row.bytes
-            if row.latency_ms:
-                row.speedup = base.latency_ms.p50 / row.latency_ms.p50
-        if students and subject.scores is not None and not subject.teacher:
-            row.verdict_flips, row.frame_verdict_flips = _flips(subject, students[0])
-    name = students[0].row.name if students else None
-    return (f"{teachers[0].row.name} ({teachers[0].row.model}, torch fp32)" if teachers else None), name
-
-
-def _flips(subject: Subject, student: Subject) -> tuple[float, float | None]:
-    """Return the shares of clips and of frames whose verdicts differ, each model at its own threshold.
-
-    Frames are None if one of the models scores whole clips.
-    """
-    assert subject.scores is not None and student.scores is not None
-    assert subject.row.threshold is not None and student.row.threshold is not None
-    mine, its = subject.row.threshold, student.row.threshold
-    clips = (subject.scores.clips > mine) != (student.scores.clips > its)
-    if subject.scores.frames is None or student.scores.frames is None:
-        return float(clips.mean()), None
-    seen = ~np.isnan(student.scores.frames)
-    frames = (subject.scores.frames[seen] > mine) != (student.scores.frames[seen] > its)
-    return float(clips.mean()), float(frames.mean())
 
 
 def _notes(subjects: list[Subject], store: ClipStore, reference: Reference) -> list[str]:
@@ -205,6 +151,17 @@ def _notes(subjects: list[Subject], store: ClipStore, reference: Reference) -> l
         if subject.row.status != "measured":
             notes.append(f"{subject.row.name} was not measured: {subject.row.reason}.")
     return list(dict.fromkeys(notes))
+
+
+def _diagnoses(paths: list[Path]) -> dict[str, Diagnosis]:
+    """Return what int8 cost each int8 run, as the bundles and runs say."""
+    found: dict[str, Diagnosis] = {}
+    for path in paths:
+        if (path / "manifest.json").exists():
+            found |= Bundle(path).manifest.diagnoses
+        elif diagnosis := diagnosis_of(Run(path)):
+            found[path.name] = diagnosis
+    return found
 
 
 def check_fits(subject: Subject, store: ClipStore) -> None:
@@ -258,7 +215,7 @@ def bench(
                 subject.row.status, subject.row.reason = "failed", str(error)
             else:
                 fill_row(subject, found, against, split)
-    over, flips_against = compare_rows(subjects)
+    over = compare_rows(subjects)
     controls = ClipStore(control).info.clips["test"] if control else None
     report = Report(
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -269,7 +226,7 @@ def bench(
         control_clips=sum(controls.values()) if controls else None,
         reference=against.summary(),
         speedup_over=over,
-        flips_against=flips_against,
+        diagnoses=_diagnoses(path),
         notes=_notes(subjects, store, against),
         rows=[subject.row for subject in subjects],
     )

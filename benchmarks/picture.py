@@ -2,6 +2,7 @@
 
 import io
 import warnings
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import matplotlib as mpl
@@ -9,6 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
+from compress.fidelity import Diagnosis
+
+LEAST_SHARE = 1e-8
+"""A layer that adds nothing still has a bar on a logarithmic axis."""
 INK = "#010203"
 """Drawn in this colour, a line or letter of the picture takes the colour of the page's text."""
 RUNTIMES = {
@@ -107,14 +112,40 @@ def _draw_bands(bands: list[list[Mark]]) -> Figure:
     return figure
 
 
-def picture(marks: list[Mark]) -> str:
-    """Draw median latency against AUC as SVG in the page's text colour; marks without an AUC in a strip below."""
-    bands = [[mark for mark in marks if mark.auc is not None], [mark for mark in marks if mark.auc is None]]
+def _as_svg(draw: Callable[[], Figure], described: str) -> str:
+    """Return what ``draw`` draws as SVG in the page's text colour."""
     file = io.StringIO()
     no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     with mpl.rc_context(PICTURE_STYLE), warnings.catch_warnings():
         # The browser brings the letters that matplotlib's font lacks.
         warnings.filterwarnings("ignore", message="Glyph")
-        _draw_bands([band for band in bands if band]).savefig(file, format="svg", metadata=no_metadata)
+        draw().savefig(file, format="svg", metadata=no_metadata)
     svg = file.getvalue().partition("<svg")[2].replace(f": {INK}", ": currentColor")
-    return '<svg role="img" aria-label="Median latency and AUC, one mark per row of the table"' + svg
+    return f'<svg role="img" aria-label="{described}"{svg}'
+
+
+def picture(marks: list[Mark]) -> str:
+    """Draw median latency against AUC as SVG in the page's text colour; marks without an AUC in a strip below."""
+    bands = [[mark for mark in marks if mark.auc is not None], [mark for mark in marks if mark.auc is None]]
+    described = "Median latency and AUC, one mark per row of the table"
+    return _as_svg(lambda: _draw_bands([band for band in bands if band]), described)
+
+
+def _draw_noise(diagnosis: Diagnosis) -> Figure:
+    figure = Figure((11, 3.2), dpi=72)
+    figure.subplots_adjust(left=0.08, right=0.99, bottom=0.18, top=0.95)
+    axes = figure.subplots()
+    shares = [max(noise.logit_noise, LEAST_SHARE) for noise in diagnosis.layers]
+    kept = [noise.layer in diagnosis.float_layers for noise in diagnosis.layers]
+    for wanted, colour, label in ((False, "#d55e00", "int8"), (True, "#0072b2", "kept in fp32")):
+        places = [place for place, own in enumerate(kept) if own == wanted]
+        if places:
+            axes.bar(places, [shares[place] for place in places], color=colour, label=label)
+    axes.set(yscale="log", xlabel="Layer, from the picture to the logits", ylabel="Share of the logit's variance")
+    axes.legend(frameon=False, ncols=2)
+    return figure
+
+
+def noise_picture(diagnosis: Diagnosis) -> str:
+    """Draw what each layer's rounding adds to the logits' noise as SVG in the page's text colour."""
+    return _as_svg(lambda: _draw_noise(diagnosis), "Noise that each layer adds to the logits, one bar per layer")

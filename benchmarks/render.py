@@ -15,8 +15,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from benchmarks.picture import RUNTIMES, Mark, picture
+from benchmarks.comparing import LEAST_BOUND, MOST_LOST
+from benchmarks.picture import RUNTIMES, Mark, noise_picture, picture
 from benchmarks.report import Report, Row
+from compress.fidelity import Diagnosis
 from stage import written_whole
 
 DASH = "–"
@@ -64,6 +66,11 @@ def _status(row: Row) -> str:
     return f"{row.status}: {reason}" if reason else row.status
 
 
+def _earned(row: Row) -> str:
+    verdict = {True: "yes: ", False: "no: ", None: f"{DASH} " if row.earned_because else DASH}[row.earned]
+    return f"{verdict}{row.earned_because}"
+
+
 COLUMNS: dict[str, Callable[[Row], str]] = {
     "Row": lambda row: row.name,
     "Status": _status,
@@ -87,13 +94,15 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
     "EER": lambda row: _fixed(row.eer, ".1%"),
     "Delta AUC": lambda row: _fixed(row.delta_auc, "+z.4f"),
     "Verdict flips": lambda row: _fixed(row.verdict_flips, ".1%"),
+    "Flips at EER": lambda row: _fixed(row.equal_error_flips, ".1%"),
     "Control AUC": lambda row: _fixed(row.control_auc),
     "Speedup": lambda row: _figure(row.speedup, "×"),
     "Size ratio": lambda row: _figure(row.size_ratio, "×"),
+    "Earned its slot": _earned,
 }
-WORDS = ("Row", "Status", "Model", "Runtime", "Scheme", "Device")
+WORDS = ("Row", "Status", "Model", "Runtime", "Scheme", "Device", "Earned its slot")
 """Columns of words; the others hold numbers and are set to the right."""
-TERMINAL = ("Row", "Runtime", "Scheme", "Threads", "Size, MB", "p50, ms", "Peak, MB", "AUC", *list(COLUMNS)[-5:])
+TERMINAL = ("Row", "Runtime", "Scheme", "Threads", "Size, MB", "p50, ms", "Peak, MB", "AUC", *list(COLUMNS)[-7:-1])
 
 
 def _threads(row: Row) -> str:
@@ -126,7 +135,7 @@ def _headline(report: Report) -> str:
     if best.size_ratio is not None:
         cost += f" and {text['Size ratio']} smaller"
     kept = f"Its AUC is {text['AUC']}; the reference's is {_fixed(report.reference.auc)}"
-    for student in [row for row in report.rows if (row.name, row.scheme) == (report.flips_against, "fp32")][:1]:
+    for student in [row for row in report.rows if (row.name, row.scheme) == (best.student, "fp32")][:1]:
         kept += f" and the fp32 student's {_fixed(student.auc)}"
     if best.verdict_flips is not None:
         kept += f"; {text['Verdict flips']} of its verdicts differ from the fp32 student's"
@@ -138,6 +147,7 @@ def _how(report: Report) -> dict[str, str]:
     repeats = sorted({row.repeats for row in report.rows if row.latency_ms} or {0})
     span = " to ".join(str(count) for count in repeats[:: max(1, len(repeats) - 1)])
     clips = " and ".join(f"{count} {label}" for label, count in report.clips.items())
+    students = ", ".join(sorted({row.student for row in report.rows if row.student}))
     return {
         "Process": "Each row is measured in a fresh process that loads nothing else.",
         "Latency": "Milliseconds per frame at batch 1. Runs before the clock starts warm it up and do not count. "
@@ -153,14 +163,45 @@ def _how(report: Report) -> dict[str, str]:
         "Frame AUC takes each frame alone. EER is the equal error rate over the same clips.",
         "Delta AUC": f"AUC less that of the reference {report.reference.run} on the same clips.",
         "Threshold": "Each row has its own, set on its own scores of validation clips.",
-        "Verdict flips": "Share of clips whose verdict differs from the fp32 student's, each at its own threshold. "
-        f"The fp32 student is {report.flips_against or 'missing, so there are none'}.",
+        "Verdict flips": "Share of clips whose verdict differs from that of the fp32 student that a row was made from, "
+        "each at its own threshold; at EER: each at the equal-error threshold of its own validation clips. "
+        f"Fp32 students: {students or 'none, so there are no flips'}.",
+        "Earned its slot": "A scheme has, on this device, if its median latency is below that of fp32 of the same "
+        f"student in the same runtime, and its AUC at most {MOST_LOST} lower, with an interval of the difference "
+        f"(persons drawn anew) from {LEAST_BOUND} on.",
+        "What int8 cost": "Measured on validation crops, in torch. A layer's share is the variance that its rounding "
+        "alone adds to the fake-minus-real logit, as a share of that logit's variance (first order).",
         "Control AUC": f"AUC on forgeries with the identity transform ({report.control_clips or 'no'} clips): 0.5 when "
         "the forgery was learned, higher when traces of how the file was made were.",
         "Speedup; size ratio": "Median latency and bytes of the fp32 teacher divided by the row's, "
         f"for the same number of threads. The fp32 teacher is {report.speedup_over or 'missing, so there are none'}.",
         "Only in report.json": "First run, delegated fraction, thresholds, AP, accuracy, TPR at low FPR, frame flips.",
     }
+
+
+NOISE_COLUMNS = ("Layer", "Share of the logit's variance", "SNR of its output, dB")
+WORST_LAYERS = 8
+"""Told by name."""
+
+
+def _diagnosis_facts(diagnosis: Diagnosis) -> dict[str, str]:
+    """Say what int8 cost a run."""
+    observers = ", ".join(f"{name} {_figure(snr)}" for name, snr in diagnosis.observers.items())
+    islands = ", ".join(f"{count} {name}" for name, count in diagnosis.islands.items())
+    return {
+        "Logit SNR": f"{_figure(diagnosis.logit_snr_db)} dB on {diagnosis.crops} crops",
+        "By observer, dB": observers,
+        "In fp32": ", ".join(diagnosis.float_layers),
+        "Operations that leave int8": islands or "none",
+    }
+
+
+def _worst_layers(diagnosis: Diagnosis) -> list[tuple[str, str, str]]:
+    """Return name, share of the logit's variance, and SNR of the layers that hurt most."""
+    return [
+        (noise.layer, _fixed(noise.logit_noise, ".3%"), _figure(noise.snr_db))
+        for noise in diagnosis.worst()[:WORST_LAYERS]
+    ]
 
 
 def _flat(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
@@ -200,7 +241,12 @@ def markdown(report: Report) -> str:
     lines += ["", "## Rows", "", f"{DASH} was not measured; the status says why.", "", f"| {' | '.join(COLUMNS)} |"]
     lines += [f"| {' | '.join('---' if title in WORDS else '--:' for title in COLUMNS)} |"]
     lines += [f"| {' | '.join(_escaped(text(row)) for text in COLUMNS.values())} |" for row in report.rows]
-    lines += ["", "The picture of latency and accuracy is in report.html."]
+    lines += ["", "The pictures are in report.html."]
+    for name, diagnosis in report.diagnoses.items():
+        lines += ["", f"## What int8 cost {_escaped(name)}", ""]
+        lines += [f"- **{term}**: {_escaped(text)}" for term, text in _diagnosis_facts(diagnosis).items()]
+        lines += ["", f"| {' | '.join(NOISE_COLUMNS)} |", "| --- | --: | --: |"]
+        lines += [f"| {' | '.join(map(_escaped, cells))} |" for cells in _worst_layers(diagnosis)]
     for title, facts in _sections(report).items():
         lines += ["", f"## {title}", "", *(f"- **{_escaped(term)}**: {_escaped(text)}" for term, text in facts.items())]
     return "\n".join(lines) + "\n"
@@ -240,6 +286,11 @@ def html(report: Report) -> str:
         rows=report.rows,
         picture=picture(marks) if marks else None,
         not_drawn=[f"{_label(row, report.rows)} ({_status(row)})" for row in report.rows if not row.latency_ms],
+        diagnoses={
+            name: (_diagnosis_facts(found), _worst_layers(found), noise_picture(found))
+            for name, found in report.diagnoses.items()
+        },
+        noise_columns=NOISE_COLUMNS,
         sections=_sections(report),
     )
 

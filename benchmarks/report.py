@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from compress.fidelity import Diagnosis
 from stage import StageError
 
 SCHEMA_VERSION = 1
@@ -62,16 +63,25 @@ class Row(BaseModel):
     tpr_at_fpr: dict[str, float | None] | None = None
     delta_auc: float | None = None
     """AUC less the reference's on the same clips."""
+    student: str | None = None
+    """The row of the fp32 student that this one was made from, to which verdict flips refer."""
     verdict_flips: float | None = None
     """Share of clips whose verdict differs from the fp32 student's, each at its own threshold."""
+    equal_error_flips: float | None = None
+    """The same with each at the equal-error threshold of its validation scores."""
     frame_verdict_flips: float | None = None
-    """The same by single frames."""
+    """The same as ``verdict_flips`` by single frames."""
     control_auc: float | None = None
     """AUC on forgeries with the identity transform: 0.5 when the forgery was learned and not the file."""
     speedup: float | None = None
     """Median latency of the row named in ``Report.speedup_over`` divided by this row's."""
     size_ratio: float | None = None
     """Bytes of that row divided by this row's."""
+    earned: bool | None = None
+    """Whether this scheme is worth its slot here: faster than fp32 of the same student in the same runtime, and as
+    accurate. None for fp32 itself, and where one of the two was not measured."""
+    earned_because: str = ""
+    """By what, or why not, or why it could not be told."""
 
 
 class ReferenceSummary(BaseModel):
@@ -108,8 +118,8 @@ class Report(BaseModel):
     reference: ReferenceSummary
     speedup_over: str | None
     """The row of the fp32 teacher to which speedup and size ratio refer."""
-    flips_against: str | None
-    """The row of the fp32 student to which verdict flips refer."""
+    diagnoses: dict[str, Diagnosis] = Field(default_factory=dict)
+    """What int8 cost, and in which layers, by int8 run."""
     notes: list[str] = Field(default_factory=list)
     """What a reader must know before believing a figure: corpora, random weights, what could not run here."""
     rows: list[Row]

@@ -1,23 +1,41 @@
 """Static int8: torchao's PT2E with ExecuTorch's XNNPACK quantizer, calibrated once and rebuilt from numbers.
 
 ``quantization.json`` keeps the scale and zero point of every quantized tensor, so that an int8 program is made anew
-from float weights and these numbers: nothing is unpickled, and every runtime gets the same scales.
+from float weights and these numbers: nothing is unpickled, and every runtime gets the same scales. Before it becomes
+an integer program the same graph rounds in float32 (``simulated``), which is how settings are compared.
+
+The last layer stays in float32: int8 logits come in steps of a hundredth of their range, which alone costs more than
+all other rounding together (docs/lab-notes.md), and the layer has a millionth of the multiplications.
 """
 
+import math
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
+from operator import attrgetter
 from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor, nn
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 from torchao.quantization.pt2e import ObserverBase
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
+from compress.observers import OBSERVERS, Candidates, Cut, ObserverName
 from models.detector import Detector
 from models.run import Run
 from stage import StageError
+
+aten = torch.ops.aten
+LAYERS = (aten.conv2d.default, aten.linear.default)
+"""Operations with weights, which are quantized or stay in float32."""
+CLAMPS: dict[Any, Callable[[Node], tuple[float, float]]] = {
+    aten.relu.default: lambda _: (0.0, math.inf),
+    aten.relu_.default: lambda _: (0.0, math.inf),
+    aten.hardtanh.default: lambda node: (float(node.args[1]), float(node.args[2])),  # type: ignore[arg-type]
+    aten.hardtanh_.default: lambda node: (float(node.args[1]), float(node.args[2])),  # type: ignore[arg-type]
+}
+"""Operations that cut off values, and where."""
 
 
 class QuantizedTensor(BaseModel):
@@ -25,10 +43,12 @@ class QuantizedTensor(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    of: str
-    """The graph node whose value it is."""
     scale: list[float]
     zero_point: list[int]
+
+
+Tensors = dict[str, QuantizedTensor]
+"""By the graph node whose value it is."""
 
 
 class Quantization(BaseModel):
@@ -36,80 +56,203 @@ class Quantization(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     quantizer: Literal["xnnpack"] = "xnnpack"
     weights: Literal["int8, symmetric, per channel"] = "int8, symmetric, per channel"
-    activations: Literal["int8, affine, per tensor, histogram observer"] = (
-        "int8, affine, per tensor, histogram observer"
-    )
+    activations: Literal["int8, affine, per tensor"] = "int8, affine, per tensor"
+    observer: ObserverName
+    """How the ranges of activations were found."""
+    float_layers: list[str]
+    """Layers that stay in float32, the last one among them."""
     calibration_crops: int
     calibration_fingerprint: str
-    tensors: dict[str, QuantizedTensor]
-    """By observer, in the order of the graph."""
+    tensors: Tensors
 
 
-class KnownRange(ObserverBase):  # type: ignore[misc]
-    """Stands in for a calibrated observer and returns the scale and zero point that it had found."""
+class Rounding(ObserverBase):  # type: ignore[misc]
+    """Stands in for a calibrated observer: rounds as int8 will, in float32, and knows the scale and zero point."""
 
     def __init__(self, observer: Any, known: QuantizedTensor) -> None:
         super().__init__(observer.dtype)
         self.qscheme, self.quant_min, self.quant_max = observer.qscheme, observer.quant_min, observer.quant_max
         self.ch_axis = getattr(observer, "ch_axis", 0)
         self.register_buffer("scale", torch.tensor(known.scale, dtype=torch.float32))
-        self.register_buffer("zero_point", torch.tensor(known.zero_point, dtype=torch.int64))
+        self.register_buffer("zero_point", torch.tensor(known.zero_point, dtype=torch.int32))
 
     def forward(self, value: Tensor) -> Tensor:
-        """Pass the value through."""
-        return value
+        """Return the value rounded to what int8 can hold; the gradient is 1 within the range and 0 beyond."""
+        if self.qscheme == torch.per_channel_symmetric:
+            return torch.fake_quantize_per_channel_affine(
+                value, self.scale, self.zero_point, self.ch_axis, self.quant_min, self.quant_max
+            )
+        return torch.fake_quantize_per_tensor_affine(value, self.scale, self.zero_point, self.quant_min, self.quant_max)
 
     def calculate_qparams(self) -> tuple[Tensor, Tensor]:
         """Return scale and zero point."""
-        return self.scale, self.zero_point
+        return self.scale, self.zero_point.long()
 
 
-def _prepare(detector: Detector, dynamic_batch: bool) -> GraphModule:
-    """Return the fused detector as a graph with an observer at every tensor that will be quantized."""
+def traced(detector: Detector, dynamic_batch: bool = True) -> GraphModule:
+    """Return a fused detector as a graph of ATen operations: float32 [N, 3, S, S] -> logits float32 [N, 2]."""
+    size = detector.architecture.size
+    example = torch.zeros(2 if dynamic_batch else 1, 3, size, size)
+    shapes = ({0: torch.export.Dim("batch", min=1, max=1024)},) if dynamic_batch else None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        graph = torch.export.export(detector.eval(), (example,), dynamic_shapes=shapes).module()
+    assert isinstance(graph, GraphModule)
+    for node in graph.graph.nodes:
+        if node.target == aten.relu6.default:  # the form that quantizer and runtimes know
+            node.target, node.args = aten.hardtanh.default, (node.args[0], 0.0, 6.0)
+    graph.recompile()
+    return graph
+
+
+def layers_of(graph: GraphModule) -> dict[Node, str]:
+    """Return the nodes that have weights, in order, each with the name of its module."""
+    found = {}
+    for node in graph.graph.nodes:
+        if node.target in LAYERS:
+            weight = node.args[1]
+            while weight.op == "call_module":  # its observer
+                weight = weight.args[0]
+            found[node] = str(weight.target).removesuffix(".weight")
+    return found
+
+
+def floating(graph: GraphModule, layers: Collection[str]) -> set[str]:
+    """Return the names of the nodes that compute in float32: of ``layers``, and what comes between such."""
+    names, found = layers_of(graph), set()
+    for node in graph.graph.nodes:
+        operands = [operand for operand in node.all_input_nodes if operand.op != "get_attr"]
+        if node in names:
+            stays = names[node] in layers
+        else:
+            stays = node.op == "placeholder" or (bool(operands) and all(o.name in found for o in operands))
+        if stays:
+            found.add(node.name)
+    return found
+
+
+def _prepare(detector: Detector, float_layers: Collection[str], dynamic_batch: bool) -> GraphModule:
+    """Return the graph of a fused detector with an observer at every tensor that will be quantized."""
     # Imported here: executorch's import takes seconds, and float runs do not need it.
     from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
         XNNPACKQuantizer,
         get_symmetric_quantization_config,
     )
 
-    size = detector.architecture.size
-    example = torch.zeros(2 if dynamic_batch else 1, 3, size, size)
-    shapes = ({0: torch.export.Dim("batch", min=1, max=1024)},) if dynamic_batch else None
+    graph = traced(detector, dynamic_batch)
+    stay = floating(graph, float_layers)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        program = torch.export.export(detector.eval(), (example,), dynamic_shapes=shapes)
         quantizer = XNNPACKQuantizer().set_global(get_symmetric_quantization_config(is_per_channel=True))
-        prepared: GraphModule = prepare_pt2e(program.module(), quantizer)
+        quantizer.set_filter_function(lambda node: node.name not in stay)
+        # Batch norms are folded before they could be met; each of their patterns would be traced anew, for 4 s in all.
+        quantizer.SUPPORTED_PATTERNS = [pattern for pattern in quantizer.SUPPORTED_PATTERNS if not pattern.is_qat]
+        prepared: GraphModule = prepare_pt2e(graph, quantizer)
     return prepared
 
 
-def _observers(graph: GraphModule) -> dict[str, tuple[str, ObserverBase]]:
-    """Return the observers of a prepared graph by name, each with the node that it observes."""
-    found = {}
+def observers_of(graph: GraphModule) -> Iterator[tuple[str, Node, Any]]:
+    """Yield the observers of a prepared graph: its name, the node that it observes, and what observes."""
     for node in graph.graph.nodes:
         if node.op == "call_module":
             module = graph.get_submodule(str(node.target))
-            if isinstance(module, ObserverBase):
-                found[str(node.target)] = (node.args[0].name, module)
-    return found
+            if isinstance(module, (ObserverBase, Candidates, Cut)):
+                yield str(node.target), node.args[0], module
 
 
-def calibrate(detector: Detector, batches: Iterable[Tensor], crops: int, fingerprint: str) -> Quantization:
-    """Find the range of every tensor of a fused detector on real pictures, float32 [N, 3, S, S], normalized."""
-    graph = _prepare(detector, dynamic_batch=True)
+def _cut(node: Node) -> tuple[float, float]:
+    """Return the bounds that all consumers of an observed node cut its values to."""
+    consumers = [consumer for observer in node.users for consumer in observer.users]
+    bounds = [CLAMPS[consumer.target](consumer) for consumer in consumers if consumer.target in CLAMPS]
+    if not consumers or len(bounds) < len(consumers):
+        return -math.inf, math.inf
+    return min(low for low, _ in bounds), max(high for _, high in bounds)
+
+
+def last_layer(detector: Detector) -> str:
+    """Return the name of the layer that gives the logits."""
+    return list(layers_of(traced(detector)).values())[-1]
+
+
+def observe(detector: Detector, batches: Iterable[Tensor]) -> dict[ObserverName, Tensors]:
+    """Find the range of every tensor of a fused detector with each observer, in one pass over the calibration set.
+
+    batches: real pictures, float32 [N, 3, S, S], normalized. What a clamp cuts off is left out of a range: XNNPACK's
+    quantizer rounds before every ReLU6 as well as after it, and would spend most steps on what the first rounding
+    keeps and the clamp throws away. The rounding itself then is the clamp.
+    """
+    graph = _prepare(detector, [last_layer(detector)], dynamic_batch=True)
+    shared: dict[int, Candidates] = {}
+    watched = {}
+    for name, node, observer in list(observers_of(graph)):
+        if observer.qscheme == torch.per_channel_symmetric:
+            watched[name] = (node.name, dict.fromkeys(OBSERVERS, observer))
+            continue
+        candidates = shared.setdefault(id(observer), Candidates(observer))
+        watched[name] = (node.name, dict(candidates.observers.items()))
+        bounds = _cut(node)
+        setattr(graph, name, candidates if bounds == (-math.inf, math.inf) else Cut(candidates, *bounds))
     with torch.inference_mode():
         for pictures in batches:
             graph(pictures)
-    tensors = {}
-    for name, (node, observer) in _observers(graph).items():
-        scale, zero_point = observer.calculate_qparams()
-        tensors[name] = QuantizedTensor(
-            of=node, scale=scale.flatten().tolist(), zero_point=zero_point.flatten().tolist()
-        )
-    return Quantization(calibration_crops=crops, calibration_fingerprint=fingerprint, tensors=tensors)
+        numbers: dict[tuple[int, str], QuantizedTensor] = {}
+        found: dict[ObserverName, Tensors] = {name: {} for name in OBSERVERS}
+        for node_name, observers in watched.values():
+            for name, observer in observers.items():
+                key = (id(observer), name)
+                if key not in numbers:
+                    scale, zero_point = observer.calculate_qparams()
+                    numbers[key] = QuantizedTensor(
+                        scale=scale.flatten().tolist(), zero_point=zero_point.flatten().tolist()
+                    )
+                found[name][node_name] = numbers[key]
+    return found
+
+
+def simulated(detector: Detector, tensors: Tensors, float_layers: Collection[str], dynamic_batch: bool) -> GraphModule:
+    """Make the int8 program of a fused detector in float32, which rounds where integers will.
+
+    Raises StageError if the numbers do not belong to this network.
+    """
+    graph = _prepare(detector, float_layers, dynamic_batch)
+    for name, node, observer in list(observers_of(graph)):
+        known = tensors.get(node.name)
+        per_channel = observer.qscheme == torch.per_channel_symmetric
+        channels = len(attrgetter(str(node.target))(graph)) if per_channel else 1
+        if known is None or not len(known.scale) == len(known.zero_point) == channels:
+            raise StageError(
+                f"quantization.json does not fit the network, whose {node.name} has {channels} scales: "
+                "quantize the run again"
+            )
+        setattr(graph, name, Rounding(observer, known))
+    return graph
+
+
+def _without_idle_clamps(program: GraphModule) -> None:
+    """Take out, in place, clamps of values whose range already ends there, and the rounding after them.
+
+    ``dequantize -> hardtanh -> quantize -> dequantize`` with equal scales is ``dequantize``.
+    """
+    quantize = torch.ops.quantized_decomposed.quantize_per_tensor.default
+    dequantize = torch.ops.quantized_decomposed.dequantize_per_tensor.default
+    for node in list(program.graph.nodes):
+        if node.target not in CLAMPS or node.args[0].target != dequantize:
+            continue
+        source, (again,) = node.args[0], node.users
+        low, high = CLAMPS[node.target](node)
+        scale, zero_point, least, most = source.args[1:5]
+        within = (least - zero_point) * scale >= low - 1e-3 * scale and (
+            most - zero_point
+        ) * scale <= high + 1e-3 * scale
+        if not within or again.target != quantize or again.args[1:5] != source.args[1:5]:
+            continue
+        for user in list(again.users):
+            user.replace_all_uses_with(source)
+    program.graph.eliminate_dead_code()
+    program.recompile()
 
 
 def quantized(detector: Detector, quantization: Quantization, dynamic_batch: bool) -> GraphModule:
@@ -117,19 +260,11 @@ def quantized(detector: Detector, quantization: Quantization, dynamic_batch: boo
 
     Raises StageError if the numbers do not belong to this network.
     """
-    graph = _prepare(detector, dynamic_batch)
-    observers = _observers(graph)
-    nodes = {name: node for name, (node, _) in observers.items()}
-    if nodes != {name: tensor.of for name, tensor in quantization.tensors.items()}:
-        raise StageError(
-            f"quantization.json names {len(quantization.tensors)} tensors, the network has {len(nodes)} to quantize, "
-            "and they differ: quantize the run again"
-        )
-    for name, (_, observer) in observers.items():
-        setattr(graph, name, KnownRange(observer, quantization.tensors[name]))
+    graph = simulated(detector, quantization.tensors, quantization.float_layers, dynamic_batch)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program: GraphModule = convert_pt2e(graph)
+    _without_idle_clamps(program)
     return program
 
 

@@ -44,6 +44,9 @@ class Threshold(BaseModel):
     false_positive_rate: float
     """Share of real validation clips above it."""
     rule: str
+    equal_error: float | None = None
+    """Where false positives and false negatives are nearest on the same scores, whatever the rule; older runs do not
+    say."""
 
 
 class Figures(BaseModel):
@@ -123,12 +126,13 @@ def eer_point(labels: Labels, scores: Values) -> tuple[float, float, float]:
 def choose_threshold(labels: Labels, scores: Values) -> Threshold:
     """Set a threshold on validation scores: 1 % false positives from 300 real clips on, else the EER point."""
     real = scores[labels == 0]
+    _, equal_error, rate = eer_point(labels, scores)
     if len(real) < REALS_FOR_LOW_FPR:
-        _, value, rate = eer_point(labels, scores)
         rule = f"equal error rate ({len(real)} real validation clips; 1 % false positives needs {REALS_FOR_LOW_FPR})"
-        return Threshold(value=value, false_positive_rate=rate, rule=rule)
+        return Threshold(value=equal_error, false_positive_rate=rate, rule=rule, equal_error=equal_error)
     value = float(np.quantile(real, 0.99, method="higher"))
-    return Threshold(value=value, false_positive_rate=float((real > value).mean()), rule="1 % false positives")
+    rate = float((real > value).mean())
+    return Threshold(value=value, false_positive_rate=rate, rule="1 % false positives", equal_error=equal_error)
 
 
 def _at_rates(fpr: Values, tpr: Values) -> dict[str, float]:
@@ -274,6 +278,27 @@ def _frame_figures(scores: "ClipScores", threshold: float) -> Figures | None:
     seen = ~np.isnan(scores.frames)
     labels = np.broadcast_to(scores.labels[:, None], seen.shape)
     return compute_figures(labels[seen], scores.frames[seen], threshold)
+
+
+def auc_difference(own: "ClipScores", other: "ClipScores") -> tuple[float, tuple[float, float] | None]:
+    """Return the AUC of ``own`` less that of ``other`` on the same clips of both labels, and its 95 % interval.
+
+    Both sides of a draw have the same persons. No interval below FEWEST_IDENTITIES of them.
+    """
+    persons, labels = _persons(own), own.labels
+    point = float(roc_auc_score(labels, own.clips) - roc_auc_score(labels, other.clips))
+    if len({name for item in persons for name in item}) < FEWEST_IDENTITIES:
+        return point, None
+    with sklearn.config_context(assume_finite=True, skip_parameter_validation=True):
+        found = [
+            roc_auc_score(labels, own.clips, sample_weight=weights)
+            - roc_auc_score(labels, other.clips, sample_weight=weights)
+            for weights in usable_draws(labels, persons)
+        ]
+    if len(found) < DRAWS:
+        return point, None
+    low, high = np.quantile(found, (0.025, 0.975))
+    return point, (float(low), float(high))
 
 
 def compute_metrics(scores: "ClipScores", threshold: float, intervals: bool = True) -> Metrics:

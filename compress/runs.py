@@ -12,7 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from compress.scoring import Scorer, Takes, score_split
+from compress.fidelity import Diagnosis
+from compress.scoring import ClipScores, Scorer, Takes, score_split
 from data.store import ClipStore
 from models.cost import cost_of
 from models.detector import Detector, PixelDetector
@@ -86,6 +87,16 @@ def own_threshold(run: Run) -> "Threshold":
         raise StageError(f"{run.path / 'metrics.json'} holds no threshold: train or quantize the run again") from error
 
 
+def diagnosis_of(run: Run) -> Diagnosis | None:
+    """Return what int8 cost a run; None for one in another scheme. Raises StageError if an int8 run does not say."""
+    if run.info.scheme != "int8":
+        return None
+    try:
+        return Diagnosis.model_validate(json.loads(run.read("metrics.json"))["diagnosis"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise StageError(f"{run.path / 'metrics.json'} holds no diagnosis: quantize the run again") from error
+
+
 def data_source(store: ClipStore) -> DataSource:
     """Return how a run names the store it was trained on."""
     return DataSource(fingerprint=store.info.fingerprint, notes=store.info.notes, frames=store.frames)
@@ -96,11 +107,10 @@ def _dumped(metrics: "Metrics") -> dict[str, Any]:
     return {"auc": metrics.auc} | metrics.model_dump()
 
 
-def validation_metrics(scorer: Scorer, store: ClipStore, takes: Takes | None = None) -> dict[str, Any]:
-    """Set the threshold on the validation split and measure it, for ``metrics.json``."""
+def own_metrics(val: ClipScores) -> dict[str, Any]:
+    """Set the threshold on a run's own validation scores and measure them, for ``metrics.json``."""
     from compress.metrics import choose_threshold
 
-    val = score_split(scorer, store, "val", takes)
     threshold = choose_threshold(val.labels, val.clips)
     return {"threshold": threshold.model_dump(), "val": _dumped(val.metrics(threshold.value))}
 
@@ -123,7 +133,7 @@ def finish_run(
         unfinished.finish(info, detector, metrics)
         return
     scorer = torch_scorer(pixels_in, device)
-    metrics |= validation_metrics(scorer, store, takes(info))
+    metrics |= own_metrics(score_split(scorer, store, "val", takes(info)))
     test = score_split(scorer, store, "test", takes(info)).metrics(metrics["threshold"]["value"])
     unfinished.finish(info, detector, metrics | {"test": _dumped(test)})
     say(f"{unfinished.out}: test AUC {test.auc:.3f}, val AUC {metrics['val']['auc']:.3f} (clips)")

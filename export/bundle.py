@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from compress.fidelity import Diagnosis
 from compress.metrics import Threshold
 from data.clips import BRIDGED_FRAMES
 from data.crops import CropRule
@@ -171,6 +172,8 @@ class Manifest(Frozen):
     golden: Golden
     weights: Weights
     data: DataSource
+    diagnoses: dict[str, Diagnosis] = {}
+    """What int8 cost, and in which layers, by int8 run."""
     tools: dict[str, str]
 
 

@@ -13,7 +13,7 @@ import torch
 import typer
 
 from compress.metrics import choose_threshold
-from compress.runs import check_rgb, data_source, takes
+from compress.runs import check_rgb, data_source, diagnosis_of, takes
 from compress.scoring import score_split
 from data.store import ClipStore
 from export import coreml, executorch, onnx
@@ -147,6 +147,9 @@ def build_bundle(
             ),
             weights=first.weights,
             data=data_source(store),
+            diagnoses={
+                source.run.path.name: diagnosis for source in sources if (diagnosis := diagnosis_of(source.run))
+            },
             tools=first.tools,
         )
         (folder / "manifest.json").write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")

@@ -6,6 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
+from compress.fidelity import logits_of, snr_db
+
 FP32_TOLERANCE = 1e-4
 """Largest difference of P(fake) between float32 programs: the order of sums differs, nothing else."""
 INT8_SNR_DB = 15.0
@@ -15,8 +17,6 @@ Kernels round at other places: 20 to 39 dB were measured on trained networks (do
 """
 MISTAKE_MARGIN_DB = 6.0
 """By how much nearer to its program an int8 artifact must be than that program is to itself on mistaken input."""
-LOGIT_LIMIT = 15.0
-"""P(fake) in float32 says nothing of a logit beyond this."""
 
 
 class Parity(BaseModel):
@@ -34,22 +34,6 @@ class Parity(BaseModel):
     """Share of samples on the same side of 0.5."""
     passed: bool
     failure: str = ""
-
-
-def logits_of(scores: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Return log(p / (1 - p)) of scores, float [N], within +-LOGIT_LIMIT."""
-    p = np.clip(scores.astype(np.float64), 1e-12, 1 - 1e-12)
-    logits: NDArray[np.float64] = np.clip(np.log(p) - np.log1p(-p), -LOGIT_LIMIT, LOGIT_LIMIT)
-    return logits
-
-
-def snr_db(expected: NDArray[np.float64], actual: NDArray[np.float64]) -> float:
-    """Return the signal-to-noise ratio in dB, float [N] each; the signal is how ``expected`` varies about its mean."""
-    noise = float(np.mean((expected - actual) ** 2))
-    signal = float(np.var(expected))
-    if noise == 0.0:
-        return 200.0
-    return float(np.clip(10 * np.log10(max(signal, 1e-30) / noise), -200.0, 200.0))
 
 
 def least_snr_db(expected: NDArray[np.float32], mistaken: Sequence[NDArray[np.float32]]) -> float:

@@ -144,9 +144,8 @@ def int8_run(demo_store: Path, student_run: Path, tmp_path_factory: pytest.TempP
     """``student_run`` in int8."""
     from compress.quantize import quantize
 
-    return shared(
-        tmp_path_factory, "student-int8", lambda out: quantize(student_run, demo_store, out, calibration_clips=24)
-    )
+    options = {"calibration_clips": 24, "max_auc_drop": 1.0}
+    return shared(tmp_path_factory, "student-int8", lambda out: quantize(student_run, demo_store, out, **options))
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ from benchmarks.measuring import clip_scores, measure_apart, write_timed_crops
 from benchmarks.reference import Reference, read_reference, reference
 from benchmarks.report import Report, read_report
 from benchmarks.worker import Task, measure, time_runs
-from compress.runs import pixel_detector, takes, torch_scorer
+from compress.runs import diagnosis_of, pixel_detector, takes, torch_scorer
 from compress.scoring import Takes, score_split
 from compress.teach import teach
 from data.prepare import prepare
@@ -31,7 +31,8 @@ ROW_KEYS = {
     "name", "kind", "model", "runtime", "scheme", "device", "threads", "input_size", "status", "reason", "bytes",
     "load_ms", "first_run_ms", "latency_ms", "repeats", "throughput", "peak_memory_mb", "peak_memory_over_idle_mb",
     "delegated_fraction", "threshold", "auc", "auc_interval", "frame_auc", "eer", "ap", "accuracy", "tpr_at_fpr",
-    "delta_auc", "verdict_flips", "frame_verdict_flips", "control_auc", "speedup", "size_ratio",
+    "delta_auc", "student", "verdict_flips", "equal_error_flips", "frame_verdict_flips", "control_auc", "speedup",
+    "size_ratio", "earned", "earned_because",
 }  # fmt: skip
 
 
@@ -127,7 +128,21 @@ def test_flips_are_against_the_fp32_student_each_at_its_own_threshold(report, bu
     its = student.clips > _row(report, "student", "fp32").threshold
     assert _row(report, artifact.file, "int8").verdict_flips == pytest.approx((mine != its).mean())
     assert _row(report, "student", "fp32").verdict_flips == 0.0
-    assert report.flips_against == "student"
+    assert {row.student for row in report.rows if row.verdict_flips is not None} == {"student"}
+
+
+def test_what_int8_cost_comes_with_the_bundle(report, int8_run):
+    assert report.diagnoses == {int8_run.name: diagnosis_of(Run(int8_run))}
+
+
+def test_schemes_are_judged_against_fp32_in_their_own_runtime(report):
+    for runtime in ("pte", "onnx"):
+        row, base = (_row(report, f"test_byobnet-{scheme}.{runtime}", scheme) for scheme in ("int8", "fp32"))
+        speed = base.latency_ms.p50 / row.latency_ms.p50
+        assert row.earned_because.startswith(f"{speed:.2g}x as fast as fp32, AUC {row.auc - base.auc:+.4f}")
+        assert row.earned == (speed > 1 and row.auc >= base.auc - 0.005)
+        assert (base.earned, base.earned_because) == (None, "")
+    assert _row(report, "test_byobnet-int8.mlpackage", "int8").earned is None
 
 
 def test_identity_forgeries_cannot_be_told_from_real_clips(report):

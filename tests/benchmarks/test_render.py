@@ -11,11 +11,25 @@ import pytest
 
 from benchmarks.render import html, markdown, table_text, write_report
 from benchmarks.report import Latency, ReferenceSummary, Report, Row, read_report
+from compress.fidelity import Diagnosis, LayerNoise
 from stage import StageError
 
 HOSTILE = "<img src=x onerror=alert(1)>.mp4"
 NO_ACCURACY = "the split has no real clips"
 SVG = "{http://www.w3.org/2000/svg}"
+
+DIAGNOSIS = Diagnosis(
+    crops=64,
+    logit_snr_db=24.25,
+    observers={"minmax": 14.0, "histogram": 23.5},
+    float_layers=["backbone.stem", "head"],
+    islands={"gelu": 27, "sigmoid": 10},
+    layers=[
+        LayerNoise(layer="backbone.stem", snr_db=35.5, logit_noise=0.0035),
+        LayerNoise(layer="backbone.<b>odd</b>", snr_db=21.0, logit_noise=0.00025),
+        LayerNoise(layer="head", snr_db=18.0, logit_noise=0.0),
+    ],
+)
 
 
 def measured(name: str, p50: float, size: int, **changes: Any) -> Row:
@@ -54,7 +68,11 @@ def report() -> Report:
         "auc": 0.9712,
         "auc_interval": (0.9513, 0.9836),
         "delta_auc": -0.01,
+        "student": "student-fp32.pte",
         "verdict_flips": 0.0125,
+        "equal_error_flips": 0.025,
+        "earned": True,
+        "earned_because": "3x as fast as fp32, AUC -0.0033",
     }
     return Report(
         created="2025-11-21T23:40:00+00:00",
@@ -75,7 +93,7 @@ def report() -> Report:
             notes=["measured elsewhere"],
         ),
         speedup_over="runs/dino",
-        flips_against="student-fp32.pte",
+        diagnoses={"student-int8": DIAGNOSIS},
         notes=["Random weights | <b>no pretraining</b>."],
         rows=[
             measured("runs/dino", 600.0, 346_000_000, kind="run", runtime="torch"),
@@ -127,13 +145,15 @@ def cells_of_markdown(page: str) -> list[list[str]]:
 
 
 def test_html_table_has_every_row_with_its_own_figures_and_dashes(report: Report) -> None:
-    titles, *rows = Page(html(report)).rows
+    titles, *rows = Page(html(report)).rows[: len(report.rows) + 1]
     assert [row[0] for row in rows] == [row.name for row in report.rows]
     cells = [dict(zip(titles, row, strict=True)) for row in rows]
     assert cells[3]["p50, ms"] == "2.50"
     assert cells[3]["Size, MB"] == "5.30"
     assert cells[3]["Threads"] == "2"
     assert cells[3]["Verdict flips"] == "1.2%"
+    assert cells[3]["Flips at EER"] == "2.5%"
+    assert cells[3]["Earned its slot"] == "yes: 3x as fast as fp32, AUC -0.0033"
     assert cells[3]["AUC, 95%"] == "0.951–0.984"
     assert cells[3]["Delta AUC"] == "-0.0100"
     assert cells[5]["Status"] == f"measured: {NO_ACCURACY}"
@@ -146,7 +166,7 @@ def test_html_table_has_every_row_with_its_own_figures_and_dashes(report: Report
 
 def test_markdown_table_has_the_same_rows_with_pipes_and_angle_brackets_escaped(report: Report) -> None:
     page = markdown(report)
-    titles, _, *rows = cells_of_markdown(page)
+    titles, _, *rows = cells_of_markdown(page.partition("## What int8 cost")[0])
     assert len(rows) == len(report.rows)
     assert {len(row) for row in rows} == {len(titles)}
     assert rows[5][0] == r"fast\|but\_.onnx"
@@ -154,6 +174,22 @@ def test_markdown_table_has_the_same_rows_with_pipes_and_angle_brackets_escaped(
     assert rows[6][1] == "not measured: needs macOS"
     assert r"- Random weights \| &lt;b&gt;no pretraining&lt;/b&gt;." in page
     assert "<" not in page
+
+
+def test_pages_say_what_int8_cost_and_where(report: Report) -> None:
+    page = Page(html(report))
+    assert page.rows[-3:] == [
+        ["Layer", "Share of the logit's variance", "SNR of its output, dB"],
+        ["backbone.stem", "0.350%", "35.5"],
+        ["backbone.<b>odd</b>", "0.025%", "21.0"],
+    ]
+    for page_text in (page.text, markdown(report)):
+        for text in ("24.2 dB on 64 crops", "minmax 14.0, histogram 23.5", "27 gelu, 10 sigmoid", "student-int8"):
+            assert text in page_text
+    bars = ElementTree.fromstring(re.findall(r"<svg.*?</svg>", html(report), re.DOTALL)[1])
+    assert {"int8", "kept in fp32", "Share of the logit's variance"} <= set(texts_of(bars))
+    report.diagnoses = {}
+    assert "What int8 cost student" not in Page(html(report)).text
 
 
 def test_terminal_table_has_every_row_and_reason_within_150_columns(report: Report) -> None:
@@ -197,13 +233,13 @@ def test_html_loads_nothing_from_outside(report: Report) -> None:
 def test_html_has_headings_in_order_scopes_and_a_named_picture(report: Report) -> None:
     tags = Page(html(report)).tags
     assert ("html", {"lang": "en"}) in tags
-    assert [tag for tag, _ in tags if re.fullmatch("h[1-6]", tag)] == ["h1", *["h2"] * 6]
+    assert [tag for tag, _ in tags if re.fullmatch("h[1-6]", tag)] == ["h1", *["h2"] * 7]
     assert all("scope" in attributes for tag, attributes in tags if tag == "th")
-    assert [attributes["role"] for tag, attributes in tags if tag == "svg"] == ["img"]
+    assert [attributes["role"] for tag, attributes in tags if tag == "svg"] == ["img"] * 2
 
 
 def picture_of(report: Report) -> ElementTree.Element:
-    found = re.search(r"<svg.*</svg>", html(report), re.DOTALL)
+    found = re.search(r"<svg.*?</svg>", html(report), re.DOTALL)
     assert found
     return ElementTree.fromstring(found[0])
 
@@ -253,7 +289,7 @@ def test_headline_repeats_the_row_that_is_fastest_on_the_fewest_threads(report: 
 
 
 def test_headline_leaves_out_what_was_not_measured(report: Report) -> None:
-    report.speedup_over = report.flips_against = report.reference.auc = None
+    report.speedup_over = report.reference.auc = None
     row = measured("a.onnx", 4.0, 5_000_000, scheme="int8", speedup=None, size_ratio=None)
     report.rows = [row]
     assert table_text(report).splitlines()[0] == (
@@ -286,6 +322,7 @@ def test_reports_without_int8_latency_accuracy_or_rows_still_render(report: Repo
     report.rows = [report.rows[index] for index in kept]
     for page in (table_text(report), markdown(report), html(report)):
         assert "No int8 artifact was measured for both latency and accuracy." in page
+    report.diagnoses = {}
     assert ("<svg" in html(report)) == any(row.latency_ms for row in report.rows)
 
 

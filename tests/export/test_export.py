@@ -138,7 +138,8 @@ def test_zero_points_move_by_128_and_nothing_else(int8_run, bundle):
 def test_manifest_says_all_that_an_app_needs(bundle, opened_store):
     manifest = json.loads((bundle.path / "manifest.json").read_text())
     assert set(manifest) == {
-        "schema_version", "backbone", "crop", "clip", "artifacts", "golden", "weights", "data", "tools",
+        "schema_version", "backbone", "crop", "clip", "artifacts", "golden", "weights", "data", "diagnoses",
+        "tools",
     }  # fmt: skip
     assert manifest["crop"]["rule"] == {"size": 64, "margin": 1.3, "fit": "resize", "fill": 0}
     for example in manifest["crop"]["examples"]:

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from export.parity import compare, least_snr_db, logits_of, snr_db
+from compress.fidelity import logits_of, snr_db
+from export.parity import compare, least_snr_db
 
 
 def test_logits_invert_the_logistic_function():

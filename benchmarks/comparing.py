@@ -1,0 +1,113 @@
+"""Rows against each other: speed against the teacher, verdicts against the fp32 student, schemes against fp32."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.report import Row
+from compress.metrics import Threshold, auc_difference
+from compress.scoring import ClipScores, Takes
+
+MOST_LOST = 0.005
+"""AUC that a scheme may cost against fp32."""
+LEAST_BOUND = -0.01
+"""Where the 95 % interval of that difference may begin."""
+
+
+@dataclass
+class Subject:
+    """One row to be measured, and what belongs to it before and after."""
+
+    row: Row
+    path: Path
+    teacher: bool
+    threshold: Threshold | None
+    """An artifact's own; a run's is set on its validation scores while it is measured."""
+    meaningless: str | None
+    student: str | None
+    """The hash of the fp32 run that this is, or was made from."""
+    takes: Takes = field(default_factory=Takes)
+    frames: int | None = None
+    """The length of the clips that a clip artifact takes."""
+    scores: ClipScores | None = None
+
+    @property
+    def student_fp32(self) -> bool:
+        """Whether verdict flips may refer to this row."""
+        return self.row.kind == "run" and not self.teacher and self.row.scheme == "fp32"
+
+
+def compare_rows(subjects: Sequence[Subject]) -> str | None:
+    """Fill in speedup, size ratio, verdict flips and what earned its slot; return what speedups refer to.
+
+    Speedup: against the first fp32 teacher among the rows, at the same number of threads. Flips: against the fp32
+    student run that a row was made from.
+    """
+    students = {s.student: s for s in subjects if s.student_fp32 and s.scores is not None}
+    teachers = [s for s in subjects if s.teacher and s.row.scheme == "fp32" and s.row.latency_ms]
+    for subject in subjects:
+        row = subject.row
+        base = next((s.row for s in teachers if s.path == teachers[0].path and s.row.threads == row.threads), None)
+        if base and base.latency_ms:
+            row.size_ratio = base.bytes / row.bytes
+            if row.latency_ms:
+                row.speedup = base.latency_ms.p50 / row.latency_ms.p50
+        if subject.student in students and subject.scores is not None and not subject.teacher:
+            _set_flips(subject, students[subject.student])
+        if row.scheme != "fp32":
+            row.earned, row.earned_because = _earned(subject, _in_fp32(subject, subjects))
+    return f"{teachers[0].row.name} ({teachers[0].row.model}, torch fp32)" if teachers else None
+
+
+def _flips(mine: ClipScores, at: float, its: ClipScores, its_at: float) -> float:
+    return float(((mine.clips > at) != (its.clips > its_at)).mean())
+
+
+def _set_flips(subject: Subject, student: Subject) -> None:
+    """Fill in the shares of clips and of frames whose verdicts differ; of frames if neither model scores clips."""
+    mine, its, row = subject.scores, student.scores, subject.row
+    assert mine is not None and its is not None and subject.threshold is not None and student.threshold is not None
+    row.student = student.row.name
+    row.verdict_flips = _flips(mine, subject.threshold.value, its, student.threshold.value)
+    if subject.threshold.equal_error is not None and student.threshold.equal_error is not None:
+        row.equal_error_flips = _flips(mine, subject.threshold.equal_error, its, student.threshold.equal_error)
+    if mine.frames is not None and its.frames is not None:
+        seen = ~np.isnan(its.frames)
+        verdicts = mine.frames[seen] > subject.threshold.value, its.frames[seen] > student.threshold.value
+        row.frame_verdict_flips = float((verdicts[0] != verdicts[1]).mean())
+
+
+def _in_fp32(subject: Subject, subjects: Sequence[Subject]) -> Subject | None:
+    """Return the same student in fp32, in the same runtime on the same device and threads."""
+    own = subject.row
+    for other in subjects:
+        row = other.row
+        same = (row.kind, row.runtime, row.device, row.threads) == (own.kind, own.runtime, own.device, own.threads)
+        if same and row.scheme == "fp32" and other.student == subject.student:
+            return other
+    return None
+
+
+def _earned(subject: Subject, base: Subject | None) -> tuple[bool | None, str]:
+    """Say whether a scheme is faster than fp32 and as accurate, and by how much; None if it cannot be told."""
+    if base is None:
+        return None, "no fp32 row of the same student, runtime and device to compare with"
+    latency, before = subject.row.latency_ms, base.row.latency_ms
+    if latency is None or before is None:
+        return None, "not timed here"
+    if subject.scores is None or base.scores is None:
+        return None, "its accuracy was not measured"
+    if len(np.unique(subject.scores.labels)) < 2:
+        return None, "accuracy needs both labels"
+    speed = before.p50 / latency.p50
+    point, interval = auc_difference(subject.scores, base.scores)
+    told = f"{speed:.2g}x as fast as fp32, AUC {point:+.4f}"
+    told += f" ({interval[0]:+.4f} to {interval[1]:+.4f})" if interval else " (too few persons for an interval)"
+    faults = []
+    if speed <= 1:
+        faults.append("not faster here")
+    if point < -MOST_LOST or (interval and interval[0] < LEAST_BOUND):
+        faults.append(f"loses more than {MOST_LOST} AUC" if point < -MOST_LOST else f"may lose {-LEAST_BOUND} AUC")
+    return not faults, "; ".join([told, *faults])

@@ -1,0 +1,148 @@
+"""What int8 keeps and costs: ``python -m benchmarks.studies.quantize RUN --data STORE --teacher RUN --out DIR``.
+
+First the settings: logit SNR on validation crops by observer, by number of calibration crops, with and without
+equalization and the cutting of ranges (in torch, where int8 is simulated). Then the artifacts: an fp32 and an int8
+bundle, speed, AUC with the interval of the paired difference, logit SNR and flips on test persons. Then what a block in
+fp32 costs in milliseconds: bundles in which the noisiest blocks stay.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.bench import bench
+from benchmarks.reference import reference
+from benchmarks.report import read_report
+from compress.diagnosis import block_of, noisiest_blocks
+from compress.equalization import STRENGTH, equalize
+from compress.fidelity import logits_of, snr_db
+from compress.int8 import Quantization, last_layer, observe, simulated
+from compress.quantize import drawn_pictures, logits, quantize
+from compress.runs import diagnosis_of, pixel_detector, torch_scorer
+from compress.scoring import score_split
+from data.store import ClipStore
+from export.bundle import Bundle
+from export.export import export
+from models.detector import PixelDetector
+from models.fusing import fuse
+from models.run import Run, save_run
+from stage import run_as_script
+
+CROPS = (64, 256)
+VALIDATION_CROPS = 128
+
+
+def settings(run: Run, store: ClipStore) -> Iterator[dict[str, Any]]:
+    """Yield the logit SNR, in dB, of each setting."""
+    pixels_in = PixelDetector(run.detector(), run.info.preprocessing)
+    validation = drawn_pictures(pixels_in, store, "val", VALIDATION_CROPS, seed=1)
+    for crops in CROPS:
+        batches = drawn_pictures(pixels_in, store, "train", crops, seed=0)
+        fused = fuse(run.detector(), batches[0])
+        exact, last = logits(fused, validation), last_layer(fused)
+        for strength in (0.0, STRENGTH, 1.0):
+            detector = equalize(fused, batches, strength)
+            for observer, tensors in observe(detector, batches).items():
+                program = simulated(detector, tensors, [last], dynamic_batch=True)
+                snr = snr_db(exact, logits(program, validation))
+                yield {"crops": crops, "equalization": strength, "observer": observer, "snr_db": snr}
+
+
+def show(rows: list[dict[str, Any]], title: str) -> None:
+    """Print rows as a table."""
+    table = Table(*rows[0], title=title)
+    for row in rows:
+        table.add_row(*(f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values()))
+    Console(width=140).print(table)
+
+
+def artifacts(folder: Path, fp32: Run, store: ClipStore) -> list[dict[str, Any]]:
+    """Return speed and accuracy of a folder's artifacts, and their logit SNR against the fp32 run on test clips."""
+    exact = score_split(torch_scorer(pixel_detector(fp32), torch.device("cpu")), store, "test").clips
+    bundle, found = Bundle(folder / "bundle"), []
+    for row in read_report(folder / "report" / "report.json").rows:
+        if row.kind == "artifact" and row.latency_ms:
+            scores = score_split(bundle.load(bundle.artifact(row.name)), store, "test").clips
+            found.append(
+                {
+                    "artifact": row.name,
+                    "threads": row.threads,
+                    "ms": row.latency_ms.p50,
+                    "MB": row.bytes / 1e6,
+                    "AUC": row.auc,
+                    "SNR, dB": snr_db(logits_of(exact), logits_of(scores)),
+                    "flips": row.verdict_flips,
+                    "flips at EER": row.equal_error_flips,
+                    "against fp32": row.earned_because,
+                }
+            )
+    return found
+
+
+def in_float(run: Run, block: str, out: Path) -> Path:
+    """Write an int8 run again, unless it is there, with one more block in float32."""
+    known = Quantization.model_validate_json(run.read("quantization.json"))
+    diagnosis = diagnosis_of(run)
+    assert diagnosis is not None
+    layers = [noise.layer for noise in diagnosis.layers]
+    kept = [layer for layer in layers if layer in known.float_layers or block_of(layer) == block]
+    if not out.exists():
+        changed = known.model_copy(update={"float_layers": kept}).model_dump_json()
+        save_run(out, run.info, run.detector(), json.loads(run.read("metrics.json")), quantization=changed)
+    return out
+
+
+def measured(runs: list[Path], formats: str, data: Path, out: Path, beside: list[Path], threads: str) -> Path:
+    """Export runs into a bundle and measure it, unless that is done; return the folder of both."""
+    if not (out / "bundle").exists():
+        export(runs, data, out / "bundle", format=formats)
+    if not (out / "report").exists():
+        bench([out / "bundle", *beside], data, out.parent / "reference.json", out / "report", threads=threads)
+    return out
+
+
+def quantize_study(
+    run: Annotated[Path, typer.Argument(help="The fp32 run to quantize.")],
+    data: Annotated[Path, typer.Option(help="The ClipStore that it was trained on.")],
+    teacher: Annotated[Path, typer.Option(help="The run of its teacher, for the reference.")],
+    out: Annotated[Path, typer.Option(help="Folder for everything that is made; a second call goes on with it.")],
+    threads: Annotated[str, typer.Option(help="Threads that artifacts are timed with.")] = "1,2",
+    blocks: Annotated[int, typer.Option(help="Noisiest blocks whose cost in float32 is measured.", min=0)] = 3,
+) -> None:
+    """Compare settings of int8, then measure its artifacts against fp32, and what blocks in float32 cost.
+
+    Example: **python -m benchmarks.studies.quantize runs/student --data store --teacher runs/faces --out studies/int8**
+    """
+    store, fp32 = ClipStore(data), Run(run)
+    tried = list(settings(fp32, store))
+    show(tried, "logit SNR on validation crops, in torch")
+    out.mkdir(parents=True, exist_ok=True)
+    if not (out / "reference.json").exists():
+        reference(teacher, data, out / "reference.json", repeats=10)
+    int8 = out / "int8"
+    if not int8.exists():
+        quantize(run, data, int8)
+    whole = measured([run, int8], "executorch,onnx", data, out / "whole", [run], threads)
+    found = artifacts(whole, fp32, store)
+    show(found, "artifacts on test clips")
+    diagnosis = diagnosis_of(Run(int8))
+    assert diagnosis is not None
+    costs = []
+    for block in noisiest_blocks(diagnosis.layers)[:blocks]:
+        kept = in_float(Run(int8), block, out / f"int8-without-{block}")
+        folder = measured([kept], "executorch", data, out / f"without-{block}", [run], threads)
+        costs += [{"in fp32": block} | row for row in artifacts(folder, fp32, store)]
+    if costs:
+        show(costs, "int8 with one more block in fp32")
+    report = read_report(whole / "report" / "report.json")
+    print(json.dumps({"settings": tried, "artifacts": found, "blocks": costs, "machine": report.machine}))
+
+
+if __name__ == "__main__":
+    run_as_script(quantize_study)

@@ -1,0 +1,130 @@
+"""What int8 costs and where: the noise that each layer's rounding adds to the logits, on real crops."""
+
+import math
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Interpreter, Node
+from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
+
+from compress.fidelity import MOST_DB, LayerNoise
+from compress.int8 import layers_of, observers_of
+
+
+class _Layers(Interpreter):
+    """Runs a simulated int8 graph and keeps what each layer gives."""
+
+    def __init__(self, graph: GraphModule) -> None:
+        super().__init__(graph, garbage_collect_values=True)
+        self.layers = layers_of(graph)
+        self.roundings = {graph.get_submodule(name) for name, _, _ in observers_of(graph)}
+        self.outputs: dict[str, Tensor] = {}
+
+    def run_node(self, n: Node) -> Any:
+        """Run one operation."""
+        value = super().run_node(n)
+        if n in self.layers:
+            self.outputs[self.layers[n]] = value.detach().clone()
+        return value
+
+
+class _Exact(_Layers):
+    """Runs the same graph without rounding, and keeps each error that rounding would make, and where it would enter."""
+
+    def __init__(self, graph: GraphModule) -> None:
+        super().__init__(graph)
+        self.errors: list[tuple[str, Tensor, Tensor]] = []
+        """By layer: zeros that were added, float [N, ...] with a gradient, and the error, of the same shape."""
+        self._latest = next(iter(self.layers.values()))
+
+    def _entry(self, value: Tensor, rounded: Tensor) -> Tensor:
+        zeros = torch.zeros_like(value, requires_grad=True)
+        self.errors.append((self._latest, zeros, (rounded - value).detach()))
+        return value + zeros
+
+    def run_node(self, n: Node) -> Any:
+        """Run one operation."""
+        if n.op == "call_module" and self.fetch_attr(str(n.target)) in self.roundings:
+            assert isinstance(n.args[0], Node)
+            value = self.env[n.args[0]]
+            return value if n.args[0].op == "get_attr" else self._entry(value, self.fetch_attr(str(n.target))(value))
+        value = super().run_node(n)
+        if n in self.layers:
+            self._latest = self.layers[n]
+            (given, weight, *bias), _ = self.fetch_args_kwargs_from_env(n)
+            assert isinstance(n.args[1], Node) and callable(n.target)
+            if n.args[1].op == "call_module":
+                rounded = self.fetch_attr(str(n.args[1].target))(weight)
+                return self._entry(value, n.target(given, rounded, *bias))
+        return value
+
+
+def _difference(logits: Tensor) -> Tensor:
+    return logits[:, 1] - logits[:, 0]
+
+
+def layer_noise(graph: GraphModule, batches: Iterable[Tensor]) -> list[LayerNoise]:
+    """Say what each layer of a simulated int8 program adds to the noise of the logits.
+
+    batches: pictures, float32 [N, 3, S, S], normalized, few at a time. A layer's share is of first order: errors times
+    the gradient of the logit where they enter, each layer on its own. In the whole program they add up or cancel.
+    """
+    graph.requires_grad_(False)
+    power, error, noise = (defaultdict[str, float](float) for _ in range(3))
+    found: list[Tensor] = []
+    for pictures in batches:
+        exact, rounded = _Exact(graph), _Layers(graph)
+        logits = exact.run(pictures)
+        found.append((logits[:, 1] - logits[:, 0]).detach())
+        total = (logits[:, 1] - logits[:, 0]).sum()
+        gradients = torch.autograd.grad(total, [zeros for _, zeros, _ in exact.errors])
+        parts = defaultdict[str, Tensor](lambda: torch.zeros(1))
+        for (layer, _, wrong), gradient in zip(exact.errors, gradients, strict=True):
+            parts[layer] = parts[layer] + (gradient * wrong).flatten(1).sum(1)
+        for layer, part in parts.items():
+            noise[layer] += float(part.square().sum())
+        with torch.inference_mode():
+            rounded.run(pictures)
+        for layer, value in exact.outputs.items():
+            power[layer] += float(value.square().sum())
+            error[layer] += float((value - rounded.outputs[layer]).square().sum())
+    logit = torch.cat(found)
+    variance = float(logit.var(correction=0)) * len(logit)
+    return [
+        LayerNoise(layer=layer, snr_db=_decibels(power[layer], error[layer]), logit_noise=noise[layer] / variance)
+        for layer in power
+    ]
+
+
+def _decibels(power: float, error: float) -> float:
+    return 10 * math.log10(power / error) if power and error else MOST_DB
+
+
+def islands(graph: GraphModule) -> dict[str, int]:
+    """Count the operations of a simulated program that take what int8 gives and compute in float32, by kind."""
+    observers = {name for name, _, _ in observers_of(graph)}
+    found: Counter[str] = Counter()
+    for node in graph.graph.nodes:
+        annotation = node.meta.get(Q_ANNOTATION_KEY)
+        after_int8 = any(given.target in observers for given in node.all_input_nodes)
+        if node.op == "call_function" and after_int8 and not (annotation and annotation._annotated):
+            found[node.target.__name__.split(".")[0].rstrip("_")] += 1
+    return dict(sorted(found.items()))
+
+
+def block_of(layer: str) -> str:
+    """Return the block of a network that a layer belongs to: ``backbone.blocks.1`` of ``backbone.blocks.1.conv``."""
+    numbered = re.match(r".*\.\d+(?=\.|$)", layer)
+    return numbered.group() if numbered else ".".join(layer.split(".")[:2])
+
+
+def noisiest_blocks(noises: Iterable[LayerNoise]) -> list[str]:
+    """Return the blocks of a network, those first whose layers add most to the noise of the logits."""
+    noise = defaultdict[str, float](float)
+    for layer in noises:
+        noise[block_of(layer.layer)] += layer.logit_noise
+    return sorted(noise, key=lambda block: -noise[block])

@@ -1,0 +1,64 @@
+"""How near a model stays to the one that it was made from, and where it departs from it."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+
+LOGIT_LIMIT = 15.0
+"""P(fake) in float32 says nothing of a logit beyond this."""
+MOST_DB = 200.0
+"""Said where there is no noise."""
+
+
+def logits_of(scores: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+    """Return log(p / (1 - p)) of scores, float [N], within +-LOGIT_LIMIT."""
+    p = np.clip(scores.astype(np.float64), 1e-12, 1 - 1e-12)
+    logits: NDArray[np.float64] = np.clip(np.log(p) - np.log1p(-p), -LOGIT_LIMIT, LOGIT_LIMIT)
+    return logits
+
+
+def snr_db(expected: NDArray[np.float64], actual: NDArray[np.float64]) -> float:
+    """Return the signal-to-noise ratio in dB, float [N] each; the signal is how ``expected`` varies about its mean."""
+    noise = float(np.mean((expected - actual) ** 2))
+    signal = float(np.var(expected))
+    if noise == 0.0:
+        return MOST_DB
+    return float(np.clip(10 * np.log10(max(signal, 1e-30) / noise), -MOST_DB, MOST_DB))
+
+
+class LayerNoise(BaseModel):
+    """What rounding does to one layer."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    layer: str
+    snr_db: float
+    """Of its output in the int8 program, with all that was rounded before it."""
+    logit_noise: float
+    """Variance that rounding its weights, and what it and the operations up to the next layer give, adds to the
+    fake-minus-real logit, as a share of that logit's variance: 0.01 is 20 dB."""
+
+
+class Diagnosis(BaseModel):
+    """What an int8 run costs, and where."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    crops: int
+    """Validation crops on which it was measured."""
+    logit_snr_db: float
+    """Of the fake-minus-real logit, against the run that was quantized."""
+    observers: dict[str, float]
+    """The same by observer, before layers were kept in float32 and logits matched."""
+    float_layers: list[str]
+    """Layers that compute in float32."""
+    islands: dict[str, int]
+    """Operations that take what int8 gives and compute in float32, by kind: each costs a dequantize and a quantize."""
+    layers: list[LayerNoise]
+    """In the order of the network, with only the last layer in float32."""
+
+    def worst(self) -> list[LayerNoise]:
+        """Return the layers that add noise, the worst first."""
+        return sorted((layer for layer in self.layers if layer.logit_noise), key=lambda layer: -layer.logit_noise)

@@ -1,0 +1,105 @@
+"""Whether a scheme earned its slot, and against which student verdicts flip."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.comparing import Subject, compare_rows
+from benchmarks.report import Latency, Row
+from compress.metrics import Threshold
+from compress.scoring import ClipScores
+
+CLIPS = 400
+
+
+def subject(name, scheme, p50, scores=None, student="a", kind="artifact", runtime="executorch", at=0.5, eer=0.5):
+    row = Row(
+        name=name, kind=kind, model="repvit_m0_9", runtime=runtime, scheme=scheme, device="cpu", threads=1,
+        input_size=224, status="measured", bytes=1, latency_ms=Latency(p50=p50, p90=p50, p99=p50) if p50 else None,
+    )  # fmt: skip
+    threshold = Threshold(value=at, false_positive_rate=0.0, rule="given", equal_error=eer)
+    return Subject(row, Path(name), False, threshold, None, student, scores=scores)
+
+
+def scores_of(values, persons=100):
+    names = tuple(str(number) for number in range(CLIPS))
+    labels = np.arange(CLIPS) % 2
+    identities = tuple((str(number // 2 % persons),) for number in range(CLIPS))
+    return ClipScores(names, names, labels, ("",) * CLIPS, identities, whole=np.asarray(values, np.float64))
+
+
+@pytest.fixture
+def good():
+    """Scores of AUC about .98."""
+    rng = np.random.default_rng(0)
+    return np.clip(0.5 + 0.25 * (np.arange(CLIPS) % 2 - 0.5) * 2 + rng.normal(0, 0.17, CLIPS), 0.01, 0.99)
+
+
+def judged(*subjects):
+    compare_rows(subjects)
+    return subjects[-1].row
+
+
+def test_a_faster_scheme_of_equal_accuracy_earns_its_slot(good):
+    row = judged(subject("fp32", "fp32", 12.0, scores_of(good)), subject("int8", "int8", 4.0, scores_of(good + 1e-6)))
+    assert row.earned is True
+    assert row.earned_because == "3x as fast as fp32, AUC +0.0000 (+0.0000 to +0.0000)"
+
+
+def test_a_slower_scheme_does_not(good):
+    row = judged(subject("fp32", "fp32", 12.0, scores_of(good)), subject("fp16", "fp16", 15.0, scores_of(good)))
+    assert row.earned is False and row.earned_because.endswith("; not faster here")
+    assert row.earned_because.startswith("0.8x as fast as fp32")
+
+
+def test_a_scheme_that_loses_accuracy_does_not(good):
+    noisy = good + np.random.default_rng(1).normal(0, 0.2, CLIPS)
+    row = judged(subject("fp32", "fp32", 12.0, scores_of(good)), subject("int8", "int8", 4.0, scores_of(noisy)))
+    assert row.earned is False and row.earned_because.endswith("; loses more than 0.005 AUC")
+
+
+def test_a_scheme_that_may_lose_accuracy_does_not():
+    """One clip below 80 % of the reals costs .004, but three times that where its person is drawn three times."""
+    right = np.arange(CLIPS) % 2 + np.linspace(0, 0.5, CLIPS)
+    wrong = right.copy()
+    wrong[1] = np.quantile(right[::2], 0.2)
+    row = judged(
+        subject("fp32", "fp32", 12.0, scores_of(right, persons=12)),
+        subject("int8", "int8", 4.0, scores_of(wrong, persons=12)),
+    )
+    assert row.earned is False and "AUC -0.0040 (-0.01" in row.earned_because
+    assert row.earned_because.endswith("; may lose 0.01 AUC")
+
+
+def test_what_cannot_be_told_is_not(good):
+    fp32 = subject("fp32", "fp32", 12.0, scores_of(good))
+    cases = {
+        "no fp32 row of the same student, runtime and device to compare with": subject("b", "int8", 4.0, student="b"),
+        "not timed here": subject("int8", "int8", None, scores_of(good)),
+        "its accuracy was not measured": subject("int8", "int8", 4.0),
+    }
+    for reason, own in cases.items():
+        row = judged(fp32, own)
+        assert (row.earned, row.earned_because) == (None, reason)
+    other_runtime = judged(fp32, subject("int8", "int8", 4.0, scores_of(good), runtime="onnxruntime"))
+    assert other_runtime.earned is None
+    assert fp32.row.earned is None and fp32.row.earned_because == ""
+
+
+def test_few_persons_give_no_interval(good):
+    few = (scores_of(good, persons=5) for _ in range(2))
+    row = judged(*(subject(name, scheme, p50, next(few)) for name, scheme, p50 in (("f", "fp32", 2), ("i", "int8", 1))))
+    assert row.earned is True and row.earned_because.endswith("(too few persons for an interval)")
+
+
+def test_verdicts_flip_against_the_student_that_a_row_was_made_from(good):
+    gelu = subject("gelu", "fp32", 12.0, scores_of(good), "a", "run", "torch", at=0.9, eer=0.5)
+    relu = subject("relu", "fp32", 12.0, scores_of(1 - good), "b", "run", "torch", at=0.9, eer=0.5)
+    own = subject("relu.pte", "int8", 4.0, scores_of(1 - good), "b", at=0.8, eer=0.55)
+    stray = subject("stray.pte", "int8", 4.0, scores_of(good), "c")
+    compare_rows([gelu, relu, own, stray])
+    assert own.row.student == "relu"
+    assert own.row.verdict_flips == np.mean((1 - good > 0.8) != (1 - good > 0.9)) > 0
+    assert own.row.equal_error_flips == np.mean((1 - good > 0.55) != (1 - good > 0.5)) > 0
+    assert (gelu.row.verdict_flips, relu.row.verdict_flips, stray.row.verdict_flips) == (0.0, 0.0, None)
