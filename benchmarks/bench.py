@@ -19,7 +19,7 @@ from benchmarks.report import Report, Row
 from benchmarks.worker import Measurement, Task
 from compress.fidelity import Diagnosis
 from compress.metrics import choose_threshold
-from compress.runs import check_size, diagnosis_of, takes
+from compress.runs import check_size, diagnosis_of, student_of, takes
 from compress.scoring import Takes
 from data.store import ClipStore
 from export.bundle import Artifact, Bundle
@@ -48,15 +48,14 @@ def _artifact_subject(bundle: Bundle, artifact: Artifact, threads: int) -> Subje
     )
     clip = bundle.manifest.clip
     looks, length = Takes(per=clip.per), clip.frames if clip.per == "clip" else None
-    student = next((other.source_run.sha256 for other in bundle.manifest.artifacts if other.scheme == "fp32"), None)
-    return Subject(row, path, False, artifact.threshold, None, student, looks, length)
+    return Subject(row, path, False, artifact.threshold, None, artifact.student, looks, length)
 
 
 def _run_subjects(path: Path, threads: int) -> Iterator[Subject]:
     """Yield a run's rows: in its own scheme and, for a float run, under autocast."""
     run = Run(path)
     info = run.info
-    student = run.sha256 if info.scheme == "fp32" else info.parents[0].sha256
+    student = student_of(run)
     simulated = (
         "int8 arithmetic simulated in float32 by torch: its latency says nothing" if info.scheme == "int8" else ""
     )
@@ -203,7 +202,7 @@ def bench(
         check_fits(subject, store)
         if control is not None and subject.row.kind == "artifact":
             check_fits(subject, ClipStore(control))
-    split = against.split
+    split, diagnoses = against.split, _diagnoses(path)
     with tempfile.TemporaryDirectory() as folder:
         for subject in progress(subjects, "bench"):
             if subject.row.status != "measured":
@@ -226,7 +225,7 @@ def bench(
         control_clips=sum(controls.values()) if controls else None,
         reference=against.summary(),
         speedup_over=over,
-        diagnoses=_diagnoses(path),
+        diagnoses=diagnoses,
         notes=_notes(subjects, store, against),
         rows=[subject.row for subject in subjects],
     )

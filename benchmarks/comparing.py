@@ -92,6 +92,8 @@ def _in_fp32(subject: Subject, subjects: Sequence[Subject]) -> Subject | None:
 
 def _earned(subject: Subject, base: Subject | None) -> tuple[bool | None, str]:
     """Say whether a scheme is faster than fp32 and as accurate, and by how much; None if it cannot be told."""
+    if (subject.row.kind, subject.row.scheme) == ("run", "int8"):
+        return None, "simulated in float32: its latency says nothing"
     if base is None:
         return None, "no fp32 row of the same student, runtime and device to compare with"
     latency, before = subject.row.latency_ms, base.row.latency_ms
@@ -103,8 +105,8 @@ def _earned(subject: Subject, base: Subject | None) -> tuple[bool | None, str]:
         return None, "accuracy needs both labels"
     speed = before.p50 / latency.p50
     point, interval = auc_difference(subject.scores, base.scores)
-    told = f"{speed:.2g}x as fast as fp32, AUC {point:+.4f}"
-    told += f" ({interval[0]:+.4f} to {interval[1]:+.4f})" if interval else " (too few persons for an interval)"
+    told = f"{speed:.3g}x as fast as fp32, AUC {point:+z.4f}"
+    told += f" ({interval[0]:+z.4f} to {interval[1]:+z.4f})" if interval else " (too few persons for an interval)"
     faults = []
     if speed <= 1:
         faults.append("not faster here")

@@ -1,4 +1,4 @@
-"""The report's picture: median latency against AUC, as SVG that takes the page's text colour."""
+"""The report's pictures, as SVG in the page's text colour: latency against AUC, and the noise of int8 by layer."""
 
 import io
 import warnings

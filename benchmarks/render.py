@@ -168,7 +168,8 @@ def _how(report: Report) -> dict[str, str]:
         f"Fp32 students: {students or 'none, so there are no flips'}.",
         "Earned its slot": "A scheme has, on this device, if its median latency is below that of fp32 of the same "
         f"student in the same runtime, and its AUC at most {MOST_LOST} lower, with an interval of the difference "
-        f"(persons drawn anew) from {LEAST_BOUND} on.",
+        f"(persons drawn anew) from {LEAST_BOUND} on; where there are too few persons for an interval, the difference "
+        "alone decides.",
         "What int8 cost": "Measured on validation crops, in torch. A layer's share is the variance that its rounding "
         "alone adds to the fake-minus-real logit, as a share of that logit's variance (first order).",
         "Control AUC": f"AUC on forgeries with the identity transform ({report.control_clips or 'no'} clips): 0.5 when "

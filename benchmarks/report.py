@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from compress.fidelity import Diagnosis
 from stage import StageError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 class Latency(BaseModel):

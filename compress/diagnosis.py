@@ -79,9 +79,8 @@ def layer_noise(graph: GraphModule, batches: Iterable[Tensor]) -> list[LayerNois
     for pictures in batches:
         exact, rounded = _Exact(graph), _Layers(graph)
         logits = exact.run(pictures)
-        found.append((logits[:, 1] - logits[:, 0]).detach())
-        total = (logits[:, 1] - logits[:, 0]).sum()
-        gradients = torch.autograd.grad(total, [zeros for _, zeros, _ in exact.errors])
+        found.append(_difference(logits).detach())
+        gradients = torch.autograd.grad(_difference(logits).sum(), [zeros for _, zeros, _ in exact.errors])
         parts = defaultdict[str, Tensor](lambda: torch.zeros(1))
         for (layer, _, wrong), gradient in zip(exact.errors, gradients, strict=True):
             parts[layer] = parts[layer] + (gradient * wrong).flatten(1).sum(1)
@@ -93,7 +92,7 @@ def layer_noise(graph: GraphModule, batches: Iterable[Tensor]) -> list[LayerNois
             power[layer] += float(value.square().sum())
             error[layer] += float((value - rounded.outputs[layer]).square().sum())
     logit = torch.cat(found)
-    variance = float(logit.var(correction=0)) * len(logit)
+    variance = max(float(logit.var(correction=0)) * len(logit), 1e-30)  # 0: a network that says one thing of all
     return [
         LayerNoise(layer=layer, snr_db=_decibels(power[layer], error[layer]), logit_noise=noise[layer] / variance)
         for layer in power
@@ -101,7 +100,9 @@ def layer_noise(graph: GraphModule, batches: Iterable[Tensor]) -> list[LayerNois
 
 
 def _decibels(power: float, error: float) -> float:
-    return 10 * math.log10(power / error) if power and error else MOST_DB
+    if not error:
+        return MOST_DB
+    return 10 * math.log10(power / error) if power else -MOST_DB
 
 
 def islands(graph: GraphModule) -> dict[str, int]:

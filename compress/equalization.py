@@ -7,8 +7,8 @@ GELU, ReLU6, sigmoid, the input and the logits forbid it.
 """
 
 import copy
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from torch.fx import GraphModule, Interpreter, Node
 
 from compress.int8 import LAYERS, aten, traced
 from models.detector import Detector
+from models.fusing import check_unmoved
 
 STRENGTH = 0.5
 """0: as it was; 1: all channels of a tensor reach equally far, and weights bear it all (arXiv 2211.10438, eq. 4)."""
@@ -37,6 +38,16 @@ BATCH_NORM = aten.batch_norm.default
 def _shape(node: Any) -> tuple[int, ...]:
     value = node.meta.get("val") if isinstance(node, Node) else None
     return tuple(value.shape[1:]) if isinstance(value, Tensor) else ()
+
+
+def _own(weight: Any) -> bool:
+    """Whether a layer's weight is a parameter that no other layer uses."""
+    return isinstance(weight, Node) and weight.op == "get_attr" and len(weight.users) == 1
+
+
+def _over_channels(node: Node) -> bool:
+    """Whether an operation is a mean that does not leave the channels apart."""
+    return node.target == aten.mean.dim and not {axis % 4 for axis in cast(list[int], node.args[1])} <= {2, 3}
 
 
 class _Ties:
@@ -68,19 +79,20 @@ class _Ties:
     def _add(self, node: Node) -> None:
         operands = node.all_input_nodes
         if node.target in LAYERS:
-            tokens = len(_shape(node)) not in (1, 3)  # whose channels are elsewhere
-            if tokens or len(operands[1].users) > 1:
+            # A linear layer on tokens or on [N, H, W, C] has its channels elsewhere.
+            elsewhere = len(_shape(node)) != (1 if node.target == aten.linear.default else 3)
+            if elsewhere or not _own(node.args[1]):
                 self._fixed |= {node, operands[0]}
         elif node.target == BATCH_NORM:
-            self._fixed.add(operands[0])
-        elif node.target in PASSING and _shape(node)[:1] == _shape(operands[0])[:1]:
+            self._fixed |= {operands[0]} if _own(node.args[1]) and _own(node.args[2]) else {operands[0], node}
+        elif node.target in PASSING and _shape(node)[:1] == _shape(operands[0])[:1] and not _over_channels(node):
             self._tie(operands[0], node)
         elif node.target in SUMS and len(operands) == 2 and _shape(operands[0]) == _shape(operands[1]):
             self._tie(*operands, node)
         elif node.target in PRODUCTS and len(operands) == 2 and _shape(operands[1]) == (*_shape(operands[0])[:1], 1, 1):
             self._tie(operands[0], node)
             self._fixed.add(operands[1])
-        elif node.op != "get_attr":
+        else:
             self._fixed |= {*operands, node}
 
 
@@ -109,10 +121,11 @@ def _factors(reach: Tensor, strength: float) -> Tensor:
     return torch.where(reach > 0, factors, 1.0)
 
 
-def equalize(detector: Detector, batches: Iterable[Tensor], strength: float = STRENGTH) -> Detector:
+def equalize(detector: Detector, batches: Sequence[Tensor], strength: float = STRENGTH) -> Detector:
     """Return a fused detector with other weights that computes the same, but for the rounding of float32.
 
     batches: real pictures, float32 [N, 3, S, S], normalized. A layer whose weights are used twice stays as it is.
+    Raises StageError if a logit moves by more than rounding explains.
     """
     graph = traced(detector)
     ties = _Ties(graph)
@@ -127,6 +140,8 @@ def equalize(detector: Detector, batches: Iterable[Tensor], strength: float = ST
             continue
         given, weight, bias = node.args[0], node.args[1], node.args[2] if len(node.args) > 2 else None
         own, before = factors.get(ties.root(node)), factors.get(ties.root(given))
+        if own is None and before is None:
+            continue
         scaled = state[str(weight.target)]
         if before is not None and node.target in LAYERS:
             outputs, inputs = scaled.shape[:2]
@@ -140,4 +155,6 @@ def equalize(detector: Detector, batches: Iterable[Tensor], strength: float = ST
         state[str(weight.target)] = scaled
     equal = copy.deepcopy(detector)
     equal.load_state_dict(state)
-    return equal.eval()
+    with torch.inference_mode():
+        check_unmoved(detector(batches[0]), equal.eval()(batches[0]), "equalizing the channels")
+    return equal

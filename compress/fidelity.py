@@ -55,7 +55,7 @@ class Diagnosis(BaseModel):
     float_layers: list[str]
     """Layers that compute in float32."""
     islands: dict[str, int]
-    """Operations that take what int8 gives and compute in float32, by kind: each costs a dequantize and a quantize."""
+    """Operations that take what int8 gives and compute in float32, by kind, the last layer among them."""
     layers: list[LayerNoise]
     """In the order of the network, with only the last layer in float32."""
 

@@ -221,7 +221,7 @@ def simulated(detector: Detector, tensors: Tensors, float_layers: Collection[str
     for name, node, observer in list(observers_of(graph)):
         known = tensors.get(node.name)
         per_channel = observer.qscheme == torch.per_channel_symmetric
-        channels = len(attrgetter(str(node.target))(graph)) if per_channel else 1
+        channels = len(attrgetter(str(node.target))(graph)) if per_channel and node.op == "get_attr" else 1
         if known is None or not len(known.scale) == len(known.zero_point) == channels:
             raise StageError(
                 f"quantization.json does not fit the network, whose {node.name} has {channels} scales: "
@@ -239,7 +239,7 @@ def _without_idle_clamps(program: GraphModule) -> None:
     quantize = torch.ops.quantized_decomposed.quantize_per_tensor.default
     dequantize = torch.ops.quantized_decomposed.dequantize_per_tensor.default
     for node in list(program.graph.nodes):
-        if node.target not in CLAMPS or node.args[0].target != dequantize:
+        if node.target not in CLAMPS or node.args[0].target != dequantize or len(node.users) != 1:
             continue
         source, (again,) = node.args[0], node.users
         low, high = CLAMPS[node.target](node)

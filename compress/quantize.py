@@ -74,8 +74,8 @@ def logits(network: nn.Module, batches: list[Tensor]) -> NDArray[np.float64]:
 
 
 def auc_of(scores: ClipScores) -> float:
-    """Return the AUC of a split's clips."""
-    return float(roc_auc_score(scores.labels, scores.clips))
+    """Return the AUC of a split's clips, rounded as ``compress.metrics`` does: equal orders give equal figures."""
+    return round(float(roc_auc_score(scores.labels, scores.clips)), 12)
 
 
 def one_pair(scores: ClipScores) -> float:
@@ -97,7 +97,7 @@ def calibrate(fused: Detector, batches: list[Tensor], validation: list[Tensor]) 
     detector = equalize(fused, batches)
     last = last_layer(detector)
     found = observe(detector, progress(batches, "calibrate"))
-    exact = logits(detector, validation)
+    exact = logits(fused, validation)
     tried = {
         name: snr_db(exact, logits(simulated(detector, tensors, [last], dynamic_batch=True), validation))
         for name, tensors in progress(list(found.items()), "compare observers")
@@ -108,8 +108,8 @@ def calibrate(fused: Detector, batches: list[Tensor], validation: list[Tensor]) 
 
 def keep_in_float(
     calibrated: Calibrated, noises: list[LayerNoise], preprocessing: Preprocessing, store: ClipStore, least_auc: float
-) -> tuple[list[str], ClipScores]:
-    """Return the fewest layers that must stay in float32 for a validation AUC of ``least_auc``, and the scores then.
+) -> list[str]:
+    """Return the layers that stay in float32 for a validation AUC of ``least_auc``: few, by bisection.
 
     Whole blocks stay, those first whose rounding adds most to the logits' noise: one layer alone would still take
     rounded values and give such. The last layer stays in any case.
@@ -117,32 +117,30 @@ def keep_in_float(
     layers = [noise.layer for noise in noises]
     blocks = noisiest_blocks(noises)
 
-    def scored(count: int) -> tuple[list[str], ClipScores]:
-        kept = [layer for layer in layers if layer == layers[-1] or block_of(layer) in blocks[:count]]
-        return kept, validation_scores(calibrated.simulated(kept), preprocessing, store)
+    def kept(count: int) -> list[str]:
+        return [layer for layer in layers if layer == layers[-1] or block_of(layer) in blocks[:count]]
 
-    best = scored(0)
-    too_few, enough = (-1, 0) if auc_of(best[1]) >= least_auc else (0, len(blocks))
+    def suffices(count: int) -> bool:
+        return auc_of(validation_scores(calibrated.simulated(kept(count)), preprocessing, store)) >= least_auc
+
+    too_few, enough = (-1, 0) if suffices(0) else (0, len(blocks))
     while enough - too_few > 1:
         middle = (too_few + enough) // 2
-        found = scored(middle)
-        if auc_of(found[1]) >= least_auc:
-            enough, best = middle, found
-        else:
-            too_few = middle
-    return best if enough < len(blocks) else scored(enough)
+        too_few, enough = (too_few, middle) if suffices(middle) else (middle, enough)
+    return kept(enough)
 
 
-def match_logits(calibrated: Calibrated, fused: nn.Module, last_layer: str, batches: list[Tensor]) -> None:
-    """Change the last layer, in place, so that int8 logits on ``batches`` are as large and as high as ``fused``'s.
+def match_logits(calibrated: Calibrated, fused: nn.Module, float_layers: list[str], batches: list[Tensor]) -> None:
+    """Change the last layer, in place, so that int8 logits on ``batches`` come nearest to those of ``fused``.
 
-    Rounding shrinks and shifts logits by some percent. It is a line fitted by least squares: no order changes.
+    Rounding shrinks and shifts logits by some percent. The line is fitted by least squares; no order changes. Where
+    int8 has turned the order round, there is no line to fit.
     """
-    exact, rounded = logits(fused, batches), logits(calibrated.simulated([last_layer]), batches)
-    if not np.var(rounded):
+    exact, rounded = logits(fused, batches), logits(calibrated.simulated(float_layers), batches)
+    slope, shift = np.polyfit(rounded, exact, 1) if np.var(rounded) else (0.0, 0.0)
+    if slope <= 0:
         return
-    slope, shift = np.polyfit(rounded, exact, 1)
-    last = calibrated.detector.get_submodule(last_layer)
+    last = calibrated.detector.get_submodule(float_layers[-1])
     assert isinstance(last, nn.Linear)
     with torch.no_grad():
         last.weight *= slope
@@ -179,17 +177,18 @@ def quantize(
     fused = fuse(source.detector(), batches[0])
     calibrated = calibrate(fused, batches, validation)
     floats = [last_layer(fused)]
-    match_logits(calibrated, fused, floats[0], batches)
     few = [part for pictures in validation for part in torch.split(pictures, DIAGNOSED_BATCH)]
     noises = layer_noise(calibrated.simulated(floats), progress(few, "diagnose"))
     metrics: dict[str, Any] = {"val": None, "reason": source.info.meaningless}
     if source.info.meaningless is None:
         before = validation_scores(fused, preprocessing, store)
-        drop = max(max_auc_drop, one_pair(before))
-        floats, scores = keep_in_float(calibrated, noises, preprocessing, store, auc_of(before) - drop)
-        # The test split is for the artifacts: their kernels round otherwise than this program.
-        metrics = own_metrics(scores)
+        least_auc = auc_of(before) - max(max_auc_drop, one_pair(before)) - 1e-9
+        floats = keep_in_float(calibrated, noises, preprocessing, store, least_auc)
+    match_logits(calibrated, fused, floats, batches)
     program = calibrated.simulated(floats)
+    if source.info.meaningless is None:
+        # The test split is for the artifacts: their kernels round otherwise than this program.
+        metrics = own_metrics(validation_scores(program, preprocessing, store))
     diagnosis = Diagnosis(
         crops=sum(len(pictures) for pictures in validation),
         logit_snr_db=snr_db(logits(fused, validation), logits(program, validation)),

@@ -97,6 +97,13 @@ def diagnosis_of(run: Run) -> Diagnosis | None:
         raise StageError(f"{run.path / 'metrics.json'} holds no diagnosis: quantize the run again") from error
 
 
+def student_of(run: Run) -> str | None:
+    """Return the hash of the fp32 run that a run is, or was made from."""
+    if run.info.scheme == "fp32":
+        return run.sha256
+    return run.info.parents[0].sha256 if run.info.parents else None
+
+
 def data_source(store: ClipStore) -> DataSource:
     """Return how a run names the store it was trained on."""
     return DataSource(fingerprint=store.info.fingerprint, notes=store.info.notes, frames=store.frames)

@@ -146,6 +146,8 @@ class Artifact(Frozen):
     """None where the artifact cannot run on the exporting machine; ``not_checked`` says why."""
     not_checked: str = ""
     source_run: Parent
+    student: str | None = None
+    """SHA-256 of the fp32 run that the source run is, or was made from."""
 
 
 class Golden(Frozen):

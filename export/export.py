@@ -13,7 +13,7 @@ import torch
 import typer
 
 from compress.metrics import choose_threshold
-from compress.runs import check_rgb, data_source, diagnosis_of, takes
+from compress.runs import check_rgb, data_source, diagnosis_of, student_of, takes
 from compress.scoring import score_split
 from data.store import ClipStore
 from export import coreml, executorch, onnx
@@ -86,6 +86,7 @@ def _describe(
         parity=parity,
         not_checked="" if parity else f"not compared: {cannot_run(job.runtime)}",
         source_run=source.run.as_parent(),
+        student=student_of(source.run),
         **said,
     )
     outputs = source.golden if runner is None else runner(*inputs)

@@ -26,11 +26,15 @@ def fuse(detector: Detector, pictures: Tensor, *valid: Tensor) -> Detector:
     fused.head.load_state_dict(detector.head.state_dict())
     with torch.inference_mode():
         before, after = detector(pictures, *valid), fused(pictures, *valid)
+    check_unmoved(before, after, f"fusing {detector.architecture.backbone}", "clips" if valid else "crops")
+    return fused
+
+
+def check_unmoved(before: Tensor, after: Tensor, change: str, samples: str = "crops") -> None:
+    """Raise StageError unless logits, float32 [N, 2], are after a change what they were, but for rounding."""
     difference = float((before - after).abs().max())
     if not difference <= LOGIT_TOLERANCE * max(1.0, float(before.abs().max())):
-        samples = "clips" if valid else "crops"
         raise StageError(
-            f"fusing {detector.architecture.backbone} moves logits by {difference:.2g} on {len(pictures)} real "
-            f"{samples}: it must not be exported or quantized"
+            f"{change} moves logits by {difference:.2g} on {len(before)} real {samples}: it must not be exported or "
+            "quantized"
         )
-    return fused

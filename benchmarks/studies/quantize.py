@@ -1,7 +1,7 @@
 """What int8 keeps and costs: ``python -m benchmarks.studies.quantize RUN --data STORE --teacher RUN --out DIR``.
 
-First the settings: logit SNR on validation crops by observer, by number of calibration crops, with and without
-equalization and the cutting of ranges (in torch, where int8 is simulated). Then the artifacts: an fp32 and an int8
+First the settings: logit SNR on validation crops by observer, by number of calibration crops and by
+strength of equalization (in torch, where int8 is simulated). Then the artifacts: an fp32 and an int8
 bundle, speed, AUC with the interval of the paired difference, logit SNR and flips on test persons. Then what a block in
 fp32 costs in milliseconds: bundles in which the noisiest blocks stay.
 """
@@ -94,7 +94,9 @@ def in_float(run: Run, block: str, out: Path) -> Path:
     kept = [layer for layer in layers if layer in known.float_layers or block_of(layer) == block]
     if not out.exists():
         changed = known.model_copy(update={"float_layers": kept}).model_dump_json()
-        save_run(out, run.info, run.detector(), json.loads(run.read("metrics.json")), quantization=changed)
+        metrics = json.loads(run.read("metrics.json"))
+        metrics["diagnosis"]["float_layers"] = kept
+        save_run(out, run.info, run.detector(), metrics, quantization=changed)
     return out
 
 

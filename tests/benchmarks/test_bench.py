@@ -139,7 +139,7 @@ def test_schemes_are_judged_against_fp32_in_their_own_runtime(report):
     for runtime in ("pte", "onnx"):
         row, base = (_row(report, f"test_byobnet-{scheme}.{runtime}", scheme) for scheme in ("int8", "fp32"))
         speed = base.latency_ms.p50 / row.latency_ms.p50
-        assert row.earned_because.startswith(f"{speed:.2g}x as fast as fp32, AUC {row.auc - base.auc:+.4f}")
+        assert row.earned_because.startswith(f"{speed:.3g}x as fast as fp32, AUC {row.auc - base.auc:+z.4f}")
         assert row.earned == (speed > 1 and row.auc >= base.auc - 0.005)
         assert (base.earned, base.earned_because) == (None, "")
     assert _row(report, "test_byobnet-int8.mlpackage", "int8").earned is None
