@@ -148,7 +148,7 @@ def test_manifest_says_all_that_an_app_needs(bundle, opened_store):
     assert [a["file"].rsplit(".")[-1] for a in manifest["artifacts"]] == ["pte"] * 2 + ["onnx"] * 2 + ["mlpackage"] * 2
     assert set(manifest["artifacts"][0]) == {
         "file", "sha256", "bytes", "runtime", "scheme", "minimum_os", "licence", "programs", "threshold",
-        "threshold_from", "delegated_fraction", "parity", "not_checked", "source_run",
+        "threshold_from", "delegated_fraction", "parity", "not_checked", "source_run", "student",
     }  # fmt: skip
     for artifact in manifest["artifacts"]:
         assert sha256_of(bundle.path / artifact["file"]) == artifact["sha256"]
