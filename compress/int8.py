@@ -182,7 +182,7 @@ def observe(detector: Detector, batches: Iterable[Tensor]) -> dict[ObserverName,
 
     batches: real pictures, float32 [N, 3, S, S], normalized. What a clamp cuts off is left out of a range: XNNPACK's
     quantizer rounds before every ReLU6 as well as after it, and would spend most steps on what the first rounding
-    keeps and the clamp throws away. The rounding itself then is the clamp.
+    keeps and the clamp throws away.
     """
     graph = _prepare(detector, [last_layer(detector)], dynamic_batch=True)
     shared: dict[int, Candidates] = {}
@@ -231,30 +231,6 @@ def simulated(detector: Detector, tensors: Tensors, float_layers: Collection[str
     return graph
 
 
-def _without_idle_clamps(program: GraphModule) -> None:
-    """Take out, in place, clamps of values whose range already ends there, and the rounding after them.
-
-    ``dequantize -> hardtanh -> quantize -> dequantize`` with equal scales is ``dequantize``.
-    """
-    quantize = torch.ops.quantized_decomposed.quantize_per_tensor.default
-    dequantize = torch.ops.quantized_decomposed.dequantize_per_tensor.default
-    for node in list(program.graph.nodes):
-        if node.target not in CLAMPS or node.args[0].target != dequantize or len(node.users) != 1:
-            continue
-        source, (again,) = node.args[0], node.users
-        low, high = CLAMPS[node.target](node)
-        scale, zero_point, least, most = source.args[1:5]
-        within = (least - zero_point) * scale >= low - 1e-3 * scale and (
-            most - zero_point
-        ) * scale <= high + 1e-3 * scale
-        if not within or again.target != quantize or again.args[1:5] != source.args[1:5]:
-            continue
-        for user in list(again.users):
-            user.replace_all_uses_with(source)
-    program.graph.eliminate_dead_code()
-    program.recompile()
-
-
 def quantized(detector: Detector, quantization: Quantization, dynamic_batch: bool) -> GraphModule:
     """Make the int8 program of a fused detector: float32 [N, 3, S, S] -> logits float32 [N, 2].
 
@@ -264,7 +240,6 @@ def quantized(detector: Detector, quantization: Quantization, dynamic_batch: boo
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program: GraphModule = convert_pt2e(graph)
-    _without_idle_clamps(program)
     return program
 
 
