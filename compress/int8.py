@@ -4,8 +4,8 @@
 from float weights and these numbers: nothing is unpickled, and every runtime gets the same scales. Before it becomes
 an integer program the same graph rounds in float32 (``simulated``), which is how settings are compared.
 
-The last layer stays in float32: int8 logits come in steps of a hundredth of their range, which alone costs more than
-all other rounding together (docs/lab-notes.md), and the layer has a millionth of the multiplications.
+The last layer stays in float32: int8 logits come in coarse steps, which to first order alone costs more than all other
+rounding together (docs/lab-notes.md), and the layer has some millionths of the multiplications.
 """
 
 import math
