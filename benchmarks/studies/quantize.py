@@ -6,6 +6,7 @@ bundle, speed, AUC with the interval of the paired difference, logit SNR and fli
 fp32 costs in milliseconds: bundles in which the noisiest blocks stay.
 """
 
+import functools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -66,9 +67,9 @@ def artifacts(folder: Path, fp32: Run, store: ClipStore) -> list[dict[str, Any]]
     """Return speed and accuracy of a folder's artifacts, and their logit SNR against the fp32 run on test clips."""
     exact = score_split(torch_scorer(pixel_detector(fp32), torch.device("cpu")), store, "test").clips
     bundle, found = Bundle(folder / "bundle"), []
+    score = functools.cache(lambda name: score_split(bundle.load(bundle.artifact(name)), store, "test").clips)
     for row in read_report(folder / "report" / "report.json").rows:
         if row.kind == "artifact" and row.latency_ms:
-            scores = score_split(bundle.load(bundle.artifact(row.name)), store, "test").clips
             found.append(
                 {
                     "artifact": row.name,
@@ -76,7 +77,7 @@ def artifacts(folder: Path, fp32: Run, store: ClipStore) -> list[dict[str, Any]]
                     "ms": row.latency_ms.p50,
                     "MB": row.bytes / 1e6,
                     "AUC": row.auc,
-                    "SNR, dB": snr_db(logits_of(exact), logits_of(scores)),
+                    "SNR, dB": snr_db(logits_of(exact), logits_of(score(row.name))),
                     "flips": row.verdict_flips,
                     "flips at EER": row.equal_error_flips,
                     "against fp32": row.earned_because,
