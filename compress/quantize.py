@@ -58,6 +58,8 @@ class Calibrated:
     detector: Detector
     observer: ObserverName
     tensors: Tensors
+    last_layer: str
+    """Which gives the logits, and stays in float32."""
     tried: dict[ObserverName, float]
     """Logit SNR in dB on validation crops by observer."""
 
@@ -103,7 +105,7 @@ def calibrate(fused: Detector, batches: list[Tensor], validation: list[Tensor]) 
         for name, tensors in progress(list(found.items()), "compare observers")
     }
     best = max(tried, key=lambda name: tried[name])
-    return Calibrated(detector, best, found[best], tried)
+    return Calibrated(detector, best, found[best], last, tried)
 
 
 def keep_in_float(
@@ -176,7 +178,7 @@ def quantize(
     validation = drawn_pictures(pixels_in, store, "val", VALIDATION_CROPS, seed)
     fused = fuse(source.detector(), batches[0])
     calibrated = calibrate(fused, batches, validation)
-    floats = [last_layer(fused)]
+    floats = [calibrated.last_layer]
     few = [part for pictures in validation for part in torch.split(pictures, DIAGNOSED_BATCH)]
     noises = layer_noise(calibrated.simulated(floats), progress(few, "diagnose"))
     metrics: dict[str, Any] = {"val": None, "reason": source.info.meaningless}
