@@ -191,7 +191,7 @@ def _diagnosis_facts(diagnosis: Diagnosis) -> dict[str, str]:
     islands = ", ".join(f"{count} {name}" for name, count in diagnosis.islands.items())
     return {
         "Logit SNR": f"{_figure(diagnosis.logit_snr_db)} dB on {diagnosis.crops} crops",
-        "By observer, dB": observers,
+        "By observer, dB, before logits were matched": observers,
         "In fp32": ", ".join(diagnosis.float_layers),
         "Operations that leave int8": islands or "none",
     }
