@@ -31,6 +31,10 @@ logging.getLogger("torch.utils._pytree").addFilter(lambda record: record.levelno
 T = TypeVar("T")
 Modality = Literal["rgb", "depth", "flow"]
 """What a model looks at: each is a picture of S x S x 3 bytes per frame."""
+Scheme = Literal["fp32", "autocast", "fp16", "int8", "int8-dynamic", "int8-qat"]
+"""How numbers are stored and computed."""
+STATIC_INT8 = ("int8", "int8-qat")
+"""Integer programs with scales that were calibrated."""
 Seed = Annotated[int, typer.Option(help="Seed of everything that is drawn at random.", min=0)]
 
 

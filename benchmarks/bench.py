@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
 
 from benchmarks.comparing import Subject, compare_rows
@@ -25,7 +26,8 @@ from data.store import ClipStore
 from export.bundle import Artifact, Bundle
 from export.runtimes import cannot_run
 from models.run import Run
-from stage import StageError, bytes_of, progress, refuse_existing, run_as_script
+from models.schemes import fast_dtype
+from stage import Scheme, StageError, bytes_of, progress, refuse_existing, run_as_script
 
 
 def _artifact_subject(bundle: Bundle, artifact: Artifact, threads: int) -> Subject:
@@ -56,10 +58,13 @@ def _run_subjects(path: Path, threads: int) -> Iterator[Subject]:
     run = Run(path)
     info = run.info
     student = student_of(run)
-    simulated = (
-        "int8 arithmetic simulated in float32 by torch: its latency says nothing" if info.scheme == "int8" else ""
-    )
-    for scheme in (info.scheme, "autocast") if info.scheme == "fp32" else (info.scheme,):
+    schemes: tuple[Scheme, ...] = ("fp32", "autocast") if info.scheme == "fp32" else (info.scheme,)
+    for scheme in schemes:
+        slow = ""
+        if info.integer:
+            slow = "int8 arithmetic simulated in float32 by torch: its latency says nothing"
+        elif scheme == "autocast" and fast_dtype(torch.device("cpu")) is None:
+            slow = "this CPU has no bfloat16 instructions: emulated"
         row = Row(
             name=path.name,
             kind="run",
@@ -70,7 +75,7 @@ def _run_subjects(path: Path, threads: int) -> Iterator[Subject]:
             threads=threads,
             input_size=info.architecture.size,
             status="measured",
-            reason=info.meaningless or simulated,
+            reason=info.meaningless or slow,
             bytes=bytes_of(path / "model.safetensors"),
         )
         yield Subject(row, path, info.kind == "teacher", None, info.meaningless, student, takes(info))

@@ -9,6 +9,7 @@ import numpy as np
 from benchmarks.report import Row
 from compress.metrics import Threshold, auc_difference
 from compress.scoring import ClipScores, Takes
+from stage import STATIC_INT8
 
 MOST_LOST = 0.005
 """AUC that a scheme may cost against fp32."""
@@ -92,7 +93,7 @@ def _in_fp32(subject: Subject, subjects: Sequence[Subject]) -> Subject | None:
 
 def _earned(subject: Subject, base: Subject | None) -> tuple[bool | None, str]:
     """Say whether a scheme is faster than fp32 and as accurate, and by how much; None if it cannot be told."""
-    if (subject.row.kind, subject.row.scheme) == ("run", "int8"):
+    if subject.row.kind == "run" and subject.row.scheme in STATIC_INT8:
         return None, "simulated in float32: its latency says nothing"
     if base is None:
         return None, "no fp32 row of the same student, runtime and device to compare with"

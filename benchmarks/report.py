@@ -6,7 +6,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from compress.fidelity import Diagnosis
-from stage import StageError
+from stage import Scheme, StageError
 
 SCHEMA_VERSION = 2
 
@@ -32,7 +32,7 @@ class Row(BaseModel):
     model: str
     """The backbone."""
     runtime: Literal["torch", "executorch", "onnxruntime", "coreml"]
-    scheme: str
+    scheme: Scheme
     device: str
     threads: int
     input_size: int

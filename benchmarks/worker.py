@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from benchmarks.report import Latency
-from stage import Modality
+from stage import Modality, Scheme
 
 WARM_UPS = 3
 FEWEST_REPEATS = 10
@@ -30,8 +30,8 @@ class Task(BaseModel):
 
     path: Path
     runtime: str
-    scheme: str
-    """``autocast`` runs an fp32 run under torch's autocast."""
+    scheme: Scheme
+    """The run's own, or one in which an fp32 run is to compute."""
     device: str = "cpu"
     threads: int
     repeats: int
@@ -134,8 +134,8 @@ def _load(task: Task) -> Score:
     from models.run import Run
 
     torch.set_num_threads(task.threads)
-    detector = pixel_detector(Run(task.path)).to(task.device)
-    return torch_scorer(detector, torch.device(task.device), autocast=task.scheme == "autocast")
+    detector = pixel_detector(Run(task.path), scheme=task.scheme).to(task.device)
+    return torch_scorer(detector, torch.device(task.device))
 
 
 def time_runs(score: Score, task: Task, inputs: list[tuple[NDArray[np.generic], ...]]) -> list[float]:

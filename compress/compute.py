@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from models.schemes import cast_to, fast_dtype
 from stage import StageError, say
 
 Precision = Literal["fp32", "autocast", "bf16", "fp16"]
@@ -70,20 +71,6 @@ class Compute:
         from accelerate.utils import gather_object
 
         return list(gather_object([found]))
-
-
-def cast_to(device: torch.device, dtype: torch.dtype | None) -> torch.autocast:
-    """Return autocast to ``dtype`` on a device, or none at all."""
-    return torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None)
-
-
-def fast_dtype(device: torch.device) -> torch.dtype | None:
-    """Return the 16-bit type in which this device is faster than in fp32, or None."""
-    if device.type == "cpu":
-        return torch.bfloat16 if torch.cpu.get_capabilities().get("avx512_bf16", False) else None
-    if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
-        return torch.float16
-    return torch.bfloat16
 
 
 def prepare_compute(precision: Precision) -> Compute:

@@ -7,12 +7,13 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx import GraphModule, Interpreter, Node
 from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
 from compress.fidelity import MOST_DB, LayerNoise
-from compress.int8 import layers_of, observers_of
+from compress.int8 import graph_of, layers_of, observers_of
+from models.detector import Detector, per_picture
 
 
 class _Layers(Interpreter):
@@ -63,31 +64,44 @@ class _Exact(_Layers):
         return value
 
 
+class _Run(nn.Module):
+    """An interpreter as a module."""
+
+    def __init__(self, interpreter: Interpreter) -> None:
+        super().__init__()
+        self._interpreter = interpreter
+
+    def forward(self, pictures: Tensor) -> Any:
+        """Run it."""
+        return self._interpreter.run(pictures)
+
+
 def _difference(logits: Tensor) -> Tensor:
     return logits[:, 1] - logits[:, 0]
 
 
-def layer_noise(graph: GraphModule, batches: Iterable[Tensor]) -> list[LayerNoise]:
+def layer_noise(program: Detector, batches: Iterable[tuple[Tensor, ...]]) -> list[LayerNoise]:
     """Say what each layer of a simulated int8 program adds to the noise of the logits.
 
-    batches: pictures, float32 [N, 3, S, S], normalized, few at a time. A layer's share is of first order: errors times
-    the gradient of the logit where they enter, each layer on its own. In the whole program they add up or cancel.
+    batches: what the detector takes, few samples at a time. A layer's share is of first order: errors times the
+    gradient of the logit where they enter, each layer on its own. In the whole program they add up or cancel.
     """
+    graph = graph_of(program)
     graph.requires_grad_(False)
     power, error, noise = (defaultdict[str, float](float) for _ in range(3))
     found: list[Tensor] = []
-    for pictures in batches:
+    for pictures, *valid in batches:
         exact, rounded = _Exact(graph), _Layers(graph)
-        logits = exact.run(pictures)
+        logits = program.with_parts(backbone=_Run(exact))(pictures, *valid)
         found.append(_difference(logits).detach())
         gradients = torch.autograd.grad(_difference(logits).sum(), [zeros for _, zeros, _ in exact.errors])
         parts = defaultdict[str, Tensor](lambda: torch.zeros(1))
         for (layer, _, wrong), gradient in zip(exact.errors, gradients, strict=True):
-            parts[layer] = parts[layer] + (gradient * wrong).flatten(1).sum(1)
+            parts[layer] = parts[layer] + (gradient * wrong).reshape(len(pictures), -1).sum(1)
         for layer, part in parts.items():
             noise[layer] += float(part.square().sum())
         with torch.inference_mode():
-            rounded.run(pictures)
+            per_picture(_Run(rounded), pictures)
         for layer, value in exact.outputs.items():
             power[layer] += float(value.square().sum())
             error[layer] += float((value - rounded.outputs[layer]).square().sum())
@@ -105,8 +119,9 @@ def _decibels(power: float, error: float) -> float:
     return 10 * math.log10(power / error) if power else -MOST_DB
 
 
-def islands(graph: GraphModule) -> dict[str, int]:
-    """Count the operations of a simulated program that take what int8 gives and compute in float32, by kind."""
+def islands(program: Detector) -> dict[str, int]:
+    """Count the operations of a simulated backbone that take what int8 gives and compute in float32, by kind."""
+    graph = graph_of(program)
     observers = {name for name, _, _ in observers_of(graph)}
     found: Counter[str] = Counter()
     for node in graph.graph.nodes:
@@ -118,9 +133,9 @@ def islands(graph: GraphModule) -> dict[str, int]:
 
 
 def block_of(layer: str) -> str:
-    """Return the block of a network that a layer belongs to: ``backbone.blocks.1`` of ``backbone.blocks.1.conv``."""
+    """Return the block of a backbone that a layer belongs to: ``blocks.1`` of ``blocks.1.conv``."""
     numbered = re.match(r".*\.\d+(?=\.|$)", layer)
-    return numbered.group() if numbered else ".".join(layer.split(".")[:2])
+    return numbered.group() if numbered else layer.split(".")[0]
 
 
 def noisiest_blocks(noises: Iterable[LayerNoise]) -> list[str]:

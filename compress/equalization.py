@@ -3,7 +3,7 @@
 Between two layers a channel may be multiplied by s if the first layer's weights are, and the next one's are divided by
 it: the network computes what it did (arXiv 1906.04721, section 4.1, there between the two layers about a ReLU). Here
 everything that a tensor meets on its way is followed: residual sums share one s, a ReLU, a mean and a gate let it pass;
-GELU, ReLU6, sigmoid, the input and the logits forbid it.
+GELU, ReLU6, sigmoid, the input and the embeddings forbid it.
 """
 
 import copy
@@ -53,7 +53,9 @@ def _over_channels(node: Node) -> bool:
 class _Ties:
     """Which tensors must have equal factors, and which must have none."""
 
-    def __init__(self, graph: GraphModule) -> None:
+    def __init__(self, graph: GraphModule, open_end: bool) -> None:
+        """``open_end``: whether what the graph gives may have factors."""
+        self._open_end = open_end
         self._above: dict[Node, Node] = {}
         self._fixed: set[Node] = set()
         for node in graph.graph.nodes:
@@ -92,6 +94,8 @@ class _Ties:
         elif node.target in PRODUCTS and len(operands) == 2 and _shape(operands[1]) == (*_shape(operands[0])[:1], 1, 1):
             self._tie(operands[0], node)
             self._fixed.add(operands[1])
+        elif node.op == "output" and self._open_end:
+            pass
         else:
             self._fixed |= {*operands, node}
 
@@ -122,19 +126,20 @@ def _factors(reach: Tensor, strength: float) -> Tensor:
 
 
 def equalize(detector: Detector, batches: Sequence[Tensor], strength: float = STRENGTH) -> Detector:
-    """Return a fused detector with other weights that computes the same, but for the rounding of float32.
+    """Return a fused detector whose backbone has other weights and computes the same, but for the rounding of float32.
 
     batches: real pictures, float32 [N, 3, S, S], normalized. A layer whose weights are used twice stays as it is.
-    Raises StageError if a logit moves by more than rounding explains.
+    Raises StageError if what the head takes of them moves by more than rounding explains.
     """
     graph = traced(detector)
-    ties = _Ties(graph)
+    equal = copy.deepcopy(detector)
+    ties = _Ties(graph, open_end=equal.first_of_head is not None)
     reach = _Reach(graph, ties)
     with torch.inference_mode():
         for pictures in batches:
             reach.run(pictures)
     factors = {root: _factors(found, strength) for root, found in reach.found.items()}
-    state = {name: value.clone() for name, value in detector.state_dict().items()}
+    state = {name: value.clone() for name, value in detector.backbone.state_dict().items()}
     for node in graph.graph.nodes:
         if node.target not in (*LAYERS, BATCH_NORM):
             continue
@@ -153,8 +158,16 @@ def equalize(detector: Detector, batches: Sequence[Tensor], strength: float = ST
             if bias is not None:
                 state[str(bias.target)] *= own
         state[str(weight.target)] = scaled
-    equal = copy.deepcopy(detector)
-    equal.load_state_dict(state)
+    equal.backbone.load_state_dict(state)
+    end = graph.graph.output_node().all_input_nodes[0]
+    if equal.first_of_head and ties.root(end) in factors:
+        equal.first_of_head.weight.data /= factors[ties.root(end)]
     with torch.inference_mode():
-        check_unmoved(detector(batches[0]), equal.eval()(batches[0]), "equalizing the channels")
+        check_unmoved(_heard(detector, batches[0]), _heard(equal, batches[0]), "equalizing the channels")
     return equal
+
+
+def _heard(detector: Detector, pictures: Tensor) -> Tensor:
+    """Return what a head makes of each picture by itself."""
+    embeddings: Tensor = detector.backbone(pictures)
+    return detector.first_of_head(embeddings) if detector.first_of_head else embeddings

@@ -4,8 +4,9 @@
 from float weights and these numbers: nothing is unpickled, and every runtime gets the same scales. Before it becomes
 an integer program the same graph rounds in float32 (``simulated``), which is how settings are compared.
 
-The last layer stays in float32: int8 logits come in coarse steps, which to first order alone costs more than all other
-rounding together (docs/lab-notes.md), and the layer has some millionths of the multiplications.
+What is quantized is the backbone, picture by picture. The head stays in float32: int8 logits come in coarse steps,
+which to first order alone costs more than all other rounding together (docs/lab-notes.md), and a frame's head has some
+millionths of the multiplications; a clip's is run once, where its backbone is run for each frame.
 """
 
 import math
@@ -16,9 +17,9 @@ from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
-from torch import Tensor, nn
+from torch import Tensor
 from torch.fx import GraphModule, Node
-from torchao.quantization.pt2e import ObserverBase
+from torchao.quantization.pt2e import ObserverBase, allow_exported_model_train_eval
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
 from compress.observers import OBSERVERS, Candidates, Cut, ObserverName
@@ -56,14 +57,14 @@ class Quantization(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    schema_version: Literal[2] = 2
+    schema_version: Literal[3] = 3
     quantizer: Literal["xnnpack"] = "xnnpack"
     weights: Literal["int8, symmetric, per channel"] = "int8, symmetric, per channel"
     activations: Literal["int8, affine, per tensor"] = "int8, affine, per tensor"
     observer: ObserverName
     """How the ranges of activations were found."""
     float_layers: list[str]
-    """Layers that stay in float32, the last one among them."""
+    """Layers of the backbone that stay in float32."""
     calibration_crops: int
     calibration_fingerprint: str
     tensors: Tensors
@@ -93,13 +94,13 @@ class Rounding(ObserverBase):  # type: ignore[misc]
 
 
 def traced(detector: Detector, dynamic_batch: bool = True) -> GraphModule:
-    """Return a fused detector as a graph of ATen operations: float32 [N, 3, S, S] -> logits float32 [N, 2]."""
+    """Return a fused detector's backbone as a graph of ATen operations: float32 [N, 3, S, S] -> [N, D]."""
     size = detector.architecture.size
     example = torch.zeros(2 if dynamic_batch else 1, 3, size, size)
     shapes = ({0: torch.export.Dim("batch", min=1, max=1024)},) if dynamic_batch else None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        graph = torch.export.export(detector.eval(), (example,), dynamic_shapes=shapes).module()
+        graph = torch.export.export(detector.backbone.eval(), (example,), dynamic_shapes=shapes).module()
     assert isinstance(graph, GraphModule)
     for node in graph.graph.nodes:
         if node.target == aten.relu6.default:  # the form that quantizer and runtimes know
@@ -135,7 +136,7 @@ def floating(graph: GraphModule, layers: Collection[str]) -> set[str]:
 
 
 def _prepare(detector: Detector, float_layers: Collection[str], dynamic_batch: bool) -> GraphModule:
-    """Return the graph of a fused detector with an observer at every tensor that will be quantized."""
+    """Return the graph of a fused detector's backbone with an observer at every tensor that will be quantized."""
     # Imported here: executorch's import takes seconds, and float runs do not need it.
     from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
         XNNPACKQuantizer,
@@ -172,19 +173,14 @@ def _cut(node: Node) -> tuple[float, float]:
     return min(low for low, _ in bounds), max(high for _, high in bounds)
 
 
-def last_layer(detector: Detector) -> str:
-    """Return the name of the layer that gives the logits."""
-    return list(layers_of(traced(detector)).values())[-1]
-
-
 def observe(detector: Detector, batches: Iterable[Tensor]) -> dict[ObserverName, Tensors]:
-    """Find the range of every tensor of a fused detector with each observer, in one pass over the calibration set.
+    """Find the range of every tensor of a backbone with each observer, in one pass over the calibration set.
 
     batches: real pictures, float32 [N, 3, S, S], normalized. What a clamp cuts off is left out of a range: XNNPACK's
     quantizer rounds before every ReLU6 as well as after it, and would spend most steps on what the first rounding
     keeps and the clamp throws away.
     """
-    graph = _prepare(detector, [last_layer(detector)], dynamic_batch=True)
+    graph = _prepare(detector, [], dynamic_batch=True)
     shared: dict[int, Candidates] = {}
     watched = {}
     for name, node, observer in list(observers_of(graph)):
@@ -212,12 +208,26 @@ def observe(detector: Detector, batches: Iterable[Tensor]) -> dict[ObserverName,
     return found
 
 
-def simulated(detector: Detector, tensors: Tensors, float_layers: Collection[str], dynamic_batch: bool) -> GraphModule:
-    """Make the int8 program of a fused detector in float32, which rounds where integers will.
+def graph_of(program: Detector) -> GraphModule:
+    """Return the graph that computes what a detector's backbone did."""
+    assert isinstance(program.backbone, GraphModule)
+    return program.backbone
+
+
+def simulated(
+    detector: Detector, tensors: Tensors, float_layers: Collection[str] = (), dynamic_batch: bool = True
+) -> Detector:
+    """Return a fused detector whose backbone is the int8 program in float32, which rounds where integers will.
 
     Raises StageError if the numbers do not belong to this network.
     """
     graph = _prepare(detector, float_layers, dynamic_batch)
+    set_numbers(graph, tensors)
+    return detector.with_parts(backbone=allow_exported_model_train_eval(graph))
+
+
+def set_numbers(graph: GraphModule, tensors: Tensors) -> None:
+    """Let a prepared or simulated graph round by these numbers, in place; raises as ``simulated``."""
     for name, node, observer in list(observers_of(graph)):
         known = tensors.get(node.name)
         per_channel = observer.qscheme == torch.per_channel_symmetric
@@ -228,22 +238,21 @@ def simulated(detector: Detector, tensors: Tensors, float_layers: Collection[str
                 "quantize the run again"
             )
         setattr(graph, name, Rounding(observer, known))
-    return graph
 
 
-def quantized(detector: Detector, quantization: Quantization, dynamic_batch: bool) -> GraphModule:
-    """Make the int8 program of a fused detector: float32 [N, 3, S, S] -> logits float32 [N, 2].
+def quantized(detector: Detector, quantization: Quantization, dynamic_batch: bool = True) -> Detector:
+    """Return a fused detector whose backbone is an int8 program.
 
     Raises StageError if the numbers do not belong to this network.
     """
-    graph = simulated(detector, quantization.tensors, quantization.float_layers, dynamic_batch)
+    simulation = simulated(detector, quantization.tensors, quantization.float_layers, dynamic_batch)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        program: GraphModule = convert_pt2e(graph)
-    return program
+        program = convert_pt2e(graph_of(simulation))
+    return detector.with_parts(backbone=allow_exported_model_train_eval(program))
 
 
-def rebuild(run: Run, dynamic_batch: bool) -> nn.Module:
+def rebuild(run: Run, dynamic_batch: bool) -> Detector:
     """Make the int8 program of a run from its float weights and ``quantization.json``."""
     try:
         quantization = Quantization.model_validate_json(run.read("quantization.json"))

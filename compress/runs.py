@@ -18,7 +18,8 @@ from data.store import ClipStore
 from models.cost import cost_of
 from models.detector import Detector, PixelDetector
 from models.run import DataSource, Run, RunInfo, UnfinishedRun
-from stage import StageError, say, speaks
+from models.schemes import in_scheme
+from stage import Scheme, StageError, say, speaks
 
 if TYPE_CHECKING:
     from compress.metrics import Metrics, Threshold
@@ -29,30 +30,23 @@ def takes(info: RunInfo) -> Takes:
     return Takes(info.architecture.modalities, info.architecture.per)
 
 
-def pixel_detector(run: Run, dynamic_batch: bool = True) -> PixelDetector:
-    """Load a run of any scheme: pixels as ``Scorer`` takes them -> P(fake) float32 [N].
+def pixel_detector(run: Run, dynamic_batch: bool = True, scheme: Scheme | None = None) -> PixelDetector:
+    """Load a run in its own scheme, or an fp32 run in another: pixels as ``Scorer`` takes them -> P(fake) float32 [N].
 
     An int8 run is rebuilt as an integer program; with ``dynamic_batch`` false it takes one picture at a time, as the
     exporters want it.
     """
-    if run.info.scheme == "fp32":
-        return PixelDetector(run.detector(), run.info.preprocessing)
-    from compress.int8 import rebuild  # torchao takes seconds to import, and float runs do not need it
+    if run.info.integer:
+        from compress.int8 import rebuild  # torchao takes seconds to import, and float runs do not need it
 
-    return PixelDetector(rebuild(run, dynamic_batch), run.info.preprocessing)
+        return PixelDetector(rebuild(run, dynamic_batch), run.info.preprocessing)
+    return PixelDetector(in_scheme(run.detector(), scheme or run.info.scheme), run.info.preprocessing)
 
 
 def check_size(path: Path, size: int, store: ClipStore) -> None:
     """Raise StageError unless what lies at ``path`` takes crops of the size that a store holds."""
     if size != store.size:
         raise StageError(f"{path} takes {size} px crops, {store.path} holds {store.size} px")
-
-
-def check_rgb_frames(run: Run) -> None:
-    """Raise StageError unless a run looks at single RGB crops."""
-    check_rgb(run)
-    if run.info.architecture.temporal:
-        raise StageError(f"{run.path} is a clip student, which cannot be quantized yet: export it in fp32")
 
 
 def check_rgb(run: Run) -> None:
@@ -63,12 +57,12 @@ def check_rgb(run: Run) -> None:
         raise StageError(f"{run.path} looks at {looks}, and a phone has rgb frames: distill it into a student first")
 
 
-def torch_scorer(model: nn.Module, device: torch.device, autocast: bool = False) -> Scorer:
+def torch_scorer(model: nn.Module, device: torch.device) -> Scorer:
     """Wrap a module that takes raw pixels (PixelDetector), which is on ``device``, as a scorer."""
 
     def score(pixels: NDArray[np.uint8], *valid: NDArray[np.bool_]) -> NDArray[np.float32]:
         inputs = [torch.from_numpy(array).to(device) for array in (pixels, *valid)]
-        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=autocast):
+        with torch.inference_mode():
             scores: NDArray[np.float32] = model(*inputs).float().cpu().numpy()
         return scores
 
@@ -88,8 +82,8 @@ def own_threshold(run: Run) -> "Threshold":
 
 
 def diagnosis_of(run: Run) -> Diagnosis | None:
-    """Return what int8 cost a run; None for one in another scheme. Raises StageError if an int8 run does not say."""
-    if run.info.scheme != "int8":
+    """Return what static int8 cost a run; None in another scheme. Raises StageError if an int8 run does not say."""
+    if not run.info.integer:
         return None
     try:
         return Diagnosis.model_validate(json.loads(run.read("metrics.json"))["diagnosis"])

@@ -18,7 +18,7 @@ from export.parity import Parity
 from export.runtimes import ProgramName, Runner, Runtime, load_artifact
 from models.run import DataSource, Parent
 from models.weights import Weights
-from stage import StageError, sha256_of
+from stage import Scheme, StageError, sha256_of
 
 SCHEMA_VERSION = 2
 
@@ -135,7 +135,7 @@ class Artifact(Frozen):
     sha256: str
     bytes: int
     runtime: Runtime
-    scheme: Literal["fp32", "int8"]
+    scheme: Scheme
     minimum_os: str
     licence: str
     programs: list[Program]

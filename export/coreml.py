@@ -29,7 +29,7 @@ MEANING = {
 def write(graphs: Sequence["Graph"], path: Path) -> dict[str, Any]:
     """Write one program as an ``.mlpackage``, or several into a folder; return their operators by name.
 
-    Computes in FLOAT32, whatever the scheme: int8 values are dequantized to it where an operation has no int8 form.
+    Computes in FLOAT32 but for the scheme fp16: int8 values are dequantized to it where an operation has no int8 form.
     """
     operators = {}
     for graph in graphs:
@@ -69,7 +69,7 @@ def _converted(graph: "Graph") -> Any:
             inputs=inputs,
             outputs=[ct.TensorType(name=graph.output.name)],
             minimum_deployment_target=ct.target.iOS17,
-            compute_precision=ct.precision.FLOAT32,
+            compute_precision=ct.precision.FLOAT16 if graph.half else ct.precision.FLOAT32,
             convert_to="mlprogram",
             skip_model_load=True,
         )

@@ -24,11 +24,13 @@ from export.programs import graphs_of
 from export.runtimes import SUFFIX_OF, Runtime, cannot_run, program_file
 from models.detector import Architecture, PixelDetector
 from models.run import Run, RunInfo
-from stage import StageError, bytes_of, progress, refuse_existing, run_as_script, say, sha256_of, written_whole
+from stage import Scheme, StageError, bytes_of, progress, refuse_existing, run_as_script, say, sha256_of, written_whole
 
 FORMATS: dict[str, Runtime] = {"executorch": "executorch", "onnx": "onnxruntime", "coreml": "coreml"}
 FORMAT_OF = {runtime: name for name, runtime in FORMATS.items()}
 WRITERS = {"executorch": executorch.write, "onnxruntime": onnx.write, "coreml": coreml.write}
+ONLY_TORCH: tuple[Scheme, ...] = ("autocast", "int8-dynamic")
+"""Schemes that the runtimes of phones do not have."""
 MINIMUM_OS = {
     "coreml": coreml.MINIMUM_OS,
     "executorch": "as the ExecuTorch runtime that the app links; the file asks for nothing more",
@@ -48,15 +50,18 @@ class Job:
 
 
 @functools.cache
-def _single_picture_detector(run: Path) -> PixelDetector:
+def _single_picture_detector(run: Path, scheme: Scheme) -> PixelDetector:
     """Load a run once a worker process, whatever number of its artifacts that process writes."""
-    return deployable(Run(run), None, dynamic_batch=False)
+    return deployable(Run(run), None, dynamic_batch=False, scheme=scheme)
 
 
 def write_artifact(job: Job, folder: Path) -> dict[str, Any]:
     """Write one artifact into ``folder`` and return what the manifest says of its programs."""
     torch.set_num_threads(1)
-    graphs = graphs_of(_single_picture_detector(job.run), Run(job.run).info, job.runtime, job.frames)
+    info = Run(job.run).info
+    # Core ML converts float32 to float16 itself, and keeps what must not overflow.
+    scheme: Scheme = "fp32" if (job.runtime, info.scheme) == ("coreml", "fp16") else info.scheme
+    graphs = graphs_of(_single_picture_detector(job.run, scheme), info, job.runtime, job.frames)
     said = WRITERS[job.runtime](graphs, folder / job.file)
     operators = said.pop("operators")
     files = {graph.name: program_file(Path(job.file), job.runtime, graph.name) for graph in graphs}
@@ -164,6 +169,11 @@ def _one_student(runs: list[Run], store: ClipStore) -> Architecture:
     """
     for run in runs:
         check_rgb(run)
+        if run.info.scheme in ONLY_TORCH:
+            raise StageError(
+                f"{run.path} is in {run.info.scheme}, which no runtime of a phone has: bench the run itself, and "
+                "export the run that it came from, or its fp16 or int8 run"
+            )
     architectures = [run.info.architecture.model_copy(update={"fused": True}) for run in runs]
     if any(architecture != architectures[0] for architecture in architectures):
         raise StageError("the runs hold different students: export them into bundles of their own")
@@ -181,7 +191,7 @@ def _one_student(runs: list[Run], store: ClipStore) -> Architecture:
 
 
 def export(
-    run: Annotated[list[Path], typer.Argument(help="Runs of one student: its fp32 and its int8 run.")],
+    run: Annotated[list[Path], typer.Argument(help="Runs of one student: its fp32, fp16 and int8 run.")],
     data: Annotated[Path, typer.Option(help="The ClipStore whose real crops or clips the gate compares on.")],
     out: Annotated[Path, typer.Option(help="The bundle to write.")],
     format: Annotated[str, typer.Option(help="Runtimes, comma-separated.")] = ",".join(FORMATS),

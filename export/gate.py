@@ -18,15 +18,16 @@ from export.runtimes import Runner, Runtime, cannot_run, load_artifact
 from models.detector import BYTE_MAX, PixelDetector, fake_probability
 from models.fusing import fuse
 from models.run import Run
-from stage import StageError
+from models.schemes import in_scheme
+from stage import Scheme, StageError
 
 
-def deployable(run: Run, inputs: Inputs | None, dynamic_batch: bool) -> PixelDetector:
-    """Return what a run's artifacts compute: fused, raw pixels in, P(fake) out.
+def deployable(run: Run, inputs: Inputs | None, dynamic_batch: bool, scheme: Scheme | None = None) -> PixelDetector:
+    """Return what a run's artifacts compute: fused, raw pixels in, P(fake) out, in the run's scheme or another.
 
     Fusing is verified on ``inputs`` where given.
     """
-    if run.info.scheme == "int8":
+    if run.info.integer:
         return pixel_detector(run, dynamic_batch)
     detector = run.detector()
     if inputs is None:
@@ -34,7 +35,7 @@ def deployable(run: Run, inputs: Inputs | None, dynamic_batch: bool) -> PixelDet
     else:
         pixels, *valid = (torch.from_numpy(array) for array in inputs)
         fused = fuse(detector, PixelDetector(nn.Identity(), run.info.preprocessing).pictures(pixels), *valid)
-    return PixelDetector(fused, run.info.preprocessing).eval()
+    return PixelDetector(in_scheme(fused, scheme or run.info.scheme), run.info.preprocessing).eval()
 
 
 class NormalizedTwice(nn.Module):
@@ -70,7 +71,7 @@ class Source:
     run: Run
     golden: NDArray[np.float32]
     least_snr_db: float
-    """What an int8 artifact's logits must reach against ``golden``; of a float run the least that any must."""
+    """What the logits of an artifact of rounded numbers must reach against ``golden``."""
     threshold: Threshold
 
     @classmethod
@@ -80,7 +81,7 @@ class Source:
         check_size(path, run.info.architecture.size, store)
         detector = deployable(run, inputs, dynamic_batch=True)
         golden = torch_scorer(detector, torch.device("cpu"))(*inputs)
-        least = least_snr_db(golden, mistaken_scores(detector, inputs) if run.info.scheme == "int8" else ())
+        least = least_snr_db(golden, mistaken_scores(detector, inputs) if run.info.scheme != "fp32" else ())
         return cls(run, golden, least, own_threshold(run))
 
 

@@ -27,6 +27,8 @@ class Graph:
     module: nn.Module
     inputs: tuple[Tensor, ...]
     output: Tensor = PROBABILITY
+    half: bool = False
+    """Whether a runtime that converts float32 to float16 itself is to do so."""
 
     def example(self) -> tuple[torch.Tensor, ...]:
         """Return zeros as the module takes them; an image as float32 [1, 3, S, S]."""
@@ -98,7 +100,9 @@ class Score(nn.Module):
         return fake_probability(self.head(embeddings, valid > 0.5))
 
 
-def clip_graphs(network: Detector, preprocessing: Preprocessing, planar: bool, frames: int) -> list[Graph]:
+def clip_graphs(
+    network: Detector, preprocessing: Preprocessing, planar: bool, frames: int, half: bool = False
+) -> list[Graph]:
     """Return ``embed`` and ``score`` of a clip student for clips of T = ``frames``."""
     width = network.embedding_size
     embedding = Tensor(
@@ -120,16 +124,17 @@ def clip_graphs(network: Detector, preprocessing: Preprocessing, planar: bool, f
     )
     embed = (ImageEmbed if planar else Embed)(network.backbone, preprocessing)
     return [
-        Graph("embed", embed.eval(), (pixel_input(network.architecture.size, planar),), embedding),
-        Graph("score", Score(network.head).eval(), (embeddings, valid)),
+        Graph("embed", embed.eval(), (pixel_input(network.architecture.size, planar),), embedding, half),
+        Graph("score", Score(network.head).eval(), (embeddings, valid), half=half),
     ]
 
 
 def graphs_of(detector: PixelDetector, info: RunInfo, runtime: Runtime, frames: int) -> list[Graph]:
     """Return the programs of a run's artifact for a runtime; ``frames`` is the length of a clip student's clips."""
     planar = runtime == "coreml"
+    half = info.scheme == "fp16"
     if info.architecture.per == "clip":
         assert isinstance(detector.network, Detector)
-        return clip_graphs(detector.network, info.preprocessing, planar, frames)
+        return clip_graphs(detector.network, info.preprocessing, planar, frames, half)
     module = ImageDetector(detector.network, info.preprocessing) if planar else detector
-    return [Graph("forward", module, (pixel_input(info.architecture.size, planar),))]
+    return [Graph("forward", module, (pixel_input(info.architecture.size, planar),), half=half)]

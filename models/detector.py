@@ -5,6 +5,7 @@ backbone that is frozen but for its last block would hold nearly the same weight
 layer weighs the modalities apart, and what is frozen is computed and cached by one network.
 """
 
+import copy
 from typing import Literal
 
 import timm
@@ -111,7 +112,7 @@ def classify(head: nn.Module, embeddings: Tensor, valid: Tensor | None = None) -
     embeddings: [N, D], or [N, M, D] of several modalities, or of clips [N, T, D] or [N, T, M, D] with ``valid`` bool
     [N, T].
     """
-    if isinstance(head, ClipHead):
+    if valid is not None:
         logits: Tensor = head(embeddings, valid)
     else:
         logits = head(embeddings.flatten(1) if embeddings.ndim > 2 else embeddings)
@@ -151,6 +152,30 @@ class Detector(nn.Module):
         if hidden is None:
             return nn.Linear(width, 2)
         return nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Dropout(0.1), nn.Linear(hidden, 2))
+
+    @property
+    def classifier(self) -> nn.Linear:
+        """The layer that gives the logits."""
+        if isinstance(self.head, ClipHead):
+            return self.head.classifier
+        last = self.head[-1] if isinstance(self.head, nn.Sequential) else self.head
+        assert isinstance(last, nn.Linear)
+        return last
+
+    @property
+    def first_of_head(self) -> nn.Linear | None:
+        """The layer that takes a picture's embedding, float [..., D]; None where the head asks several of them."""
+        if len(self.architecture.modalities) > 1:
+            return None
+        first = self.head[0] if isinstance(self.head, nn.Sequential) else getattr(self.head, "project", self.head)
+        assert isinstance(first, nn.Linear)
+        return first
+
+    def with_parts(self, backbone: nn.Module | None = None, head: nn.Module | None = None) -> "Detector":
+        """Return a detector that computes with other parts, and shares those that are not given."""
+        other = copy.copy(self)
+        other._modules = {"backbone": backbone or self.backbone, "head": head or self.head}
+        return other
 
     def example(self, frames: int) -> tuple[Tensor, ...]:
         """Return inputs of one sample, all zeros: a frame's pictures, or those of a clip of ``frames`` valid frames."""

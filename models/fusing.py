@@ -7,8 +7,8 @@ from torch import Tensor
 from models.detector import Detector
 from stage import StageError
 
-LOGIT_TOLERANCE = 1e-3
-"""Largest change of a logit, absolute and relative to the largest logit: float32 rounding over a hundred layers."""
+OUTPUT_TOLERANCE = 1e-3
+"""Largest change of an output, absolute and relative to the largest one: float32 rounding over a hundred layers."""
 
 
 def fuse(detector: Detector, pictures: Tensor, *valid: Tensor) -> Detector:
@@ -31,10 +31,10 @@ def fuse(detector: Detector, pictures: Tensor, *valid: Tensor) -> Detector:
 
 
 def check_unmoved(before: Tensor, after: Tensor, change: str, samples: str = "crops") -> None:
-    """Raise StageError unless logits, float32 [N, 2], are after a change what they were, but for rounding."""
+    """Raise StageError unless outputs, float32 [N, ...], are after a change what they were, but for rounding."""
     difference = float((before - after).abs().max())
-    if not difference <= LOGIT_TOLERANCE * max(1.0, float(before.abs().max())):
+    if not difference <= OUTPUT_TOLERANCE * max(1.0, float(before.abs().max())):
         raise StageError(
-            f"{change} moves logits by {difference:.2g} on {len(before)} real {samples}: it must not be exported or "
+            f"{change} moves outputs by {difference:.2g} on {len(before)} real {samples}: it must not be exported or "
             "quantized"
         )

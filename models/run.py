@@ -1,6 +1,6 @@
 """A run: a folder with one trained model, its configuration and its metrics.
 
-``model.json`` (RunInfo), ``model.safetensors``, ``metrics.json``, and ``quantization.json`` for int8.
+``model.json`` (RunInfo), ``model.safetensors``, ``metrics.json``, and ``quantization.json`` for static int8.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from models.detector import Architecture, Detector, Preprocessing
 from models.weights import Weights
-from stage import StageError, locked, refuse_existing, say, sha256_of, speaks, written_whole
+from stage import STATIC_INT8, Scheme, StageError, locked, refuse_existing, say, sha256_of, speaks, written_whole
 
 SCHEMA_VERSION = 1
 TOOLS = ("torch", "torchvision", "timm", "torchao", "executorch", "numpy")
@@ -50,7 +50,7 @@ class RunInfo(BaseModel):
 
     schema_version: int = SCHEMA_VERSION
     kind: Literal["teacher", "student"]
-    scheme: Literal["fp32", "int8"] = "fp32"
+    scheme: Scheme = "fp32"
     architecture: Architecture
     preprocessing: Preprocessing
     weights: Weights
@@ -62,6 +62,11 @@ class RunInfo(BaseModel):
     seed: int
     tools: dict[str, str] = Field(default_factory=lambda: {tool: version(tool) for tool in TOOLS})
     python: str = Field(default_factory=platform.python_version)
+
+    @property
+    def integer(self) -> bool:
+        """Whether the run is an integer program with scales of its own."""
+        return self.scheme in STATIC_INT8
 
     @property
     def meaningless(self) -> str | None:
@@ -111,9 +116,9 @@ class UnfinishedRun:
         with written_whole(mark) as aside:
             aside.write_text(asked, encoding="utf-8")
 
-    def finish(self, info: RunInfo, detector: Detector, metrics: dict[str, Any]) -> None:
-        """Write the trained run and put it in its place; for the first process alone."""
-        _write(self.folder, info, detector, metrics)
+    def finish(self, info: RunInfo, detector: Detector, metrics: dict[str, Any], **files: str) -> None:
+        """Write the trained run and put it in its place, as ``save_run`` does; for the first process alone."""
+        _write(self.folder, info, detector, metrics, **files)
         self.folder.replace(self.out)
         shutil.rmtree(self.out / self.checkpoint.parent.name)
         Path(self._lock.name).unlink(missing_ok=True)
@@ -157,7 +162,7 @@ class Run:
             raise StageError(f"{self.path} is not a run: it has no readable {file}") from error
 
     def detector(self) -> Detector:
-        """Build the float32 detector, in eval mode. For an int8 run, these are the weights before rounding."""
+        """Build the detector, in float32 and eval mode: of int8 with the weights before rounding, of fp16 after it."""
         detector = Detector(self.info.architecture)
         path = self.path / "model.safetensors"
         try:

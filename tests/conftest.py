@@ -154,13 +154,13 @@ def bundle_path(demo_store: Path, student_run: Path, int8_run: Path, tmp_path_fa
     return shared(tmp_path_factory, "bundle", lambda out: export_here([student_run, int8_run], demo_store, out))
 
 
-def export_here(runs: list[Path], store: Path, out: Path) -> None:
+def export_here(runs: list[Path], store: Path, out: Path, formats: str = "executorch,onnx,coreml") -> None:
     """Export in this process: starting others, which import everything anew, takes longer than most of the rest."""
     from export.export import export
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("export.export.ProcessPoolExecutor", lambda _workers, **_: ThreadPoolExecutor(1))
-        export(runs, store, out)
+        export(runs, store, out, formats)
 
 
 @pytest.fixture(scope="session")

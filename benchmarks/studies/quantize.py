@@ -20,17 +20,17 @@ from rich.table import Table
 from benchmarks.bench import bench
 from benchmarks.reference import reference
 from benchmarks.report import read_report
+from compress.calibration import backbone_pictures, drawn_inputs, logits
 from compress.diagnosis import block_of, noisiest_blocks
 from compress.equalization import STRENGTH, equalize
 from compress.fidelity import logits_of, snr_db
-from compress.int8 import Quantization, last_layer, observe, simulated
-from compress.quantize import drawn_pictures, logits, quantize
-from compress.runs import diagnosis_of, pixel_detector, torch_scorer
+from compress.int8 import Quantization, observe, simulated
+from compress.quantize import quantize
+from compress.runs import diagnosis_of, pixel_detector, takes, torch_scorer
 from compress.scoring import score_split
 from data.store import ClipStore
 from export.bundle import Bundle
 from export.export import export
-from models.detector import PixelDetector
 from models.fusing import fuse
 from models.run import Run, save_run
 from stage import run_as_script
@@ -41,17 +41,16 @@ VALIDATION_CROPS = 128
 
 def settings(run: Run, store: ClipStore) -> Iterator[dict[str, Any]]:
     """Yield the logit SNR, in dB, of each setting."""
-    pixels_in = PixelDetector(run.detector(), run.info.preprocessing)
-    validation = drawn_pictures(pixels_in, store, "val", VALIDATION_CROPS, seed=1)
+    looks = takes(run.info)
+    validation = drawn_inputs(run, looks, store, "val", VALIDATION_CROPS, seed=1)
+    fused = fuse(run.detector(), *validation[0])
+    exact = logits(fused, validation)
     for crops in CROPS:
-        batches = drawn_pictures(pixels_in, store, "train", crops, seed=0)
-        fused = fuse(run.detector(), batches[0])
-        exact, last = logits(fused, validation), last_layer(fused)
+        pictures = backbone_pictures(drawn_inputs(run, looks, store, "train", crops, seed=0))
         for strength in (0.0, STRENGTH, 1.0):
-            detector = equalize(fused, batches, strength)
-            for observer, tensors in observe(detector, batches).items():
-                program = simulated(detector, tensors, [last], dynamic_batch=True)
-                snr = snr_db(exact, logits(program, validation))
+            detector = equalize(fused, pictures, strength)
+            for observer, tensors in observe(detector, pictures).items():
+                snr = snr_db(exact, logits(simulated(detector, tensors), validation))
                 yield {"crops": crops, "equalization": strength, "observer": observer, "snr_db": snr}
 
 

@@ -276,6 +276,12 @@ def test_clip_artifact_needs_clips_of_its_length(clip_artifacts, opened_store):
         check_fits(subject, opened_store)
 
 
+def test_autocast_without_bfloat16_instructions_is_said_to_be_emulated(student_run, monkeypatch):
+    monkeypatch.setattr("benchmarks.bench.fast_dtype", lambda _: None)
+    reasons = {subject.row.scheme: subject.row.reason for subject in list_subjects([student_run], [1])}
+    assert reasons == {"fp32": "", "autocast": "this CPU has no bfloat16 instructions: emulated"}
+
+
 def test_reference_of_another_store_is_refused(bundle_path, reference_file, demo_corpus, tmp_path):
     prepare([demo_corpus], tmp_path / "store", frames=4, size=64, ratios="0.5,0.25,0.25", seed=9, workers=2)
     with pytest.raises(StageError, match=r"was measured on another store than"):

@@ -204,7 +204,6 @@ def test_terminal_table_has_every_row_and_reason_within_150_columns(report: Repo
 
 def test_no_name_becomes_a_tag_or_an_attribute(report: Report) -> None:
     report.rows[1].name = '"><script>alert(1)</script>'
-    report.rows[1].scheme = "<b>int8</b>"
     report.machine = {"<i>key</i>": "<u>value</u>"}
     report.command = "bench '<a href=x>'"
     page = Page(html(report))

@@ -8,7 +8,7 @@ from torch import nn
 from torchao.quantization.pt2e import MinMaxObserver, PerChannelMinMaxObserver
 
 from compress.diagnosis import block_of, islands, layer_noise
-from compress.int8 import Rounding, last_layer, layers_of, observe, observers_of, simulated
+from compress.int8 import Rounding, graph_of, layers_of, observe, observers_of, simulated
 from tests.compress.small_network import small_detector, some_pictures
 
 
@@ -16,9 +16,11 @@ from tests.compress.small_network import small_detector, some_pictures
 def diagnosed():
     detector, pictures = small_detector(), some_pictures(32)
     tensors = observe(detector, [some_pictures(64, seed=2)])["minmax"]
-    last = last_layer(detector)
-    program = simulated(detector, tensors, [last], dynamic_batch=True)
-    return detector, tensors, last, pictures, layer_noise(program, pictures.split(8))
+    return detector, tensors, pictures, layer_noise(simulated(detector, tensors), _batches(pictures))
+
+
+def _batches(pictures):
+    return [(few,) for few in pictures.split(8)]
 
 
 def _fake_minus_real(network, pictures):
@@ -36,10 +38,11 @@ def _like(name):
     return MinMaxObserver(dtype=torch.int8, quant_min=-128, quant_max=127, qscheme=torch.per_tensor_affine)
 
 
-def _rounding_alone(detector, tensors, last, layer):
+def _rounding_alone(detector, tensors, layer):
     """Return the program in which only a layer's weights, and what follows until the next layer, are rounded."""
-    graph = simulated(detector, tensors, [last], dynamic_batch=True)
-    layers, latest = layers_of(graph), "backbone.stem"
+    program = simulated(detector, tensors)
+    graph = graph_of(program)
+    layers, latest = layers_of(graph), "stem"
     owner = {}
     for node in graph.graph.nodes:
         latest = layers.get(node, latest)
@@ -48,33 +51,33 @@ def _rounding_alone(detector, tensors, last, layer):
         own = str(node.target).removesuffix(".weight") if node.op == "get_attr" else owner[node.name]
         if own != layer:
             setattr(graph, name, nn.Identity())
-    return graph
+    return program
 
 
 def test_a_layers_noise_is_what_it_adds_alone(diagnosed):
-    detector, tensors, last, pictures, noises = diagnosed
+    detector, tensors, pictures, noises = diagnosed
     exact = _fake_minus_real(detector, pictures)
-    assert [found.layer for found in noises] == list(layers_of(simulated(detector, tensors, [last], True)).values())
-    for found in noises[:-1]:
-        alone = _fake_minus_real(_rounding_alone(detector, tensors, last, found.layer), pictures)
+    assert [found.layer.rpartition(".")[2] for found in noises] == ["stem", "depthwise", "gate", "project", "mix"]
+    for found in noises:
+        alone = _fake_minus_real(_rounding_alone(detector, tensors, found.layer), pictures)
         share = float((alone - exact).square().mean() / exact.var(correction=0))
         assert found.logit_noise == pytest.approx(share, rel=0.3), found.layer
 
 
 def test_the_noise_of_a_layers_output_is_measured(diagnosed):
-    detector, tensors, _, pictures, noises = diagnosed
+    detector, tensors, pictures, noises = diagnosed
     stem, rounded = detector.backbone.stem, {name: Rounding(_like(name), known) for name, known in tensors.items()}
     with torch.inference_mode():
         exact = stem(pictures)
-        weight = rounded["backbone_stem_weight"](stem.weight)
+        weight = rounded["stem_weight"](stem.weight)
         output = nn.functional.conv2d(rounded["pictures"](pictures), weight, stem.bias, stride=2, padding=1)
     noise = (output - exact).square().sum() / exact.square().sum()
     assert noises[0].snr_db == pytest.approx(-10 * math.log10(float(noise)), abs=0.01)
 
 
 def test_islands_are_what_has_no_int8_form(diagnosed):
-    detector, tensors, last, *_ = diagnosed
-    assert islands(simulated(detector, tensors, [last], dynamic_batch=True)) == {"gelu": 1, "sigmoid": 1}
+    detector, tensors, *_ = diagnosed
+    assert islands(simulated(detector, tensors)) == {"gelu": 1, "sigmoid": 1}
 
 
 def test_an_outlier_channel_is_found():
@@ -84,20 +87,17 @@ def test_an_outlier_channel_is_found():
         detector.backbone.mix.bias[3] += 1000
         detector.head.weight[:, 3] /= 1000
     tensors = observe(detector, [pictures])["minmax"]
-    program = simulated(detector, tensors, [last_layer(detector)], dynamic_batch=True)
-    noises = layer_noise(program, pictures.split(8))
-    assert max(noises, key=lambda noise: noise.logit_noise).layer == "backbone.mix"
+    noises = layer_noise(simulated(detector, tensors), _batches(pictures))
+    assert max(noises, key=lambda noise: noise.logit_noise).layer == "mix"
 
 
 @pytest.mark.parametrize(
     ("layer", "block"),
     [
-        ("backbone.stages.0.blocks.1.token_mixer.conv", "backbone.stages.0.blocks.1"),
-        ("backbone.blocks.2.0.conv_pw", "backbone.blocks.2.0"),
-        ("backbone.stem.conv1", "backbone.stem"),
-        ("backbone.conv_head", "backbone.conv_head"),
-        ("head.3", "head.3"),
-        ("head", "head"),
+        ("stages.0.blocks.1.token_mixer.conv", "stages.0.blocks.1"),
+        ("blocks.2.0.conv_pw", "blocks.2.0"),
+        ("stem.conv1", "stem"),
+        ("conv_head", "conv_head"),
     ],
 )
 def test_blocks(layer, block):

@@ -13,7 +13,7 @@ from tests.compress.small_network import small_detector, some_pictures
 def _reach(detector, layer, pictures):
     """Return how far each channel of a layer's output reaches, by a hook, float [C]."""
     seen = []
-    handle = detector.get_submodule(layer).register_forward_hook(lambda *given: seen.append(given[2]))
+    handle = detector.backbone.get_submodule(layer).register_forward_hook(lambda *given: seen.append(given[2]))
     with torch.inference_mode():
         detector(pictures)
     handle.remove()
@@ -54,8 +54,8 @@ def test_at_full_strength_all_channels_of_a_free_tensor_reach_equally_far():
 def test_what_no_factor_may_pass_is_left_alone():
     detector, pictures = small_detector(), some_pictures(8)
     equal = equalize(detector, [pictures], 1.0)
-    # Before GELU, before ReLU6 (through its batch norm), before a sigmoid, and the logits.
-    for layer in ("backbone.mix", "backbone.blocks.0.gate"):
+    # Before GELU, before ReLU6 (through its batch norm), before a sigmoid, and behind a GELU.
+    for layer in ("mix", "blocks.0.gate"):
         torch.testing.assert_close(_reach(equal, layer, pictures), _reach(detector, layer, pictures))
     assert torch.equal(equal.backbone.blocks[0].norm.weight, detector.backbone.blocks[0].norm.weight)
     assert torch.equal(equal.head.weight, detector.head.weight)
@@ -64,7 +64,7 @@ def test_what_no_factor_may_pass_is_left_alone():
 def test_a_layer_that_is_used_twice_is_left_alone():
     detector, pictures = small_detector(), some_pictures(4)
     detector.backbone.mix = detector.backbone.blocks[0].project
-    assert len(set(layers_of(traced(detector)).values())) == 5
+    assert len(set(layers_of(traced(detector)).values())) == 4
     equal = equalize(detector, [pictures], 1.0)
     with torch.inference_mode():
         torch.testing.assert_close(equal(pictures), detector(pictures), rtol=1e-5, atol=1e-5)

@@ -10,7 +10,7 @@ import torch
 from compress.fidelity import logits_of, snr_db
 from compress.int8 import (
     Quantization,
-    last_layer,
+    graph_of,
     layers_of,
     observe,
     observers_of,
@@ -18,10 +18,9 @@ from compress.int8 import (
     simulated,
     traced,
 )
-from compress.quantize import drawn_pictures, quantize
+from compress.quantize import quantize
 from compress.runs import pixel_detector
 from export.export import deployable
-from models.detector import PixelDetector
 from models.run import Run
 from stage import StageError
 from tests.compress.small_network import small_detector, some_pictures
@@ -47,7 +46,7 @@ def test_files_of_an_int8_run(int8_run, student_run):
         "calibration_fingerprint", "tensors",
     }  # fmt: skip
     assert quantization["calibration_crops"] == 24
-    assert quantization["float_layers"] == ["head"]
+    assert quantization["float_layers"] == []
 
 
 def test_int8_is_near_its_float_source(student_run, int8_run, real_crops):
@@ -65,7 +64,7 @@ def test_rebuilding_gives_the_same_scores_every_time_and_at_batch_one(int8_run, 
 def test_weights_are_rounded_to_their_stored_scales(int8_run):
     run = Run(int8_run)
     quantization = Quantization.model_validate_json(run.read("quantization.json"))
-    program = deployable(run, None, dynamic_batch=False).network
+    program = deployable(run, None, dynamic_batch=False).network.backbone
     stored = [value for value in program.state_dict().values() if value.dtype == torch.int8]
     per_channel = {name: tensor for name, tensor in quantization.tensors.items() if name.endswith("_weight")}
     assert len(stored) == len(per_channel) and "head_weight" not in per_channel
@@ -73,9 +72,10 @@ def test_weights_are_rounded_to_their_stored_scales(int8_run):
     largest = torch.cat([integers.flatten(1).abs().amax(1) for integers in stored])
     above_floor = sum(scale > 2**-12 for tensor in per_channel.values() for scale in tensor.scale)
     assert int((largest == 127).sum()) >= above_floor > 100
-    convolutions = {n: m for n, m in run.detector().named_modules() if isinstance(m, torch.nn.Conv2d)}
+    backbone = run.detector().backbone
+    convolutions = {n: m for n, m in backbone.named_modules() if isinstance(m, torch.nn.Conv2d)}
     layer = next(name for name, module in convolutions.items() if module.bias is not None)  # no batch norm follows
-    weight = run.detector().get_submodule(layer).weight.detach()
+    weight = backbone.get_submodule(layer).weight.detach()
     scale = torch.tensor(per_channel[f"{layer.replace('.', '_')}_weight"].scale)
     expected = (weight / scale[:, None, None, None]).round().clamp(-127, 127)
     # A half may be rounded either way: the program multiplies by 1 / scale.
@@ -86,11 +86,10 @@ def test_weights_are_rounded_to_their_stored_scales(int8_run):
 @pytest.mark.parametrize("observer", ["minmax", "mse"])
 def test_the_program_is_its_simulation(observer):
     detector, pictures = small_detector(), some_pictures(16)
-    last = last_layer(detector)
-    quantization = _quantization(observe(detector, [pictures])[observer], [last], observer)
+    quantization = _quantization(observe(detector, [pictures])[observer], [], observer)
     with torch.inference_mode():
-        program = quantized(detector, quantization, dynamic_batch=True)(pictures)
-        simulation = simulated(detector, quantization.tensors, [last], dynamic_batch=True)(pictures)
+        program = quantized(detector, quantization)(pictures)
+        simulation = simulated(detector, quantization.tensors)(pictures)
     torch.testing.assert_close(program, simulation, rtol=1e-5, atol=1e-5)
     assert (program - detector(pictures)).abs().max() > 1e-3
 
@@ -106,7 +105,7 @@ def test_a_range_ends_where_the_next_clamp_cuts():
     with torch.no_grad():
         detector.backbone.blocks[0].norm.weight *= 10  # far beyond 6
     tensors = observe(detector, [pictures])["minmax"]
-    graph = simulated(detector, tensors, ["head"], dynamic_batch=True)
+    graph = graph_of(simulated(detector, tensors))
     (clamp,) = (node for node in graph.graph.nodes if node.target == torch.ops.aten.hardtanh.default)
     before = tensors[clamp.args[0].args[0].name]
     assert 255 * before.scale[0] == pytest.approx(6.0, rel=1e-4) and before.zero_point == [-128]
@@ -117,25 +116,14 @@ def test_layers_that_stay_in_float_are_exact():
     tensors = observe(detector, [pictures])["minmax"]
     every = list(layers_of(traced(detector)).values())
     with torch.inference_mode():
-        whole = simulated(detector, tensors, every, dynamic_batch=True)
+        whole = simulated(detector, tensors, every)
         torch.testing.assert_close(whole(pictures), detector(pictures))
-        half = quantized(detector, _quantization(tensors, [*every[:4], "head"]), dynamic_batch=True)
+        half = quantized(detector, _quantization(tensors, every[:4]))
         error = (half(pictures) - detector(pictures)).square().mean()
-        full = quantized(detector, _quantization(tensors, every[-1:]), dynamic_batch=True)
+        full = quantized(detector, _quantization(tensors, []))
         assert 0 < error < (full(pictures) - detector(pictures)).square().mean()
-    assert not [name for name, _, _ in observers_of(whole)]
-    assert every[:4] == ["backbone.stem", *(f"backbone.blocks.0.{name}" for name in ("depthwise", "gate", "project"))]
-
-
-def test_calibration_takes_training_crops_of_both_labels(student_run, opened_store):
-    run = Run(student_run)
-    pixels_in = PixelDetector(run.detector(), run.info.preprocessing)
-    pictures = torch.cat(drawn_pictures(pixels_in, opened_store, "train", 16, seed=0))
-    assert pictures.shape == (16, 3, 64, 64)
-    train = torch.cat([pixels_in.pictures(torch.from_numpy(p)) for _, p in opened_store.scored_clips("train")])
-    labels = np.repeat([c.label for c in opened_store.clips("train")], opened_store.frames)
-    found = [int((train == picture).flatten(1).all(1).nonzero()[0]) for picture in pictures]
-    assert sorted(labels[found]) == [0] * 8 + [1] * 8
+    assert not [name for name, _, _ in observers_of(graph_of(whole))]
+    assert every == ["stem", *(f"blocks.0.{name}" for name in ("depthwise", "gate", "project")), "mix"]
 
 
 def test_quantizing_twice_is_refused(int8_run, demo_store, tmp_path):

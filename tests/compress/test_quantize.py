@@ -1,112 +1,32 @@
-"""Settings of int8 chosen by measurement: observers, layers that stay in float32, the size of logits."""
+"""Every scheme: what a quantized run computes, keeps and says."""
 
-import copy
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from compress.diagnosis import layer_noise
-from compress.fidelity import Diagnosis
+from compress.fidelity import Diagnosis, logits_of, snr_db
 from compress.observers import OBSERVERS
-from compress.quantize import auc_of, calibrate, keep_in_float, match_logits, one_pair, quantize
+from compress.quantize import quantize
 from compress.runs import pixel_detector
-from compress.scoring import ClipScores
+from models.detector import Detector
+from models.fusing import fuse
 from models.run import Run
-from tests.compress.small_network import small_detector, some_pictures
-
-
-@pytest.fixture(scope="module")
-def calibrated():
-    return calibrate(small_detector(), [some_pictures(32, seed=2)], [some_pictures(32)])
-
-
-@pytest.fixture(scope="module")
-def with_outlier():
-    """The same network but for one channel before the GELU, which reaches 1000 times as far and says nothing."""
-    detector = small_detector()
-    with torch.no_grad():
-        detector.head.weight[:, 3] = 0.0
-        detector.backbone.mix.bias[3] += 5000.0
-    return calibrate(detector, [some_pictures(32, seed=2)], [some_pictures(32)])
-
-
-def test_the_observer_of_most_logit_snr_is_taken(calibrated):
-    assert set(calibrated.tried) == {"minmax", "moving-average", "histogram", "mse"}
-    assert calibrated.tried[calibrated.observer] == max(calibrated.tried.values()) > 15
-    with torch.inference_mode():
-        exact, rounded = (network(some_pictures(32)) for network in (small_detector(), calibrated.simulated(["head"])))
-    d = [(z[:, 1] - z[:, 0]).double().numpy() for z in (exact, rounded)]
-    snr = 10 * np.log10(np.var(d[0]) / np.mean((d[0] - d[1]) ** 2))
-    assert calibrated.tried[calibrated.observer] == pytest.approx(snr, abs=0.05)
-
-
-def test_logits_are_matched_by_the_last_layer(calibrated):
-    pictures, larger, calibrated = some_pictures(64, seed=3), small_detector(), copy.deepcopy(calibrated)
-    with torch.no_grad():
-        larger.head.weight *= 1.25
-        larger.head.bias += torch.tensor([-0.3, 0.5])
-        before, exact = (_fake_minus_real(network(pictures)) for network in (calibrated.simulated(["head"]), larger))
-        match_logits(calibrated, larger, ["head"], [pictures])
-        after = _fake_minus_real(calibrated.simulated(["head"])(pictures))
-    slope, shift = np.polyfit(before, exact, 1)
-    np.testing.assert_allclose(after, slope * before + shift, atol=1e-4)
-    assert 1.1 < slope < 1.4 and np.mean(after - exact) == pytest.approx(0.0, abs=1e-4)
-    np.testing.assert_array_equal(np.argsort(after), np.argsort(before))
-
-
-def _fake_minus_real(logits):
-    return (logits[:, 1] - logits[:, 0]).double().numpy()
-
-
-@pytest.fixture
-def scored(monkeypatch):
-    """Let pictures stand in for a store's validation split: fakes are those that the float network calls so."""
-
-    def scores(network, *_):
-        pictures = some_pictures(200, seed=4)
-        with torch.inference_mode():
-            expected, found = (_fake_minus_real(n(pictures)) for n in (small_detector(), network))
-        labels = (expected > np.median(expected)).astype(np.int64)
-        names = tuple(str(number) for number in range(len(labels)))
-        methods = ("",) * len(labels)
-        return ClipScores(names, names, labels, methods, tuple((n,) for n in names), whole=found)
-
-    monkeypatch.setattr("compress.quantize.validation_scores", scores)
-    return scores
-
-
-def _kept(calibrated, least_auc):
-    noises = layer_noise(calibrated.simulated(["head"]), some_pictures(32).split(8))
-    return keep_in_float(calibrated, noises, None, None, least_auc)
-
-
-@pytest.mark.usefixtures("scored")
-def test_all_but_the_last_layer_is_quantized_where_that_costs_nothing(calibrated):
-    assert _kept(calibrated, 0.98) == ["head"]
-
-
-def test_the_layer_with_an_outlier_stays_in_float(with_outlier, scored):
-    assert (
-        auc_of(scored(with_outlier.simulated(["head"])))
-        < 0.9
-        <= auc_of(scored(with_outlier.simulated(["backbone.mix", "head"])))
-    )
-    assert _kept(with_outlier, 0.9) == ["backbone.mix", "head"]
-    assert _kept(with_outlier, 0.0) == ["head"]
-
-
-@pytest.mark.usefixtures("scored")
-def test_where_no_layer_may_be_rounded_all_stay(calibrated):
-    assert len(_kept(calibrated, 1.1)) == 6  # which nothing reaches
+from models.schemes import dynamic_layers
+from models.temporal import TemporalSettings
+from stage import StageError
 
 
 def test_a_run_whose_layers_all_stay_computes_what_its_source_does(
     student_run, demo_store, tmp_path, monkeypatch, real_crops
 ):
-    monkeypatch.setattr("compress.quantize.one_pair", lambda _: -2.0)
-    quantize(student_run, demo_store, tmp_path / "kept", calibration_clips=8, max_auc_drop=-2.0)
+    monkeypatch.setattr(
+        "compress.quantize.keep_in_float", lambda _, noises, *__: ([noise.layer for noise in noises], None)
+    )
+    quantize(student_run, demo_store, tmp_path / "kept", calibration_clips=8, max_auc_drop=1.0)
     diagnosis = Diagnosis.model_validate(json.loads((tmp_path / "kept" / "metrics.json").read_text())["diagnosis"])
     assert diagnosis.float_layers == [noise.layer for noise in diagnosis.layers] and diagnosis.islands == {}
     assert diagnosis.logit_snr_db > 80
@@ -116,17 +36,143 @@ def test_a_run_whose_layers_all_stay_computes_what_its_source_does(
     torch.testing.assert_close(kept, source, rtol=1e-3, atol=1e-4)
 
 
-def test_one_pair_is_the_least_that_a_split_can_tell():
-    names = tuple("abcde")
-    scores = ClipScores(
-        names, names, np.array([0, 0, 1, 1, 1]), names, tuple((n,) for n in names), whole=np.arange(5.0)
-    )
-    swapped = ClipScores(names, names, scores.labels, names, scores.identities, whole=np.array([0, 2.5, 2, 3, 4]))
-    assert auc_of(scores) - one_pair(scores) == pytest.approx(auc_of(swapped))
-
-
 def test_an_int8_run_says_what_was_measured(int8_run):
     diagnosis = Diagnosis.model_validate(json.loads((int8_run / "metrics.json").read_text())["diagnosis"])
     assert diagnosis.crops == 24 and diagnosis.logit_snr_db > 15 and set(diagnosis.observers) == set(OBSERVERS)
-    assert diagnosis.float_layers == ["head"] == [diagnosis.layers[-1].layer]
+    assert diagnosis.float_layers == []
     assert len(diagnosis.layers) > 10 and diagnosis.worst()[0].logit_noise > 0
+
+
+def _scores(run, *inputs):
+    with torch.inference_mode():
+        return pixel_detector(Run(run))(*map(torch.from_numpy, inputs)).numpy()
+
+
+def test_fp16_is_half_as_large_and_rounds_weights_and_activations(student_run, demo_store, tmp_path, real_crops):
+    quantize(student_run, demo_store, tmp_path / "half", scheme="fp16")
+    stored = load_file(tmp_path / "half" / "model.safetensors")
+    assert {tensor.dtype for tensor in stored.values() if tensor.is_floating_point()} == {torch.float16}
+    run, found = Run(tmp_path / "half"), _scores(tmp_path / "half", real_crops)
+    metrics = json.loads((run.path / "metrics.json").read_text())
+    assert run.info.architecture.fused and metrics["val"]["auc"] and 30 < metrics["logit_snr_db"] < 100
+    exact = _scores(student_run, real_crops)
+    assert 0 < np.abs(found - exact).max() < 1e-2
+
+    pictures = torch.from_numpy(real_crops).permute(0, 3, 1, 2)
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (run.info.preprocessing.mean, run.info.preprocessing.std))
+    normalized = (pictures / 255.0 - mean) / std
+    network = fuse(Run(student_run).detector(), normalized).half()
+    with torch.inference_mode():
+        expected = network.head(network.backbone(normalized.half())).float().softmax(1)[:, 1]
+    np.testing.assert_allclose(found, expected.numpy(), atol=2e-3)
+
+
+def test_autocast_computes_in_bfloat16_on_a_cpu(student_run, demo_store, tmp_path, real_crops):
+    quantize(student_run, demo_store, tmp_path / "cast", scheme="autocast")
+    pictures = pixel_detector(Run(student_run)).pictures(torch.from_numpy(real_crops))
+    fused = fuse(Run(student_run).detector(), pictures)
+    with torch.autocast("cpu", torch.bfloat16), torch.inference_mode():
+        expected = fused(pictures).float().softmax(1)[:, 1].numpy()
+    found = _scores(tmp_path / "cast", real_crops)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    assert not np.allclose(found, _scores(student_run, real_crops), atol=1e-6)
+
+
+def _of_rounded(value, weight):
+    """Return what int8 gives of float32 [..., D] and [C, D]: weights per row, activations per token."""
+    scales = [tensor.abs().amax(-1, keepdim=True).clamp(min=1e-5) / 127.5 for tensor in (weight, value)]
+    weights, values = (
+        (tensor / scale).round().clamp(-128, 127) for tensor, scale in zip((weight, value), scales, strict=True)
+    )
+    return values @ weights.T * scales[1] * scales[0].T
+
+
+def test_int8_dynamic_rounds_the_linear_layers_of_a_teacher(teacher_run, demo_store, tmp_path, real_crops):
+    quantize(teacher_run, demo_store, tmp_path / "dynamic", scheme="int8-dynamic", max_auc_drop=1.0)
+    source, found = Run(teacher_run).detector(), pixel_detector(Run(tmp_path / "dynamic")).network
+    layers = dynamic_layers(source)
+    assert "backbone.blocks.0.attn.qkv" in layers and "head.0" in layers and "head.3" not in layers
+    value = torch.randn(5, 7, source.embedding_size, generator=torch.Generator().manual_seed(3))
+    exact, rounded = (network.backbone.blocks[0].attn.qkv for network in (source, found))
+    with torch.inference_mode():
+        given = rounded(value)
+        expected = _of_rounded(value, exact.weight) + exact.bias
+        error = (exact(value) - expected).square().mean()
+        assert (given - expected).square().mean() < error / 4
+        assert error / 2 < (given - exact(value)).square().mean() < error * 2
+    snr = snr_db(*(logits_of(_scores(run, real_crops)) for run in (teacher_run, tmp_path / "dynamic")))
+    assert 15 < snr < 100
+
+
+def test_int8_dynamic_of_a_network_without_linear_layers_is_refused(student_run, demo_store, tmp_path):
+    with pytest.raises(StageError, match=r"has no linear layers but the one that gives the logits: .* --scheme int8"):
+        quantize(student_run, demo_store, tmp_path / "dynamic", scheme="int8-dynamic")
+
+
+@pytest.fixture(scope="module")
+def qat_run(student_run, demo_store, tmp_path_factory):
+    """``student_run`` trained on for a pass with its values rounded."""
+    out = tmp_path_factory.mktemp("qat") / "student-qat"
+    quantize(student_run, demo_store, out, scheme="int8-qat", calibration_clips=24, max_auc_drop=1.0, passes=1)
+    return out
+
+
+def test_qat_trains_what_int8_rounds(qat_run, student_run, real_crops):
+    run, source = Run(qat_run), Run(student_run)
+    metrics = json.loads((qat_run / "metrics.json").read_text())
+    assert sorted(path.name for path in qat_run.iterdir()) == [
+        "log", "metrics.json", "model.json", "model.safetensors", "quantization.json",
+    ]  # fmt: skip
+    assert run.info.scheme == "int8-qat" and [parent.name for parent in run.info.parents] == [source.path.name]
+    steps = metrics["training"]["steps"]
+    assert run.info.trained_steps == source.info.trained_steps + steps and len(metrics["training"]["passes"]) == 1
+    # Trained, it is another float network than its source.
+    pictures = pixel_detector(source).pictures(torch.from_numpy(real_crops))
+    with torch.inference_mode():
+        moved = (run.detector()(pictures) - source.detector()(pictures)).abs().max()
+    assert moved > 1e-3
+    assert metrics["diagnosis"]["logit_snr_db"] > 10 and metrics["val"]["auc"] > 0.5
+
+
+def test_qat_says_where_it_cannot_go_on(student_run, demo_store, tmp_path):
+    copy = shutil.copytree(student_run, tmp_path / "run")
+    metrics = json.loads((copy / "metrics.json").read_text())
+    del metrics["training"]["views"]
+    (copy / "metrics.json").write_text(json.dumps(metrics))
+    with pytest.raises(StageError, match="does not say on what it was trained: int8-qat cannot go on"):
+        quantize(copy, demo_store, tmp_path / "qat", scheme="int8-qat", calibration_clips=8)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
+
+
+def test_a_teacher_is_for_qat(student_run, teacher_run, demo_store, tmp_path):
+    with pytest.raises(StageError, match="--teacher is for --scheme int8-qat: fp16 learns nothing"):
+        quantize(student_run, demo_store, tmp_path / "half", scheme="fp16", teacher=teacher_run)
+
+
+def test_a_scheme_that_costs_more_than_allowed_is_not_written(student_run, demo_store, tmp_path, monkeypatch):
+    monkeypatch.setattr("compress.quantize.one_pair", lambda _: -2.0)
+    with pytest.raises(StageError, match=r"fp16 takes the validation AUC of .* --max-auc-drop allows: nothing was wri"):
+        quantize(student_run, demo_store, tmp_path / "half", scheme="fp16", max_auc_drop=-2.0)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("architecture", "store_name"),
+    [
+        ({"backbone": "test_byobnet", "temporal": TemporalSettings(width=16)}, "demo_store"),
+        ({"backbone": "test_byobnet", "modalities": ("rgb", "depth"), "head_hidden": 8}, "modal_store"),
+    ],
+    ids=["clip student", "two modalities"],
+)
+def test_int8_of_what_looks_at_more_than_one_picture(architecture, store_name, drawn_run, tmp_path, request):
+    store = request.getfixturevalue(store_name)
+    source = drawn_run(tmp_path / "source", **architecture)
+    quantize(source, store, tmp_path / "int8", calibration_clips=24, max_auc_drop=1.0)
+    exact, network = Run(source).detector(), pixel_detector(Run(tmp_path / "int8")).network
+    assert isinstance(network, Detector)
+    diagnosis = Diagnosis.model_validate(json.loads(Run(tmp_path / "int8").read("metrics.json"))["diagnosis"])
+    assert diagnosis.logit_snr_db > 10 and len(diagnosis.layers) > 10
+    inputs = [torch.randn(2, *one.shape[1:]) if one.is_floating_point() else one for one in exact.example(frames=4)]
+    with torch.inference_mode():
+        logits = [model(inputs[0], *(valid.expand(2, -1) for valid in inputs[1:])) for model in (exact, network)]
+    assert logits[1].shape == (2, 2) and 0 < (logits[0] - logits[1]).abs().max() < 0.5

@@ -24,6 +24,7 @@ from models.detector import Architecture, PixelDetector, Preprocessing
 from models.run import Run
 from models.temporal import TemporalSettings
 from stage import StageError, sha256_of
+from tests.conftest import export_here
 from tests.export.clip_student import NAME, clip_bundle, clip_run, clip_student
 from tests.export.mil import run_mil
 
@@ -202,9 +203,14 @@ def test_clip_with_too_few_frames_is_nothing_to_score(bundle, demo_corpus, monke
         detect_video(video, bundle, bundle.artifact(f"{NAME}-onnx"), lambda pixels, valid: np.zeros(1, np.float32))
 
 
-def test_clip_student_cannot_be_quantized_yet(run_path, demo_store, tmp_path):
-    with pytest.raises(StageError, match="is a clip student, which cannot be quantized yet"):
-        quantize(run_path, demo_store, tmp_path / "int8")
+@pytest.mark.parametrize(("scheme", "formats"), [("int8", "executorch,onnx"), ("fp16", "onnx,coreml")])
+def test_a_clip_student_in_fewer_bits_is_exported(run_path, demo_store, tmp_path, scheme, formats):
+    quantize(run_path, demo_store, tmp_path / "run", scheme=scheme, calibration_clips=8, max_auc_drop=1.0)
+    export_here([tmp_path / "run"], demo_store, tmp_path / "bundle", formats)
+    for artifact in Bundle(tmp_path / "bundle").manifest.artifacts:
+        assert [program.name for program in artifact.programs] == ["embed", "score"] and artifact.scheme == scheme
+        if artifact.runtime != "coreml":
+            assert artifact.parity.logit_snr_db > 15
 
 
 def test_frame_and_clip_student_need_bundles_of_their_own(run_path, student_run, demo_store, tmp_path):

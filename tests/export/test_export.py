@@ -18,7 +18,7 @@ from export.bundle import Bundle
 from export.export import export
 from export.gate import NormalizedTwice, Source, gate
 from export.golden import golden_crops, golden_inputs
-from export.parity import compare
+from export.parity import TOLERANCES, compare
 from export.programs import Graph, pixel_input
 from export.runtimes import load_artifact
 from models.detector import Architecture, Detector, PixelDetector, Preprocessing
@@ -110,7 +110,7 @@ def test_every_artifact_on_mistaken_pixels_is_beyond_the_tolerance(bundle, file,
 
 
 def test_failed_gate_leaves_no_bundle(student_run, demo_store, tmp_path, monkeypatch):
-    monkeypatch.setattr("export.parity.FP32_TOLERANCE", 0.0)
+    monkeypatch.setitem(TOLERANCES, "fp32", 0.0)
     with pytest.raises(StageError, match=r"test_byobnet-fp32.onnx failed the parity gate"):
         export([student_run], demo_store, tmp_path / "bundle", format="onnx")
     assert list(tmp_path.iterdir()) == []

@@ -37,5 +37,5 @@ def test_difference_is_refused():
     norm = next(module for module in detector.backbone.modules() if isinstance(module, torch.nn.BatchNorm2d))
     norm.running_var[0] = -norm.eps / 2  # eval divides by a root that the folded weight cannot hold
     norm.running_var[1] = float("nan")
-    with pytest.raises(StageError, match=r"fusing repvit_m0_9 moves logits by .* on 2 real crops"):
+    with pytest.raises(StageError, match=r"fusing repvit_m0_9 moves outputs by .* on 2 real crops"):
         fuse(detector, torch.randn(2, 3, 64, 64))

@@ -1,0 +1,159 @@
+"""Calibration of static int8: equalize, find ranges on training crops, keep what int8 would break, match the logits."""
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.metrics import roc_auc_score
+from torch import Tensor, nn
+
+from compress.diagnosis import block_of, noisiest_blocks
+from compress.equalization import equalize
+from compress.fidelity import LayerNoise, snr_db
+from compress.int8 import Tensors, graph_of, observe, set_numbers, simulated
+from compress.observers import ObserverName
+from compress.runs import takes, torch_scorer
+from compress.scoring import ClipScores, Takes, score_split
+from data.batches import Batch, balanced_batches, read_batch
+from data.layouts import FAKE, REAL
+from data.store import ClipStore
+from data.views import ViewRule, Views
+from models.detector import Detector, PixelDetector
+from models.run import Run
+from stage import progress
+
+PICTURES_AT_ONCE = 32
+Inputs = tuple[Tensor, ...]
+"""What a detector takes: pictures, float32 and normalized, and of clips which frames are valid."""
+
+
+def drawn_inputs(run: Run, takes: Takes, store: ClipStore, split: str, samples: int, seed: int) -> list[Inputs]:
+    """Return label-balanced frames or clips of a split, as a run's detector takes them, in batches.
+
+    As many are drawn as ``samples`` says, or as the rarer label has, evenly over the methods of forgery. A training
+    split without fakes gives forgeries of its own.
+    """
+    labels = {clip.label for clip in store.clips(split, both=False)}
+    views = Views(store, ViewRule(forge=FAKE not in labels, seed=seed), split, takes.modalities)
+    weight = {"frame": lambda view: int(view.valid.sum()), "clip": lambda _: 1}[takes.per]
+    fewest = min(sum(map(weight, (view for view in views.views if view.label == label))) for label in (REAL, FAKE))
+    batch = next(balanced_batches(views, 2 * max(1, min(samples // 2, fewest)), (seed,), takes.per))
+    step = PICTURES_AT_ONCE if takes.per == "frame" else max(1, PICTURES_AT_ONCE // store.frames)
+    parts = [slice(start, start + step) for start in range(0, len(batch.rows), step)]
+    pixels_in = PixelDetector(nn.Identity(), run.info.preprocessing)
+    found = []
+    for part in parts:
+        read = read_batch(views, Batch(batch.rows[part], batch.labels[part]), takes.per)
+        valid = () if read.valid is None else (torch.from_numpy(read.valid),)
+        found.append((pixels_in.pictures(torch.from_numpy(read.pixels)), *valid))
+    return found
+
+
+def backbone_pictures(batches: Sequence[Inputs]) -> list[Tensor]:
+    """Return what a backbone sees of frames, float32 [N, 3, S, S] in batches: each modality is a picture."""
+    return [pictures.flatten(0, -4) if pictures.ndim > 4 else pictures for pictures, *_ in batches]
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """A fused and equalized detector with the ranges of the best observer."""
+
+    detector: Detector
+    observer: ObserverName
+    tensors: Tensors
+    program: Detector
+    """What int8 computes, in float32; it shares its head with ``detector``."""
+    tried: dict[ObserverName, float]
+    """Logit SNR in dB on validation crops by observer."""
+
+    def keeping(self, float_layers: Sequence[str]) -> Detector:
+        """Return the program in which some layers stay in float32; it shares its head with ``detector``."""
+        return simulated(self.detector, self.tensors, float_layers) if float_layers else self.program
+
+
+def logits(network: nn.Module, batches: Sequence[Inputs]) -> NDArray[np.float64]:
+    """Return fake minus real of samples in batches, float64 [N]."""
+    with torch.inference_mode():
+        given = torch.cat([network(*inputs) for inputs in batches]).double()
+    return (given[:, 1] - given[:, 0]).numpy()
+
+
+def auc_of(scores: ClipScores) -> float:
+    """Return the AUC of a split's clips, rounded as ``compress.metrics`` does: equal orders give equal figures."""
+    return round(float(roc_auc_score(scores.labels, scores.clips)), 12)
+
+
+def one_pair(scores: ClipScores) -> float:
+    """Return what one real and one fake clip in the wrong order cost in AUC: the least that a split can tell."""
+    fakes = int(scores.labels.sum())
+    return 1.0 / (fakes * (len(scores.labels) - fakes))
+
+
+def validation_scores(network: nn.Module, run: Run, store: ClipStore) -> ClipScores:
+    """Return what a network that takes what a run's detector takes says of the validation split."""
+    scorer = torch_scorer(PixelDetector(network, run.info.preprocessing), torch.device("cpu"))
+    return score_split(scorer, store, "val", takes(run.info))
+
+
+def calibrate(fused: Detector, pictures: Sequence[Tensor], validation: Sequence[Inputs]) -> Calibrated:
+    """Find the ranges of a fused detector's tensors, by the observer of most logit SNR on ``validation``.
+
+    pictures: what the backbone sees of training frames, float32 [N, 3, S, S], normalized, in batches.
+    """
+    detector = equalize(fused, pictures)
+    found = observe(detector, progress(pictures, "calibrate"))
+    exact, program = logits(fused, validation), simulated(detector, next(iter(found.values())))
+    tried: dict[ObserverName, float] = {}
+    for name, tensors in progress(list(found.items()), "compare observers"):
+        set_numbers(graph_of(program), tensors)
+        tried[name] = snr_db(exact, logits(program, validation))
+    best = max(tried, key=lambda name: tried[name])
+    set_numbers(graph_of(program), found[best])
+    return Calibrated(detector, best, found[best], program, tried)
+
+
+def keep_in_float(
+    calibrated: Calibrated, noises: list[LayerNoise], run: Run, store: ClipStore, least_auc: float
+) -> tuple[list[str], ClipScores]:
+    """Return the layers that stay in float32 for a validation AUC of ``least_auc``, few, by bisection, and the scores.
+
+    Whole blocks stay, those first whose rounding adds most to the logits' noise: one layer alone would still take
+    rounded values and give such.
+    """
+    layers = [noise.layer for noise in noises]
+    blocks = noisiest_blocks(noises)
+
+    def kept(count: int) -> list[str]:
+        return [layer for layer in layers if block_of(layer) in blocks[:count]]
+
+    @functools.cache
+    def scores(count: int) -> ClipScores:
+        return validation_scores(calibrated.keeping(kept(count)), run, store)
+
+    def suffices(count: int) -> bool:
+        return auc_of(scores(count)) >= least_auc
+
+    too_few, enough = (-1, 0) if suffices(0) else (0, len(blocks))
+    while enough - too_few > 1:
+        middle = (too_few + enough) // 2
+        too_few, enough = (too_few, middle) if suffices(middle) else (middle, enough)
+    return kept(enough), scores(enough)
+
+
+def match_logits(program: Detector, exact: nn.Module, batches: Sequence[Inputs]) -> None:
+    """Change the layer that gives a program's logits, in place, so that they come nearest to those of ``exact``.
+
+    Rounding shrinks and shifts logits by some percent. The line is fitted by least squares; no order changes. Where
+    int8 has turned the order round, there is no line to fit.
+    """
+    expected, rounded = logits(exact, batches), logits(program, batches)
+    slope, shift = np.polyfit(rounded, expected, 1) if np.var(rounded) else (0.0, 0.0)
+    if slope <= 0:
+        return
+    last = program.classifier
+    with torch.no_grad():
+        last.weight *= slope
+        last.bias.copy_(last.bias * slope + shift * torch.tensor([-0.5, 0.5]))

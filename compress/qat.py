@@ -1,0 +1,136 @@
+"""Quantization-aware training: the fused student learns with its weights and activations rounded as int8 will round.
+
+Gradients pass each rounding as if it were not there, within its range (straight-through estimator, arXiv 1712.05877,
+section 3). Ranges of activations stay as they were calibrated; those of weights follow the weights.
+"""
+
+import copy
+import json
+from dataclasses import dataclass
+from operator import attrgetter
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+from torch.fx import Node
+
+from compress.calibration import Calibrated
+from compress.compute import prepare_compute
+from compress.distill import student_task
+from compress.equalization import BATCH_NORM
+from compress.int8 import graph_of, layers_of, observers_of, simulated, traced
+from compress.objective import StudentObjective
+from compress.schedule import Schedule
+from compress.taught import Taught
+from compress.training import fit
+from data.store import ClipStore
+from data.views import ViewRule, Views
+from models.detector import Detector, PixelDetector
+from models.outputs import example_outputs
+from models.run import Run, UnfinishedRun
+from stage import StageError
+
+LOSSES = {"classification": 1.0, "kl": 1.0}
+LEARNING_RATE = 1e-4
+"""A twentieth of what students start with: the weights are where they should be, but for the rounding."""
+SMALLEST_SCALE = 2.0**-12
+"""Of a weight, in XNNPACK's quantizer."""
+MOST_WEIGHT = 127
+
+
+class WeightRounding(nn.Module):
+    """Rounds weights, float32 [C, ...], by the range that each output channel has now."""
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Return the rounded weights; the gradient is 1."""
+        scale = (weight.detach().flatten(1).abs().amax(1) / MOST_WEIGHT).clamp(min=SMALLEST_SCALE)
+        zeros = torch.zeros_like(scale, dtype=torch.int32)
+        return torch.fake_quantize_per_channel_affine(weight, scale, zeros, 0, -MOST_WEIGHT, MOST_WEIGHT)
+
+
+def trainable(calibrated: Calibrated) -> Detector:
+    """Return the int8 program computed in float32, with a copy of the weights, ready to train."""
+    program = simulated(copy.deepcopy(calibrated.detector), calibrated.tensors)
+    graph = graph_of(program)
+    for name, node, _ in list(observers_of(graph)):
+        if node.op == "get_attr":
+            setattr(graph, name, WeightRounding())
+    return program
+
+
+@torch.no_grad()
+def with_weights_of(detector: Detector, program: Detector) -> Detector:
+    """Return a copy of a fused detector that computes in float32 what ``program``, made of it and trained, rounds.
+
+    A batch norm behind a layer was folded into it: it stays where it is, and passes everything.
+    """
+    trained, graph = copy.deepcopy(detector), graph_of(program)
+    trained.head.load_state_dict(program.head.state_dict())
+    norms = {
+        layer: trained.backbone.get_submodule(str(user.args[1].target).removesuffix(".weight"))
+        for node, layer in layers_of(traced(detector)).items()
+        for user in node.users
+        if user.target == BATCH_NORM and isinstance(user.args[1], Node)
+    }
+    own = dict(trained.backbone.named_parameters())
+    for name, parameter in graph.named_parameters():
+        if name in own:
+            own[name].copy_(parameter)
+    for node, layer in layers_of(graph).items():
+        norm, bias = norms.get(layer), node.args[2] if len(node.args) > 2 else None
+        if norm is None:
+            continue
+        assert isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None and norm.running_var is not None
+        assert isinstance(bias, Node)
+        if f"{layer}.bias" in own:
+            own[f"{layer}.bias"].zero_()
+        norm.running_mean.zero_()
+        norm.weight.copy_((norm.running_var + norm.eps).sqrt())
+        norm.bias.copy_(attrgetter(str(bias.target))(graph))
+    return trained
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What is learned from whom, and how long."""
+
+    run: Run
+    """What is quantized."""
+    teacher: Run
+    store: ClipStore
+    rule: ViewRule
+    """Views as ``run`` was trained on, of which there are as many of each clip as passes."""
+    batch_size: int
+    seed: int
+
+    @classmethod
+    def of(cls, run: Run, teacher: Run, store: ClipStore, passes: int, seed: int) -> "Lesson":
+        """Go on with what a run was trained on. Raises StageError if it does not say."""
+        try:
+            history: dict[str, Any] = json.loads(run.read("metrics.json"))["training"]
+            views = {name: history["views"][name] for name in ViewRule.model_fields}
+            rule = ViewRule.model_validate(views | {"views": passes})
+            return cls(run, teacher, store, rule, int(history["batch_size"]), seed)
+        except (ValueError, KeyError, TypeError, ValidationError) as error:
+            raise StageError(
+                f"{run.path} does not say on what it was trained: int8-qat cannot go on with it"
+            ) from error
+
+
+def train_rounded(calibrated: Calibrated, lesson: Lesson, unfinished: UnfinishedRun) -> tuple[Detector, dict[str, Any]]:
+    """Train a fused detector with its values rounded. Returns it in float32, and the history for ``metrics.json``."""
+    compute = prepare_compute("fp32")
+    if compute.processes > 1:
+        raise StageError("int8-qat trains in one process: start it without torchrun")
+    run, teacher, store, rule = lesson.run, lesson.teacher, lesson.store, lesson.rule
+    views = Views(store, rule, modalities=run.info.architecture.modalities)
+    seen = Views(store, rule, modalities=teacher.info.architecture.modalities)
+    schedule = Schedule(1, lesson.batch_size, learning_rate=LEARNING_RATE, patience=rule.views, precision="fp32")
+    program = trainable(calibrated)
+    said = example_outputs(program, store.frames, with_maps=False)
+    taught = Taught(teacher, views, seen, said, compute, cache=None)
+    objective = StudentObjective(program, LOSSES, None, taught.layout, said)
+    task = student_task(PixelDetector(program, run.info.preprocessing), objective, taught, views, compute)
+    history = fit(compute, task, schedule, lesson.seed, unfinished)
+    return with_weights_of(calibrated.detector, program.cpu()), history | {"loss": LOSSES}
