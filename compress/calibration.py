@@ -1,12 +1,14 @@
 """Calibration of static int8: equalize, find ranges on training crops, keep what int8 would break, match the logits."""
 
+import copy
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from sklearn.linear_model import RidgeCV
 from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
@@ -26,6 +28,8 @@ from models.run import Run
 from stage import progress
 
 PICTURES_AT_ONCE = 32
+RIDGES = np.logspace(-3, 4, 8)
+"""Of which the penalty is chosen, in units of the inputs' variance."""
 Inputs = tuple[Tensor, ...]
 """What a detector takes: pictures, float32 and normalized, and of clips which frames are valid."""
 
@@ -65,13 +69,14 @@ class Calibrated:
     observer: ObserverName
     tensors: Tensors
     program: Detector
-    """What int8 computes, in float32; it shares its head with ``detector``."""
+    """What int8 computes, in float32."""
     tried: dict[ObserverName, float]
     """Logit SNR in dB on validation crops by observer."""
 
     def keeping(self, float_layers: Sequence[str]) -> Detector:
-        """Return the program in which some layers stay in float32; it shares its head with ``detector``."""
-        return simulated(self.detector, self.tensors, float_layers) if float_layers else self.program
+        """Return the program in which some layers stay in float32, with a head of its own."""
+        program = simulated(self.detector, self.tensors, float_layers) if float_layers else self.program
+        return program.with_parts(head=copy.deepcopy(self.detector.head))
 
 
 def logits(network: nn.Module, batches: Sequence[Inputs]) -> NDArray[np.float64]:
@@ -116,12 +121,15 @@ def calibrate(fused: Detector, pictures: Sequence[Tensor], validation: Sequence[
 
 
 def keep_in_float(
-    calibrated: Calibrated, noises: list[LayerNoise], run: Run, store: ClipStore, least_auc: float
-) -> tuple[list[str], ClipScores]:
-    """Return the layers that stay in float32 for a validation AUC of ``least_auc``, few, by bisection, and the scores.
+    noises: list[LayerNoise],
+    keeping: Callable[[list[str]], Detector],
+    score: Callable[[Detector], ClipScores],
+    least_auc: float,
+) -> tuple[list[str], Detector, ClipScores]:
+    """Return the layers that stay in float32 for an AUC of ``least_auc``, few, by bisection; the program; its scores.
 
     Whole blocks stay, those first whose rounding adds most to the logits' noise: one layer alone would still take
-    rounded values and give such.
+    rounded values and give such. ``keeping``: layers to the program in which they stay; ``score``: of validation clips.
     """
     layers = [noise.layer for noise in noises]
     blocks = noisiest_blocks(noises)
@@ -130,30 +138,38 @@ def keep_in_float(
         return [layer for layer in layers if block_of(layer) in blocks[:count]]
 
     @functools.cache
-    def scores(count: int) -> ClipScores:
-        return validation_scores(calibrated.keeping(kept(count)), run, store)
+    def tried(count: int) -> tuple[Detector, ClipScores]:
+        program = keeping(kept(count))
+        return program, score(program)
 
     def suffices(count: int) -> bool:
-        return auc_of(scores(count)) >= least_auc
+        return auc_of(tried(count)[1]) >= least_auc
 
     too_few, enough = (-1, 0) if suffices(0) else (0, len(blocks))
     while enough - too_few > 1:
         middle = (too_few + enough) // 2
         too_few, enough = (too_few, middle) if suffices(middle) else (middle, enough)
-    return kept(enough), scores(enough)
+    return kept(enough), *tried(enough)
 
 
 def match_logits(program: Detector, exact: nn.Module, batches: Sequence[Inputs]) -> None:
     """Change the layer that gives a program's logits, in place, so that they come nearest to those of ``exact``.
 
-    Rounding shrinks and shifts logits by some percent. The line is fitted by least squares; no order changes. Where
-    int8 has turned the order round, there is no line to fit.
+    Rounding shrinks and shifts logits by some percent: a line is fitted first, by least squares. What is left is fitted
+    by ridge regression on the layer's inputs, held back as far as leave-one-out says. Labels play no part. Where int8
+    has turned the order round, there is nothing to fit.
     """
+    last, seen = program.classifier, list[Tensor]()
+    hook = last.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
     expected, rounded = logits(exact, batches), logits(program, batches)
+    hook.remove()
     slope, shift = np.polyfit(rounded, expected, 1) if np.var(rounded) else (0.0, 0.0)
     if slope <= 0:
         return
-    last = program.classifier
+    inputs = torch.cat(seen).double().numpy()
+    penalties = RIDGES * inputs.var(axis=0).mean() * len(inputs)
+    left = RidgeCV(penalties).fit(inputs, expected - (slope * rounded + shift))
+    halves = torch.tensor([-0.5, 0.5])
     with torch.no_grad():
-        last.weight *= slope
-        last.bias.copy_(last.bias * slope + shift * torch.tensor([-0.5, 0.5]))
+        last.weight.mul_(slope).add_(halves[:, None] * torch.from_numpy(left.coef_).float())
+        last.bias.mul_(slope).add_(halves * float(shift + left.intercept_))

@@ -78,6 +78,10 @@ class Source:
         """Return what a detector takes of training frames or clips, in batches."""
         return drawn_inputs(self.run, looks, self.store, "train", samples, self.seed)
 
+    def scores(self, program: nn.Module) -> ClipScores:
+        """Return what a program says of the validation clips."""
+        return validation_scores(program, self.run, self.store)
+
     def snr_db(self, program: nn.Module) -> float:
         """Return how near a program's logits come to those of the run."""
         return snr_db(logits(self.fused, self.validation), logits(program, self.validation))
@@ -115,22 +119,25 @@ def static_int8(source: Source, crops: int, train: Train | None = None) -> Quant
     if train:
         trained, history = train(calibrated)
         calibrated = calibrate(trained, pictures, source.validation)
-    program = calibrated.program
     few = [
         parts
         for inputs in source.validation
         for parts in zip(*(torch.split(tensor, DIAGNOSED[looks.per]) for tensor in inputs), strict=True)
     ]
-    noises = layer_noise(program, progress(few, "diagnose"))
+    noises = layer_noise(calibrated.program, progress(few, "diagnose"))
     matched = frames if looks.per == "frame" else source.drawn(looks, MATCHED_CLIPS)
-    match_logits(program, source.fused, matched)
+
+    def keeping(layers: list[str]) -> Detector:
+        found = calibrated.keeping(layers)
+        match_logits(found, source.fused, matched)
+        return found
+
     floats: list[str] = []
     scores: ClipScores | None = None
-    if source.least_auc is not None:
-        floats, scores = keep_in_float(calibrated, noises, source.run, source.store, source.least_auc)
-    if floats:
-        program, scores = calibrated.keeping(floats), None
-        match_logits(program, source.fused, matched)
+    if source.least_auc is None:
+        program = keeping([])
+    else:
+        floats, program, scores = keep_in_float(noises, keeping, source.scores, source.least_auc)
     diagnosis = Diagnosis(
         crops=sum(len(inputs[0]) for inputs in source.validation),
         logit_snr_db=source.snr_db(program),
@@ -147,7 +154,7 @@ def static_int8(source: Source, crops: int, train: Train | None = None) -> Quant
         tensors=calibrated.tensors,
     )
     return Quantized(
-        calibrated.detector,
+        calibrated.detector.with_parts(head=program.head),
         program,
         f"{calibrated.observer} observer, {quantization.calibration_crops} crops, "
         f"{len(floats)} of {len(noises)} layers and the head in fp32",
@@ -178,7 +185,7 @@ def _check_accuracy(source: Source, found: Quantized, scheme: Scheme) -> dict[st
     if source.least_auc is None:
         return {"val": None, "reason": source.run.info.meaningless}
     # The test split is for the artifacts: their kernels round otherwise than this program.
-    scores = found.scores or validation_scores(found.program, source.run, source.store)
+    scores = found.scores or source.scores(found.program)
     if auc_of(scores) < source.least_auc:
         raise StageError(
             f"{scheme} takes the validation AUC of {source.run.path} to {auc_of(scores):.4f}, below the "
