@@ -192,7 +192,7 @@ def _diagnosis_facts(diagnosis: Diagnosis) -> dict[str, str]:
     return {
         "Logit SNR": f"{_figure(diagnosis.logit_snr_db)} dB on {diagnosis.crops} crops",
         "By observer, dB, before logits were matched": observers,
-        "In fp32": ", ".join(diagnosis.float_layers),
+        "In fp32": ", ".join(["the head", *diagnosis.float_layers]),
         "Operations that leave int8": islands or "none",
     }
 

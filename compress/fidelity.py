@@ -53,11 +53,11 @@ class Diagnosis(BaseModel):
     observers: dict[str, float]
     """The same by observer, before layers were kept in float32 and logits matched."""
     float_layers: list[str]
-    """Layers that compute in float32."""
+    """Layers of the backbone that compute in float32; the head does in any case."""
     islands: dict[str, int]
-    """Operations that take what int8 gives and compute in float32, by kind, the last layer among them."""
+    """Operations of the backbone that take what int8 gives and compute in float32, by kind."""
     layers: list[LayerNoise]
-    """In the order of the network, with only the last layer in float32."""
+    """Of the backbone, in its order, with only the head in float32."""
 
     def worst(self) -> list[LayerNoise]:
         """Return the layers that add noise, the worst first."""

@@ -1,9 +1,9 @@
 """What int8 keeps and costs: ``python -m benchmarks.studies.quantize RUN --data STORE --teacher RUN --out DIR``.
 
-First the settings: logit SNR on validation crops by observer, by number of calibration crops and by
-strength of equalization (in torch, where int8 is simulated). Then the artifacts: an fp32 and an int8
-bundle, speed, AUC with the interval of the paired difference, logit SNR and flips on test persons. Then what a block in
-fp32 costs in milliseconds: bundles in which the noisiest blocks stay.
+First the settings: logit SNR on validation crops by observer, by number of calibration crops and by strength of
+equalization (in torch, where int8 is simulated, before logits are matched). Then the artifacts of fp32 and of every scheme
+that phones have: speed, AUC with the interval of the paired difference, logit SNR and flips on test persons. Then what a
+block in fp32 costs in milliseconds: bundles in which the noisiest blocks stay.
 """
 
 import functools
@@ -33,8 +33,9 @@ from export.bundle import Bundle
 from export.export import export
 from models.fusing import fuse
 from models.run import Run, save_run
-from stage import run_as_script
+from stage import Scheme, run_as_script
 
+SCHEMES: tuple[Scheme, ...] = ("fp16", "int8", "int8-qat")
 CROPS = (64, 256)
 VALIDATION_CROPS = 128
 
@@ -127,10 +128,13 @@ def quantize_study(
     out.mkdir(parents=True, exist_ok=True)
     if not (out / "reference.json").exists():
         reference(teacher, data, out / "reference.json", repeats=10)
+    for scheme in SCHEMES:
+        if not (out / scheme).exists():
+            quantize(run, data, out / scheme, scheme)
     int8 = out / "int8"
-    if not int8.exists():
-        quantize(run, data, int8)
-    whole = measured([run, int8], "executorch,onnx", data, out / "whole", [run], threads)
+    whole = measured(
+        [run, *(out / scheme for scheme in SCHEMES)], "executorch,onnx", data, out / "whole", [run], threads
+    )
     found = artifacts(whole, fp32, store)
     show(found, "artifacts on test clips")
     diagnosis = diagnosis_of(Run(int8))

@@ -22,11 +22,11 @@ DIAGNOSIS = Diagnosis(
     crops=64,
     logit_snr_db=24.25,
     observers={"minmax": 14.0, "histogram": 23.5},
-    float_layers=["backbone.stem", "head"],
+    float_layers=["stem"],
     islands={"gelu": 27, "sigmoid": 10},
     layers=[
-        LayerNoise(layer="backbone.stem", snr_db=35.5, logit_noise=0.0035),
-        LayerNoise(layer="backbone.<b>odd</b>", snr_db=21.0, logit_noise=0.00025),
+        LayerNoise(layer="stem", snr_db=35.5, logit_noise=0.0035),
+        LayerNoise(layer="<b>odd</b>", snr_db=21.0, logit_noise=0.00025),
         LayerNoise(layer="head", snr_db=18.0, logit_noise=0.0),
     ],
 )
@@ -180,8 +180,8 @@ def test_pages_say_what_int8_cost_and_where(report: Report) -> None:
     page = Page(html(report))
     assert page.rows[-3:] == [
         ["Layer", "Share of the logit's variance", "SNR of its output, dB"],
-        ["backbone.stem", "0.350%", "35.5"],
-        ["backbone.<b>odd</b>", "0.025%", "21.0"],
+        ["stem", "0.350%", "35.5"],
+        ["<b>odd</b>", "0.025%", "21.0"],
     ]
     for page_text in (page.text, markdown(report)):
         for text in ("24.2 dB on 64 crops", "minmax 14.0, histogram 23.5", "27 gelu, 10 sigmoid", "student-int8"):

@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from sklearn.metrics import roc_auc_score
 
 from compress.fidelity import Diagnosis, logits_of, snr_db
 from compress.observers import OBSERVERS
 from compress.quantize import quantize
-from compress.runs import pixel_detector
+from compress.runs import pixel_detector, torch_scorer
+from compress.scoring import score_split
 from models.detector import Detector
 from models.fusing import fuse
 from models.run import Run
@@ -39,6 +41,14 @@ def test_an_int8_run_says_what_was_measured(int8_run):
     assert diagnosis.crops == 24 and diagnosis.logit_snr_db > 15 and set(diagnosis.observers) == set(OBSERVERS)
     assert diagnosis.float_layers == []
     assert len(diagnosis.layers) > 10 and diagnosis.worst()[0].logit_noise > 0
+    assert min(layer.snr_db for layer in diagnosis.layers) > 12
+
+
+def test_an_int8_run_computes_what_it_did_when_it_was_saved(int8_run, opened_store):
+    metrics = json.loads((int8_run / "metrics.json").read_text())
+    reloaded = score_split(torch_scorer(pixel_detector(Run(int8_run)), torch.device("cpu")), opened_store, "val")
+    assert reloaded.metrics(metrics["threshold"]["value"]).clip.accuracy == metrics["val"]["clip"]["accuracy"]
+    assert roc_auc_score(reloaded.labels, reloaded.clips) == pytest.approx(metrics["val"]["auc"])
 
 
 def _scores(run, *inputs):
