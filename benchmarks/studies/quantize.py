@@ -1,9 +1,9 @@
 """What int8 keeps and costs: ``python -m benchmarks.studies.quantize RUN --data STORE --teacher RUN --out DIR``.
 
 First the settings: logit SNR on validation crops by observer, by number of calibration crops and by strength of
-equalization (in torch, where int8 is simulated, before logits are matched). Then the artifacts of fp32 and of every scheme
-that phones have: speed, AUC with the interval of the paired difference, logit SNR and flips on test persons. Then what a
-block in fp32 costs in milliseconds: bundles in which the noisiest blocks stay.
+equalization (in torch, where int8 is simulated, before logits are matched). Then the artifacts of fp32 and of every
+scheme that phones have: speed, AUC with the interval of the paired difference, logit SNR and flips on test persons.
+Then what a block in fp32 costs in milliseconds: bundles in which the noisiest blocks stay.
 """
 
 import functools
