@@ -4,6 +4,7 @@ Imports torchao and scikit-learn only where they are needed: a worker that times
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from compress.scoring import ClipScores, Scorer, Takes, score_split
 from data.store import ClipStore
 from models.cost import cost_of
 from models.detector import Detector, PixelDetector
+from models.fusing import fuse
 from models.run import DataSource, Run, RunInfo, UnfinishedRun
 from models.schemes import in_scheme
 from stage import Scheme, StageError, say, speaks
@@ -30,17 +32,25 @@ def takes(info: RunInfo) -> Takes:
     return Takes(info.architecture.modalities, info.architecture.per)
 
 
-def pixel_detector(run: Run, dynamic_batch: bool = True, scheme: Scheme | None = None) -> PixelDetector:
-    """Load a run in its own scheme, or an fp32 run in another: pixels as ``Scorer`` takes them -> P(fake) float32 [N].
+def pixel_detector(
+    run: Run, dynamic_batch: bool = True, scheme: Scheme | None = None, inputs: Sequence[NDArray[Any]] = ()
+) -> PixelDetector:
+    """Load what a run deploys, fused, in its own scheme or an fp32 run in another: pixels -> P(fake) float32 [N].
 
     An int8 run is rebuilt as an integer program; with ``dynamic_batch`` false it takes one picture at a time, as the
-    exporters want it.
+    exporters want it. Fusing is proven on ``inputs``, as ``Scorer`` takes them, or else on zeros.
     """
-    if run.info.integer:
+    info = run.info
+    if info.integer:
         from compress.int8 import rebuild  # torchao takes seconds to import, and float runs do not need it
 
-        return PixelDetector(rebuild(run, dynamic_batch), run.info.preprocessing)
-    return PixelDetector(in_scheme(run.detector(), scheme or run.info.scheme), run.info.preprocessing)
+        return PixelDetector(rebuild(run, dynamic_batch), info.preprocessing)
+    detector = run.detector()
+    given = detector.example(frames=1)
+    if inputs:
+        pixels, *valid = map(torch.from_numpy, inputs)
+        given = (PixelDetector(nn.Identity(), info.preprocessing).pictures(pixels), *valid)
+    return PixelDetector(in_scheme(fuse(detector, *given), scheme or info.scheme), info.preprocessing).eval()
 
 
 def check_size(path: Path, size: int, store: ClipStore) -> None:

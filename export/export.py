@@ -13,12 +13,12 @@ import torch
 import typer
 
 from compress.metrics import choose_threshold
-from compress.runs import check_rgb, data_source, diagnosis_of, student_of, takes
+from compress.runs import check_rgb, data_source, diagnosis_of, pixel_detector, student_of, takes
 from compress.scoring import score_split
 from data.store import ClipStore
 from export import coreml, executorch, onnx
 from export.bundle import Artifact, Bundle, ClipRule, CropGeometry, Golden, Manifest
-from export.gate import Source, deployable, gate
+from export.gate import Source, gate
 from export.golden import Inputs, golden_inputs
 from export.programs import graphs_of
 from export.runtimes import SUFFIX_OF, Runtime, cannot_run, program_file
@@ -52,7 +52,7 @@ class Job:
 @functools.cache
 def _single_picture_detector(run: Path, scheme: Scheme) -> PixelDetector:
     """Load a run once a worker process, whatever number of its artifacts that process writes."""
-    return deployable(Run(run), None, dynamic_batch=False, scheme=scheme)
+    return pixel_detector(Run(run), dynamic_batch=False, scheme=scheme)
 
 
 def write_artifact(job: Job, folder: Path) -> dict[str, Any]:

@@ -16,26 +16,8 @@ from export.golden import Inputs
 from export.parity import Parity, compare, least_snr_db
 from export.runtimes import Runner, Runtime, cannot_run, load_artifact
 from models.detector import BYTE_MAX, PixelDetector, fake_probability
-from models.fusing import fuse
 from models.run import Run
-from models.schemes import in_scheme
-from stage import Scheme, StageError
-
-
-def deployable(run: Run, inputs: Inputs | None, dynamic_batch: bool, scheme: Scheme | None = None) -> PixelDetector:
-    """Return what a run's artifacts compute: fused, raw pixels in, P(fake) out, in the run's scheme or another.
-
-    Fusing is verified on ``inputs`` where given.
-    """
-    if run.info.integer:
-        return pixel_detector(run, dynamic_batch)
-    detector = run.detector()
-    if inputs is None:
-        fused = fuse(detector, *detector.example(frames=1))
-    else:
-        pixels, *valid = (torch.from_numpy(array) for array in inputs)
-        fused = fuse(detector, PixelDetector(nn.Identity(), run.info.preprocessing).pictures(pixels), *valid)
-    return PixelDetector(in_scheme(fused, scheme or run.info.scheme), run.info.preprocessing).eval()
+from stage import StageError
 
 
 class NormalizedTwice(nn.Module):
@@ -79,7 +61,7 @@ class Source:
         """Load a run, verify its fusing on the golden inputs, and score them."""
         run = Run(path)
         check_size(path, run.info.architecture.size, store)
-        detector = deployable(run, inputs, dynamic_batch=True)
+        detector = pixel_detector(run, inputs=inputs)
         golden = torch_scorer(detector, torch.device("cpu"))(*inputs)
         least = least_snr_db(golden, mistaken_scores(detector, inputs) if run.info.scheme != "fp32" else ())
         return cls(run, golden, least, own_threshold(run))

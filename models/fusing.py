@@ -7,6 +7,8 @@ from torch import Tensor
 from models.detector import Detector
 from stage import StageError
 
+FOLDING = ("fuse", "reparameterize", "switch_to_deploy")
+"""Methods by which timm folds a module."""
 OUTPUT_TOLERANCE = 1e-3
 """Largest change of an output, absolute and relative to the largest one: float32 rounding over a hundred layers."""
 
@@ -14,16 +16,18 @@ OUTPUT_TOLERANCE = 1e-3
 def fuse(detector: Detector, pictures: Tensor, *valid: Tensor) -> Detector:
     """Return the fused detector, in eval mode, after comparing its logits on ``pictures`` (float32 [N, 3, S, S]).
 
-    A clip detector takes [N, T, 3, S, S] and which frames are ``valid``, bool [N, T]. A fused detector comes back as it
-    is. Raises StageError if a logit moves by more than rounding explains.
+    A clip detector takes [N, T, 3, S, S] and which frames are ``valid``, bool [N, T]. What has nothing to fold is
+    shared with ``detector``: the head, and the backbone of a transformer. Raises StageError if a logit moves by more
+    than rounding explains.
     """
-    if detector.architecture.fused:
-        return detector.eval()
     detector.eval()
-    fused = Detector(
-        detector.architecture.model_copy(update={"fused": True}), reparameterize_model(detector.backbone).eval()
-    ).eval()
-    fused.head.load_state_dict(detector.head.state_dict())
+    if detector.architecture.fused:
+        return detector
+    fused = detector.with_parts()
+    fused.architecture = detector.architecture.model_copy(update={"fused": True})
+    if not any(hasattr(module, name) for module in detector.backbone.modules() for name in FOLDING):
+        return fused
+    fused.backbone = reparameterize_model(detector.backbone).eval()
     with torch.inference_mode():
         before, after = detector(pictures, *valid), fused(pictures, *valid)
     check_unmoved(before, after, f"fusing {detector.architecture.backbone}", "clips" if valid else "crops")
@@ -35,6 +39,6 @@ def check_unmoved(before: Tensor, after: Tensor, change: str, samples: str = "cr
     difference = float((before - after).abs().max())
     if not difference <= OUTPUT_TOLERANCE * max(1.0, float(before.abs().max())):
         raise StageError(
-            f"{change} moves outputs by {difference:.2g} on {len(before)} real {samples}: it must not be exported or "
+            f"{change} moves outputs by {difference:.2g} on {len(before)} {samples}: it must not be exported or "
             "quantized"
         )

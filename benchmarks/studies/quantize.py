@@ -48,7 +48,7 @@ def settings(run: Run, store: ClipStore) -> Iterator[dict[str, Any]]:
     exact = logits(fused, validation)
     for crops in CROPS:
         pictures = backbone_pictures(drawn_inputs(run, looks, store, "train", crops, seed=0))
-        for strength in (0.0, STRENGTH, 1.0):
+        for strength in (0.0, STRENGTH):
             detector = equalize(fused, pictures, strength)
             for observer, tensors in observe(detector, pictures).items():
                 snr = snr_db(exact, logits(simulated(detector, tensors), validation))

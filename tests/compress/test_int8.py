@@ -20,7 +20,6 @@ from compress.int8 import (
 )
 from compress.quantize import quantize
 from compress.runs import pixel_detector
-from export.export import deployable
 from models.run import Run
 from stage import StageError
 from tests.compress.small_network import small_detector, some_pictures
@@ -64,7 +63,7 @@ def test_rebuilding_gives_the_same_scores_every_time_and_at_batch_one(int8_run, 
 def test_weights_are_rounded_to_their_stored_scales(int8_run):
     run = Run(int8_run)
     quantization = Quantization.model_validate_json(run.read("quantization.json"))
-    program = deployable(run, None, dynamic_batch=False).network.backbone
+    program = pixel_detector(run, dynamic_batch=False).network.backbone
     stored = [value for value in program.state_dict().values() if value.dtype == torch.int8]
     per_channel = {name: tensor for name, tensor in quantization.tensors.items() if name.endswith("_weight")}
     assert len(stored) == len(per_channel) and "head_weight" not in per_channel

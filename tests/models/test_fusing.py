@@ -27,6 +27,12 @@ def test_fused_repvit_gives_the_same_logits_with_fewer_layers():
     assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in fused.backbone.modules())
 
 
+def test_what_has_nothing_to_fold_is_not_copied():
+    detector = Detector(Architecture(backbone="test_vit", size=64))
+    fused = fuse(detector, torch.zeros(1, 3, 64, 64))
+    assert fused.backbone is detector.backbone and fused.architecture.fused and not detector.architecture.fused
+
+
 def test_fusing_twice_changes_nothing():
     fused = fuse(_trained_looking("repvit_m0_9"), torch.randn(1, 3, 64, 64))
     assert fuse(fused, torch.randn(1, 3, 64, 64)) is fused
@@ -37,5 +43,5 @@ def test_difference_is_refused():
     norm = next(module for module in detector.backbone.modules() if isinstance(module, torch.nn.BatchNorm2d))
     norm.running_var[0] = -norm.eps / 2  # eval divides by a root that the folded weight cannot hold
     norm.running_var[1] = float("nan")
-    with pytest.raises(StageError, match=r"fusing repvit_m0_9 moves outputs by .* on 2 real crops"):
+    with pytest.raises(StageError, match=r"fusing repvit_m0_9 moves outputs by .* on 2 crops"):
         fuse(detector, torch.randn(2, 3, 64, 64))
