@@ -18,7 +18,7 @@ STAGES = {
     "inspect": ("data.inspect", "Count what is in a ClipStore and draw a contact sheet."),
     "teach": ("compress.teach", "Fine-tune a teacher."),
     "distill": ("compress.distill", "Distill a teacher into a student small enough for a phone."),
-    "quantize": ("compress.quantize", "Turn a run into an integer one."),
+    "quantize": ("compress.quantize", "Turn a run into one that computes in fewer bits."),
     "evaluate": ("compress.evaluate", "Measure a run on any corpus, also on recompressed crops."),
     "export": ("export.export", "Write runs as artifacts for phones, each checked on real crops."),
     "reference": ("benchmarks.reference", "Measure a teacher: scores, latency, memory."),

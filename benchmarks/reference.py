@@ -96,6 +96,8 @@ def reference(
     """
     refuse_existing(out)
     store, source = ClipStore(data), Run(run)
+    if source.info.scheme != "fp32":
+        raise StageError(f"{run} is in {source.info.scheme}: the reference is the run that it came from")
     if reason := source.info.meaningless:
         raise StageError(f"{run} cannot be a reference: {reason}")
     where, looks = choose_device(device), takes(source.info)

@@ -154,6 +154,7 @@ def _how(report: Report) -> dict[str, str]:
         f"p50, p90 and p99 are percentiles over {span} repeats. "
         "A model of whole clips is timed on clips, and each time divided by their frames.",
         "Load; frames/s": "From the file on disk to a model that is ready to run, once its runtime is imported. "
+        "Runs in torch are fused, and converted to their scheme, while they load, and the peak has that in it. "
         "Frames per second at batch 1.",
         "Memory": "Peak is the largest resident set of the whole process up to the end of the timing. "
         "Over idle is the same less a process with the runtime imported and nothing loaded. An MB here has 2^20 bytes.",
@@ -190,7 +191,7 @@ def _diagnosis_facts(diagnosis: Diagnosis) -> dict[str, str]:
     observers = ", ".join(f"{name} {_figure(snr)}" for name, snr in diagnosis.observers.items())
     islands = ", ".join(f"{count} {name}" for name, count in diagnosis.islands.items())
     return {
-        "Logit SNR": f"{_figure(diagnosis.logit_snr_db)} dB on {diagnosis.crops} crops",
+        "Logit SNR": f"{_figure(diagnosis.logit_snr_db)} dB on {diagnosis.samples} validation {diagnosis.per}s",
         "By observer, dB, before logits were matched": observers,
         "In fp32": ", ".join(["the head", *diagnosis.float_layers]),
         "Operations that leave int8": islands or "none",

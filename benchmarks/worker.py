@@ -115,6 +115,9 @@ def _import_runtime(task: Task) -> None:
     """Import what the runtime needs, so that loading is timed without it."""
     if task.runtime == "torch":
         import compress.runs  # noqa: F401
+
+        if task.scheme.startswith("int8"):
+            import torchao.quantization  # noqa: F401
     elif task.runtime == "executorch":
         import executorch.runtime  # noqa: F401
     elif task.runtime == "onnxruntime":

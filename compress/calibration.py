@@ -13,7 +13,6 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
 from compress.diagnosis import block_of, noisiest_blocks
-from compress.equalization import equalize
 from compress.fidelity import LayerNoise, snr_db
 from compress.int8 import Tensors, graph_of, observe, set_numbers, simulated
 from compress.observers import ObserverName
@@ -34,23 +33,23 @@ Inputs = tuple[Tensor, ...]
 """What a detector takes: pictures, float32 and normalized, and of clips which frames are valid."""
 
 
-def drawn_inputs(run: Run, takes: Takes, store: ClipStore, split: str, samples: int, seed: int) -> list[Inputs]:
+def drawn_inputs(run: Run, looks: Takes, store: ClipStore, split: str, samples: int, seed: int) -> list[Inputs]:
     """Return label-balanced frames or clips of a split, as a run's detector takes them, in batches.
 
     As many are drawn as ``samples`` says, or as the rarer label has, evenly over the methods of forgery. A training
     split without fakes gives forgeries of its own.
     """
     labels = {clip.label for clip in store.clips(split, both=False)}
-    views = Views(store, ViewRule(forge=FAKE not in labels, seed=seed), split, takes.modalities)
-    weight = {"frame": lambda view: int(view.valid.sum()), "clip": lambda _: 1}[takes.per]
+    views = Views(store, ViewRule(forge=FAKE not in labels, seed=seed), split, looks.modalities)
+    weight = {"frame": lambda view: int(view.valid.sum()), "clip": lambda _: 1}[looks.per]
     fewest = min(sum(map(weight, (view for view in views.views if view.label == label))) for label in (REAL, FAKE))
-    batch = next(balanced_batches(views, 2 * max(1, min(samples // 2, fewest)), (seed,), takes.per))
-    step = PICTURES_AT_ONCE if takes.per == "frame" else max(1, PICTURES_AT_ONCE // store.frames)
+    batch = next(balanced_batches(views, 2 * max(1, min(samples // 2, fewest)), (seed,), looks.per))
+    step = PICTURES_AT_ONCE if looks.per == "frame" else max(1, PICTURES_AT_ONCE // store.frames)
     parts = [slice(start, start + step) for start in range(0, len(batch.rows), step)]
     pixels_in = PixelDetector(nn.Identity(), run.info.preprocessing)
     found = []
     for part in parts:
-        read = read_batch(views, Batch(batch.rows[part], batch.labels[part]), takes.per)
+        read = read_batch(views, Batch(batch.rows[part], batch.labels[part]), looks.per)
         valid = () if read.valid is None else (torch.from_numpy(read.valid),)
         found.append((pixels_in.pictures(torch.from_numpy(read.pixels)), *valid))
     return found
@@ -103,14 +102,13 @@ def validation_scores(network: nn.Module, run: Run, store: ClipStore) -> ClipSco
     return score_split(scorer, store, "val", takes(run.info))
 
 
-def calibrate(fused: Detector, pictures: Sequence[Tensor], validation: Sequence[Inputs]) -> Calibrated:
-    """Find the ranges of a fused detector's tensors, by the observer of most logit SNR on ``validation``.
+def calibrate(detector: Detector, pictures: Sequence[Tensor], validation: Sequence[Inputs]) -> Calibrated:
+    """Find the ranges of a fused and equalized detector's tensors, by the observer of most logit SNR on ``validation``.
 
     pictures: what the backbone sees of training frames, float32 [N, 3, S, S], normalized, in batches.
     """
-    detector = equalize(fused, pictures)
     found = observe(detector, progress(pictures, "calibrate"))
-    exact, program = logits(fused, validation), simulated(detector, next(iter(found.values())))
+    exact, program = logits(detector, validation), simulated(detector, next(iter(found.values())))
     tried: dict[ObserverName, float] = {}
     for name, tensors in progress(list(found.items()), "compare observers"):
         set_numbers(graph_of(program), tensors)

@@ -118,7 +118,7 @@ def _sources(store: ClipStore, looks: Takes, text: str | None, weights: Path | N
 
 def _load(run: Run) -> tuple[Scorer, torch.device]:
     """Load a run on a GPU where there is one; integer programs are of the CPU."""
-    on_gpu = torch.cuda.is_available() and not run.info.scheme.startswith("int8")
+    on_gpu = torch.cuda.is_available() and not (run.info.integer or run.info.scheme == "int8-dynamic")
     device = torch.device("cuda" if on_gpu else "cpu")
     return torch_scorer(pixel_detector(run).to(device), device), device
 

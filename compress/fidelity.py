@@ -1,6 +1,6 @@
 """How near a model stays to the one that it was made from, and where it departs from it."""
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,10 +46,12 @@ class Diagnosis(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    crops: int
-    """Validation crops on which it was measured."""
+    samples: int
+    """Validation frames or clips on which it was measured."""
+    per: Literal["frame", "clip"]
+    """Which of both."""
     logit_snr_db: float
-    """Of the fake-minus-real logit, against the run that was quantized."""
+    """Of the fake-minus-real logit, against the float32 network that was rounded: of int8-qat, after its training."""
     observers: dict[str, float]
     """The same by observer, before layers were kept in float32 and logits matched."""
     float_layers: list[str]

@@ -13,13 +13,14 @@ import math
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator
 from operator import attrgetter
+from types import MethodType
 from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 from torch.fx import GraphModule, Node
-from torchao.quantization.pt2e import ObserverBase, allow_exported_model_train_eval
+from torchao.quantization.pt2e import ObserverBase
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
 from compress.observers import OBSERVERS, Candidates, Cut, ObserverName
@@ -208,6 +209,20 @@ def observe(detector: Detector, batches: Iterable[Tensor]) -> dict[ObserverName,
     return found
 
 
+def _as_traced(graph: GraphModule) -> GraphModule:
+    """Let ``train`` and ``eval`` leave a graph as it was traced, in eval mode; exported graphs refuse them.
+
+    PyTorch's own mend would put dropout of one half wherever a network has some that does nothing.
+    """
+
+    def stay(self: GraphModule, *_mode: bool) -> GraphModule:
+        return self
+
+    for name in ("train", "eval"):
+        setattr(graph, name, MethodType(stay, graph))
+    return graph
+
+
 def graph_of(program: Detector) -> GraphModule:
     """Return the graph that computes what a detector's backbone did."""
     assert isinstance(program.backbone, GraphModule)
@@ -223,7 +238,7 @@ def simulated(
     """
     graph = _prepare(detector, float_layers, dynamic_batch)
     set_numbers(graph, tensors)
-    return detector.with_parts(backbone=allow_exported_model_train_eval(graph))
+    return detector.with_parts(backbone=_as_traced(graph))
 
 
 def set_numbers(graph: GraphModule, tensors: Tensors) -> None:
@@ -249,7 +264,7 @@ def quantized(detector: Detector, quantization: Quantization, dynamic_batch: boo
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = convert_pt2e(graph_of(simulation))
-    return detector.with_parts(backbone=allow_exported_model_train_eval(program))
+    return detector.with_parts(backbone=_as_traced(program))
 
 
 def rebuild(run: Run, dynamic_batch: bool) -> Detector:

@@ -11,7 +11,6 @@ from operator import attrgetter
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.fx import Node
 
@@ -56,8 +55,9 @@ def trainable(calibrated: Calibrated) -> Detector:
     """Return the int8 program computed in float32, with a copy of the weights, ready to train."""
     program = simulated(copy.deepcopy(calibrated.detector), calibrated.tensors)
     graph = graph_of(program)
-    for name, node, _ in list(observers_of(graph)):
-        if node.op == "get_attr":
+    graph.requires_grad_(True)  # also of biases that folding a batch norm has made
+    for name, _, rounding in list(observers_of(graph)):
+        if rounding.qscheme == torch.per_channel_symmetric:
             setattr(graph, name, WeightRounding())
     return program
 
@@ -105,17 +105,21 @@ class Lesson:
     rule: ViewRule
     """Views as ``run`` was trained on, of which there are as many of each clip as passes."""
     batch_size: int
+    losses: dict[str, float]
     seed: int
 
     @classmethod
-    def of(cls, run: Run, teacher: Run, store: ClipStore, passes: int, seed: int) -> "Lesson":
-        """Go on with what a run was trained on. Raises StageError if it does not say."""
+    def of(cls, run: Run, teacher: Run | None, store: ClipStore, passes: int, seed: int) -> "Lesson":
+        """Go on with what a run was trained on, taught by itself if nobody else. Raises StageError if it cannot."""
+        if prepare_compute("fp32").processes > 1:
+            raise StageError("int8-qat trains in one process: start it without torchrun")
         try:
             history: dict[str, Any] = json.loads(run.read("metrics.json"))["training"]
             views = {name: history["views"][name] for name in ViewRule.model_fields}
             rule = ViewRule.model_validate(views | {"views": passes})
-            return cls(run, teacher, store, rule, int(history["batch_size"]), seed)
-        except (ValueError, KeyError, TypeError, ValidationError) as error:
+            losses = OF_TEACHER if teacher else OF_ITSELF
+            return cls(run, teacher or run, store, rule, int(history["batch_size"]), losses, seed)
+        except (ValueError, KeyError, TypeError) as error:
             raise StageError(
                 f"{run.path} does not say on what it was trained: int8-qat cannot go on with it"
             ) from error
@@ -124,8 +128,6 @@ class Lesson:
 def train_rounded(calibrated: Calibrated, lesson: Lesson, unfinished: UnfinishedRun) -> tuple[Detector, dict[str, Any]]:
     """Train a fused detector with its values rounded. Returns it in float32, and the history for ``metrics.json``."""
     compute = prepare_compute("fp32")
-    if compute.processes > 1:
-        raise StageError("int8-qat trains in one process: start it without torchrun")
     run, teacher, store, rule = lesson.run, lesson.teacher, lesson.store, lesson.rule
     views = Views(store, rule, modalities=run.info.architecture.modalities)
     seen = Views(store, rule, modalities=teacher.info.architecture.modalities)
@@ -133,8 +135,7 @@ def train_rounded(calibrated: Calibrated, lesson: Lesson, unfinished: Unfinished
     program = trainable(calibrated)
     said = example_outputs(program, store.frames, with_maps=False)
     taught = Taught(teacher, views, seen, said, compute, cache=None)
-    losses = OF_ITSELF if teacher is run else OF_TEACHER
-    objective = StudentObjective(program, losses, None, taught.layout, said)
+    objective = StudentObjective(program, lesson.losses, None, taught.layout, said)
     task = student_task(PixelDetector(program, run.info.preprocessing), objective, taught, views, compute)
     history = fit(compute, task, schedule, lesson.seed, unfinished)
-    return with_weights_of(calibrated.detector, program.cpu()), history | {"loss": losses}
+    return with_weights_of(calibrated.detector, program.cpu()), history | {"loss": lesson.losses}

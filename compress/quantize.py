@@ -3,9 +3,11 @@
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import torch
 import typer
 from torch import nn
@@ -25,17 +27,18 @@ from compress.calibration import (
 )
 from compress.diagnosis import islands, layer_noise
 from compress.distill import load_teacher
+from compress.equalization import equalize
 from compress.fidelity import Diagnosis, snr_db
 from compress.int8 import Quantization
 from compress.qat import Lesson, train_rounded
-from compress.runs import check_size, data_source, own_metrics, takes
+from compress.runs import check_clips, check_size, own_metrics, takes
 from compress.scoring import ClipScores, Takes
 from data.store import ClipStore
 from models.detector import Detector
 from models.fusing import fuse
 from models.run import Run, UnfinishedRun, save_run
 from models.schemes import dynamic_layers, in_scheme
-from stage import Scheme, Seed, StageError, progress, refuse_existing, run_as_script, say
+from stage import STATIC_INT8, Scheme, Seed, StageError, progress, refuse_existing, run_as_script, say
 
 VALIDATION = {"frame": 64, "clip": 16}
 """Frames or clips on which observers are compared, and noise is measured."""
@@ -43,7 +46,7 @@ DIAGNOSED = {"frame": 8, "clip": 1}
 """Frames or clips whose activations and gradients are held at once."""
 MATCHED_CLIPS = 32
 """Training clips on which a clip detector's logits are matched; a frame detector's are on its calibration crops."""
-QAT = "int8-qat"
+CALIBRATION_CROPS, PASSES = 256, 6
 
 
 @dataclass(frozen=True)
@@ -54,25 +57,28 @@ class Source:
     store: ClipStore
     fused: Detector
     validation: list[Inputs]
+    max_auc_drop: float
     seed: int
-    least_auc: float | None
-    """On validation clips, of what comes out; None where scores mean nothing."""
 
     @classmethod
-    def load(cls, path: Path, data: Path, max_auc_drop: float, seed: int) -> "Source":
-        """Open a run and a store. Raises StageError if the run cannot be quantized on it."""
-        store, run = ClipStore(data), Run(path)
+    def load(cls, run: Run, store: ClipStore, max_auc_drop: float, seed: int) -> "Source":
+        """Fuse a run. Raises StageError if it cannot be quantized on this store."""
         if run.info.scheme != "fp32":
-            raise StageError(f"{path} is quantized already ({run.info.scheme}): give the run that it came from")
+            raise StageError(f"{run.path} is quantized already ({run.info.scheme}): give the run that it came from")
         looks = takes(run.info)
-        check_size(path, run.info.architecture.size, store)
+        check_size(run.path, run.info.architecture.size, store)
+        check_clips(run, store)
         store.require(looks.modalities)
         validation = drawn_inputs(run, looks, store, "val", VALIDATION[looks.per], seed)
-        fused = fuse(run.detector(), *validation[0])
-        if run.info.meaningless:
-            return cls(run, store, fused, validation, seed, None)
-        before = validation_scores(fused, run, store)
-        return cls(run, store, fused, validation, seed, auc_of(before) - max(max_auc_drop, one_pair(before)) - 1e-9)
+        return cls(run, store, fuse(run.detector(), *validation[0]), validation, max_auc_drop, seed)
+
+    @cached_property
+    def least_auc(self) -> float | None:
+        """What a scheme must reach on validation clips; None where scores mean nothing."""
+        if self.run.info.meaningless:
+            return None
+        before = self.scores(self.fused)
+        return auc_of(before) - max(self.max_auc_drop, one_pair(before)) - 1e-9
 
     def drawn(self, looks: Takes, samples: int) -> list[Inputs]:
         """Return what a detector takes of training frames or clips, in batches."""
@@ -82,9 +88,9 @@ class Source:
         """Return what a program says of the validation clips."""
         return validation_scores(program, self.run, self.store)
 
-    def snr_db(self, program: nn.Module) -> float:
-        """Return how near a program's logits come to those of the run."""
-        return snr_db(logits(self.fused, self.validation), logits(program, self.validation))
+    def snr_db(self, program: nn.Module, exact: nn.Module | None = None) -> float:
+        """Return how near a program's logits come to those of the run, or of ``exact``."""
+        return snr_db(logits(exact or self.fused, self.validation), logits(program, self.validation))
 
 
 @dataclass(frozen=True)
@@ -114,11 +120,12 @@ def static_int8(source: Source, crops: int, train: Train | None = None) -> Quant
     looks = takes(source.run.info)
     frames = source.drawn(Takes(looks.modalities), crops)
     pictures = backbone_pictures(frames)
-    calibrated = calibrate(source.fused, pictures, source.validation)
+    exact = equalize(source.fused, pictures)
+    calibrated = calibrate(exact, pictures, source.validation)
     history: dict[str, Any] = {}
     if train:
-        trained, history = train(calibrated)
-        calibrated = calibrate(trained, pictures, source.validation)
+        exact, history = train(calibrated)
+        calibrated = calibrate(exact, pictures, source.validation)
     few = [
         parts
         for inputs in source.validation
@@ -129,7 +136,7 @@ def static_int8(source: Source, crops: int, train: Train | None = None) -> Quant
 
     def keeping(layers: list[str]) -> Detector:
         found = calibrated.keeping(layers)
-        match_logits(found, source.fused, matched)
+        match_logits(found, exact, matched)
         return found
 
     floats: list[str] = []
@@ -139,8 +146,9 @@ def static_int8(source: Source, crops: int, train: Train | None = None) -> Quant
     else:
         floats, program, scores = keep_in_float(noises, keeping, source.scores, source.least_auc)
     diagnosis = Diagnosis(
-        crops=sum(len(inputs[0]) for inputs in source.validation),
-        logit_snr_db=source.snr_db(program),
+        samples=sum(len(inputs[0]) for inputs in source.validation),
+        per=looks.per,
+        logit_snr_db=source.snr_db(program, exact),
         observers={str(name): snr for name, snr in calibrated.tried.items()},
         float_layers=floats,
         islands=islands(program),
@@ -158,7 +166,8 @@ def static_int8(source: Source, crops: int, train: Train | None = None) -> Quant
         program,
         f"{calibrated.observer} observer, {quantization.calibration_crops} crops, "
         f"{len(floats)} of {len(noises)} layers and the head in fp32",
-        {"diagnosis": diagnosis.model_dump()} | ({"training": history} if history else {}),
+        {"logit_snr_db": source.snr_db(program), "diagnosis": diagnosis.model_dump()}
+        | ({"training": history} if history else {}),
         {"quantization": quantization.model_dump_json(indent=2)},
         scores,
     )
@@ -166,7 +175,7 @@ def static_int8(source: Source, crops: int, train: Train | None = None) -> Quant
 
 def other_numbers(source: Source, scheme: Scheme) -> Quantized:
     """Compute in 16 bits, or in integers whose scales are found as they come."""
-    program, detector, said = in_scheme(source.fused, scheme), source.fused, "fused"
+    program, detector, said = in_scheme(source.fused, scheme), source.fused, str(scheme)
     if scheme == "int8-dynamic":
         layers = dynamic_layers(source.fused)
         if not layers:
@@ -177,6 +186,8 @@ def other_numbers(source: Source, scheme: Scheme) -> Quantized:
         said = f"{len(layers)} linear layers in integers"
     elif scheme == "fp16":
         detector = copy.deepcopy(source.fused).half()
+    if not np.isfinite(logits(program, source.validation)).all():
+        raise StageError(f"{source.run.path} has values that {scheme} cannot hold: give --scheme int8 or autocast")
     return Quantized(detector, program, said, {"logit_snr_db": source.snr_db(program)})
 
 
@@ -189,7 +200,7 @@ def _check_accuracy(source: Source, found: Quantized, scheme: Scheme) -> dict[st
     if auc_of(scores) < source.least_auc:
         raise StageError(
             f"{scheme} takes the validation AUC of {source.run.path} to {auc_of(scores):.4f}, below the "
-            f"{source.least_auc:.4f} that --max-auc-drop allows: nothing was written"
+            f"{source.least_auc:.4f} that --max-auc-drop allows: the run was not written"
         )
     return own_metrics(scores)
 
@@ -206,8 +217,8 @@ def quantize(
         ),
     ] = "int8",
     calibration_clips: Annotated[
-        int, typer.Option(help="int8, int8-qat: training crops to calibrate on.", min=2)
-    ] = 256,
+        int | None, typer.Option(help="int8, int8-qat: training crops to calibrate on; 256.", min=2)
+    ] = None,
     max_auc_drop: Annotated[
         float,
         typer.Option(
@@ -218,7 +229,7 @@ def quantize(
     teacher: Annotated[
         Path | None, typer.Option(help="int8-qat: the run to learn from; the run that is quantized if none is given.")
     ] = None,
-    passes: Annotated[int, typer.Option(help="int8-qat: passes over the training clips.", min=1)] = 6,
+    passes: Annotated[int | None, typer.Option(help="int8-qat: passes over the training clips; 6.", min=1)] = None,
     seed: Seed = 0,
 ) -> None:
     """Turn a run into one that computes in fewer bits.
@@ -226,41 +237,40 @@ def quantize(
     Example: **pocketproof quantize runs/student --scheme int8 --data store --out runs/student-int8**
     """
     refuse_existing(out)
-    if scheme == "fp32":
-        raise StageError(f"{run} is in fp32 as it is: give another --scheme")
-    if teacher and scheme != QAT:
-        raise StageError(f"--teacher is for --scheme {QAT}: {scheme} learns nothing")
-    source = Source.load(run, data, max_auc_drop, seed)
-    taught = load_teacher(teacher, source.store, takes(source.run.info).per) if teacher else source.run
-    info = source.run.info.model_copy(
-        update={
-            "scheme": scheme,
-            "architecture": source.fused.architecture,
-            "parents": list(dict.fromkeys([source.run.as_parent(), taught.as_parent()])),
-            "data": data_source(source.store),
-            "seed": seed,
-        }
+    _check_options(scheme, {"--calibration-clips": calibration_clips}, {"--teacher": teacher, "--passes": passes})
+    store, own = ClipStore(data), Run(run)
+    source = Source.load(own, store, max_auc_drop, seed)
+    taught = load_teacher(teacher, store, own.info.architecture.per) if teacher else None
+    parents = [own.as_parent(), *([taught.as_parent()] if taught else [])]
+    info = own.info.model_copy(
+        update={"scheme": scheme, "architecture": source.fused.architecture, "parents": parents, "seed": seed}
     )
-    if scheme != QAT:
-        found = static_int8(source, calibration_clips) if scheme == "int8" else other_numbers(source, scheme)
+    crops = calibration_clips or CALIBRATION_CROPS
+    if scheme != "int8-qat":
+        found = static_int8(source, crops) if scheme == "int8" else other_numbers(source, scheme)
         metrics = _check_accuracy(source, found, scheme) | found.metrics
         save_run(out, info, found.detector, metrics, **found.files)
     else:
-        lesson = Lesson.of(source.run, taught, source.store, passes, seed)
-        asked = {"run": info.model_dump(), "crops": calibration_clips, "passes": passes, "least": source.least_auc}
-        with UnfinishedRun(out, asked) as unfinished:
-            found = static_int8(
-                source,
-                calibration_clips,
-                lambda calibrated: train_rounded(calibrated, lesson, unfinished),
-            )
+        lesson = Lesson.of(own, taught, store, passes or PASSES, seed)
+        asked = {"run": info.model_dump(), "crops": crops, "rule": lesson.rule.model_dump(), "losses": lesson.losses}
+        with UnfinishedRun(out, asked | {"data": store.info.fingerprint}) as unfinished:
+            found = static_int8(source, crops, lambda calibrated: train_rounded(calibrated, lesson, unfinished))
             metrics = _check_accuracy(source, found, scheme) | found.metrics
             steps = info.trained_steps + found.metrics["training"]["steps"]
-            trained = info.model_copy(update={"trained_steps": steps})
-            unfinished.finish(trained, found.detector, metrics, **found.files)
+            info = info.model_copy(update={"trained_steps": steps})
+            unfinished.finish(info, found.detector, metrics, **found.files)
     accuracy = f"val AUC {metrics['val']['auc']:.3f} in torch" if metrics["val"] else str(metrics["reason"])
-    snr = metrics["diagnosis"]["logit_snr_db"] if "diagnosis" in metrics else metrics["logit_snr_db"]
-    say(f"{out}: logits within {snr:.1f} dB ({found.said}); {accuracy}")
+    say(f"{out}: logits within {metrics['logit_snr_db']:.1f} dB of the run's ({found.said}); {accuracy}")
+
+
+def _check_options(scheme: Scheme, of_int8: dict[str, Any], of_qat: dict[str, Any]) -> None:
+    """Raise StageError for fp32, and for options that a scheme has no use for."""
+    if scheme == "fp32":
+        raise StageError("--scheme fp32 is what runs are in: give another one")
+    needless = [of_int8] if scheme not in STATIC_INT8 else []
+    needless += [of_qat] if scheme != "int8-qat" else []
+    for name in (name for options in needless for name, value in options.items() if value is not None):
+        raise StageError(f"--scheme {scheme} has no use for {name}: leave it out")
 
 
 if __name__ == "__main__":

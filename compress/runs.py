@@ -59,6 +59,19 @@ def check_size(path: Path, size: int, store: ClipStore) -> None:
         raise StageError(f"{path} takes {size} px crops, {store.path} holds {store.size} px")
 
 
+def check_clips(run: Run, store: ClipStore) -> None:
+    """Raise StageError if a run scores whole clips, and a store holds none, or of another length than it learned."""
+    if run.info.architecture.per == "frame":
+        return
+    if store.frames == 1:
+        raise StageError(f"{run.path} scores clips, and {store.path} holds photos: give a store of clips")
+    if (trained := run.info.data.frames) not in (None, store.frames):
+        raise StageError(
+            f"{run.path} was trained on clips of {trained} frames, and {store.path} holds clips of {store.frames}: "
+            "give a store of the same length"
+        )
+
+
 def check_rgb(run: Run) -> None:
     """Raise StageError unless a run looks at single RGB crops, or is a clip student: all that goes to a phone does."""
     seen, temporal = takes(run.info), run.info.architecture.temporal

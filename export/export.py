@@ -13,7 +13,7 @@ import torch
 import typer
 
 from compress.metrics import choose_threshold
-from compress.runs import check_rgb, data_source, diagnosis_of, pixel_detector, student_of, takes
+from compress.runs import check_clips, check_rgb, data_source, diagnosis_of, pixel_detector, student_of, takes
 from compress.scoring import score_split
 from data.store import ClipStore
 from export import coreml, executorch, onnx
@@ -169,6 +169,7 @@ def _one_student(runs: list[Run], store: ClipStore) -> Architecture:
     """
     for run in runs:
         check_rgb(run)
+        check_clips(run, store)
         if run.info.scheme in ONLY_TORCH:
             raise StageError(
                 f"{run.path} is in {run.info.scheme}, which no runtime of a phone has: bench the run itself, and "
@@ -179,14 +180,6 @@ def _one_student(runs: list[Run], store: ClipStore) -> Architecture:
         raise StageError("the runs hold different students: export them into bundles of their own")
     if len({run.info.scheme for run in runs}) < len(runs):
         raise StageError("two of the runs have the same student and scheme: export them into bundles of their own")
-    if architectures[0].per == "clip" and store.frames == 1:
-        raise StageError(f"{runs[0].path} is a clip student, and {store.path} holds photos: give a store of clips")
-    trained = runs[0].info.data.frames
-    if architectures[0].per == "clip" and trained not in (None, store.frames):
-        raise StageError(
-            f"{runs[0].path} was trained on clips of {trained} frames, and {store.path} holds clips of {store.frames}: "
-            "give a store of the same length"
-        )
     return architectures[0]
 
 

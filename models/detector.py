@@ -174,7 +174,10 @@ class Detector(nn.Module):
     def with_parts(self, backbone: nn.Module | None = None, head: nn.Module | None = None) -> "Detector":
         """Return a detector that computes with other parts, and shares those that are not given."""
         other = copy.copy(self)
-        other._modules = {"backbone": backbone or self.backbone, "head": head or self.head}
+        other._modules = {
+            "backbone": self.backbone if backbone is None else backbone,
+            "head": self.head if head is None else head,
+        }
         return other
 
     def example(self, frames: int) -> tuple[Tensor, ...]:

@@ -65,9 +65,11 @@ def show(rows: list[dict[str, Any]], title: str) -> None:
 
 def artifacts(folder: Path, fp32: Run, store: ClipStore) -> list[dict[str, Any]]:
     """Return speed and accuracy of a folder's artifacts, and their logit SNR against the fp32 run on test clips."""
-    exact = score_split(torch_scorer(pixel_detector(fp32), torch.device("cpu")), store, "test").clips
+    exact = score_split(torch_scorer(pixel_detector(fp32), torch.device("cpu")), store, "test", takes(fp32.info)).clips
     bundle, found = Bundle(folder / "bundle"), []
-    score = functools.cache(lambda name: score_split(bundle.load(bundle.artifact(name)), store, "test").clips)
+    score = functools.cache(
+        lambda name: score_split(bundle.load(bundle.artifact(name)), store, "test", takes(fp32.info)).clips
+    )
     for row in read_report(folder / "report" / "report.json").rows:
         if row.kind == "artifact" and row.latency_ms:
             found.append(
@@ -87,7 +89,7 @@ def artifacts(folder: Path, fp32: Run, store: ClipStore) -> list[dict[str, Any]]
 
 
 def in_float(run: Run, block: str, out: Path) -> Path:
-    """Write an int8 run again, unless it is there, with one more block in float32."""
+    """Write an int8 run again, unless it is there, with one more block in float32: to be timed, not to be used."""
     known = Quantization.model_validate_json(run.read("quantization.json"))
     diagnosis = diagnosis_of(run)
     assert diagnosis is not None
@@ -130,7 +132,7 @@ def quantize_study(
         reference(teacher, data, out / "reference.json", repeats=10)
     for scheme in SCHEMES:
         if not (out / scheme).exists():
-            quantize(run, data, out / scheme, scheme)
+            quantize(run, data, out / scheme, scheme, teacher=teacher if scheme == "int8-qat" else None)
     int8 = out / "int8"
     whole = measured(
         [run, *(out / scheme for scheme in SCHEMES)], "executorch,onnx", data, out / "whole", [run], threads
@@ -143,7 +145,10 @@ def quantize_study(
     for block in noisiest_blocks(diagnosis.layers)[:blocks]:
         kept = in_float(Run(int8), block, out / f"int8-without-{block}")
         folder = measured([kept], "executorch", data, out / f"without-{block}", [run], threads)
-        costs += [{"in fp32": block} | row for row in artifacts(folder, fp32, store)]
+        rows = artifacts(folder, fp32, store)
+        costs += [
+            {"in fp32": block} | {name: row[name] for name in ("artifact", "threads", "ms", "MB")} for row in rows
+        ]
     if costs:
         show(costs, "int8 with one more block in fp32")
     report = read_report(whole / "report" / "report.json")

@@ -19,7 +19,8 @@ NO_ACCURACY = "the split has no real clips"
 SVG = "{http://www.w3.org/2000/svg}"
 
 DIAGNOSIS = Diagnosis(
-    crops=64,
+    samples=64,
+    per="frame",
     logit_snr_db=24.25,
     observers={"minmax": 14.0, "histogram": 23.5},
     float_layers=["stem"],
@@ -184,7 +185,12 @@ def test_pages_say_what_int8_cost_and_where(report: Report) -> None:
         ["<b>odd</b>", "0.025%", "21.0"],
     ]
     for page_text in (page.text, markdown(report)):
-        for text in ("24.2 dB on 64 crops", "minmax 14.0, histogram 23.5", "27 gelu, 10 sigmoid", "student-int8"):
+        for text in (
+            "24.2 dB on 64 validation frames",
+            "minmax 14.0, histogram 23.5",
+            "27 gelu, 10 sigmoid",
+            "student-int8",
+        ):
             assert text in page_text
     bars = ElementTree.fromstring(re.findall(r"<svg.*?</svg>", html(report), re.DOTALL)[1])
     assert {"int8", "kept in fp32", "Share of the logit's variance"} <= set(texts_of(bars))

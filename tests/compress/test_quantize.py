@@ -6,20 +6,24 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
-from sklearn.metrics import roc_auc_score
+from safetensors.torch import load_file, save_file
 
+from compress.calibration import calibrate, drawn_inputs, logits
 from compress.fidelity import Diagnosis, logits_of, snr_db
+from compress.int8 import graph_of, observers_of
 from compress.observers import OBSERVERS
-from compress.quantize import quantize
-from compress.runs import pixel_detector, torch_scorer
-from compress.scoring import score_split
+from compress.qat import WeightRounding, trainable, with_weights_of
+from compress.quantize import VALIDATION, quantize
+from compress.runs import pixel_detector, takes
+from compress.scoring import Takes
+from data.store import ClipStore
 from models.detector import Detector
 from models.fusing import fuse
 from models.run import Run
 from models.schemes import dynamic_layers
 from models.temporal import TemporalSettings
 from stage import StageError
+from tests.compress.small_network import small_detector, some_pictures
 
 
 def test_a_run_whose_layers_all_stay_computes_what_its_source_does(
@@ -38,17 +42,22 @@ def test_a_run_whose_layers_all_stay_computes_what_its_source_does(
 
 def test_an_int8_run_says_what_was_measured(int8_run):
     diagnosis = Diagnosis.model_validate(json.loads((int8_run / "metrics.json").read_text())["diagnosis"])
-    assert diagnosis.crops == 24 and diagnosis.logit_snr_db > 15 and set(diagnosis.observers) == set(OBSERVERS)
+    assert (
+        (diagnosis.samples, diagnosis.per) == (24, "frame")
+        and diagnosis.logit_snr_db > 15
+        and set(diagnosis.observers) == set(OBSERVERS)
+    )
     assert diagnosis.float_layers == []
     assert len(diagnosis.layers) > 10 and diagnosis.worst()[0].logit_noise > 0
     assert min(layer.snr_db for layer in diagnosis.layers) > 12
 
 
-def test_an_int8_run_computes_what_it_did_when_it_was_saved(int8_run, opened_store):
+def test_an_int8_run_computes_what_it_did_when_it_was_saved(int8_run, student_run, opened_store):
     metrics = json.loads((int8_run / "metrics.json").read_text())
-    reloaded = score_split(torch_scorer(pixel_detector(Run(int8_run)), torch.device("cpu")), opened_store, "val")
-    assert reloaded.metrics(metrics["threshold"]["value"]).clip.accuracy == metrics["val"]["clip"]["accuracy"]
-    assert roc_auc_score(reloaded.labels, reloaded.clips) == pytest.approx(metrics["val"]["auc"])
+    validation = drawn_inputs(Run(student_run), Takes(), opened_store, "val", 64, seed=0)
+    exact, reloaded = (logits(pixel_detector(Run(run)).network, validation) for run in (student_run, int8_run))
+    assert snr_db(exact, reloaded) == pytest.approx(metrics["logit_snr_db"], abs=0.1)
+    assert metrics["diagnosis"]["logit_snr_db"] == pytest.approx(metrics["logit_snr_db"], abs=0.1)
 
 
 def _scores(run, *inputs):
@@ -125,7 +134,7 @@ def qat_run(student_run, demo_store, tmp_path_factory):
     return out
 
 
-def test_qat_trains_what_int8_rounds(qat_run, student_run, real_crops):
+def test_qat_trains_what_int8_rounds(qat_run, student_run, int8_run, real_crops):
     run, source = Run(qat_run), Run(student_run)
     metrics = json.loads((qat_run / "metrics.json").read_text())
     assert sorted(path.name for path in qat_run.iterdir()) == [
@@ -134,12 +143,57 @@ def test_qat_trains_what_int8_rounds(qat_run, student_run, real_crops):
     assert run.info.scheme == "int8-qat" and [parent.name for parent in run.info.parents] == [source.path.name]
     steps = metrics["training"]["steps"]
     assert run.info.trained_steps == source.info.trained_steps + steps and len(metrics["training"]["passes"]) == 1
-    # Trained, it is another float network than its source.
+    assert metrics["training"]["loss"] == {"margin": 1.0} and metrics["training"]["passes"][0]["loss"] > 0
+    assert metrics["diagnosis"]["logit_snr_db"] > 10 and metrics["val"]["auc"] > 0.5
     pictures = pixel_detector(source).pictures(torch.from_numpy(real_crops))
     with torch.inference_mode():
-        moved = (run.detector()(pictures) - source.detector()(pictures)).abs().max()
-    assert moved > 1e-3
-    assert metrics["diagnosis"]["logit_snr_db"] > 10 and metrics["val"]["auc"] > 0.5
+        moved = (run.detector().backbone(pictures) - Run(int8_run).detector().backbone(pictures)).abs().max()
+    assert moved > 1e-4
+
+
+def test_trained_weights_come_back_into_the_network(qat_parts):
+    detector, program = qat_parts
+    graph = graph_of(program)
+    for name, _, _ in list(observers_of(graph)):
+        setattr(graph, name, torch.nn.Identity())
+    for name, module in list(graph.named_modules()):
+        if isinstance(module, WeightRounding):
+            graph.set_submodule(name, torch.nn.Identity())
+    pictures = some_pictures(8)
+    with torch.inference_mode():
+        found = with_weights_of(detector, program)(pictures)
+        torch.testing.assert_close(found, program(pictures), rtol=1e-5, atol=1e-5)
+        assert (found - detector(pictures)).abs().max() > 1e-2
+
+
+@pytest.fixture
+def qat_parts():
+    """A network with batch norms, and its program, in which every weight was moved."""
+    detector = small_detector()
+    program = trainable(calibrate(detector, [some_pictures(16, seed=2)], [(some_pictures(16),)]))
+    generator = torch.Generator().manual_seed(0)
+    parameters = list(program.parameters())
+    assert all(parameter.requires_grad for parameter in parameters)
+    with torch.no_grad():
+        for parameter in parameters:
+            parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
+    return detector, program
+
+
+def test_training_changes_nothing_but_weights(qat_parts):
+    _, program = qat_parts
+    pictures = some_pictures(4)
+    evaluated = program.eval()(pictures)
+    assert torch.equal(program.train()(pictures), evaluated)
+    evaluated.sum().backward()
+    assert all(parameter.grad is not None for parameter in program.parameters())
+
+
+def test_a_transformer_learns_to_be_int8(teacher_run, demo_store, tmp_path):
+    quantize(
+        teacher_run, demo_store, tmp_path / "qat", scheme="int8-qat", calibration_clips=8, max_auc_drop=1.0, passes=1
+    )
+    assert json.loads((tmp_path / "qat" / "metrics.json").read_text())["diagnosis"]["logit_snr_db"] > 5
 
 
 def test_qat_says_where_it_cannot_go_on(student_run, demo_store, tmp_path):
@@ -152,14 +206,32 @@ def test_qat_says_where_it_cannot_go_on(student_run, demo_store, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
 
 
-def test_a_teacher_is_for_qat(student_run, teacher_run, demo_store, tmp_path):
-    with pytest.raises(StageError, match="--teacher is for --scheme int8-qat: fp16 learns nothing"):
-        quantize(student_run, demo_store, tmp_path / "half", scheme="fp16", teacher=teacher_run)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"scheme": "fp16", "passes": 3}, "--scheme fp16 has no use for --passes: leave it out"),
+        ({"scheme": "int8", "passes": 3}, "--scheme int8 has no use for --passes: leave it out"),
+        ({"scheme": "autocast", "calibration_clips": 8}, "--scheme autocast has no use for --calibration-clips"),
+        ({"scheme": "fp32"}, "--scheme fp32 is what runs are in: give another one"),
+    ],
+)
+def test_options_without_use_are_refused(student_run, demo_store, tmp_path, options, message):
+    with pytest.raises(StageError, match=message):
+        quantize(student_run, demo_store, tmp_path / "out", **options)
+
+
+def test_fp16_that_overflows_is_refused(drawn_run, demo_store, tmp_path):
+    run = drawn_run(tmp_path / "source", backbone="test_byobnet")
+    weights = load_file(run / "model.safetensors")
+    weights["head.weight"] *= 1e7
+    save_file(weights, run / "model.safetensors")
+    with pytest.raises(StageError, match="has values that fp16 cannot hold: give --scheme int8 or autocast"):
+        quantize(run, demo_store, tmp_path / "half", scheme="fp16")
 
 
 def test_a_scheme_that_costs_more_than_allowed_is_not_written(student_run, demo_store, tmp_path, monkeypatch):
     monkeypatch.setattr("compress.quantize.one_pair", lambda _: -2.0)
-    with pytest.raises(StageError, match=r"fp16 takes the validation AUC of .* --max-auc-drop allows: nothing was wri"):
+    with pytest.raises(StageError, match=r"fp16 takes the validation AUC of .* --max-auc-drop allows: the run was not"):
         quantize(student_run, demo_store, tmp_path / "half", scheme="fp16", max_auc_drop=-2.0)
     assert list(tmp_path.iterdir()) == []
 
@@ -178,9 +250,9 @@ def test_int8_of_what_looks_at_more_than_one_picture(architecture, store_name, d
     quantize(source, store, tmp_path / "int8", calibration_clips=24, max_auc_drop=1.0)
     exact, network = Run(source).detector(), pixel_detector(Run(tmp_path / "int8")).network
     assert isinstance(network, Detector)
-    diagnosis = Diagnosis.model_validate(json.loads(Run(tmp_path / "int8").read("metrics.json"))["diagnosis"])
-    assert diagnosis.logit_snr_db > 10 and len(diagnosis.layers) > 10
-    inputs = [torch.randn(2, *one.shape[1:]) if one.is_floating_point() else one for one in exact.example(frames=4)]
-    with torch.inference_mode():
-        logits = [model(inputs[0], *(valid.expand(2, -1) for valid in inputs[1:])) for model in (exact, network)]
-    assert logits[1].shape == (2, 2) and 0 < (logits[0] - logits[1]).abs().max() < 0.5
+    metrics = json.loads(Run(tmp_path / "int8").read("metrics.json"))
+    diagnosis, looks = Diagnosis.model_validate(metrics["diagnosis"]), takes(Run(source).info)
+    assert diagnosis.logit_snr_db > 10 and len(diagnosis.layers) > 10 and diagnosis.per == looks.per
+    validation = drawn_inputs(Run(source), looks, ClipStore(store), "val", VALIDATION[looks.per], seed=0)
+    found = snr_db(logits(exact, validation), logits(network, validation))
+    assert found == pytest.approx(metrics["logit_snr_db"], abs=0.5)

@@ -10,7 +10,6 @@ import torch
 from compress.compute import prepare_compute
 from compress.distill import distill
 from compress.features import Cut, Features
-from compress.quantize import quantize
 from compress.runs import pixel_detector, takes, torch_scorer
 from compress.scoring import collect, score_split
 from compress.teach import modalities_of, teach
@@ -78,8 +77,6 @@ def test_runs_that_no_phone_can_feed_are_refused(
     several: Path, megatron: Path, modal_store: Path, tmp_path: Path
 ) -> None:
     for run, looks in ((several, "depth\\+flow frames"), (megatron, "rgb\\+depth clips")):
-        with pytest.raises(StageError, match=rf"looks at {looks}, and a phone has rgb frames: distill it"):
-            quantize(run, modal_store, tmp_path / "int8")
         with pytest.raises(StageError, match=rf"looks at {looks}, and a phone has rgb frames: distill it"):
             export([run], modal_store, tmp_path / "bundle")
     with pytest.raises(StageError, match="scores clips: a frame student learns from a teacher of frames, teach dino"):

@@ -109,6 +109,12 @@ def test_every_artifact_on_mistaken_pixels_is_beyond_the_tolerance(bundle, file,
     assert not compare(source.golden, runner(wrong), source.run.info.scheme, source.least_snr_db).passed
 
 
+def test_schemes_of_torch_alone_are_refused(drawn_run, demo_store, tmp_path):
+    run = drawn_run(tmp_path / "run", {"kind": "student", "scheme": "autocast"})
+    with pytest.raises(StageError, match=r"is in autocast, which no runtime of a phone has: bench the run itself"):
+        export([run], demo_store, tmp_path / "bundle")
+
+
 def test_failed_gate_leaves_no_bundle(student_run, demo_store, tmp_path, monkeypatch):
     monkeypatch.setitem(TOLERANCES, "fp32", 0.0)
     with pytest.raises(StageError, match=r"test_byobnet-fp32.onnx failed the parity gate"):
