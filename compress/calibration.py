@@ -2,7 +2,7 @@
 
 import copy
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -78,7 +78,7 @@ class Calibrated:
         return program.with_parts(head=copy.deepcopy(self.detector.head))
 
 
-def logits(network: nn.Module, batches: Sequence[Inputs]) -> NDArray[np.float64]:
+def logits(network: nn.Module, batches: Iterable[Inputs]) -> NDArray[np.float64]:
     """Return fake minus real of samples in batches, float64 [N]."""
     with torch.inference_mode():
         given = torch.cat([network(*inputs) for inputs in batches]).double()
@@ -150,8 +150,8 @@ def keep_in_float(
     return kept(enough), *tried(enough)
 
 
-def match_logits(program: Detector, exact: nn.Module, batches: Sequence[Inputs]) -> None:
-    """Change the layer that gives a program's logits, in place, so that they come nearest to those of ``exact``.
+def match_logits(program: Detector, expected: NDArray[np.float64], batches: Sequence[Inputs]) -> None:
+    """Change the layer that gives a program's logits, in place, so that they come nearest to ``expected``, float64 [N].
 
     Rounding shrinks and shifts logits by some percent: a line is fitted first, by least squares. What is left is fitted
     by ridge regression on the layer's inputs, held back as far as leave-one-out says. Labels play no part. Where int8
@@ -159,7 +159,7 @@ def match_logits(program: Detector, exact: nn.Module, batches: Sequence[Inputs])
     """
     last, seen = program.classifier, list[Tensor]()
     hook = last.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
-    expected, rounded = logits(exact, batches), logits(program, batches)
+    rounded = logits(program, batches)
     hook.remove()
     slope, shift = np.polyfit(rounded, expected, 1) if np.var(rounded) else (0.0, 0.0)
     if slope <= 0:

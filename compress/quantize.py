@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ from compress.calibration import (
 from compress.diagnosis import islands, layer_noise
 from compress.distill import load_teacher
 from compress.equalization import equalize
-from compress.fidelity import Diagnosis, snr_db
+from compress.fidelity import Diagnosis, LayerNoise, snr_db
 from compress.int8 import Quantization
 from compress.qat import Lesson, train_rounded
 from compress.runs import check_clips, check_size, own_metrics, takes
@@ -44,8 +44,9 @@ VALIDATION = {"frame": 64, "clip": 16}
 """Frames or clips on which observers are compared, and noise is measured."""
 DIAGNOSED = {"frame": 8, "clip": 1}
 """Frames or clips whose activations and gradients are held at once."""
-MATCHED_CLIPS = 32
-"""Training clips on which a clip detector's logits are matched; a frame detector's are on its calibration crops."""
+MATCHED = {"frame": 512, "clip": 32}
+"""Training frames or clips on which logits are matched. A last layer of some hundred weights is fitted: twice as many
+crops as ranges need gave 3 dB more on persons never seen (docs/lab-notes.md)."""
 CALIBRATION_CROPS, PASSES = 256, 6
 
 
@@ -72,6 +73,11 @@ class Source:
         validation = drawn_inputs(run, looks, store, "val", VALIDATION[looks.per], seed)
         return cls(run, store, fuse(run.detector(), *validation[0]), validation, max_auc_drop, seed)
 
+    @property
+    def per(self) -> Literal["frame", "clip"]:
+        """Whether the run scores frames or clips."""
+        return self.run.info.architecture.per
+
     @cached_property
     def least_auc(self) -> float | None:
         """What a scheme must reach on validation clips; None where scores mean nothing."""
@@ -92,6 +98,15 @@ class Source:
         """Return how near a program's logits come to those of the run, or of ``exact``."""
         return snr_db(logits(exact or self.fused, self.validation), logits(program, self.validation))
 
+    def layer_noise(self, program: Detector) -> list[LayerNoise]:
+        """Say what each layer of an int8 program adds to the noise of the logits."""
+        few = [
+            parts
+            for inputs in self.validation
+            for parts in zip(*(torch.split(tensor, DIAGNOSED[self.per]) for tensor in inputs), strict=True)
+        ]
+        return layer_noise(program, progress(few, "diagnose"))
+
 
 @dataclass(frozen=True)
 class Quantized:
@@ -109,6 +124,26 @@ class Quantized:
     """What the program says of the validation split, where that is known."""
 
 
+def _accurate(
+    source: Source, calibrated: Calibrated, exact: Detector, noises: list[LayerNoise]
+) -> tuple[list[str], Detector, ClipScores | None]:
+    """Match the logits to those of ``exact``, and keep layers in float32 as far as accuracy asks for it.
+
+    Returns them, the program, and what it says of the validation split where its accuracy counted.
+    """
+    matched = source.drawn(takes(source.run.info), MATCHED[source.per])
+    expected = logits(exact, progress(matched, "match logits"))
+
+    def keeping(layers: list[str]) -> Detector:
+        program = calibrated.keeping(layers)
+        match_logits(program, expected, matched)
+        return program
+
+    if source.least_auc is None:
+        return [], keeping([]), None
+    return keep_in_float(noises, keeping, source.scores, source.least_auc)
+
+
 Train = Callable[[Calibrated], tuple[Detector, dict[str, Any]]]
 
 
@@ -117,8 +152,7 @@ def static_int8(source: Source, crops: int, train: Train | None = None) -> Quant
 
     ``train``: what trains the calibrated detector, which is then calibrated anew.
     """
-    looks = takes(source.run.info)
-    frames = source.drawn(Takes(looks.modalities), crops)
+    frames = source.drawn(Takes(source.run.info.architecture.modalities), crops)
     pictures = backbone_pictures(frames)
     exact = equalize(source.fused, pictures)
     calibrated = calibrate(exact, pictures, source.validation)
@@ -126,29 +160,13 @@ def static_int8(source: Source, crops: int, train: Train | None = None) -> Quant
     if train:
         exact, history = train(calibrated)
         calibrated = calibrate(exact, pictures, source.validation)
-    few = [
-        parts
-        for inputs in source.validation
-        for parts in zip(*(torch.split(tensor, DIAGNOSED[looks.per]) for tensor in inputs), strict=True)
-    ]
-    noises = layer_noise(calibrated.program, progress(few, "diagnose"))
-    matched = frames if looks.per == "frame" else source.drawn(looks, MATCHED_CLIPS)
-
-    def keeping(layers: list[str]) -> Detector:
-        found = calibrated.keeping(layers)
-        match_logits(found, exact, matched)
-        return found
-
-    floats: list[str] = []
-    scores: ClipScores | None = None
-    if source.least_auc is None:
-        program = keeping([])
-    else:
-        floats, program, scores = keep_in_float(noises, keeping, source.scores, source.least_auc)
+    noises = source.layer_noise(calibrated.program)
+    floats, program, scores = _accurate(source, calibrated, exact, noises)
+    snr = source.snr_db(program)
     diagnosis = Diagnosis(
         samples=sum(len(inputs[0]) for inputs in source.validation),
-        per=looks.per,
-        logit_snr_db=source.snr_db(program, exact),
+        per=source.per,
+        logit_snr_db=source.snr_db(program, exact) if train else snr,
         observers={str(name): snr for name, snr in calibrated.tried.items()},
         float_layers=floats,
         islands=islands(program),
@@ -166,8 +184,7 @@ def static_int8(source: Source, crops: int, train: Train | None = None) -> Quant
         program,
         f"{calibrated.observer} observer, {quantization.calibration_crops} crops, "
         f"{len(floats)} of {len(noises)} layers and the head in fp32",
-        {"logit_snr_db": source.snr_db(program), "diagnosis": diagnosis.model_dump()}
-        | ({"training": history} if history else {}),
+        {"logit_snr_db": snr, "diagnosis": diagnosis.model_dump()} | ({"training": history} if train else {}),
         {"quantization": quantization.model_dump_json(indent=2)},
         scores,
     )

@@ -33,7 +33,7 @@ from export.bundle import Bundle
 from export.export import export
 from models.fusing import fuse
 from models.run import Run, save_run
-from stage import Scheme, run_as_script
+from stage import Scheme, StageError, run_as_script
 
 SCHEMES: tuple[Scheme, ...] = ("fp16", "int8", "int8-qat")
 CROPS = (64, 256)
@@ -103,6 +103,19 @@ def in_float(run: Run, block: str, out: Path) -> Path:
     return out
 
 
+def written(run: Path, data: Path, teacher: Path, out: Path) -> dict[str, str]:
+    """Quantize a run in each scheme, unless that is done; return why a scheme was refused, by scheme."""
+    refused: dict[str, str] = {}
+    for scheme in SCHEMES:
+        if (out / scheme).exists():
+            continue
+        try:
+            quantize(run, data, out / scheme, scheme, teacher=teacher if scheme == "int8-qat" else None)
+        except StageError as error:
+            refused[scheme] = str(error)
+    return refused
+
+
 def measured(runs: list[Path], formats: str, data: Path, out: Path, beside: list[Path], threads: str) -> Path:
     """Export runs into a bundle and measure it, unless that is done; return the folder of both."""
     if not (out / "bundle").exists():
@@ -130,20 +143,17 @@ def quantize_study(
     out.mkdir(parents=True, exist_ok=True)
     if not (out / "reference.json").exists():
         reference(teacher, data, out / "reference.json", repeats=10)
-    for scheme in SCHEMES:
-        if not (out / scheme).exists():
-            quantize(run, data, out / scheme, scheme, teacher=teacher if scheme == "int8-qat" else None)
-    int8 = out / "int8"
-    whole = measured(
-        [run, *(out / scheme for scheme in SCHEMES)], "executorch,onnx", data, out / "whole", [run], threads
-    )
+    refused = written(run, data, teacher, out)
+    runs = [run, *(out / scheme for scheme in SCHEMES if scheme not in refused)]
+    whole = measured(runs, "executorch,onnx", data, out / "whole", [run], threads)
     found = artifacts(whole, fp32, store)
     show(found, "artifacts on test clips")
-    diagnosis = diagnosis_of(Run(int8))
+    int8 = Run(out / "int8")
+    diagnosis = diagnosis_of(int8)
     assert diagnosis is not None
     costs = []
     for block in noisiest_blocks(diagnosis.layers)[:blocks]:
-        kept = in_float(Run(int8), block, out / f"int8-without-{block}")
+        kept = in_float(int8, block, out / f"int8-without-{block}")
         folder = measured([kept], "executorch", data, out / f"without-{block}", [run], threads)
         rows = artifacts(folder, fp32, store)
         costs += [
@@ -152,7 +162,11 @@ def quantize_study(
     if costs:
         show(costs, "int8 with one more block in fp32")
     report = read_report(whole / "report" / "report.json")
-    print(json.dumps({"settings": tried, "artifacts": found, "blocks": costs, "machine": report.machine}))
+    print(
+        json.dumps(
+            {"settings": tried, "artifacts": found, "refused": refused, "blocks": costs, "machine": report.machine}
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from compress.calibration import auc_of, calibrate, drawn_inputs, keep_in_float, match_logits, one_pair
+from compress.calibration import auc_of, calibrate, drawn_inputs, keep_in_float, logits, match_logits, one_pair
 from compress.diagnosis import layer_noise
 from compress.scoring import ClipScores, Takes
 from models.detector import PixelDetector
@@ -44,7 +44,7 @@ def test_logits_are_matched_by_the_last_layer(calibrated):
         larger.head.weight[1, 2] *= 3.0
         larger.head.bias += torch.tensor([-0.3, 0.5])
         plain, matched = calibrated.keeping([]), calibrated.keeping([])
-        match_logits(matched, larger, [(pictures,)])
+        match_logits(matched, logits(larger, [(pictures,)]), [(pictures,)])
         exact, before, after = (_fake_minus_real(network(others)) for network in (larger, plain, matched))
     line = np.polyval(np.polyfit(before, exact, 1), before)
     assert np.mean((after - exact) ** 2) < np.mean((line - exact) ** 2) / 4 < np.mean((before - exact) ** 2) / 40
@@ -57,7 +57,8 @@ def test_where_int8_turned_the_order_round_there_is_nothing_to_match(calibrated)
     turned, program = small_detector(), calibrated.keeping([])
     with torch.no_grad():
         turned.head.weight *= -1.0
-    match_logits(program, turned, [(some_pictures(64, seed=3),)])
+    few = [(some_pictures(64, seed=3),)]
+    match_logits(program, logits(turned, few), few)
     assert torch.equal(program.head.weight, calibrated.detector.head.weight)
 
 
