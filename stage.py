@@ -31,8 +31,10 @@ logging.getLogger("torch.utils._pytree").addFilter(lambda record: record.levelno
 T = TypeVar("T")
 Modality = Literal["rgb", "depth", "flow"]
 """What a model looks at: each is a picture of S x S x 3 bytes per frame."""
-Scheme = Literal["fp32", "autocast", "fp16", "int8", "int8-dynamic", "int8-qat"]
+Scheme = Literal["fp32", "autocast", "fp16", "int8", "int8-dynamic", "int8-qat", "palette4", "palette6", "palette8"]
 """How numbers are stored and computed."""
+PALETTES: dict[Scheme, int] = {"palette4": 4, "palette6": 6, "palette8": 8}
+"""Bits of a weight that says which value of a table it has, by scheme: Core ML alone stores such."""
 STATIC_INT8 = ("int8", "int8-qat")
 """Integer programs with scales that were calibrated."""
 Seed = Annotated[int, typer.Option(help="Seed of everything that is drawn at random.", min=0)]

@@ -23,16 +23,16 @@ from compress.metrics import choose_threshold
 from compress.runs import check_size, diagnosis_of, student_of, takes
 from compress.scoring import Takes
 from data.store import ClipStore
-from export.bundle import Artifact, Bundle
-from export.runtimes import cannot_run
+from export.bundle import Artifact, Bundle, is_bundle
+from export.runtimes import cannot_run, evaluated_by
 from models.run import Run
 from models.schemes import fast_dtype
-from stage import Scheme, StageError, bytes_of, progress, refuse_existing, run_as_script
+from stage import PALETTES, Scheme, StageError, bytes_of, progress, refuse_existing, run_as_script
 
 
 def _artifact_subject(bundle: Bundle, artifact: Artifact, threads: int) -> Subject:
     path = bundle.checked_path(artifact)
-    reason = cannot_run(artifact.runtime)
+    cannot, by = cannot_run(artifact.runtime), evaluated_by(artifact.runtime)
     row = Row(
         name=artifact.file,
         kind="artifact",
@@ -42,8 +42,8 @@ def _artifact_subject(bundle: Bundle, artifact: Artifact, threads: int) -> Subje
         device="cpu",
         threads=threads,
         input_size=bundle.manifest.crop.rule.size,
-        status="not measured" if reason else "measured",
-        reason=reason or "",
+        status="not measured" if cannot else "evaluated" if by else "measured",
+        reason=cannot or by or "",
         bytes=artifact.bytes,
         delegated_fraction=artifact.delegated_fraction,
         threshold=artifact.threshold.value,
@@ -63,6 +63,8 @@ def _run_subjects(path: Path, threads: int) -> Iterator[Subject]:
         slow = ""
         if info.integer:
             slow = "int8 arithmetic simulated in float32 by torch: its latency says nothing"
+        elif scheme in PALETTES:
+            slow = "torch keeps the weights in float32: its latency and size say nothing"
         elif scheme == "autocast" and fast_dtype(torch.device("cpu")) is None:
             slow = "this CPU has no bfloat16 instructions: emulated"
         row = Row(
@@ -86,9 +88,13 @@ def list_subjects(paths: list[Path], threads: list[int]) -> list[Subject]:
     subjects: list[Subject] = []
     for path in paths:
         for count in threads:
-            if (path / "manifest.json").exists():
+            if is_bundle(path):
                 bundle = Bundle(path)
-                subjects += [_artifact_subject(bundle, artifact, count) for artifact in bundle.manifest.artifacts]
+                subjects += [
+                    _artifact_subject(bundle, artifact, count)
+                    for artifact in bundle.manifest.artifacts
+                    if count == threads[0] or not evaluated_by(artifact.runtime)
+                ]
             else:
                 subjects += _run_subjects(path, count)
     return subjects
@@ -114,16 +120,18 @@ def _task(subject: Subject, crops: Path, repeats: int, store: ClipStore, split: 
         frames=store.frames,
         crops=crops,
         scored=scored,
+        timed=subject.row.status != "evaluated",
     )
 
 
 def fill_row(subject: Subject, found: Measurement, reference: Reference, split: str) -> None:
     """Put a measurement into its row."""
     row = subject.row
-    row.load_ms, row.first_run_ms = found.load_ms, found.first_run_ms
-    row.latency_ms, row.repeats, row.throughput = found.latency_ms, found.repeats, found.throughput
-    row.peak_memory_mb = found.peak_memory_mb
-    row.peak_memory_over_idle_mb = found.peak_memory_mb - found.idle_memory_mb
+    if timing := found.timing:
+        row.load_ms, row.first_run_ms = timing.load_ms, timing.first_run_ms
+        row.latency_ms, row.repeats, row.throughput = timing.latency_ms, timing.repeats, timing.throughput
+        row.peak_memory_mb = timing.peak_memory_mb
+        row.peak_memory_over_idle_mb = timing.peak_memory_mb - timing.idle_memory_mb
     if split not in found.scores:
         return
     if "val" in found.scores:
@@ -153,7 +161,8 @@ def _notes(subjects: list[Subject], store: ClipStore, reference: Reference) -> l
         notes.append(f"Input files that gave no clip: {said}; the reasons are in {store.path.name}/videos.parquet.")
     for subject in subjects:
         if subject.row.status != "measured":
-            notes.append(f"{subject.row.name} was not measured: {subject.row.reason}.")
+            said = "evaluated" if subject.row.status == "evaluated" else "not measured:"
+            notes.append(f"{subject.row.name} was {said} {subject.row.reason}.")
     return list(dict.fromkeys(notes))
 
 
@@ -161,7 +170,7 @@ def _diagnoses(paths: list[Path]) -> dict[str, Diagnosis]:
     """Return what int8 cost each int8 run, as the bundles and runs say."""
     found: dict[str, Diagnosis] = {}
     for path in paths:
-        if (path / "manifest.json").exists():
+        if is_bundle(path):
             found |= Bundle(path).manifest.diagnoses
         elif diagnosis := diagnosis_of(Run(path)):
             found[path.name] = diagnosis
@@ -210,7 +219,7 @@ def bench(
     split, diagnoses = against.split, _diagnoses(path)
     with tempfile.TemporaryDirectory() as folder:
         for subject in progress(subjects, "bench"):
-            if subject.row.status != "measured":
+            if subject.row.status == "not measured":
                 continue
             crops = write_timed_crops(store, split, Path(folder), subject.takes)
             try:

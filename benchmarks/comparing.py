@@ -9,7 +9,7 @@ import numpy as np
 from benchmarks.report import Row
 from compress.metrics import Threshold, auc_difference
 from compress.scoring import ClipScores, Takes
-from stage import STATIC_INT8
+from stage import PALETTES, STATIC_INT8
 
 MOST_LOST = 0.005
 """AUC that a scheme may cost against fp32."""
@@ -93,8 +93,8 @@ def _in_fp32(subject: Subject, subjects: Sequence[Subject]) -> Subject | None:
 
 def _earned(subject: Subject, base: Subject | None) -> tuple[bool | None, str]:
     """Say whether a scheme is faster than fp32 and as accurate, and by how much; None if it cannot be told."""
-    if subject.row.kind == "run" and subject.row.scheme in STATIC_INT8:
-        return None, "simulated in float32: its latency says nothing"
+    if subject.row.kind == "run" and subject.row.scheme in (*STATIC_INT8, *PALETTES):
+        return None, "computed in float32 by torch: its latency says nothing"
     if base is None:
         return None, "no fp32 row of the same student, runtime and device to compare with"
     latency, before = subject.row.latency_ms, base.row.latency_ms

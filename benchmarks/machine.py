@@ -12,7 +12,7 @@ from typing import Annotated, Any, get_args
 import typer
 from pydantic import BaseModel, ConfigDict
 
-from export.runtimes import Runtime, cannot_run
+from export.runtimes import Runtime, cannot_run, evaluated_by
 from stage import run_as_script
 
 PACKAGES = (
@@ -92,7 +92,10 @@ def missing_weights() -> dict[str, str]:
 
 def diagnose() -> dict[str, Any]:
     """Collect everything that ``doctor`` prints."""
-    runtimes = {runtime: cannot_run(runtime) or "runs here" for runtime in get_args(Runtime)}
+    runtimes = {
+        runtime: cannot_run(runtime) or (f"evaluated {by}" if (by := evaluated_by(runtime)) else "runs here")
+        for runtime in get_args(Runtime)
+    }
     extras = {
         extra: "installed" if importlib.util.find_spec(module) else f"not installed: pip install pocketproof[{extra}]"
         for extra, module in EXTRAS.items()

@@ -16,7 +16,8 @@ from benchmarks.worker import Scores, Task
 from compress.metrics import Metrics, choose_threshold
 from compress.runs import takes
 from data.store import ClipStore
-from models.run import Parent, Run
+from models.origin import Parent
+from models.run import Run
 from stage import StageError, refuse_existing, run_as_script, say, written_whole
 
 SCHEMA_VERSION = 2
@@ -118,6 +119,8 @@ def reference(
             scored={split: (data, split) for split in ("val", "test")},
         )
         found = measure_apart(task)
+    timing = found.timing
+    assert timing is not None
     val, test = clip_scores(found.scores["val"]), clip_scores(found.scores["test"])
     machine = describe_machine()
     notes = list(store.info.notes)
@@ -135,11 +138,11 @@ def reference(
         machine=machine,
         split="test",
         fingerprint=store.info.fingerprint,
-        latency_ms=found.latency_ms,
-        repeats=found.repeats,
-        throughput=found.throughput,
-        load_ms=found.load_ms,
-        peak_memory_mb=found.peak_memory_mb,
+        latency_ms=timing.latency_ms,
+        repeats=timing.repeats,
+        throughput=timing.throughput,
+        load_ms=timing.load_ms,
+        peak_memory_mb=timing.peak_memory_mb,
         metrics=test.metrics(choose_threshold(val.labels, val.clips).value),
         scores=found.scores["test"],
         notes=notes,

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from compress.fidelity import Diagnosis
 from stage import Scheme, StageError
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 
 class Latency(BaseModel):
@@ -36,7 +36,8 @@ class Row(BaseModel):
     device: str
     threads: int
     input_size: int
-    status: Literal["measured", "not measured", "failed"]
+    status: Literal["measured", "evaluated", "not measured", "failed"]
+    """``evaluated``: scored by something in the runtime's place, as ``reason`` says; nothing was timed."""
     reason: str = ""
     """Why nothing was measured; or why some figures are missing or mean less than they seem to."""
     bytes: int

@@ -46,6 +46,7 @@ class Task(BaseModel):
     """
     scored: dict[str, tuple[Path, str]]
     """Stores to score and their splits, by the name under which the scores come back."""
+    timed: bool = True
 
     @property
     def frames_at_once(self) -> int:
@@ -76,8 +77,8 @@ class Scores(BaseModel):
     whole: list[float] | None
 
 
-class Measurement(BaseModel):
-    """What a worker found."""
+class Timing(BaseModel):
+    """Latency and memory."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -88,6 +89,15 @@ class Measurement(BaseModel):
     throughput: float
     peak_memory_mb: float
     idle_memory_mb: float
+
+
+class Measurement(BaseModel):
+    """What a worker found."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    timing: Timing | None
+    """None of what was not to be timed."""
     scores: dict[str, Scores]
 
 
@@ -172,8 +182,8 @@ def _score_store(score: Score, task: Task, store_path: Path, split: str) -> Scor
     )
 
 
-def measure(task: Task) -> Measurement:
-    """Load, warm up, time, and score."""
+def timing(task: Task) -> Timing:
+    """Load, warm up, and time."""
     inputs = task.inputs()
     _import_runtime(task)
     idle = _resident_mb()
@@ -187,11 +197,8 @@ def measure(task: Task) -> Measurement:
         score(*inputs[index % len(inputs)])
     times = time_runs(score, task, inputs)
     peak = _peak_mb()
-    if task.scored:
-        # Accuracy is not timed: score on every core.
-        score = _load(task.model_copy(update={"threads": os.cpu_count() or 1}))
     p50, p90, p99 = np.percentile(times, [50, 90, 99])
-    return Measurement(
+    return Timing(
         load_ms=load_ms,
         first_run_ms=first_run_ms,
         latency_ms=Latency(p50=p50, p90=p90, p99=p99),
@@ -199,8 +206,16 @@ def measure(task: Task) -> Measurement:
         throughput=1e3 * len(times) / sum(times),
         peak_memory_mb=peak,
         idle_memory_mb=idle,
-        scores={name: _score_store(score, task, store, split) for name, (store, split) in task.scored.items()},
     )
+
+
+def measure(task: Task) -> Measurement:
+    """Time a model, and then score with it on every core."""
+    found = Measurement(timing=timing(task) if task.timed else None, scores={})
+    if task.scored:
+        score = _load(task.model_copy(update={"threads": os.cpu_count() or 1}))
+        found.scores = {name: _score_store(score, task, *scored) for name, scored in task.scored.items()}
+    return found
 
 
 def main() -> None:

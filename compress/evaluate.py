@@ -1,11 +1,11 @@
-"""Evaluate a run on any corpus: every figure by frames, clips, videos and methods, and what recompression costs."""
+"""A detector on any corpus: every figure by frames, clips, videos and methods, and what recompression costs."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
-import typer
 from pydantic import BaseModel, ConfigDict
 from rich import box
 from rich.console import Console
@@ -17,8 +17,9 @@ from compress.runs import check_size, own_threshold, pixel_detector, takes, torc
 from compress.scoring import Scorer, Source, Takes, score_clip_list
 from data.recompress import RecompressedStore, Recompression, depth_of, parse_recompressions
 from data.store import ClipStore
-from models.run import Parent, Run
-from stage import StageError, run_as_script, say, written_whole
+from models.origin import Parent
+from models.run import Run
+from stage import StageError, say, written_whole
 
 COLUMNS = {
     "AUC": "auc",
@@ -31,13 +32,47 @@ COLUMNS = {
 """Title to the figure's name in ``Figures``."""
 
 
+@dataclass(frozen=True)
+class Evaluated:
+    """A run or an artifact to evaluate."""
+
+    name: str
+    sha256: str
+    scorer: Scorer
+    takes: Takes
+    threshold: float
+    device: str
+    """On which it computes."""
+    folder: Path
+    """Where evaluations are kept."""
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def of_run(cls, path: Path, store: ClipStore) -> "Evaluated":
+        """Load a run of any scheme, on a GPU where there is one; integer programs are of the CPU.
+
+        Raises StageError if its scores mean nothing, or if it takes crops of another size than a store holds.
+        """
+        run = Run(path)
+        if reason := run.info.meaningless:
+            raise StageError(f"{path} cannot be evaluated: {reason}")
+        check_size(path, run.info.architecture.size, store)
+        threshold = own_threshold(run).value
+        on_gpu = torch.cuda.is_available() and not (run.info.integer or run.info.scheme == "int8-dynamic")
+        device = torch.device("cuda" if on_gpu else "cpu")
+        scorer = torch_scorer(pixel_detector(run).to(device), device)
+        folder = path / "evaluations"
+        return cls(path.resolve().name, run.sha256, scorer, takes(run.info), threshold, str(device), folder)
+
+
 class Evaluation(BaseModel):
-    """``RUN/evaluations/*.json``: a run on a split of a store."""
+    """``evaluations/*.json``: a run or an artifact on a split of a store."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    schema_version: Literal[1] = 1
-    run: Parent
+    schema_version: Literal[2] = 2
+    model: Parent
+    """The run, or the artifact."""
     store: str
     """Name of its folder."""
     fingerprint: str
@@ -46,12 +81,12 @@ class Evaluation(BaseModel):
     """``h264-23``: codec and level through which the crops went once more; None for the store's own crops."""
     device: str
     notes: list[str]
-    """What the store says of itself."""
+    """What the store says of itself, and who computed the scores if not the model's own runtime."""
     metrics: Metrics
 
     @property
     def name(self) -> str:
-        """What tells it from the run's other evaluations."""
+        """What tells it from the model's other evaluations of its kind."""
         return "-".join(filter(None, (self.store, self.fingerprint[:8], self.split, self.recompression)))
 
 
@@ -87,7 +122,7 @@ def print_evaluation(evaluation: Evaluation) -> None:
     """Print the figures as a table with intervals below them, and then what is not given and why."""
     levels = _levels(evaluation.metrics)
     how = evaluation.recompression or "crops as they are"
-    print(f"{evaluation.run.name} on the {evaluation.split} split of {evaluation.store}, {how}:")
+    print(f"{evaluation.model.name} on the {evaluation.split} split of {evaluation.store}, {how}:")
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for title in ("", "real", "fake", *COLUMNS):
         table.add_column(title, justify="right" if title else "left")
@@ -96,7 +131,7 @@ def print_evaluation(evaluation: Evaluation) -> None:
         cells = [level, str(figures.real), str(figures.fake), *shown]
         table.add_row(*map(Text, cells))  # in plain text, brackets are no markup
     Console(width=150, color_system=None).print(table)
-    print(f"accuracy and F1 at the run's own threshold, {evaluation.metrics.threshold:.4f}; 95 % intervals by persons")
+    print(f"accuracy and F1 at its own threshold, {evaluation.metrics.threshold:.4f}; 95 % intervals by persons")
     for line in _reasons(levels):
         print(line)
     for note in evaluation.notes:
@@ -116,65 +151,34 @@ def _sources(store: ClipStore, looks: Takes, text: str | None, weights: Path | N
     return [(None, store), *changed]
 
 
-def _load(run: Run) -> tuple[Scorer, torch.device]:
-    """Load a run on a GPU where there is one; integer programs are of the CPU."""
-    on_gpu = torch.cuda.is_available() and not (run.info.integer or run.info.scheme == "int8-dynamic")
-    device = torch.device("cuda" if on_gpu else "cpu")
-    return torch_scorer(pixel_detector(run).to(device), device), device
-
-
-def _save(run: Path, evaluation: Evaluation) -> Path:
-    target = run / "evaluations" / f"{evaluation.name}.json"
+def _save(folder: Path, evaluation: Evaluation) -> Path:
+    target = folder / f"{evaluation.name}.json"
     with written_whole(target) as aside:
         aside.write_text(evaluation.model_dump_json(indent=2) + "\n", encoding="utf-8")
     return target
 
 
-def evaluate(
-    run: Annotated[Path, typer.Argument(help="The run to evaluate, of any scheme.")],
-    data: Annotated[Path, typer.Option(help="The ClipStore to evaluate on; it need not be the run's own.")],
-    split: Annotated[Literal["train", "val", "test"], typer.Option(help="The split to score.")] = "test",
-    recompress: Annotated[
-        str | None, typer.Option(help="Also on crops compressed once more: h264:CRF,... or jpeg:QUALITY,...")
-    ] = None,
-    depth_weights: Annotated[
-        Path | None, typer.Option(help="With --recompress: folder of the weights that made the store's depth.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per evaluation.")] = False,
-) -> list[Evaluation]:
-    """Measure a run at its own threshold on any corpus, also on one of another kind or of one label.
-
-    Example: **pocketproof evaluate runs/student --data celebdf --recompress h264:23,40**
-    """
-    store, source = ClipStore(data), Run(run)
-    if reason := source.info.meaningless:
-        raise StageError(f"{run} cannot be evaluated: {reason}")
-    check_size(run, source.info.architecture.size, store)
-    threshold, looks = own_threshold(source).value, takes(source.info)
+def evaluations(
+    model: Evaluated,
+    store: ClipStore,
+    split: Literal["train", "val", "test"] = "test",
+    recompress: str | None = None,
+    depth_weights: Path | None = None,
+) -> Iterator[Evaluation]:
+    """Measure a model at its own threshold on a split of any store, and on each recompression of it; save each."""
     clips = store.clips(split, both=False)
-    sources = _sources(store, looks, recompress, depth_weights)
-    scorer, device = _load(source)
-    evaluations = []
-    for name, pictures in sources:
-        scores = score_clip_list(scorer, pictures, clips, f"score {split}{f', {name}' if name else ''}", looks)
+    for name, pictures in _sources(store, model.takes, recompress, depth_weights):
+        said = f"score {split}{f', {name}' if name else ''}"
+        scores = score_clip_list(model.scorer, pictures, clips, said, model.takes)
         evaluation = Evaluation(
-            run=source.as_parent(),
-            store=data.resolve().name,
+            model=Parent(name=model.name, sha256=model.sha256),
+            store=store.path.resolve().name,
             fingerprint=store.info.fingerprint,
             split=split,
             recompression=name,
-            device=str(device),
-            notes=store.info.notes,
-            metrics=scores.metrics(threshold),
+            device=model.device,
+            notes=[*store.info.notes, *model.notes],
+            metrics=scores.metrics(model.threshold),
         )
-        evaluations.append(evaluation)
-        if as_json:
-            print(evaluation.model_dump_json())
-        else:
-            print_evaluation(evaluation)
-        say(f"saved {_save(run, evaluation)}")
-    return evaluations
-
-
-if __name__ == "__main__":
-    run_as_script(evaluate)
+        say(f"saved {_save(model.folder, evaluation)}")
+        yield evaluation

@@ -38,7 +38,7 @@ from models.detector import Detector
 from models.fusing import fuse
 from models.run import Run, UnfinishedRun, save_run
 from models.schemes import dynamic_layers, in_scheme
-from stage import STATIC_INT8, Scheme, Seed, StageError, progress, refuse_existing, run_as_script, say
+from stage import PALETTES, STATIC_INT8, Scheme, Seed, StageError, progress, refuse_existing, run_as_script, say
 
 VALIDATION = {"frame": 64, "clip": 16}
 """Frames or clips on which observers are compared, and noise is measured."""
@@ -203,6 +203,9 @@ def other_numbers(source: Source, scheme: Scheme) -> Quantized:
         said = f"{len(layers)} linear layers in integers"
     elif scheme == "fp16":
         detector = copy.deepcopy(source.fused).half()
+    elif scheme in PALETTES:
+        assert isinstance(program, Detector)
+        detector, said = program, f"{2 ** PALETTES[scheme]} values a tensor"
     if not np.isfinite(logits(program, source.validation)).all():
         raise StageError(f"{source.run.path} has values that {scheme} cannot hold: give --scheme int8 or autocast")
     return Quantized(detector, program, said, {"logit_snr_db": source.snr_db(program)})
@@ -230,7 +233,7 @@ def quantize(
         Scheme,
         typer.Option(
             help="int8: integers, calibrated; int8-qat: trained so; int8-dynamic: linear layers of teachers; fp16; "
-            "autocast: torch alone."
+            "autocast: torch alone; palette4, 6, 8: bits a weight, Core ML alone."
         ),
     ] = "int8",
     calibration_clips: Annotated[

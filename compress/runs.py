@@ -19,7 +19,8 @@ from data.store import ClipStore
 from models.cost import cost_of
 from models.detector import Detector, PixelDetector
 from models.fusing import fuse
-from models.run import DataSource, Run, RunInfo, UnfinishedRun
+from models.origin import DataSource
+from models.run import Run, RunInfo, UnfinishedRun
 from models.schemes import in_scheme
 from stage import Scheme, StageError, say, speaks
 

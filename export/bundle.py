@@ -15,12 +15,12 @@ from data.clips import BRIDGED_FRAMES
 from data.crops import CropRule
 from data.store import StoreSettings
 from export.parity import Parity
-from export.runtimes import ProgramName, Runner, Runtime, load_artifact
-from models.run import DataSource, Parent
-from models.weights import Weights
+from export.runtimes import ProgramName, Runner, Runtime, cannot_run, evaluated_by, load_artifact
+from models.origin import DataSource, Parent, Weights
 from stage import Scheme, StageError, sha256_of
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
+SUMS = "SHA256SUMS"
 
 CROP_RULE = (
     "Take any detector's face box [x0, y0, x1, y1] in pixels of the upright picture. side = floor(margin * "
@@ -30,7 +30,13 @@ CROP_RULE = (
     "square) instead, sides rounded half up, each centred on black. "
 )
 DETECTOR_NAMES = {"dlib": "dlib's frontal HOG detector", "mtcnn": "MTCNN"}
-EXAMPLE_BOXES = ((100.0, 80.0, 260.0, 240.0), (-12.0, 4.0, 51.0, 90.0), (33.5, 20.25, 118.0, 99.75))
+EXAMPLES = (
+    ((100.0, 80.0, 260.0, 240.0), (640, 480), 0),
+    ((-12.0, 4.0, 51.0, 90.0), (640, 480), 90),
+    ((33.5, 20.25, 118.0, 99.75), (120, 160), 180),
+    ((500.0, 900.0, 740.0, 1190.0), (1920, 1080), 270),
+)
+"""Boxes in upright pictures, the stored picture's width and height, and its rotation."""
 
 
 class Frozen(BaseModel):
@@ -43,9 +49,35 @@ class CropExample(Frozen):
     """A test vector of the crop rule."""
 
     box: tuple[float, float, float, float]
+    """Left, top, right and bottom of the face in pixels of the upright picture."""
+    picture: tuple[int, int]
+    """Width and height as stored."""
+    rotation: Literal[0, 90, 180, 270]
+    """Degrees, clockwise, by which the stored picture is turned to be upright."""
     left: int
     top: int
     side: int
+    """The square in the upright picture."""
+    corners: list[tuple[int, int]]
+    """Where its left upper, right upper, right lower and left lower corner lie in the stored picture, as x and y."""
+
+    @classmethod
+    def of(
+        cls, rule: CropRule, box: tuple[float, float, float, float], picture: tuple[int, int], rotation: int
+    ) -> "CropExample":
+        """Apply a crop rule to a box in the upright picture."""
+        left, top, side = rule.square(box)
+        width, height = picture
+
+        def stored(x: int, y: int) -> tuple[int, int]:
+            return {0: (x, y), 90: (y, height - x), 180: (width - x, height - y), 270: (width - y, x)}[rotation]
+
+        upright = [(left, top), (left + side, top), (left + side, top + side), (left, top + side)]
+        corners = [stored(*corner) for corner in upright]
+        return cls.model_validate(
+            {"box": box, "picture": picture, "rotation": rotation, "left": left, "top": top, "side": side}
+            | {"corners": corners}
+        )
 
 
 class CropGeometry(Frozen):
@@ -61,10 +93,7 @@ class CropGeometry(Frozen):
     def of(cls, settings: StoreSettings) -> "CropGeometry":
         """Describe a store's crop rule with test vectors."""
         rule, detector = settings.crop, settings.detector
-        examples = []
-        for box in EXAMPLE_BOXES:
-            left, top, side = rule.square(box)
-            examples.append(CropExample(box=box, left=left, top=top, side=side))
+        examples = [CropExample.of(rule, *example) for example in EXAMPLES]
         text = f"{CROP_RULE}The detector behind all figures is {DETECTOR_NAMES[detector]}."
         return cls(rule=rule, detector=detector, text=text, examples=examples)
 
@@ -142,12 +171,24 @@ class Artifact(Frozen):
     threshold: Threshold
     threshold_from: str
     delegated_fraction: float | None = None
-    parity: Parity | None
-    """None where the artifact cannot run on the exporting machine; ``not_checked`` says why."""
+    parity: list[Parity]
+    """Step by step, from the trained network to the artifact, on the golden inputs."""
     not_checked: str = ""
+    """Why the last step, the artifact itself, was not compared on the exporting machine."""
+    evaluated_by: str | None = None
+    """What gave its scores, and so parity, threshold and golden outputs, on the exporting machine in the runtime's
+    place; None where the runtime itself did."""
     source_run: Parent
     student: str | None = None
     """SHA-256 of the fp32 run that the source run is, or was made from."""
+
+
+class Absent(Frozen):
+    """An artifact that was asked for and does not exist."""
+
+    runtime: Runtime
+    scheme: Scheme
+    reason: str
 
 
 class Golden(Frozen):
@@ -171,6 +212,8 @@ class Manifest(Frozen):
     crop: CropGeometry
     clip: ClipRule
     artifacts: list[Artifact]
+    absent: list[Absent]
+    """Schemes that a runtime does not have."""
     golden: Golden
     weights: Weights
     data: DataSource
@@ -179,12 +222,29 @@ class Manifest(Frozen):
     tools: dict[str, str]
 
 
+def manifest_schema() -> str:
+    """Return the JSON Schema of ``manifest.json``."""
+    return json.dumps(Manifest.model_json_schema(), indent=2) + "\n"
+
+
+def write_sums(folder: Path) -> None:
+    """Write ``SHA256SUMS`` of all files of a bundle, in the form of coreutils."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    lines = [f"{sha256_of(path)}  {path.relative_to(folder).as_posix()}\n" for path in files]
+    (folder / SUMS).write_text("".join(lines), encoding="utf-8")
+
+
 def _version(text: str) -> object:
     """Return the schema version that a manifest states, or None if it cannot be told: parts may be of any version."""
     try:
         return json.loads(text)["schema_version"]
     except (ValueError, KeyError, TypeError):
         return None
+
+
+def is_bundle(path: Path) -> bool:
+    """Tell a bundle from a run."""
+    return (path / "manifest.json").exists()
 
 
 class Bundle:
@@ -205,6 +265,25 @@ class Bundle:
             where = ".".join(str(part) for part in error.errors()[0]["loc"])
             raise StageError(f"{file} is not valid at {where}: {error.errors()[0]['msg']}") from error
 
+    def check_files(self) -> int:
+        """Compare every file with ``SHA256SUMS``; return how many there are.
+
+        Raises StageError if one was changed, added or taken away.
+        """
+        try:
+            lines = (self.path / SUMS).read_text(encoding="utf-8").splitlines()
+            expected = {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
+        except (OSError, UnicodeError, ValueError) as error:
+            raise StageError(f"{self.path / SUMS} is missing or damaged: export the bundle again") from error
+        found = {path.relative_to(self.path).as_posix() for path in self.path.rglob("*") if not path.is_dir()} - {SUMS}
+        for name in sorted(found ^ set(expected)):
+            said = "is missing" if name in expected else "was not exported with it"
+            raise StageError(f"{self.path} is not as it was exported: {name} {said}")
+        for name, digest in expected.items():
+            if sha256_of(self.path / name) != digest:
+                raise StageError(f"{self.path / name} is not the file that was exported: its SHA-256 differs")
+        return len(found)
+
     def artifact(self, file: str) -> Artifact:
         """Return an artifact by its file name. Raises StageError naming those there are."""
         for artifact in self.manifest.artifacts:
@@ -212,6 +291,19 @@ class Bundle:
                 return artifact
         known = ", ".join(artifact.file for artifact in self.manifest.artifacts)
         raise StageError(f"{self.path} has no artifact {file!r}; it has {known}")
+
+    def chosen(self, file: str | None) -> Artifact:
+        """Return the named artifact, or the smallest whose runtime runs here. Raises StageError if there is none."""
+        if file is not None:
+            return self.artifact(file)
+        runnable = [
+            artifact
+            for artifact in self.manifest.artifacts
+            if not cannot_run(artifact.runtime) and not evaluated_by(artifact.runtime)
+        ]
+        if not runnable:
+            raise StageError(f"no artifact of {self.path} can run on this machine")
+        return min(runnable, key=lambda artifact: artifact.bytes)
 
     def checked_path(self, artifact: Artifact) -> Path:
         """Return where an artifact lies after comparing its hash. Raises StageError if the file was changed."""
@@ -237,3 +329,14 @@ class Bundle:
             raise StageError(f"{path} is not of the shape that manifest.json states: export the bundle again")
         pixels = pixels.reshape(golden.shape)
         return (pixels,) if valid is None else (pixels, np.array(valid))
+
+    def golden_outputs(self, artifact: Artifact) -> NDArray[np.float32]:
+        """Return what an artifact gave of the golden inputs, float32 [N]. Raises StageError if that is not said."""
+        golden = self.manifest.golden
+        outputs = golden.outputs.get(artifact.file, [])
+        if len(outputs) != golden.shape[0]:
+            raise StageError(
+                f"{self.path / 'manifest.json'} has {len(outputs)} golden outputs of {artifact.file} for "
+                f"{golden.shape[0]} inputs: export the bundle again"
+            )
+        return np.array(outputs, np.float32)

@@ -3,7 +3,6 @@
 import contextlib
 import io
 import logging
-import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,13 +11,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from export.runtimes import Loaded, ProgramName, Programs, program_file
-from stage import StageError
+from export.runtimes import Loaded, ProgramName, Programs, evaluated_by, program_file
+from stage import PALETTES, Scheme
 
 if TYPE_CHECKING:
     from export.programs import Graph
 
 MINIMUM_OS = "iOS 17 / macOS 14"
+HALF: tuple[Scheme, ...] = ("fp16", *PALETTES)
+"""Schemes that compute in float16: palettes are for the Neural Engine, which has nothing else."""
 MEANING = {
     "forward": "Scores one face crop: the probability that it is a deepfake",
     "embed": "Describes one face crop for the score program",
@@ -29,7 +30,7 @@ MEANING = {
 def write(graphs: Sequence["Graph"], path: Path) -> dict[str, Any]:
     """Write one program as an ``.mlpackage``, or several into a folder; return their operators by name.
 
-    Computes in FLOAT32 but for the scheme fp16: int8 values are dequantized to it where an operation has no int8 form.
+    Computes in FLOAT32 but for schemes of HALF: int8 values are dequantized to it where an operation has no int8 form.
     """
     operators = {}
     for graph in graphs:
@@ -47,14 +48,19 @@ def write(graphs: Sequence["Graph"], path: Path) -> dict[str, Any]:
     return {"operators": operators}
 
 
-def _converted(graph: "Graph") -> Any:
-    import torch
-
+def _quietly_imported() -> Any:
+    """Import coremltools, which off a Mac says on standard error what it cannot load there."""
     logging.getLogger("coremltools").setLevel(logging.ERROR)
+    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")
+        import coremltools
+    return coremltools
+
+
+def _converted(graph: "Graph") -> Any:
+    ct = _quietly_imported()
     with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):  # its progress bars
         warnings.simplefilter("ignore")
-        import coremltools as ct
-
         example = graph.example()
         rgb = ct.colorlayout.RGB
         inputs = [
@@ -63,25 +69,52 @@ def _converted(graph: "Graph") -> Any:
             else ct.TensorType(name=tensor.name, shape=tuple(zeros.shape))
             for tensor, zeros in zip(graph.inputs, example, strict=True)
         ]
-        return ct.convert(
+        model = ct.convert(
             # Without the decompositions coremltools refuses the training dialect.
-            torch.export.export(graph.module, example).run_decompositions({}),
+            graph.exported.run_decompositions({}),
             inputs=inputs,
             outputs=[ct.TensorType(name=graph.output.name)],
             minimum_deployment_target=ct.target.iOS17,
-            compute_precision=ct.precision.FLOAT16 if graph.half else ct.precision.FLOAT32,
+            compute_precision=ct.precision.FLOAT16 if graph.scheme in HALF else ct.precision.FLOAT32,
             convert_to="mlprogram",
             skip_model_load=True,
         )
+        if graph.scheme not in PALETTES:
+            return model
+        # The weights have few values already: each becomes a table and the places in it.
+        config = ct.optimize.coreml.OpPalettizerConfig(mode="unique")
+        return ct.optimize.coreml.palettize_weights(model, ct.optimize.coreml.OptimizationConfig(global_config=config))
 
 
 def opened(path: Path) -> Programs:
-    """Open an ``.mlpackage``, or a folder of them, on a Mac. Core ML chooses its own number of threads.
+    """Open an ``.mlpackage``, or a folder of them. Core ML chooses its own number of threads.
 
-    Raises StageError elsewhere.
+    Off a Mac the programs are evaluated.
     """
-    if sys.platform != "darwin":
-        raise StageError("needs macOS: Core ML cannot run on this system")
+    return evaluated(path) if evaluated_by("coreml") else _in_core_ml(path)
+
+
+def evaluated(path: Path) -> Programs:
+    """Open the same to be computed operation by operation; raises NotEvaluated for one that is not known."""
+    _quietly_imported()
+    from export.mil import MilProgram
+
+    def load(name: ProgramName) -> Loaded:
+        program = MilProgram(program_file(path, "coreml", name))
+
+        def run(*inputs: NDArray[Any]) -> NDArray[np.float32]:
+            planar = (
+                array.transpose(0, 3, 1, 2).astype(np.float32) if image else array
+                for image, array in zip(program.images, inputs, strict=True)
+            )
+            return program(*planar)
+
+        return run
+
+    return load
+
+
+def _in_core_ml(path: Path) -> Programs:
     import coremltools as ct
     from PIL import Image
 

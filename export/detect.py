@@ -16,18 +16,8 @@ from data.faces import DETECTORS
 from data.tracks import Tracker
 from data.video import Video
 from export.bundle import Artifact, Bundle, ClipRule
-from export.runtimes import Runner, cannot_run
+from export.runtimes import Runner
 from stage import StageError, run_as_script
-
-
-def choose_artifact(bundle: Bundle, file: str | None) -> Artifact:
-    """Return the named artifact, or the smallest one that runs here. Raises StageError if there is none."""
-    if file is not None:
-        return bundle.artifact(file)
-    runnable = [artifact for artifact in bundle.manifest.artifacts if not cannot_run(artifact.runtime)]
-    if not runnable:
-        raise StageError(f"no artifact of {bundle.path} can run on this machine")
-    return min(runnable, key=lambda artifact: artifact.bytes)
 
 
 @dataclass(frozen=True)
@@ -105,7 +95,8 @@ def detect(
     Example: **pocketproof detect video.mp4 --bundle bundle**
     """
     opened = Bundle(bundle)
-    chosen = choose_artifact(opened, artifact)
+    opened.check_files()
+    chosen = opened.chosen(artifact)
     runner = opened.load(chosen)
     failed = []
     for path in video:

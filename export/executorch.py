@@ -30,7 +30,7 @@ def write(graphs: Sequence["Graph"], path: Path) -> dict[str, Any]:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        exported = {graph.name: torch.export.export(graph.module, graph.example()) for graph in graphs}
+        exported = {graph.name: graph.exported for graph in graphs}
         edge = to_edge_transform_and_lower(exported, partitioner=[XnnpackPartitioner()])
         lowered = edge.to_executorch()
     path.write_bytes(lowered.buffer)

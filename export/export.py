@@ -9,22 +9,46 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import torch
 import typer
+from numpy.typing import NDArray
 
 from compress.metrics import choose_threshold
 from compress.runs import check_clips, check_rgb, data_source, diagnosis_of, pixel_detector, student_of, takes
 from compress.scoring import score_split
 from data.store import ClipStore
 from export import coreml, executorch, onnx
-from export.bundle import Artifact, Bundle, ClipRule, CropGeometry, Golden, Manifest
+from export.bundle import (
+    Absent,
+    Artifact,
+    Bundle,
+    ClipRule,
+    CropGeometry,
+    Golden,
+    Manifest,
+    manifest_schema,
+    write_sums,
+)
 from export.gate import Source, gate
 from export.golden import Inputs, golden_inputs
-from export.programs import graphs_of
-from export.runtimes import SUFFIX_OF, Runtime, cannot_run, program_file
+from export.programs import graphs_of, in_torch
+from export.readme import readme
+from export.runtimes import SUFFIX_OF, Runtime, evaluated_by, program_file, runner_of
 from models.detector import Architecture, PixelDetector
 from models.run import Run, RunInfo
-from stage import Scheme, StageError, bytes_of, progress, refuse_existing, run_as_script, say, sha256_of, written_whole
+from stage import (
+    PALETTES,
+    Scheme,
+    StageError,
+    bytes_of,
+    progress,
+    refuse_existing,
+    run_as_script,
+    say,
+    sha256_of,
+    written_whole,
+)
 
 FORMATS: dict[str, Runtime] = {"executorch": "executorch", "onnx": "onnxruntime", "coreml": "coreml"}
 FORMAT_OF = {runtime: name for name, runtime in FORMATS.items()}
@@ -55,28 +79,45 @@ def _single_picture_detector(run: Path, scheme: Scheme) -> PixelDetector:
     return pixel_detector(Run(run), dynamic_batch=False, scheme=scheme)
 
 
-def write_artifact(job: Job, folder: Path) -> dict[str, Any]:
-    """Write one artifact into ``folder`` and return what the manifest says of its programs."""
+@dataclass(frozen=True)
+class Written:
+    """An artifact on disk."""
+
+    said: dict[str, Any]
+    """What the manifest says of its programs."""
+    in_torch: NDArray[np.float32]
+    """What they gave of the golden inputs while they were in torch, float32 [N]."""
+
+
+def write_artifact(job: Job, folder: Path, inputs: Inputs) -> Written:
+    """Write one artifact into ``folder``; ``inputs``: the golden ones."""
     torch.set_num_threads(1)
     info = Run(job.run).info
     # Core ML converts float32 to float16 itself, and keeps what must not overflow.
-    scheme: Scheme = "fp32" if (job.runtime, info.scheme) == ("coreml", "fp16") else info.scheme
+    scheme: Scheme = "fp32" if job.runtime == "coreml" and info.scheme in coreml.HALF else info.scheme
     graphs = graphs_of(_single_picture_detector(job.run, scheme), info, job.runtime, job.frames)
+    scores = runner_of(in_torch(graphs), info.architecture.per)(*inputs)
     said = WRITERS[job.runtime](graphs, folder / job.file)
     operators = said.pop("operators")
     files = {graph.name: program_file(Path(job.file), job.runtime, graph.name) for graph in graphs}
-    return said | {"programs": [graph.described(folder, files[graph.name], operators[graph.name]) for graph in graphs]}
+    programs = [graph.described(folder, files[graph.name], operators[graph.name]) for graph in graphs]
+    return Written(said | {"programs": programs}, scores)
 
 
 def _describe(
-    job: Job, source: Source, folder: Path, said: dict[str, Any], inputs: Inputs, store: ClipStore
+    job: Job,
+    source: Source,
+    folder: Path,
+    written: Written,
+    inputs: Inputs,
+    store: ClipStore,
 ) -> tuple[Artifact, list[float]]:
     """Gate one artifact, set its threshold, and return its manifest entry and golden outputs."""
     path, info = folder / job.file, source.run.info
-    parity, runner = gate(path, job.runtime, source, inputs)
+    gated = gate(path, job.runtime, source, written.in_torch, inputs)
     threshold, origin = source.threshold, f"validation scores of {source.run.path.name} in torch: it cannot run here"
-    if runner is not None:
-        val = score_split(runner, store, "val", takes(info))
+    if gated.runner is not None:
+        val = score_split(gated.runner, store, "val", takes(info))
         threshold, origin = choose_threshold(val.labels, val.clips), "its own validation scores"
     entry = Artifact(
         file=job.file,
@@ -88,13 +129,14 @@ def _describe(
         licence=info.weights.licence,
         threshold=threshold,
         threshold_from=origin,
-        parity=parity,
-        not_checked="" if parity else f"not compared: {cannot_run(job.runtime)}",
+        parity=gated.parity,
+        not_checked=gated.not_checked,
+        evaluated_by=evaluated_by(job.runtime) if gated.runner else None,
         source_run=source.run.as_parent(),
         student=student_of(source.run),
-        **said,
+        **written.said,
     )
-    outputs = source.golden if runner is None else runner(*inputs)
+    outputs = source.golden if gated.runner is None else gated.runner(*inputs)
     return entry, [float(score) for score in outputs]
 
 
@@ -108,10 +150,19 @@ def artifact_name(info: RunInfo, runtime: Runtime) -> str:
     return f"{name}{SUFFIX_OF[runtime]}"
 
 
+def _lacks(runtime: Runtime, scheme: Scheme) -> str | None:
+    """Say why a runtime does not have a scheme, or None if it does."""
+    if scheme in PALETTES and runtime != "coreml":
+        return "only Core ML stores weights as places in a table: here they would take as much room as in fp32"
+    return None
+
+
 def _jobs(sources: list[Source], formats: list[Runtime], frames: int) -> Iterator[Job]:
     """Yield the artifacts to write, the slow ones first: lowering int8 to ExecuTorch takes longest."""
     for runtime in formats:
         for source in sorted(sources, key=lambda source: source.run.info.scheme, reverse=True):
+            if _lacks(runtime, source.run.info.scheme):
+                continue
             yield Job(source.run.path, runtime, artifact_name(source.run.info, runtime), frames)
 
 
@@ -128,22 +179,35 @@ def build_bundle(
 ) -> Manifest:
     """Write every artifact, gate it and describe it; ``out`` appears only if all passed."""
     jobs = list(_jobs(sources, formats, store.frames))
+    for source in sources:
+        if all(job.run != source.run.path for job in jobs):
+            raise StageError(
+                f"{source.run.path} is in {source.run.info.scheme}, which none of --format "
+                f"{','.join(FORMAT_OF[runtime] for runtime in formats)} has: give coreml too"
+            )
     by_path = {source.run.path: source for source in sources}
     first = sources[0].run.info
     with written_whole(out) as folder:
         (folder / "golden").mkdir(parents=True)
         inputs[0].tofile(folder / "golden" / "pixels.bin")
         with ProcessPoolExecutor(min(len(jobs), os.cpu_count() or 1, 4), mp_context=get_context("spawn")) as pool:
-            futures = [pool.submit(write_artifact, job, folder) for job in jobs]
-            said = [future.result() for future in progress(futures, "export")]
+            futures = [pool.submit(write_artifact, job, folder, inputs) for job in jobs]
+            written = [future.result() for future in progress(futures, "export")]
         described = [
-            _describe(job, by_path[job.run], folder, note, inputs, store) for job, note in zip(jobs, said, strict=True)
+            _describe(job, by_path[job.run], folder, made, inputs, store)
+            for job, made in zip(jobs, written, strict=True)
         ]
         manifest = Manifest(
             backbone=first.architecture.backbone,
             crop=CropGeometry.of(store.info.settings),
             clip=ClipRule.of(store.frames, first.architecture.per),
             artifacts=[entry for entry, _ in described],
+            absent=[
+                Absent(runtime=runtime, scheme=source.run.info.scheme, reason=reason)
+                for runtime in formats
+                for source in sources
+                if (reason := _lacks(runtime, source.run.info.scheme))
+            ],
             golden=Golden(
                 pixels="golden/pixels.bin",
                 shape=list(inputs[0].shape),
@@ -159,6 +223,9 @@ def build_bundle(
             tools=first.tools,
         )
         (folder / "manifest.json").write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        (folder / "manifest.schema.json").write_text(manifest_schema(), encoding="utf-8")
+        (folder / "README.md").write_text(readme(manifest), encoding="utf-8")
+        write_sums(folder)
     return manifest
 
 
@@ -200,12 +267,12 @@ def export(
     sources = [Source.load(path, store, inputs) for path in run]
     manifest = build_bundle(sources, formats, store, inputs, out)
     for artifact in manifest.artifacts:
-        checked = artifact.not_checked or (
-            f"max difference {artifact.parity.max_difference:.2g}, {artifact.parity.logit_snr_db:.0f} dB"
-            if artifact.parity
-            else ""
-        )
+        last = artifact.parity[-1]
+        checked = artifact.not_checked or f"max difference {last.max_difference:.2g}, {last.logit_snr_db:.0f} dB"
+        checked += f" (evaluated {artifact.evaluated_by})" if artifact.evaluated_by else ""
         say(f"{out / artifact.file}: {artifact.bytes / 1e6:.2f} MB, {checked}")
+    for absent in manifest.absent:
+        say(f"{out}: no {absent.scheme} for {absent.runtime}: {absent.reason}")
     return Bundle(out)
 
 

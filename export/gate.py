@@ -12,9 +12,10 @@ from torch import nn
 from compress.metrics import Threshold
 from compress.runs import check_size, own_threshold, pixel_detector, torch_scorer
 from data.store import ClipStore
+from export import coreml
 from export.golden import Inputs
 from export.parity import Parity, compare, least_snr_db
-from export.runtimes import Runner, Runtime, cannot_run, load_artifact
+from export.runtimes import NotEvaluated, Runner, Runtime, cannot_run, evaluated_by, load_artifact, runner_of
 from models.detector import BYTE_MAX, PixelDetector, fake_probability
 from models.run import Run
 from stage import StageError
@@ -52,6 +53,8 @@ class Source:
 
     run: Run
     golden: NDArray[np.float32]
+    fused: Parity | None
+    """How near the fused network comes to the trained one; None of a run that was fused before it was quantized."""
     least_snr_db: float
     """What the logits of an artifact of rounded numbers must reach against ``golden``."""
     threshold: Threshold
@@ -61,23 +64,53 @@ class Source:
         """Load a run, verify its fusing on the golden inputs, and score them."""
         run = Run(path)
         check_size(path, run.info.architecture.size, store)
-        detector = pixel_detector(run, inputs=inputs)
-        golden = torch_scorer(detector, torch.device("cpu"))(*inputs)
+        detector, cpu = pixel_detector(run, inputs=inputs), torch.device("cpu")
+        golden, fused = torch_scorer(detector, cpu)(*inputs), None
+        if not run.info.architecture.fused:
+            trained = PixelDetector(run.detector(), run.info.preprocessing).eval()
+            fused = compare(torch_scorer(trained, cpu)(*inputs), golden, "fp32", step="fused")
         least = least_snr_db(golden, mistaken_scores(detector, inputs) if run.info.scheme != "fp32" else ())
-        return cls(run, golden, least, own_threshold(run))
+        return cls(run, golden, fused, least, own_threshold(run))
 
 
-def gate(path: Path, runtime: Runtime, source: Source, inputs: Inputs) -> tuple[Parity | None, Runner | None]:
-    """Compare an artifact with its source on real inputs. Raises StageError if it is beyond its scheme's tolerance.
+@dataclass(frozen=True)
+class Gated:
+    """An artifact that passed, or of which not every step could be compared."""
 
-    Gives ``(None, None)`` for a runtime that cannot run here.
+    parity: list[Parity]
+    runner: Runner | None
+    not_checked: str = ""
+    """Why the artifact itself could not be compared."""
+
+
+def gate(path: Path, runtime: Runtime, source: Source, exported: NDArray[np.float32], inputs: Inputs) -> Gated:
+    """Compare an artifact with its source on real inputs, step by step.
+
+    exported: what the program that was written gives in torch, float32 [N]. Raises StageError if a step is beyond its
+    tolerance.
     """
-    if cannot_run(runtime):
-        return None, None
-    info = source.run.info
-    runner = load_artifact(path, runtime, os.cpu_count() or 1, info.architecture.per)
-    parity = compare(source.golden, runner(*inputs), info.scheme, source.least_snr_db)
-    if not parity.passed:
-        samples = "crops" if info.architecture.per == "frame" else "clips"
-        raise StageError(f"{path.name} failed the parity gate on {parity.samples} real {samples}: {parity.failure}")
-    return parity, runner
+    info, least = source.run.info, source.least_snr_db
+    steps = [source.fused] if source.fused else []
+    steps.append(compare(source.golden, exported, info.scheme, least, "exported"))
+    _refuse_failed(path, steps)
+    if reason := cannot_run(runtime):
+        return Gated(steps, None, f"not compared: {reason}")
+    try:
+        runner = load_artifact(path, runtime, os.cpu_count() or 1, info.architecture.per)
+    except NotEvaluated as error:
+        return Gated(steps, None, f"not compared: {error}")
+    scores = runner(*inputs)
+    steps.append(compare(exported, scores, info.scheme, least, "lowered"))
+    _refuse_failed(path, steps)
+    if runtime == "coreml" and not evaluated_by(runtime):
+        by_us = runner_of(coreml.evaluated(path), info.architecture.per)(*inputs)
+        steps.append(compare(scores, by_us, info.scheme, least, "evaluated"))
+    return Gated(steps, runner)
+
+
+def _refuse_failed(path: Path, steps: list[Parity]) -> None:
+    for parity in steps:
+        if not parity.passed:
+            raise StageError(
+                f"{path.name} failed the parity gate ({parity.step}) on {parity.samples} real inputs: {parity.failure}"
+            )

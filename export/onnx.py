@@ -41,7 +41,7 @@ def _converted(graph: "Graph") -> Any:
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         exported = torch.onnx.export(
-            torch.export.export(graph.module, graph.example()),
+            graph.exported,
             graph.example(),
             dynamo=True,
             opset_version=OPSET,

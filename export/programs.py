@@ -3,17 +3,23 @@
 A phone embeds each frame once, when it comes, and scores a clip from the embeddings.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
+from torch.export import ExportedProgram
 
 from export.bundle import Program, Tensor
-from export.runtimes import ProgramName, Runtime
+from export.runtimes import Loaded, ProgramName, Programs, Runtime
 from models.detector import Detector, ImageDetector, PixelDetector, Preprocessing, fake_probability
 from models.run import RunInfo
-from stage import bytes_of, sha256_of
+from stage import Scheme, bytes_of, sha256_of
 
 PROBABILITY = Tensor(name="fake_probability", dtype="float32", layout="N", shape=[1], meaning="P(fake), 0..1")
 DTYPES = {"uint8": torch.uint8, "float32": torch.float32}
@@ -27,8 +33,8 @@ class Graph:
     module: nn.Module
     inputs: tuple[Tensor, ...]
     output: Tensor = PROBABILITY
-    half: bool = False
-    """Whether a runtime that converts float32 to float16 itself is to do so."""
+    scheme: Scheme = "fp32"
+    """In which a runtime is to compute and store that converts float32 itself."""
 
     def example(self) -> tuple[torch.Tensor, ...]:
         """Return zeros as the module takes them; an image as float32 [1, 3, S, S]."""
@@ -38,6 +44,11 @@ class Graph:
             else torch.zeros(tensor.shape, dtype=DTYPES[tensor.dtype])
             for tensor in self.inputs
         )
+
+    @cached_property
+    def exported(self) -> ExportedProgram:
+        """The module as a program of ATen operations, which runtimes' own programs are made from."""
+        return torch.export.export(self.module, self.example())
 
     def described(self, bundle: Path, file: Path, operators: list[str]) -> Program:
         """Return the manifest's entry of the program, whose file in the folder ``bundle`` is ``file``."""
@@ -101,7 +112,7 @@ class Score(nn.Module):
 
 
 def clip_graphs(
-    network: Detector, preprocessing: Preprocessing, planar: bool, frames: int, half: bool = False
+    network: Detector, preprocessing: Preprocessing, planar: bool, frames: int, scheme: Scheme = "fp32"
 ) -> list[Graph]:
     """Return ``embed`` and ``score`` of a clip student for clips of T = ``frames``."""
     width = network.embedding_size
@@ -124,17 +135,38 @@ def clip_graphs(
     )
     embed = (ImageEmbed if planar else Embed)(network.backbone, preprocessing)
     return [
-        Graph("embed", embed.eval(), (pixel_input(network.architecture.size, planar),), embedding, half),
-        Graph("score", Score(network.head).eval(), (embeddings, valid), half=half),
+        Graph("embed", embed.eval(), (pixel_input(network.architecture.size, planar),), embedding, scheme),
+        Graph("score", Score(network.head).eval(), (embeddings, valid), scheme=scheme),
     ]
+
+
+def in_torch(graphs: Sequence[Graph]) -> Programs:
+    """Return the exported programs as they compute in torch."""
+
+    def load(name: ProgramName) -> Loaded:
+        (graph,) = (graph for graph in graphs if graph.name == name)
+        module = graph.exported.module()
+
+        def run(*inputs: NDArray[Any]) -> NDArray[np.float32]:
+            given = map(torch.from_numpy, inputs)
+            planar = (
+                value.permute(0, 3, 1, 2).float() if tensor.dtype == "image" else value
+                for tensor, value in zip(graph.inputs, given, strict=True)
+            )
+            with torch.inference_mode():
+                found: NDArray[np.float32] = module(*planar).numpy()
+            return found
+
+        return run
+
+    return load
 
 
 def graphs_of(detector: PixelDetector, info: RunInfo, runtime: Runtime, frames: int) -> list[Graph]:
     """Return the programs of a run's artifact for a runtime; ``frames`` is the length of a clip student's clips."""
     planar = runtime == "coreml"
-    half = info.scheme == "fp16"
     if info.architecture.per == "clip":
         assert isinstance(detector.network, Detector)
-        return clip_graphs(detector.network, info.preprocessing, planar, frames, half)
+        return clip_graphs(detector.network, info.preprocessing, planar, frames, info.scheme)
     module = ImageDetector(detector.network, info.preprocessing) if planar else detector
-    return [Graph("forward", module, (pixel_input(info.architecture.size, planar),), half=half)]
+    return [Graph("forward", module, (pixel_input(info.architecture.size, planar),), scheme=info.scheme)]

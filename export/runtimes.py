@@ -27,12 +27,24 @@ SUFFIXES: dict[str, Runtime] = {".pte": "executorch", ".onnx": "onnxruntime", ".
 SUFFIX_OF = {runtime: suffix for suffix, runtime in SUFFIXES.items()}
 
 
+class NotEvaluated(StageError):
+    """A program that cannot run here has an operation that Pocketproof does not evaluate either."""
+
+
 def cannot_run(runtime: Runtime) -> str | None:
-    """Say why artifacts of a runtime cannot run on this machine, or None if they can."""
+    """Say why artifacts of a runtime cannot be scored with on this machine, or None if they can."""
+    needed = {"executorch": ("executorch", "torch"), "onnxruntime": ("onnxruntime",), "coreml": ("coremltools",)}
+    for package in needed[runtime]:
+        if not importlib.util.find_spec(package):
+            return f"the package {package} is not installed"
+    return None
+
+
+def evaluated_by(runtime: Runtime) -> str | None:
+    """Say what scores in a runtime's place on this machine, where nothing can be timed; None if it runs itself."""
     if runtime == "coreml" and sys.platform != "darwin":
-        return "needs macOS"
-    package = {"executorch": "executorch", "onnxruntime": "onnxruntime", "coreml": "coremltools"}[runtime]
-    return None if importlib.util.find_spec(package) else f"the package {package} is not installed"
+        return "by Pocketproof, not by Core ML, which needs macOS"
+    return None
 
 
 def program_file(artifact: Path, runtime: Runtime, name: ProgramName) -> Path:
@@ -71,6 +83,11 @@ def clip_runner(embed: Loaded, score: Loaded) -> Runner:
     return run
 
 
+def runner_of(programs: Programs, per: Literal["frame", "clip"]) -> Runner:
+    """Return what scores frames or clips by the programs of an artifact."""
+    return frame_runner(programs("forward")) if per == "frame" else clip_runner(programs("embed"), programs("score"))
+
+
 def load_artifact(path: Path, runtime: Runtime, threads: int, per: Literal["frame", "clip"] = "frame") -> Runner:
     """Load an artifact that scores frames or clips, to run on ``threads`` threads.
 
@@ -79,10 +96,7 @@ def load_artifact(path: Path, runtime: Runtime, threads: int, per: Literal["fram
     if reason := cannot_run(runtime):
         raise StageError(f"{path.name} cannot run here: {reason}")
     try:
-        programs = _opened(path, runtime, threads)
-        return (
-            frame_runner(programs("forward")) if per == "frame" else clip_runner(programs("embed"), programs("score"))
-        )
+        return runner_of(_opened(path, runtime, threads), per)
     except StageError:
         raise
     except Exception as error:  # each runtime raises classes of its own for a file that it cannot load

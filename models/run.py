@@ -16,31 +16,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from models.detector import Architecture, Detector, Preprocessing
-from models.weights import Weights
+from models.origin import DataSource, Parent, Weights
 from stage import STATIC_INT8, Scheme, StageError, locked, refuse_existing, say, sha256_of, speaks, written_whole
 
 SCHEMA_VERSION = 1
 TOOLS = ("torch", "torchvision", "timm", "torchao", "executorch", "numpy")
-
-
-class Parent(BaseModel):
-    """A run from which another was made."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: str
-    sha256: str
-
-
-class DataSource(BaseModel):
-    """The store on which a run was trained, and what that store says of itself."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    fingerprint: str
-    notes: list[str] = Field(default_factory=list)
-    frames: int | None = None
-    """Frames of a clip, T."""
 
 
 class RunInfo(BaseModel):

@@ -5,11 +5,17 @@ Static int8 is a program of its own (``compress/int8.py``); the schemes here cha
 
 import copy
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from models.detector import Detector
-from stage import STATIC_INT8, Scheme
+from stage import PALETTES, STATIC_INT8, Scheme
+
+SMALLEST_PALETTE = 2048
+"""Weights of a tensor that is given a palette: coremltools' own limit."""
+HISTOGRAM_BINS = 1 << 14
 
 
 def fast_dtype(device: torch.device) -> torch.dtype | None:
@@ -78,6 +84,40 @@ def _dynamic(detector: Detector) -> Detector:
     return rounded
 
 
+def _clustered(weights: NDArray[np.float32], clusters: int) -> NDArray[np.float32]:
+    """Return weights of any shape, each moved to the nearest of so many values, which k-means finds.
+
+    It sees a histogram, whose bins are far narrower than a cluster: half a million weights would take it minutes.
+    """
+    if len(np.unique(weights)) <= clusters:
+        return weights
+    from sklearn.cluster import KMeans  # imported here: it takes seconds, and no other scheme needs it
+
+    flat = weights.flatten().astype(np.float64)
+    counts, edges = np.histogram(flat, HISTOGRAM_BINS)
+    sums, _ = np.histogram(flat, edges, weights=flat)
+    means = (sums[counts > 0] / counts[counts > 0])[:, None]
+    start = np.unique(np.quantile(flat, np.linspace(0, 1, clusters)))[:, None]
+    found = KMeans(len(start), init=start, n_init=1).fit(means, sample_weight=counts[counts > 0])
+    centres = np.sort(found.cluster_centers_.flatten())
+    nearest = np.searchsorted((centres[1:] + centres[:-1]) / 2, flat)
+    clustered: NDArray[np.float32] = centres[nearest].astype(np.float32).reshape(weights.shape)
+    return clustered
+
+
+def palettized(detector: Detector, bits: int) -> Detector:
+    """Return a copy whose large weights have ``2 ** bits`` values each (arXiv 1510.00149, section 3).
+
+    Weights below SMALLEST_PALETTE values stay: Core ML's tools leave them too, as a table would save little.
+    """
+    found = copy.deepcopy(detector)
+    with torch.no_grad():
+        for module in found.modules():
+            if isinstance(module, (nn.Conv2d, nn.Linear)) and module.weight.numel() >= SMALLEST_PALETTE:
+                module.weight.copy_(torch.from_numpy(_clustered(module.weight.numpy(), 2**bits)))
+    return found
+
+
 def in_scheme(detector: Detector, scheme: Scheme) -> nn.Module:
     """Return a float32 detector in another scheme, in eval mode; it takes and gives what the detector does."""
     assert scheme not in STATIC_INT8, "an integer program is rebuilt from its scales"
@@ -85,4 +125,6 @@ def in_scheme(detector: Detector, scheme: Scheme) -> nn.Module:
         return Autocast(detector).eval()
     if scheme == "fp16":
         return detector.with_parts(Half(detector.backbone), Half(detector.head)).eval()
+    if scheme in PALETTES:
+        return palettized(detector, PALETTES[scheme]).eval()
     return _dynamic(detector).eval() if scheme == "int8-dynamic" else detector

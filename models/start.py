@@ -6,8 +6,9 @@ from pathlib import Path
 import torch
 
 from models.detector import Architecture, Detector, gelus
-from models.run import Parent, Run
-from models.weights import Weights, backbone_with_weights, check_one_source
+from models.origin import Parent, Weights
+from models.run import Run
+from models.weights import backbone_with_weights, check_one_source
 from stage import StageError, say
 
 

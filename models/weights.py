@@ -4,29 +4,18 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import huggingface_hub
 import timm
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from models.detector import create_backbone
+from models.origin import Weights
 from stage import StageError, card_licence, load_tensors, reason_of, say, sha256_of
 
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
-
-
-class Weights(BaseModel):
-    """Where a run's starting weights came from and under which licence they may be passed on."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    source: Literal["random", "hub", "file", "folder"]
-    name: str
-    sha256: str | None = None
-    licence: str
 
 
 def read_state(path: Path) -> dict[str, Tensor]:

@@ -184,8 +184,8 @@ def drawn_run() -> Callable[..., Path]:
 def save_drawn(out: Path, detector: "Detector", info: dict[str, object], metrics: dict[str, object]) -> Path:
     """Save a detector whose weights were drawn at random as a run that claims one step of training."""
     from models.detector import Preprocessing
-    from models.run import DataSource, RunInfo, save_run
-    from models.weights import Weights
+    from models.origin import DataSource, Weights
+    from models.run import RunInfo, save_run
 
     fields = {
         "architecture": detector.architecture,

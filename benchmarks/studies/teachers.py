@@ -16,8 +16,8 @@ from typing import Annotated
 import torch
 import typer
 
-from compress.evaluate import evaluate
 from data.prepare import prepare
+from export.evaluate import evaluate
 from stage import StageError, run_as_script, say, sha256_of
 
 FAMILIES = {

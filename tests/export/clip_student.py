@@ -8,7 +8,7 @@ from torch import nn
 
 from data.store import ClipStore
 from models.detector import Architecture, Detector
-from models.run import DataSource
+from models.origin import DataSource
 from models.temporal import TemporalSettings
 from tests.conftest import export_here, save_drawn, shared
 

@@ -7,7 +7,7 @@ import pytest
 
 from data.store import ClipStore
 from export.bundle import Bundle
-from export.detect import choose_artifact, detect, detect_video
+from export.detect import detect, detect_video
 from stage import StageError
 
 TALKING = "../shared/data/talking"
@@ -35,7 +35,7 @@ def test_first_clip_scores_as_the_prepared_clip(bundle, demo_corpus, demo_store)
 
 
 def test_smallest_runnable_artifact_is_the_default(bundle):
-    chosen = choose_artifact(bundle, None)
+    chosen = bundle.chosen(None)
     assert chosen.scheme == "int8"
     assert chosen.runtime != "coreml" or chosen.parity
 
@@ -52,4 +52,4 @@ def test_json_line_per_video_and_a_bad_file_does_not_stop_the_rest(bundle_path, 
 
 def test_unknown_artifact_lists_the_known(bundle):
     with pytest.raises(StageError, match=r"has no artifact 'x.pte'; it has test_byobnet-int8.pte"):
-        choose_artifact(bundle, "x.pte")
+        bundle.chosen("x.pte")

@@ -1,4 +1,4 @@
-"""Evaluating runs on their own and on other corpora, and what recompression costs them."""
+"""Evaluating runs and artifacts on their own and on other corpora, and what recompression costs them."""
 
 import json
 import shutil
@@ -8,12 +8,14 @@ import pytest
 import torch
 from PIL import Image
 
-from compress.evaluate import Evaluation, evaluate
+from compress.evaluate import Evaluation
 from compress.metrics import compute_metrics
 from compress.runs import own_threshold, pixel_detector, takes, torch_scorer
 from compress.scoring import Takes, score_clip_list
 from data.prepare import prepare
 from data.recompress import RecompressedStore, Recompression
+from export.bundle import Bundle
+from export.evaluate import evaluate
 from models.detector import Detector
 from models.run import Run, save_run
 from stage import StageError
@@ -69,7 +71,7 @@ def test_plain_and_recompressed_figures_are_saved_and_shown(teacher_copy, demo_s
     assert made[0].metrics == _by_hand(teacher_copy, opened_store, "test")
     source = RecompressedStore(opened_store, Recompression("jpeg", 20))
     assert made[1].metrics == _by_hand(teacher_copy, opened_store, "test", source)
-    assert made[0].run.name == "teacher"
+    assert made[0].model.name == "teacher"
     assert made[0].fingerprint == opened_store.info.fingerprint
     printed = capsys.readouterr().out
     for text in ("crops as they are", "jpeg-20", "clips of SelfBlended", "videos", "TPR at 1% FPR", "new persons"):
@@ -164,3 +166,28 @@ def test_scores_do_not_depend_on_which_clips_are_scored_together(teacher_run, op
     together = score_clip_list(scorer, opened_store, clips, "score").frames
     alone = [score_clip_list(scorer, opened_store, [clip], "score").frames[0] for clip in clips]
     np.testing.assert_allclose(together, alone, atol=1e-6)
+
+
+@pytest.mark.parametrize("file", ["test_byobnet-int8.onnx", "test_byobnet-fp32.mlpackage"])
+def test_an_artifact_is_measured_at_its_own_threshold(file, bundle_path, demo_store, opened_store, tmp_path):
+    copy = shutil.copytree(bundle_path, tmp_path / "bundle")
+    bundle = Bundle(copy)
+    artifact = bundle.artifact(file)
+    plain, jpeg = evaluate(copy, demo_store, artifact=file, recompress="jpeg:20")
+    scores = score_clip_list(bundle.load(artifact), opened_store, opened_store.clips("test"), "score")
+    assert plain.metrics == compute_metrics(scores, artifact.threshold.value)
+    assert jpeg.metrics.clip.eer != plain.metrics.clip.eer
+    assert (plain.model.name, plain.model.sha256) == (file, artifact.sha256)
+    assert any("not by Core ML" in note for note in plain.notes) == (artifact.evaluated_by is not None)
+    saved = tmp_path / "bundle.evaluations" / file / f"{plain.name}.json"
+    assert Evaluation.model_validate_json(saved.read_bytes()) == plain
+    bundle.check_files()
+
+
+def test_what_does_not_fit_a_bundle_is_refused(bundle_path, student_run, photo_store, demo_store):
+    with pytest.raises(StageError, match=r"has no artifact 'x.pte'; it has test_byobnet-"):
+        evaluate(bundle_path, demo_store, artifact="x.pte")
+    with pytest.raises(StageError, match=r"--artifact x.pte is for bundles, and .*student is not one: leave it out"):
+        evaluate(student_run, demo_store, artifact="x.pte")
+    (made,) = evaluate(bundle_path, photo_store)
+    assert made.model.name == "test_byobnet-int8.pte" and made.metrics.clip.real == 1

@@ -1,0 +1,80 @@
+"""Evaluate a run, or an artifact of a bundle, on any corpus."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from compress.evaluate import Evaluated, Evaluation, evaluations, print_evaluation
+from compress.runs import check_size
+from compress.scoring import Takes
+from data.store import ClipStore
+from export.bundle import Bundle, is_bundle
+from export.runtimes import evaluated_by
+from stage import StageError, run_as_script
+
+
+def artifact_of(path: Path, file: str | None, store: ClipStore) -> Evaluated:
+    """Load an artifact of a bundle, the smallest that runs here if none is named.
+
+    Raises StageError if the bundle was changed, or takes crops or clips of another size than a store holds.
+    """
+    bundle = Bundle(path)
+    bundle.check_files()
+    artifact, rule = bundle.chosen(file), bundle.manifest.clip
+    check_size(path / artifact.file, bundle.manifest.crop.rule.size, store)
+    if rule.per == "clip" and rule.frames != store.frames:
+        raise StageError(f"{path / artifact.file} takes clips of {rule.frames} frames, {store.path} has {store.frames}")
+    by = evaluated_by(artifact.runtime)
+    return Evaluated(
+        name=artifact.file,
+        sha256=artifact.sha256,
+        scorer=bundle.load(artifact),
+        takes=Takes(per=rule.per),
+        threshold=artifact.threshold.value,
+        device="cpu",
+        folder=path.with_name(f"{path.resolve().name}.evaluations") / artifact.file,
+        notes=(f"{artifact.file} was evaluated {by}.",) if by else (),
+    )
+
+
+def evaluate(
+    model: Annotated[Path, typer.Argument(help="The run to evaluate, of any scheme, or the bundle.")],
+    data: Annotated[Path, typer.Option(help="The ClipStore to evaluate on; it need not be the run's own.")],
+    artifact: Annotated[
+        str | None, typer.Option(help="File of a bundle's artifact; else the smallest that runs here.")
+    ] = None,
+    split: Annotated[Literal["train", "val", "test"], typer.Option(help="The split to score.")] = "test",
+    recompress: Annotated[
+        str | None, typer.Option(help="Also on crops compressed once more: h264:CRF,... or jpeg:QUALITY,...")
+    ] = None,
+    depth_weights: Annotated[
+        Path | None, typer.Option(help="With --recompress: folder of the weights that made the store's depth.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per evaluation.")] = False,
+) -> list[Evaluation]:
+    """Measure a model at its own threshold on any corpus, also on one of another kind or of one label.
+
+    Figures are kept as JSON in RUN/evaluations, or in BUNDLE.evaluations/ARTIFACT beside a bundle.
+
+    Example: **pocketproof evaluate runs/student --data celebdf --recompress h264:23,40**
+    """
+    store = ClipStore(data)
+    if is_bundle(model):
+        evaluated = artifact_of(model, artifact, store)
+    elif artifact is not None:
+        raise StageError(f"--artifact {artifact} is for bundles, and {model} is not one: leave it out")
+    else:
+        evaluated = Evaluated.of_run(model, store)
+    found = []
+    for evaluation in evaluations(evaluated, store, split, recompress, depth_weights):
+        found.append(evaluation)
+        if as_json:
+            print(evaluation.model_dump_json())
+        else:
+            print_evaluation(evaluation)
+    return found
+
+
+if __name__ == "__main__":
+    run_as_script(evaluate)

@@ -1,0 +1,65 @@
+"""Check a bundle: every file, the schema, the crop rule's test vectors, and what its artifacts give of golden inputs.
+
+Needs neither training code nor torch. Without torch a ``.pte`` is checked by its hash only, and is said to be.
+"""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from export.bundle import Artifact, Bundle, CropExample
+from export.parity import compare
+from export.runtimes import NotEvaluated, cannot_run, evaluated_by
+from stage import StageError, run_as_script
+
+
+def check_crops(bundle: Bundle) -> None:
+    """Raise StageError if the manifest's test vectors are not what its crop rule gives."""
+    crop = bundle.manifest.crop
+    for example in crop.examples:
+        if CropExample.of(crop.rule, example.box, example.picture, example.rotation) != example:
+            raise StageError(f"{bundle.path}: the crop of the box {example.box} is not what the manifest's rule gives")
+
+
+def check_outputs(bundle: Bundle, artifact: Artifact) -> str:
+    """Compare what an artifact gives of the golden inputs with what the manifest says; return how that was done.
+
+    Raises StageError if they differ by more than rounding does between machines.
+    """
+    if reason := cannot_run(artifact.runtime):
+        return f"by its hash only: {reason}"
+    try:
+        runner = bundle.load(artifact)
+    except NotEvaluated as error:
+        return f"by its hash only: {error}"
+    parity = compare(bundle.golden_outputs(artifact), runner(*bundle.golden_inputs()), artifact.scheme)
+    if not parity.passed:
+        raise StageError(f"{bundle.path / artifact.file} does not give its golden outputs: {parity.failure}")
+    by = evaluated_by(artifact.runtime)
+    return f"golden outputs within {parity.max_difference:.1g}" + (f", evaluated {by}" if by else "")
+
+
+def verify(
+    bundle: Annotated[Path, typer.Argument(help="The bundle to check.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Check that a bundle is whole and gives what it gave when it was exported; needs no torch.
+
+    Example: **pocketproof verify bundle**
+    """
+    opened = Bundle(bundle)
+    files = opened.check_files()
+    check_crops(opened)
+    said = {artifact.file: check_outputs(opened, artifact) for artifact in opened.manifest.artifacts}
+    if as_json:
+        print(json.dumps({"bundle": str(bundle), "files": files, "artifacts": said}))
+        return
+    for file, how in said.items():
+        print(f"{bundle / file}: {how}")
+    print(f"{bundle}: all {files} files are as they were exported")
+
+
+if __name__ == "__main__":
+    run_as_script(verify)

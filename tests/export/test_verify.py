@@ -1,0 +1,186 @@
+"""The check of a bundle: whatever is changed is found, and nothing but the bundle is needed."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from export.bundle import SUMS, Bundle, CropExample, manifest_schema, write_sums
+from export.detect import detect
+from export.verify import verify
+from stage import StageError
+from tests.export.clip_student import clip_bundle
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def copy(bundle_path, tmp_path):
+    return shutil.copytree(bundle_path, tmp_path / "bundle")
+
+
+@pytest.fixture(scope="module")
+def clip_bundle_path(demo_store, tmp_path_factory):
+    return clip_bundle(demo_store, tmp_path_factory)
+
+
+def test_a_bundle_as_it_was_exported_passes(bundle_path, capsys):
+    verify(bundle_path, as_json=True)
+    said = json.loads(capsys.readouterr().out)
+    assert len(said["artifacts"]) == 6 and said["files"] == len((bundle_path / SUMS).read_text().splitlines())
+    assert all(how.startswith("golden outputs within") for how in said["artifacts"].values())
+
+
+def test_coreutils_agree(bundle_path):
+    subprocess.run(["sha256sum", "--check", "--quiet", SUMS], cwd=bundle_path, check=True)
+
+
+def _flip_a_byte(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def test_one_byte_of_any_file_is_missed(copy):
+    files = [path for path in sorted(copy.rglob("*")) if path.is_file()]
+    assert len(files) > 10
+    for file in files:
+        before = file.read_bytes()
+        _flip_a_byte(file)
+        for refuse in (lambda: verify(copy), lambda: detect([Path("video.mp4")], copy)):
+            with pytest.raises(StageError) as caught:
+                refuse()
+            assert "\n" not in str(caught.value) and "video.mp4" not in str(caught.value)
+        file.write_bytes(before)
+    verify(copy)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda path: (path / SUMS).unlink(), r"SHA256SUMS is missing or damaged: export the bundle again"),
+        (lambda path: (path / "README.md").unlink(), r"is not as it was exported: README.md is missing"),
+        (lambda path: (path / "more.txt").write_text("x"), r"more.txt was not exported with it"),
+        (lambda path: (path / "link").symlink_to("/etc/passwd"), r"link was not exported with it"),
+    ],
+)
+def test_files_that_come_or_go_are_seen(copy, spoil, message):
+    spoil(copy)
+    with pytest.raises(StageError, match=message):
+        verify(copy)
+
+
+def _rewritten(path: Path, change) -> None:
+    """Change the manifest and sum it up anew, as one who means it would."""
+    manifest = json.loads((path / "manifest.json").read_text())
+    change(manifest)
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    (path / SUMS).unlink()
+    write_sums(path)
+
+
+def test_golden_outputs_of_another_model_are_refused(copy):
+    def exchange(manifest):
+        outputs = manifest["golden"]["outputs"]
+        outputs["test_byobnet-fp32.onnx"] = [1 - score for score in outputs["test_byobnet-fp32.onnx"]]
+
+    _rewritten(copy, exchange)
+    with pytest.raises(StageError, match=r"test_byobnet-fp32.onnx does not give its golden outputs: scores differ by"):
+        verify(copy)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: m.update(schema_version=99), r"is of schema version 99, this program reads 3"),
+        (lambda m: m["golden"]["outputs"].popitem(), r"has 0 golden outputs of .* for 32 inputs"),
+        (lambda m: m["crop"]["examples"][1].update(side=7), r"the crop of the box .* is not what the manifest's rule"),
+    ],
+)
+def test_a_manifest_that_is_not_this_bundle_s_is_refused(copy, change, message):
+    _rewritten(copy, change)
+    with pytest.raises(StageError, match=message):
+        verify(copy)
+
+
+def test_published_schema_is_the_manifest_s(bundle_path):
+    assert (ROOT / "docs" / "manifest.schema.json").read_text() == manifest_schema()
+    assert (bundle_path / "manifest.schema.json").read_text() == manifest_schema()
+
+
+def test_corners_lie_where_the_turned_picture_has_the_square(opened_store):
+    """Against numpy's own turning of a picture whose pixels hold their places."""
+    for rotation in (0, 90, 180, 270):
+        width, height = 64, 48
+        stored = np.stack(np.meshgrid(np.arange(width), np.arange(height)), -1)
+        upright = np.rot90(stored, -rotation // 90)
+        found = CropExample.of(opened_store.info.settings.crop, (12.0, 10.0, 22.0, 21.0), (width, height), rotation)
+        inside = upright[found.top : found.top + found.side, found.left : found.left + found.side].reshape(-1, 2)
+        corners = np.array(found.corners)
+        assert (corners.min(0) == inside.min(0)).all() and (corners.max(0) == inside.max(0) + 1).all()
+        # The first corner is the upright square's left upper one.
+        first = upright[found.top, found.left]
+        assert (np.abs(corners[0] - first - 0.5) == 0.5).all()
+
+
+@pytest.fixture(scope="module")
+def without_torch(tmp_path_factory):
+    """An environment in which nothing can import torch, nor what needs it."""
+    import scipy
+
+    installed = Path(scipy.__file__).parents[1]
+    folder = tmp_path_factory.mktemp("packages")
+    for entry in installed.iterdir():
+        if not entry.name.startswith(("torch", "timm", "executorch", "accelerate", "transformers", "__editable__")):
+            (folder / entry.name).symlink_to(entry)
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(folder)])}
+
+
+def _python(environment, *arguments: str, folder: Path = ROOT) -> str:
+    command = [sys.executable, "-S", *arguments]
+    done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_bundle_is_verified_without_torch(bundle_path, without_torch):
+    said = json.loads(_python(without_torch, "-m", "export.verify", str(bundle_path), "--json"))["artifacts"]
+    for file, how in said.items():
+        if file.endswith(".pte"):
+            assert how in [f"by its hash only: the package {name} is not installed" for name in ("executorch", "torch")]
+        else:
+            assert how.startswith("golden outputs within")
+
+
+@pytest.mark.parametrize("name", ["bundle_path", "clip_bundle_path"])
+def test_the_readme_s_program_gives_the_golden_scores(name, without_torch, request):
+    folder = request.getfixturevalue(name)
+    text = (folder / "README.md").read_text()
+    (program,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    said = _python(
+        {**without_torch, "PYTHONPATH": without_torch["PYTHONPATH"].split(os.pathsep)[1]}, "-c", program, folder=folder
+    )
+    difference, verdicts = said.splitlines()
+    assert float(difference.rpartition(" ")[2]) < 1e-5
+    bundle = Bundle(folder)
+    file = re.search(r'file = manifest\["golden"\], "(.*?)"', program)[1]
+    artifact = bundle.artifact(file)
+    expected = ["fake" if score > artifact.threshold.value else "real" for score in bundle.golden_outputs(artifact)]
+    assert verdicts == str(expected)
+
+
+@pytest.mark.parametrize("name", ["bundle_path", "clip_bundle_path"])
+def test_the_readme_names_every_file_and_input(name, request):
+    folder = request.getfixturevalue(name)
+    text, manifest = (folder / "README.md").read_text(), Bundle(folder).manifest
+    for artifact in manifest.artifacts:
+        assert f"`{artifact.file}`" in text and f"{artifact.threshold.value:.4f}" in text
+        for program in artifact.programs:
+            assert all(given.name in text for given in program.inputs) and program.output.name in text
+    assert manifest.crop.text in text and manifest.clip.text in text and "{{" not in text and "THE-MODEL" not in text
