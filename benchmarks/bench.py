@@ -1,10 +1,12 @@
 """Measure bundles and runs, each in a fresh process, and write the report."""
 
 import datetime
+import os
 import shlex
 import sys
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated
 
@@ -218,9 +220,8 @@ def bench(
             check_fits(subject, ClipStore(control))
     split, diagnoses = against.split, _diagnoses(path)
     with tempfile.TemporaryDirectory() as folder:
-        for subject in progress(subjects, "bench"):
-            if subject.row.status == "not measured":
-                continue
+
+        def measured(subject: Subject) -> None:
             crops = write_timed_crops(store, split, Path(folder), subject.takes)
             try:
                 found = measure_apart(_task(subject, crops, repeats, store, split, control))
@@ -228,6 +229,15 @@ def bench(
                 subject.row.status, subject.row.reason = "failed", str(error)
             else:
                 fill_row(subject, found, against, split)
+
+        for subject in progress([subject for subject in subjects if subject.row.status == "measured"], "bench"):
+            measured(subject)
+        # What is not timed may share the cores.
+        evaluated = [subject for subject in subjects if subject.row.status == "evaluated"]
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            futures = [pool.submit(measured, subject) for subject in evaluated]
+            for future in progress(futures, "evaluate") if futures else ():
+                future.result()
     over = compare_rows(subjects)
     controls = ClipStore(control).info.clips["test"] if control else None
     report = Report(

@@ -44,9 +44,9 @@ VALIDATION = {"frame": 64, "clip": 16}
 """Frames or clips on which observers are compared, and noise is measured."""
 DIAGNOSED = {"frame": 8, "clip": 1}
 """Frames or clips whose activations and gradients are held at once."""
-MATCHED = {"frame": 512, "clip": 32}
-"""Training frames or clips on which logits are matched. A last layer of some hundred weights is fitted: twice as many
-crops as ranges need gave 3 dB more on persons never seen (docs/lab-notes.md)."""
+MATCHED_CLIPS = 32
+"""Training clips on which a clip detector's logits are matched. A frame detector's are on twice as many crops as ranges
+are found on: a last layer of some hundred weights is fitted, which gave 3 dB more (docs/lab-notes.md)."""
 CALIBRATION_CROPS, PASSES = 256, 6
 
 
@@ -125,13 +125,13 @@ class Quantized:
 
 
 def _accurate(
-    source: Source, calibrated: Calibrated, exact: Detector, noises: list[LayerNoise]
+    source: Source, calibrated: Calibrated, exact: Detector, noises: list[LayerNoise], crops: int
 ) -> tuple[list[str], Detector, ClipScores | None]:
     """Match the logits to those of ``exact``, and keep layers in float32 as far as accuracy asks for it.
 
     Returns them, the program, and what it says of the validation split where its accuracy counted.
     """
-    matched = source.drawn(takes(source.run.info), MATCHED[source.per])
+    matched = source.drawn(takes(source.run.info), 2 * crops if source.per == "frame" else MATCHED_CLIPS)
     expected = logits(exact, progress(matched, "match logits"))
 
     def keeping(layers: list[str]) -> Detector:
@@ -161,7 +161,7 @@ def static_int8(source: Source, crops: int, train: Train | None = None) -> Quant
         exact, history = train(calibrated)
         calibrated = calibrate(exact, pictures, source.validation)
     noises = source.layer_noise(calibrated.program)
-    floats, program, scores = _accurate(source, calibrated, exact, noises)
+    floats, program, scores = _accurate(source, calibrated, exact, noises, crops)
     snr = source.snr_db(program)
     diagnosis = Diagnosis(
         samples=sum(len(inputs[0]) for inputs in source.validation),

@@ -66,11 +66,15 @@ MINIMUM_OS = {
 class Job:
     """One artifact to write."""
 
-    run: Path
+    source: Source
     runtime: Runtime
     file: str
-    frames: int
-    """Frames of a clip."""
+    store: Path
+
+    @property
+    def info(self) -> RunInfo:
+        """What the run says of itself."""
+        return self.source.run.info
 
 
 @functools.cache
@@ -89,13 +93,12 @@ class Written:
     """What they gave of the golden inputs while they were in torch, float32 [N]."""
 
 
-def write_artifact(job: Job, folder: Path, inputs: Inputs) -> Written:
-    """Write one artifact into ``folder``; ``inputs``: the golden ones."""
-    torch.set_num_threads(1)
-    info = Run(job.run).info
+def write_artifact(job: Job, folder: Path, inputs: Inputs, frames: int) -> Written:
+    """Write one artifact into ``folder``; ``inputs``: the golden ones; ``frames``: of a clip."""
+    info = job.info
     # Core ML converts float32 to float16 itself, and keeps what must not overflow.
     scheme: Scheme = "fp32" if job.runtime == "coreml" and info.scheme in coreml.HALF else info.scheme
-    graphs = graphs_of(_single_picture_detector(job.run, scheme), info, job.runtime, job.frames)
+    graphs = graphs_of(_single_picture_detector(job.source.run.path, scheme), info, job.runtime, frames)
     scores = runner_of(in_torch(graphs), info.architecture.per)(*inputs)
     said = WRITERS[job.runtime](graphs, folder / job.file)
     operators = said.pop("operators")
@@ -104,29 +107,27 @@ def write_artifact(job: Job, folder: Path, inputs: Inputs) -> Written:
     return Written(said | {"programs": programs}, scores)
 
 
-def _describe(
-    job: Job,
-    source: Source,
-    folder: Path,
-    written: Written,
-    inputs: Inputs,
-    store: ClipStore,
-) -> tuple[Artifact, list[float]]:
-    """Gate one artifact, set its threshold, and return its manifest entry and golden outputs."""
-    path, info = folder / job.file, source.run.info
+def make_artifact(job: Job, folder: Path, inputs: Inputs) -> tuple[Artifact, list[float]]:
+    """Write one artifact, gate it and set its threshold; return its manifest entry and golden outputs.
+
+    Runs in a process of its own, on one thread, beside others that do the same.
+    """
+    torch.set_num_threads(1)
+    store, source, path = ClipStore(job.store), job.source, folder / job.file
+    written = write_artifact(job, folder, inputs, store.frames)
     gated = gate(path, job.runtime, source, written.in_torch, inputs)
     threshold, origin = source.threshold, f"validation scores of {source.run.path.name} in torch: it cannot run here"
     if gated.runner is not None:
-        val = score_split(gated.runner, store, "val", takes(info))
+        val = score_split(gated.runner, store, "val", takes(job.info))
         threshold, origin = choose_threshold(val.labels, val.clips), "its own validation scores"
     entry = Artifact(
         file=job.file,
         sha256=sha256_of(path),
         bytes=bytes_of(path),
         runtime=job.runtime,
-        scheme=info.scheme,
+        scheme=job.info.scheme,
         minimum_os=MINIMUM_OS[job.runtime],
-        licence=info.weights.licence,
+        licence=job.info.weights.licence,
         threshold=threshold,
         threshold_from=origin,
         parity=gated.parity,
@@ -136,8 +137,7 @@ def _describe(
         student=student_of(source.run),
         **written.said,
     )
-    outputs = source.golden if gated.runner is None else gated.runner(*inputs)
-    return entry, [float(score) for score in outputs]
+    return entry, gated.scores.astype(float).tolist()
 
 
 def artifact_name(info: RunInfo, runtime: Runtime) -> str:
@@ -157,13 +157,13 @@ def _lacks(runtime: Runtime, scheme: Scheme) -> str | None:
     return None
 
 
-def _jobs(sources: list[Source], formats: list[Runtime], frames: int) -> Iterator[Job]:
+def _jobs(sources: list[Source], formats: list[Runtime], store: Path) -> Iterator[Job]:
     """Yield the artifacts to write, the slow ones first: lowering int8 to ExecuTorch takes longest."""
     for runtime in formats:
         for source in sorted(sources, key=lambda source: source.run.info.scheme, reverse=True):
             if _lacks(runtime, source.run.info.scheme):
                 continue
-            yield Job(source.run.path, runtime, artifact_name(source.run.info, runtime), frames)
+            yield Job(source, runtime, artifact_name(source.run.info, runtime), store)
 
 
 def _parse_formats(text: str) -> list[Runtime]:
@@ -178,25 +178,20 @@ def build_bundle(
     sources: list[Source], formats: list[Runtime], store: ClipStore, inputs: Inputs, out: Path
 ) -> Manifest:
     """Write every artifact, gate it and describe it; ``out`` appears only if all passed."""
-    jobs = list(_jobs(sources, formats, store.frames))
+    jobs = list(_jobs(sources, formats, store.path))
     for source in sources:
-        if all(job.run != source.run.path for job in jobs):
+        if all(job.source is not source for job in jobs):
             raise StageError(
                 f"{source.run.path} is in {source.run.info.scheme}, which none of --format "
                 f"{','.join(FORMAT_OF[runtime] for runtime in formats)} has: give coreml too"
             )
-    by_path = {source.run.path: source for source in sources}
     first = sources[0].run.info
     with written_whole(out) as folder:
         (folder / "golden").mkdir(parents=True)
         inputs[0].tofile(folder / "golden" / "pixels.bin")
         with ProcessPoolExecutor(min(len(jobs), os.cpu_count() or 1, 4), mp_context=get_context("spawn")) as pool:
-            futures = [pool.submit(write_artifact, job, folder, inputs) for job in jobs]
-            written = [future.result() for future in progress(futures, "export")]
-        described = [
-            _describe(job, by_path[job.run], folder, made, inputs, store)
-            for job, made in zip(jobs, written, strict=True)
-        ]
+            futures = [pool.submit(make_artifact, job, folder, inputs) for job in jobs]
+            described = [future.result() for future in progress(futures, "export")]
         manifest = Manifest(
             backbone=first.architecture.backbone,
             crop=CropGeometry.of(store.info.settings),

@@ -1,6 +1,5 @@
 """The gate before a bundle: what an artifact must give on real crops or clips, and the refusal of one that does not."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,6 +77,8 @@ class Gated:
     """An artifact that passed, or of which not every step could be compared."""
 
     parity: list[Parity]
+    scores: NDArray[np.float32]
+    """Of the inputs, float32 [N]: its own, or else its source's."""
     runner: Runner | None
     not_checked: str = ""
     """Why the artifact itself could not be compared."""
@@ -94,18 +95,18 @@ def gate(path: Path, runtime: Runtime, source: Source, exported: NDArray[np.floa
     steps.append(compare(source.golden, exported, info.scheme, least, "exported"))
     _refuse_failed(path, steps)
     if reason := cannot_run(runtime):
-        return Gated(steps, None, f"not compared: {reason}")
+        return Gated(steps, source.golden, None, f"not compared: {reason}")
     try:
-        runner = load_artifact(path, runtime, os.cpu_count() or 1, info.architecture.per)
+        runner = load_artifact(path, runtime, 1, info.architecture.per)
     except NotEvaluated as error:
-        return Gated(steps, None, f"not compared: {error}")
+        return Gated(steps, source.golden, None, f"not compared: {error}")
     scores = runner(*inputs)
     steps.append(compare(exported, scores, info.scheme, least, "lowered"))
     _refuse_failed(path, steps)
     if runtime == "coreml" and not evaluated_by(runtime):
         by_us = runner_of(coreml.evaluated(path), info.architecture.per)(*inputs)
         steps.append(compare(scores, by_us, info.scheme, least, "evaluated"))
-    return Gated(steps, runner)
+    return Gated(steps, scores, runner)
 
 
 def _refuse_failed(path: Path, steps: list[Parity]) -> None:

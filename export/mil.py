@@ -6,13 +6,14 @@ that float16 and int8 round where it says; each operation computes in float32, w
 kernels, and on the Neural Engine float16: what is found here is evaluated by us, not by Core ML.
 """
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import erf, expit
+from scipy.special import expit
 
 from export.runtimes import NotEvaluated
 
@@ -20,6 +21,8 @@ Array = Any
 """A NumPy array: what operations give of several types, NumPy's own annotations call Any."""
 WEIGHTS = Path("Data") / "com.apple.CoreML" / "weights"
 """Where an ``.mlpackage`` keeps them."""
+IN_CACHE = 1 << 14
+"""Values that a processor keeps at hand through a dozen operations."""
 DTYPES = {
     "fp16": np.float16,
     "fp32": np.float32,
@@ -80,11 +83,14 @@ def _conv(
     outputs, inputs, *kernel = weight.shape
     x = _spread(x, kernel, strides, dilations, pad_type, pad, 0.0)
     grouped = weight.reshape(groups, outputs // groups, inputs, *kernel)
+    depthwise = inputs == 1 and outputs == groups
     found: Array | None = None
     for row, column, seen in _taps(x, kernel, strides, dilations):
         size = seen.shape[2:]
-        own, flat = grouped[..., row, column], seen.reshape(len(x), groups, inputs, -1)
-        part = own * flat if inputs == 1 else own @ flat
+        if depthwise:
+            part = weight[:, 0, row, column, None, None] * seen
+        else:
+            part = grouped[..., row, column] @ seen.reshape(len(x), groups, inputs, -1)
         found = part if found is None else np.add(found, part, out=found)
     assert found is not None
     found = found.reshape(len(x), outputs, *size)
@@ -138,9 +144,20 @@ def _max_pool(
     return _pooled(x, kernel_sizes, strides, pad_type, pad, ceil_mode, Values(-np.inf, -np.inf)).max(0)
 
 
+def _erf(x: Array) -> Array:
+    """Return the error function within 2e-7 (Abramowitz and Stegun, 7.1.26); SciPy's takes ten times as long."""
+    t = 1 / (1 + np.float32(0.3275911) * np.abs(x))
+    factors = (1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254829592)
+    powers = functools.reduce(lambda sum_, factor: sum_ * t + np.float32(factor), factors[1:], np.float32(factors[0]))
+    return np.copysign(1 - powers * t * np.exp(-(x * x)), x)
+
+
 def _gelu(x: Array, mode: str) -> Array:
     if mode == "EXACT":
-        return x * (0.5 * (1 + erf(x / np.sqrt(np.float32(2)))))
+        parts = np.array_split(x.ravel(), -(-x.size // IN_CACHE))
+        return np.concatenate([0.5 * part * (1 + _erf(part * np.float32(np.sqrt(0.5)))) for part in parts]).reshape(
+            x.shape
+        )
     if mode == "TANH_APPROXIMATION":
         return 0.5 * x * (1 + np.tanh(np.sqrt(np.float32(2 / np.pi)) * (x + 0.044715 * x**3)))
     return x * expit(1.702 * x)

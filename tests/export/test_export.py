@@ -26,6 +26,7 @@ from models.detector import Architecture, Detector, PixelDetector, Preprocessing
 from models.fusing import fuse
 from models.run import Run
 from stage import StageError, sha256_of
+from tests.conftest import export_here
 
 SOURCES = {"fp32": "student_run", "int8": "int8_run"}
 RUNNABLE = tuple(f"test_byobnet-{scheme}.{suffix}" for suffix in ("pte", "onnx", "mlpackage") for scheme in SOURCES)
@@ -119,7 +120,7 @@ def test_schemes_of_torch_alone_are_refused(drawn_run, demo_store, tmp_path):
 def test_failed_gate_leaves_no_bundle(student_run, demo_store, tmp_path, monkeypatch):
     monkeypatch.setitem(TOLERANCES, "fp32", 0.0)
     with pytest.raises(StageError, match=r"test_byobnet-fp32.onnx failed the parity gate"):
-        export([student_run], demo_store, tmp_path / "bundle", format="onnx")
+        export_here([student_run], demo_store, tmp_path / "bundle", "onnx")
     assert list(tmp_path.iterdir()) == []
 
 
