@@ -34,7 +34,8 @@ from stage import PALETTES, Scheme, StageError, bytes_of, progress, refuse_exist
 
 def _artifact_subject(bundle: Bundle, artifact: Artifact, threads: int) -> Subject:
     path = bundle.checked_path(artifact)
-    cannot, by = cannot_run(artifact.runtime), evaluated_by(artifact.runtime)
+    by = evaluated_by(artifact.runtime)
+    cannot = cannot_run(artifact.runtime) or (artifact.not_checked if by else "")
     row = Row(
         name=artifact.file,
         kind="artifact",
@@ -108,13 +109,13 @@ def _task(subject: Subject, crops: Path, repeats: int, store: ClipStore, split: 
         scored[split] = (store.path, split)
         if subject.threshold is None:
             scored["val"] = (store.path, "val")
-        if control is not None and subject.row.kind == "artifact":
+        if control is not None and subject.row.kind == "artifact" and subject.row.status == "measured":
             scored["control"] = (control, "test")
     return Task(
         path=subject.path,
         runtime=subject.row.runtime,
         scheme=subject.row.scheme,
-        threads=subject.row.threads,
+        threads=subject.row.threads if subject.row.status == "measured" else 1,
         repeats=repeats,
         size=subject.row.input_size,
         modalities=subject.takes.modalities,
@@ -122,7 +123,7 @@ def _task(subject: Subject, crops: Path, repeats: int, store: ClipStore, split: 
         frames=store.frames,
         crops=crops,
         scored=scored,
-        timed=subject.row.status != "evaluated",
+        timed=subject.row.status == "measured",
     )
 
 
@@ -179,6 +180,40 @@ def _diagnoses(paths: list[Path]) -> dict[str, Diagnosis]:
     return found
 
 
+def _measure_all(
+    subjects: list[Subject], store: ClipStore, reference: Reference, repeats: int, control: Path | None
+) -> None:
+    """Measure every row that can be: those with a latency one after another, the others side by side."""
+    split = reference.split
+
+    def measured(subject: Subject, crops: Path) -> None:
+        try:
+            found = measure_apart(_task(subject, crops, repeats, store, split, control))
+        except StageError as error:
+            subject.row.status, subject.row.reason = "failed", str(error)
+        else:
+            fill_row(subject, found, reference, split)
+
+    with tempfile.TemporaryDirectory() as folder:
+        tasks = [
+            (subject, write_timed_crops(store, split, Path(folder), subject.takes))
+            for subject in subjects
+            if subject.row.status != "not measured"
+        ]
+        timed = [task for task in tasks if task[0].row.status == "measured"]
+        evaluated = [task for task in tasks if task[0].row.status == "evaluated"]
+        for task in progress(timed, "bench"):
+            measured(*task)
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            futures = [pool.submit(measured, *task) for task in evaluated]
+            try:
+                for future in progress(futures, "evaluate"):
+                    future.result()
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+
+
 def check_fits(subject: Subject, store: ClipStore) -> None:
     """Raise StageError if a subject cannot score a store's clips."""
     check_size(subject.path, subject.row.input_size, store)
@@ -219,25 +254,7 @@ def bench(
         if control is not None and subject.row.kind == "artifact":
             check_fits(subject, ClipStore(control))
     split, diagnoses = against.split, _diagnoses(path)
-    with tempfile.TemporaryDirectory() as folder:
-
-        def measured(subject: Subject) -> None:
-            crops = write_timed_crops(store, split, Path(folder), subject.takes)
-            try:
-                found = measure_apart(_task(subject, crops, repeats, store, split, control))
-            except StageError as error:
-                subject.row.status, subject.row.reason = "failed", str(error)
-            else:
-                fill_row(subject, found, against, split)
-
-        for subject in progress([subject for subject in subjects if subject.row.status == "measured"], "bench"):
-            measured(subject)
-        # What is not timed may share the cores.
-        evaluated = [subject for subject in subjects if subject.row.status == "evaluated"]
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            futures = [pool.submit(measured, subject) for subject in evaluated]
-            for future in progress(futures, "evaluate") if futures else ():
-                future.result()
+    _measure_all(subjects, store, against, repeats, control)
     over = compare_rows(subjects)
     controls = ClipStore(control).info.clips["test"] if control else None
     report = Report(

@@ -50,6 +50,10 @@ are found on: a last layer of some hundred weights is fitted, which gave 3 dB mo
 CALIBRATION_CROPS, PASSES = 256, 6
 
 
+class Refused(StageError):
+    """A scheme that costs more than may be lost, or cannot hold what the network computes."""
+
+
 @dataclass(frozen=True)
 class Source:
     """A run to quantize, fused, and what it is compared on."""
@@ -207,7 +211,7 @@ def other_numbers(source: Source, scheme: Scheme) -> Quantized:
         assert isinstance(program, Detector)
         detector, said = program, f"{2 ** PALETTES[scheme]} values a tensor"
     if not np.isfinite(logits(program, source.validation)).all():
-        raise StageError(f"{source.run.path} has values that {scheme} cannot hold: give --scheme int8 or autocast")
+        raise Refused(f"{source.run.path} has values that {scheme} cannot hold: give --scheme int8 or autocast")
     return Quantized(detector, program, said, {"logit_snr_db": source.snr_db(program)})
 
 
@@ -218,7 +222,7 @@ def _check_accuracy(source: Source, found: Quantized, scheme: Scheme) -> dict[st
     # The test split is for the artifacts: their kernels round otherwise than this program.
     scores = found.scores or source.scores(found.program)
     if auc_of(scores) < source.least_auc:
-        raise StageError(
+        raise Refused(
             f"{scheme} takes the validation AUC of {source.run.path} to {auc_of(scores):.4f}, below the "
             f"{source.least_auc:.4f} that --max-auc-drop allows: the run was not written"
         )

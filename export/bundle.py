@@ -7,129 +7,18 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import Field, PositiveInt, ValidationError
 
 from compress.fidelity import Diagnosis
 from compress.metrics import Threshold
-from data.clips import BRIDGED_FRAMES
-from data.crops import CropRule
-from data.store import StoreSettings
 from export.parity import Parity
-from export.runtimes import ProgramName, Runner, Runtime, cannot_run, evaluated_by, load_artifact
+from export.rules import ClipRule, CropGeometry, Frozen
+from export.runtimes import ProgramName, Runner, Runtime, cannot_run, evaluated_by, load_artifact, program_file
 from models.origin import DataSource, Parent, Weights
-from stage import Scheme, StageError, sha256_of
+from stage import Scheme, StageError, bytes_of, sha256_of
 
 SCHEMA_VERSION = 3
 SUMS = "SHA256SUMS"
-
-CROP_RULE = (
-    "Take any detector's face box [x0, y0, x1, y1] in pixels of the upright picture. side = floor(margin * "
-    "max(x1 - x0, y1 - y0) + 0.5); left = floor((x0 + x1 - side) / 2 + 0.5); top = floor((y0 + y1 - side) / 2 + 0.5). "
-    "Cut that square, black where it leaves the picture, and resize it to size x size: by area when it shrinks, "
-    "bilinearly when it grows. Where fit is pad, resize all squares of a clip by size / (side of the clip's largest "
-    "square) instead, sides rounded half up, each centred on black. "
-)
-DETECTOR_NAMES = {"dlib": "dlib's frontal HOG detector", "mtcnn": "MTCNN"}
-EXAMPLES = (
-    ((100.0, 80.0, 260.0, 240.0), (640, 480), 0),
-    ((-12.0, 4.0, 51.0, 90.0), (640, 480), 90),
-    ((33.5, 20.25, 118.0, 99.75), (120, 160), 180),
-    ((500.0, 900.0, 740.0, 1190.0), (1920, 1080), 270),
-)
-"""Boxes in upright pictures, the stored picture's width and height, and its rotation."""
-
-
-class Frozen(BaseModel):
-    """A part of the manifest."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class CropExample(Frozen):
-    """A test vector of the crop rule."""
-
-    box: tuple[float, float, float, float]
-    """Left, top, right and bottom of the face in pixels of the upright picture."""
-    picture: tuple[int, int]
-    """Width and height as stored."""
-    rotation: Literal[0, 90, 180, 270]
-    """Degrees, clockwise, by which the stored picture is turned to be upright."""
-    left: int
-    top: int
-    side: int
-    """The square in the upright picture."""
-    corners: list[tuple[int, int]]
-    """Where its left upper, right upper, right lower and left lower corner lie in the stored picture, as x and y."""
-
-    @classmethod
-    def of(
-        cls, rule: CropRule, box: tuple[float, float, float, float], picture: tuple[int, int], rotation: int
-    ) -> "CropExample":
-        """Apply a crop rule to a box in the upright picture."""
-        left, top, side = rule.square(box)
-        width, height = picture
-
-        def stored(x: int, y: int) -> tuple[int, int]:
-            return {0: (x, y), 90: (y, height - x), 180: (width - x, height - y), 270: (width - y, x)}[rotation]
-
-        upright = [(left, top), (left + side, top), (left + side, top + side), (left, top + side)]
-        corners = [stored(*corner) for corner in upright]
-        return cls.model_validate(
-            {"box": box, "picture": picture, "rotation": rotation, "left": left, "top": top, "side": side}
-            | {"corners": corners}
-        )
-
-
-class CropGeometry(Frozen):
-    """How to cut the crop from a face box."""
-
-    rule: CropRule
-    detector: Literal["dlib", "mtcnn"] = "dlib"
-    """Whose boxes the crops were cut from, in training and for every figure."""
-    text: str
-    examples: list[CropExample]
-
-    @classmethod
-    def of(cls, settings: StoreSettings) -> "CropGeometry":
-        """Describe a store's crop rule with test vectors."""
-        rule, detector = settings.crop, settings.detector
-        examples = [CropExample.of(rule, *example) for example in EXAMPLES]
-        text = f"{CROP_RULE}The detector behind all figures is {DETECTOR_NAMES[detector]}."
-        return cls(rule=rule, detector=detector, text=text, examples=examples)
-
-
-MEAN_RULE = "Score consecutive frames of one tracked face; the mean of their P(fake) above the threshold is a fake."
-SCORE_RULE = (
-    "Cut the video into clips of exactly `frames` consecutive frames of one tracked face, one after another. Run embed "
-    "once on every frame that counts, and put the embeddings in the order of the frames into score's input, with valid "
-    "1; other frames have an embedding of zeros and valid 0. A clip begins at a frame with the face. A frame counts if "
-    f"the face was found in it, or is missing for at most {BRIDGED_FRAMES} frames on end, with interpolated boxes; "
-    "frames of longer gaps do not count, nor those beyond the video's end. Leave out clips of which less than half of "
-    "the frames count. score gives a clip's P(fake); the mean over the clips above the threshold is a fake."
-)
-
-
-class ClipRule(Frozen):
-    """How frames make a verdict."""
-
-    frames: int
-    stride: int = 1
-    """Steps from one frame of a clip to the next, in frames of the video; clips follow each other without overlap."""
-    aggregation: Literal["mean", "score"] = "mean"
-    """``mean`` of the frames' scores, or the program ``score`` over exactly ``frames`` embeddings."""
-    text: str
-
-    @classmethod
-    def of(cls, frames: int, per: Literal["frame", "clip"]) -> "ClipRule":
-        """Return the rule of a model that scores frames or clips of T = ``frames``."""
-        if per == "frame":
-            return cls(frames=frames, text=MEAN_RULE)
-        return cls(frames=frames, aggregation="score", text=SCORE_RULE)
-
-    @property
-    def per(self) -> Literal["frame", "clip"]:
-        """Whether the artifacts score frames or clips."""
-        return "frame" if self.aggregation == "mean" else "clip"
 
 
 class Tensor(Frozen):
@@ -182,6 +71,14 @@ class Artifact(Frozen):
     student: str | None = None
     """SHA-256 of the fp32 run that the source run is, or was made from."""
 
+    def near(self) -> str:
+        """Say how near it came to the program that it was written from, and who computed that."""
+        for step in self.parity:
+            if step.step == "lowered":
+                said = f"within {step.max_difference:.1g}, {step.logit_snr_db:.0f} dB"
+                return f"{said} (evaluated {self.evaluated_by})" if self.evaluated_by else said
+        return self.not_checked
+
 
 class Absent(Frozen):
     """An artifact that was asked for and does not exist."""
@@ -194,9 +91,9 @@ class Absent(Frozen):
 class Golden(Frozen):
     """Raw input pixels and what each artifact gives on them."""
 
-    pixels: str
+    pixels: Literal["golden/pixels.bin"] = "golden/pixels.bin"
     """File of uint8 [N, S, S, 3], or of clips [N, T, S, S, 3], RGB 0..255, C order, without a header."""
-    shape: list[int]
+    shape: list[PositiveInt] = Field(min_length=4, max_length=5)
     sha256: str
     valid: list[list[bool]] | None = None
     """Which frames of each clip count, [N, T]; None where frames are scored."""
@@ -217,7 +114,7 @@ class Manifest(Frozen):
     golden: Golden
     weights: Weights
     data: DataSource
-    diagnoses: dict[str, Diagnosis] = {}
+    diagnoses: dict[str, Diagnosis]
     """What int8 cost, and in which layers, by int8 run."""
     tools: dict[str, str]
 
@@ -275,10 +172,14 @@ class Bundle:
             expected = {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
         except (OSError, UnicodeError, ValueError) as error:
             raise StageError(f"{self.path / SUMS} is missing or damaged: export the bundle again") from error
-        found = {path.relative_to(self.path).as_posix() for path in self.path.rglob("*") if not path.is_dir()} - {SUMS}
+        entries = [path for path in self.path.rglob("*") if path.is_symlink() or not path.is_dir()]
+        found = {path.relative_to(self.path).as_posix() for path in entries} - {SUMS}
         for name in sorted(found ^ set(expected)):
             said = "is missing" if name in expected else "was not exported with it"
             raise StageError(f"{self.path} is not as it was exported: {name} {said}")
+        for path in entries:
+            if path.is_symlink() or not path.is_file():
+                raise StageError(f"{path} is not a file of its own: export the bundle again")
         for name, digest in expected.items():
             if sha256_of(self.path / name) != digest:
                 raise StageError(f"{self.path / name} is not the file that was exported: its SHA-256 differs")
@@ -314,6 +215,19 @@ class Bundle:
             raise StageError(f"{path} is not the file that was exported (its SHA-256 differs): export it again")
         return path
 
+    def check_programs(self, artifact: Artifact) -> None:
+        """Raise StageError if what the manifest says of an artifact's files is not so."""
+        path = self.checked_path(artifact)
+        sizes = [(path, artifact.bytes, artifact.sha256)]
+        for program in artifact.programs:
+            file = program_file(Path(artifact.file), artifact.runtime, program.name)
+            if program.file != file.as_posix():
+                raise StageError(f"{self.path / 'manifest.json'} names {program.file} where {file} is: export it again")
+            sizes.append((self.path / file, program.bytes, program.sha256))
+        for file, size, digest in sizes:
+            if not file.exists() or (bytes_of(file), sha256_of(file)) != (size, digest):
+                raise StageError(f"{file} is not of the size and SHA-256 that manifest.json states: export it again")
+
     def load(self, artifact: Artifact, threads: int = 1) -> Runner:
         """Load an artifact after checking its hash: what it takes (``Runner``) -> P(fake) float32 [N]."""
         return load_artifact(self.checked_path(artifact), artifact.runtime, threads, self.manifest.clip.per)
@@ -325,7 +239,8 @@ class Bundle:
         if not path.is_file() or sha256_of(path) != golden.sha256:
             raise StageError(f"{path} is missing or was changed: export the bundle again")
         pixels, valid = np.fromfile(path, np.uint8), golden.valid
-        if pixels.size != math.prod(golden.shape) or (valid and np.shape(valid) != tuple(golden.shape[:2])):
+        flags = {len(row) for row in valid or ()} | {len(valid or ())}
+        if pixels.size != math.prod(golden.shape) or (valid is not None and flags != set(golden.shape[:2])):
             raise StageError(f"{path} is not of the shape that manifest.json states: export the bundle again")
         pixels = pixels.reshape(golden.shape)
         return (pixels,) if valid is None else (pixels, np.array(valid))

@@ -15,8 +15,9 @@ from data.crops import CropRule
 from data.faces import DETECTORS
 from data.tracks import Tracker
 from data.video import Video
-from export.bundle import Artifact, Bundle, ClipRule
-from export.runtimes import Runner
+from export.bundle import Artifact, Bundle
+from export.rules import ClipRule
+from export.runtimes import Runner, evaluated_by
 from stage import StageError, run_as_script
 
 
@@ -69,6 +70,7 @@ def detect_video(path: Path, bundle: Bundle, artifact: Artifact, runner: Runner)
     frames = sum(scored.frames for _, scored in found)
     weights = [scored.frames if clips.per == "frame" else 1 for _, scored in found]
     score = float(np.average([scored.score for _, scored in found], weights=weights))
+    by = evaluated_by(artifact.runtime)
     seconds = sum(scored.seconds for _, scored in found)
     whole = time.perf_counter() - started
     return {
@@ -77,10 +79,11 @@ def detect_video(path: Path, bundle: Bundle, artifact: Artifact, runner: Runner)
         "verdict": "fake" if score > artifact.threshold.value else "real",
         "threshold": artifact.threshold.value,
         "artifact": artifact.file,
+        "evaluated_by": by,
         "frames": frames,
         "clips_left_out": left_out,
         "clips": [{"start_frame": start, "score": scored.score, "frames": scored.frames} for start, scored in found],
-        "milliseconds": {"score_per_frame": 1e3 * seconds / frames, "whole_video": 1e3 * whole},
+        "milliseconds": {"score_per_frame": None if by else 1e3 * seconds / frames, "whole_video": 1e3 * whole},
     }
 
 
@@ -110,7 +113,8 @@ def detect(
         else:
             print(
                 f"{result['video']}: {result['verdict']}, P(fake) {result['score']:.3f} "
-                f"(threshold {result['threshold']:.3f}, {result['frames']} frames, {result['artifact']})"
+                f"(threshold {result['threshold']:.3f}, {result['frames']} frames, {result['artifact']}"
+                f"{', evaluated ' + result['evaluated_by'] if result['evaluated_by'] else ''})"
             )
     if failed:
         raise StageError("; ".join(failed))

@@ -25,7 +25,7 @@ def artifact_of(path: Path, file: str | None, store: ClipStore) -> Evaluated:
     check_size(path / artifact.file, bundle.manifest.crop.rule.size, store)
     if rule.per == "clip" and rule.frames != store.frames:
         raise StageError(f"{path / artifact.file} takes clips of {rule.frames} frames, {store.path} has {store.frames}")
-    by = evaluated_by(artifact.runtime)
+    by, whole = evaluated_by(artifact.runtime), path.resolve()
     return Evaluated(
         name=artifact.file,
         sha256=artifact.sha256,
@@ -33,7 +33,7 @@ def artifact_of(path: Path, file: str | None, store: ClipStore) -> Evaluated:
         takes=Takes(per=rule.per),
         threshold=artifact.threshold.value,
         device="cpu",
-        folder=path.with_name(f"{path.resolve().name}.evaluations") / artifact.file,
+        folder=whole.with_name(f"{whole.name}.evaluations") / artifact.file,
         notes=(f"{artifact.file} was evaluated {by}.",) if by else (),
     )
 

@@ -23,8 +23,6 @@ from export.bundle import (
     Absent,
     Artifact,
     Bundle,
-    ClipRule,
-    CropGeometry,
     Golden,
     Manifest,
     manifest_schema,
@@ -34,6 +32,7 @@ from export.gate import Source, gate
 from export.golden import Inputs, golden_inputs
 from export.programs import graphs_of, in_torch
 from export.readme import readme
+from export.rules import ClipRule, CropGeometry
 from export.runtimes import SUFFIX_OF, Runtime, evaluated_by, program_file, runner_of
 from models.detector import Architecture, PixelDetector
 from models.run import Run, RunInfo
@@ -204,7 +203,6 @@ def build_bundle(
                 if (reason := _lacks(runtime, source.run.info.scheme))
             ],
             golden=Golden(
-                pixels="golden/pixels.bin",
                 shape=list(inputs[0].shape),
                 sha256=sha256_of(folder / "golden" / "pixels.bin"),
                 valid=inputs[1].tolist() if len(inputs) > 1 else None,
@@ -262,10 +260,7 @@ def export(
     sources = [Source.load(path, store, inputs) for path in run]
     manifest = build_bundle(sources, formats, store, inputs, out)
     for artifact in manifest.artifacts:
-        last = artifact.parity[-1]
-        checked = artifact.not_checked or f"max difference {last.max_difference:.2g}, {last.logit_snr_db:.0f} dB"
-        checked += f" (evaluated {artifact.evaluated_by})" if artifact.evaluated_by else ""
-        say(f"{out / artifact.file}: {artifact.bytes / 1e6:.2f} MB, {checked}")
+        say(f"{out / artifact.file}: {artifact.bytes / 1e6:.2f} MB, {artifact.near()}")
     for absent in manifest.absent:
         say(f"{out}: no {absent.scheme} for {absent.runtime}: {absent.reason}")
     return Bundle(out)

@@ -16,8 +16,8 @@ from export.golden import Inputs
 from export.parity import Parity, compare, least_snr_db
 from export.runtimes import NotEvaluated, Runner, Runtime, cannot_run, evaluated_by, load_artifact, runner_of
 from models.detector import BYTE_MAX, PixelDetector, fake_probability
-from models.run import Run
-from stage import StageError
+from models.run import Run, RunInfo
+from stage import StageError, say
 
 
 class NormalizedTwice(nn.Module):
@@ -98,15 +98,27 @@ def gate(path: Path, runtime: Runtime, source: Source, exported: NDArray[np.floa
         return Gated(steps, source.golden, None, f"not compared: {reason}")
     try:
         runner = load_artifact(path, runtime, 1, info.architecture.per)
+        scores = runner(*inputs)
     except NotEvaluated as error:
         return Gated(steps, source.golden, None, f"not compared: {error}")
-    scores = runner(*inputs)
     steps.append(compare(exported, scores, info.scheme, least, "lowered"))
     _refuse_failed(path, steps)
     if runtime == "coreml" and not evaluated_by(runtime):
-        by_us = runner_of(coreml.evaluated(path), info.architecture.per)(*inputs)
-        steps.append(compare(scores, by_us, info.scheme, least, "evaluated"))
+        steps += _evaluated(path, info, scores, least, inputs)
     return Gated(steps, scores, runner)
+
+
+def _evaluated(path: Path, info: RunInfo, scores: NDArray[np.float32], least: float, inputs: Inputs) -> list[Parity]:
+    """Compare, on a Mac, what Pocketproof's evaluation gives with what Core ML gave; it says if they differ."""
+    try:
+        by_us = runner_of(coreml.evaluated(path), info.architecture.per)(*inputs)
+    except NotEvaluated as error:
+        say(f"{path.name} was not evaluated beside Core ML: {error}")
+        return []
+    parity = compare(scores, by_us, info.scheme, least, "evaluated")
+    if not parity.passed:
+        say(f"{path.name} evaluated by Pocketproof departs from Core ML, which counts: {parity.failure}")
+    return [parity]
 
 
 def _refuse_failed(path: Path, steps: list[Parity]) -> None:

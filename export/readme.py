@@ -4,18 +4,10 @@ from pathlib import PurePath
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from export.bundle import DETECTOR_NAMES, Artifact, Manifest
+from export.bundle import Manifest
 from export.coreml import MINIMUM_OS
+from export.rules import DETECTOR_NAMES
 from export.runtimes import Runtime
-
-
-def _compared(artifact: Artifact) -> str:
-    """Say in a few words how near an artifact came to its run, and who computed that."""
-    if artifact.not_checked:
-        return artifact.not_checked
-    last = artifact.parity[-1]
-    near = f"within {last.max_difference:.1g}, {last.logit_snr_db:.0f} dB"
-    return f"{near}, evaluated {artifact.evaluated_by}" if artifact.evaluated_by else near
 
 
 def readme(manifest: Manifest) -> str:
@@ -33,9 +25,8 @@ def readme(manifest: Manifest) -> str:
         frame=manifest.clip.per == "frame",
         size=manifest.crop.rule.size,
         width=programs[0].output.shape[-1],
-        detector=DETECTOR_NAMES[manifest.crop.detector].capitalize(),
+        detector=DETECTOR_NAMES[manifest.crop.detector],
         minimum_os=MINIMUM_OS,
-        compared=_compared,
         file=file,
         stem=lambda runtime: PurePath(file(runtime)).stem or "THE-MODEL",
     )

@@ -9,8 +9,9 @@ from typing import Annotated
 
 import typer
 
-from export.bundle import Artifact, Bundle, CropExample
-from export.parity import compare
+from export.bundle import Artifact, Bundle
+from export.parity import LEAST_SNR_DB, compare
+from export.rules import CropExample
 from export.runtimes import NotEvaluated, cannot_run, evaluated_by
 from stage import StageError, run_as_script
 
@@ -28,13 +29,16 @@ def check_outputs(bundle: Bundle, artifact: Artifact) -> str:
 
     Raises StageError if they differ by more than rounding does between machines.
     """
+    bundle.check_programs(artifact)
+    inputs = bundle.golden_inputs()
     if reason := cannot_run(artifact.runtime):
         return f"by its hash only: {reason}"
     try:
-        runner = bundle.load(artifact)
+        outputs = bundle.load(artifact)(*inputs)
     except NotEvaluated as error:
         return f"by its hash only: {error}"
-    parity = compare(bundle.golden_outputs(artifact), runner(*bundle.golden_inputs()), artifact.scheme)
+    least = max([LEAST_SNR_DB, *(step.least_snr_db for step in artifact.parity if step.least_snr_db is not None)])
+    parity = compare(bundle.golden_outputs(artifact), outputs, artifact.scheme, least)
     if not parity.passed:
         raise StageError(f"{bundle.path / artifact.file} does not give its golden outputs: {parity.failure}")
     by = evaluated_by(artifact.runtime)

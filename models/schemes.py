@@ -14,8 +14,9 @@ from models.detector import Detector
 from stage import PALETTES, STATIC_INT8, Scheme
 
 SMALLEST_PALETTE = 2048
-"""Weights of a tensor that is given a palette: coremltools' own limit."""
-HISTOGRAM_BINS = 1 << 14
+"""Values of a tensor that is not given a palette: coremltools' own limit."""
+PARTS = 1 << 14
+"""Of a tensor's weights in order, whose means stand for them."""
 
 
 def fast_dtype(device: torch.device) -> torch.dtype | None:
@@ -87,34 +88,33 @@ def _dynamic(detector: Detector) -> Detector:
 def _clustered(weights: NDArray[np.float32], clusters: int) -> NDArray[np.float32]:
     """Return weights of any shape, each moved to the nearest of so many values, which k-means finds.
 
-    It sees a histogram, whose bins are far narrower than a cluster: half a million weights would take it minutes.
+    It sees the means of neighbours, dozens in each cluster: half a million weights would take it minutes.
     """
     if len(np.unique(weights)) <= clusters:
         return weights
     from sklearn.cluster import KMeans  # imported here: it takes seconds, and no other scheme needs it
 
-    flat = weights.flatten().astype(np.float64)
-    counts, edges = np.histogram(flat, HISTOGRAM_BINS)
-    sums, _ = np.histogram(flat, edges, weights=flat)
-    means = (sums[counts > 0] / counts[counts > 0])[:, None]
+    flat = np.sort(weights.flatten().astype(np.float64))
     start = np.unique(np.quantile(flat, np.linspace(0, 1, clusters)))[:, None]
-    found = KMeans(len(start), init=start, n_init=1).fit(means, sample_weight=counts[counts > 0])
+    parts = np.array_split(flat, min(len(flat), PARTS))
+    means, counts = np.array([part.mean() for part in parts])[:, None], np.array([len(part) for part in parts])
+    found = KMeans(len(start), init=start, n_init=1).fit(means, sample_weight=counts)
     centres = np.sort(found.cluster_centers_.flatten())
-    nearest = np.searchsorted((centres[1:] + centres[:-1]) / 2, flat)
-    clustered: NDArray[np.float32] = centres[nearest].astype(np.float32).reshape(weights.shape)
+    nearest = np.searchsorted((centres[1:] + centres[:-1]) / 2, weights.astype(np.float64))
+    clustered: NDArray[np.float32] = centres[nearest].astype(np.float32)
     return clustered
 
 
 def palettized(detector: Detector, bits: int) -> Detector:
     """Return a copy whose large weights have ``2 ** bits`` values each (arXiv 1510.00149, section 3).
 
-    Weights below SMALLEST_PALETTE values stay: Core ML's tools leave them too, as a table would save little.
+    Tensors of SMALLEST_PALETTE values and less stay: Core ML's tools leave them too, as a table would save little.
     """
     found = copy.deepcopy(detector)
     with torch.no_grad():
-        for module in found.modules():
-            if isinstance(module, (nn.Conv2d, nn.Linear)) and module.weight.numel() >= SMALLEST_PALETTE:
-                module.weight.copy_(torch.from_numpy(_clustered(module.weight.numpy(), 2**bits)))
+        for parameter in found.parameters():
+            if parameter.ndim > 1 and parameter.numel() > SMALLEST_PALETTE:
+                parameter.copy_(torch.from_numpy(_clustered(parameter.numpy(), 2**bits)))
     return found
 
 

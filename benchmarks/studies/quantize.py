@@ -25,7 +25,7 @@ from compress.diagnosis import block_of, noisiest_blocks
 from compress.equalization import STRENGTH, equalize
 from compress.fidelity import logits_of, snr_db
 from compress.int8 import Quantization, observe, simulated
-from compress.quantize import quantize
+from compress.quantize import Refused, quantize
 from compress.runs import diagnosis_of, pixel_detector, takes, torch_scorer
 from compress.scoring import score_split
 from data.store import ClipStore
@@ -33,7 +33,7 @@ from export.bundle import Bundle
 from export.export import export
 from models.fusing import fuse
 from models.run import Run, save_run
-from stage import Scheme, StageError, run_as_script
+from stage import Scheme, run_as_script
 
 SCHEMES: tuple[Scheme, ...] = ("fp16", "int8", "int8-qat")
 CROPS = (64, 256)
@@ -111,7 +111,7 @@ def written(run: Path, data: Path, teacher: Path, out: Path) -> dict[str, str]:
             continue
         try:
             quantize(run, data, out / scheme, scheme, teacher=teacher if scheme == "int8-qat" else None)
-        except StageError as error:
+        except Refused as error:
             refused[scheme] = str(error)
     return refused
 

@@ -8,6 +8,7 @@ import pytest
 from data.store import ClipStore
 from export.bundle import Bundle
 from export.detect import detect, detect_video
+from export.runtimes import evaluated_by
 from stage import StageError
 
 TALKING = "../shared/data/talking"
@@ -37,7 +38,7 @@ def test_first_clip_scores_as_the_prepared_clip(bundle, demo_corpus, demo_store)
 def test_smallest_runnable_artifact_is_the_default(bundle):
     chosen = bundle.chosen(None)
     assert chosen.scheme == "int8"
-    assert chosen.runtime != "coreml" or chosen.parity
+    assert evaluated_by(chosen.runtime) is None
 
 
 def test_json_line_per_video_and_a_bad_file_does_not_stop_the_rest(bundle_path, demo_control, tmp_path, capsys):
@@ -53,3 +54,11 @@ def test_json_line_per_video_and_a_bad_file_does_not_stop_the_rest(bundle_path, 
 def test_unknown_artifact_lists_the_known(bundle):
     with pytest.raises(StageError, match=r"has no artifact 'x.pte'; it has test_byobnet-int8.pte"):
         bundle.chosen("x.pte")
+
+
+def test_a_video_scored_by_evaluation_says_so(bundle_path, demo_control, capsys):
+    if evaluated_by("coreml"):
+        detect([demo_control / "real" / "000.mp4"], bundle_path, "test_byobnet-fp32.mlpackage", as_json=True)
+        said = json.loads(capsys.readouterr().out)
+        assert said["evaluated_by"] == "by Pocketproof, not by Core ML, which needs macOS"
+        assert said["milliseconds"]["score_per_frame"] is None

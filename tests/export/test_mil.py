@@ -16,7 +16,8 @@ from export.bundle import Bundle
 from export.export import export
 from export.gate import Source, gate
 from export.golden import golden_inputs
-from export.mil import OPERATIONS, MilProgram
+from export.mil import MilProgram
+from export.mil_operations import OPERATIONS
 from export.runtimes import NotEvaluated, evaluated_by
 from models.run import Run
 from stage import StageError
@@ -178,6 +179,22 @@ def test_an_unknown_operation_is_named(tmp_path):
         MilProgram(package)
 
 
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        (nn.Conv1d(5, 2, 3), "a conv of x.mlpackage has a form that only Core ML computes"),
+        (
+            Of(lambda x: functional.pad(x, (1, 1), mode="reflect")),
+            "padding of mode reflect is computed only by",
+        ),
+    ],
+)
+def test_an_unknown_form_of_an_operation_is_named(module, message, tmp_path):
+    program = MilProgram(_saved(module, _drawn(*TOKENS), tmp_path / "x.mlpackage"))
+    with pytest.raises(NotEvaluated, match=message):
+        program(_drawn(*TOKENS).numpy())
+
+
 def test_the_int8_program_gives_what_it_gives_in_torch(bundle_path, int8_run, real_crops):
     """Integers by their definition: only the order of sums in float32 may turn a rounding round."""
     package = bundle_path / "test_byobnet-int8.mlpackage"
@@ -213,7 +230,7 @@ def palette_run(student_run, demo_store, tmp_path_factory):
 
 def test_palettes_are_tables_that_hold_the_run_s_weights(palette_run, demo_store, tmp_path, real_crops):
     weights = load_file(palette_run / "model.safetensors")
-    large = {len(weight.unique()) for name, weight in weights.items() if weight.ndim > 1 and weight.numel() >= 2048}
+    large = {len(weight.unique()) for name, weight in weights.items() if weight.ndim > 1 and weight.numel() > 2048}
     assert large == {16}
     export_here([palette_run], demo_store, tmp_path / "bundle", "onnx,coreml")
     bundle = Bundle(tmp_path / "bundle")

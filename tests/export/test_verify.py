@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from export.bundle import SUMS, Bundle, CropExample, manifest_schema, write_sums
+from export.bundle import SUMS, Bundle, manifest_schema, write_sums
 from export.detect import detect
+from export.rules import CropExample
 from export.verify import verify
 from stage import StageError
 from tests.export.clip_student import clip_bundle
@@ -61,6 +62,12 @@ def test_one_byte_of_any_file_is_missed(copy):
     verify(copy)
 
 
+def _linked(path: Path) -> None:
+    """Put a link to the same file elsewhere in a file's place."""
+    path.rename(path.parents[1] / path.name)
+    path.symlink_to(path.parents[1] / path.name)
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
@@ -68,6 +75,8 @@ def test_one_byte_of_any_file_is_missed(copy):
         (lambda path: (path / "README.md").unlink(), r"is not as it was exported: README.md is missing"),
         (lambda path: (path / "more.txt").write_text("x"), r"more.txt was not exported with it"),
         (lambda path: (path / "link").symlink_to("/etc/passwd"), r"link was not exported with it"),
+        (lambda path: (path / "folder").symlink_to("/etc"), r"folder was not exported with it"),
+        (lambda path: _linked(path / "README.md"), r"README.md is not a file of its own"),
     ],
 )
 def test_files_that_come_or_go_are_seen(copy, spoil, message):
@@ -85,13 +94,14 @@ def _rewritten(path: Path, change) -> None:
     write_sums(path)
 
 
-def test_golden_outputs_of_another_model_are_refused(copy):
+@pytest.mark.parametrize(("scheme", "failure"), [("fp32", "scores differ by"), ("int8", "logits are .* dB from")])
+def test_golden_outputs_of_another_model_are_refused(copy, scheme, failure):
     def exchange(manifest):
         outputs = manifest["golden"]["outputs"]
-        outputs["test_byobnet-fp32.onnx"] = [1 - score for score in outputs["test_byobnet-fp32.onnx"]]
+        outputs[f"test_byobnet-{scheme}.onnx"] = [1 - score for score in outputs[f"test_byobnet-{scheme}.onnx"]]
 
     _rewritten(copy, exchange)
-    with pytest.raises(StageError, match=r"test_byobnet-fp32.onnx does not give its golden outputs: scores differ by"):
+    with pytest.raises(StageError, match=rf"test_byobnet-{scheme}.onnx does not give its golden outputs: {failure}"):
         verify(copy)
 
 
@@ -100,6 +110,16 @@ def test_golden_outputs_of_another_model_are_refused(copy):
     [
         (lambda m: m.update(schema_version=99), r"is of schema version 99, this program reads 3"),
         (lambda m: m["golden"]["outputs"].popitem(), r"has 0 golden outputs of .* for 32 inputs"),
+        (
+            lambda m: m["artifacts"][0]["programs"][0].update(bytes=7),
+            r"is not of the size and SHA-256 that manif",
+        ),
+        (
+            lambda m: m["artifacts"][0]["programs"][0].update(file="../x"),
+            r"names \.\./x where test_byobnet-int8.pte",
+        ),
+        (lambda m: m["golden"].update(shape=[]), r"manifest.json is not valid at golden.shape"),
+        (lambda m: m["golden"].update(pixels="../x"), r"manifest.json is not valid at golden.pixels"),
         (lambda m: m["crop"]["examples"][1].update(side=7), r"the crop of the box .* is not what the manifest's rule"),
     ],
 )

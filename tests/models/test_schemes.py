@@ -13,13 +13,15 @@ from tests.compress.small_network import small_detector
 def test_a_palette_is_as_near_as_k_means_on_the_weights():
     detector = small_detector()
     layer = torch.nn.Linear(64, 40, bias=True)
+    with torch.no_grad():
+        layer.weight[0, 0] = 5.0  # far out, as folding a batch norm may leave it
     detector.backbone.further = layer
     before = copy.deepcopy(detector.state_dict())
     found = palettized(detector, 4)
     weights, own = layer.weight.detach().flatten().numpy(), found.backbone.further.weight.detach().flatten().numpy()
     assert len(np.unique(own)) == 16
     means = KMeans(16, n_init=4, random_state=0).fit(weights[:, None])
-    assert np.sum((weights - own) ** 2) < 1.05 * means.inertia_
+    assert np.sum((weights - own) ** 2) < 1.2 * means.inertia_
     # Small weights, biases and the detector that was given stay; a second call finds nothing to do.
     for name, value in before.items():
         assert torch.equal(detector.state_dict()[name], value)

@@ -1,0 +1,118 @@
+"""What an app does around a model, as the manifest says it: how a crop is cut, and how frames make a verdict."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from data.clips import BRIDGED_FRAMES
+from data.crops import CropRule
+from data.store import StoreSettings
+
+CROP_RULE = (
+    "Take any detector's face box [x0, y0, x1, y1] in pixels of the upright picture. side = floor(margin * "
+    "max(x1 - x0, y1 - y0) + 0.5); left = floor((x0 + x1 - side) / 2 + 0.5); top = floor((y0 + y1 - side) / 2 + 0.5). "
+    "Cut that square, black where it leaves the picture, and resize it to size x size: by area when it shrinks, "
+    "bilinearly when it grows. Where fit is pad, resize all squares of a clip by size / (side of the clip's largest "
+    "square) instead, sides rounded half up, each centred on black. "
+)
+DETECTOR_NAMES = {"dlib": "dlib's frontal HOG detector", "mtcnn": "MTCNN"}
+EXAMPLES = (
+    ((100.0, 80.0, 260.0, 240.0), (640, 480), 0),
+    ((-12.0, 4.0, 51.0, 90.0), (640, 480), 90),
+    ((33.5, 20.25, 118.0, 99.75), (120, 160), 180),
+    ((500.0, 900.0, 740.0, 1190.0), (1920, 1080), 270),
+)
+"""Boxes in upright pictures, the stored picture's width and height, and its rotation."""
+
+
+class Frozen(BaseModel):
+    """A part of the manifest."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class CropExample(Frozen):
+    """A test vector of the crop rule."""
+
+    box: tuple[float, float, float, float]
+    """Left, top, right and bottom of the face in pixels of the upright picture."""
+    picture: tuple[int, int]
+    """Width and height as stored."""
+    rotation: Literal[0, 90, 180, 270]
+    """Degrees, clockwise, by which the stored picture is turned to be upright."""
+    left: int
+    top: int
+    side: int
+    """The square in the upright picture."""
+    corners: list[tuple[int, int]]
+    """Where its left upper, right upper, right lower and left lower corner lie in the stored picture, as x and y."""
+
+    @classmethod
+    def of(
+        cls, rule: CropRule, box: tuple[float, float, float, float], picture: tuple[int, int], rotation: int
+    ) -> "CropExample":
+        """Apply a crop rule to a box in the upright picture."""
+        left, top, side = rule.square(box)
+        width, height = picture
+
+        def stored(x: int, y: int) -> tuple[int, int]:
+            return {0: (x, y), 90: (y, height - x), 180: (width - x, height - y), 270: (width - y, x)}[rotation]
+
+        upright = [(left, top), (left + side, top), (left + side, top + side), (left, top + side)]
+        corners = [stored(*corner) for corner in upright]
+        return cls.model_validate(
+            {"box": box, "picture": picture, "rotation": rotation, "left": left, "top": top, "side": side}
+            | {"corners": corners}
+        )
+
+
+class CropGeometry(Frozen):
+    """How to cut the crop from a face box."""
+
+    rule: CropRule
+    detector: Literal["dlib", "mtcnn"] = "dlib"
+    """Whose boxes the crops were cut from, in training and for every figure."""
+    text: str
+    examples: list[CropExample]
+
+    @classmethod
+    def of(cls, settings: StoreSettings) -> "CropGeometry":
+        """Describe a store's crop rule with test vectors."""
+        rule, detector = settings.crop, settings.detector
+        examples = [CropExample.of(rule, *example) for example in EXAMPLES]
+        text = f"{CROP_RULE}The detector behind all figures is {DETECTOR_NAMES[detector]}."
+        return cls(rule=rule, detector=detector, text=text, examples=examples)
+
+
+MEAN_RULE = "Score consecutive frames of one tracked face; the mean of their P(fake) above the threshold is a fake."
+SCORE_RULE = (
+    "Cut the video into clips of exactly `frames` consecutive frames of one tracked face, one after another. Run embed "
+    "once on every frame that counts, and put the embeddings in the order of the frames into score's input, with valid "
+    "1; other frames have an embedding of zeros and valid 0. A clip begins at a frame with the face. A frame counts if "
+    f"the face was found in it, or is missing for at most {BRIDGED_FRAMES} frames on end, with interpolated boxes; "
+    "frames of longer gaps do not count, nor those beyond the video's end. Leave out clips of which less than half of "
+    "the frames count. score gives a clip's P(fake); the mean over the clips above the threshold is a fake."
+)
+
+
+class ClipRule(Frozen):
+    """How frames make a verdict."""
+
+    frames: int
+    stride: int = 1
+    """Steps from one frame of a clip to the next, in frames of the video; clips follow each other without overlap."""
+    aggregation: Literal["mean", "score"] = "mean"
+    """``mean`` of the frames' scores, or the program ``score`` over exactly ``frames`` embeddings."""
+    text: str
+
+    @classmethod
+    def of(cls, frames: int, per: Literal["frame", "clip"]) -> "ClipRule":
+        """Return the rule of a model that scores frames or clips of T = ``frames``."""
+        if per == "frame":
+            return cls(frames=frames, text=MEAN_RULE)
+        return cls(frames=frames, aggregation="score", text=SCORE_RULE)
+
+    @property
+    def per(self) -> Literal["frame", "clip"]:
+        """Whether the artifacts score frames or clips."""
+        return "frame" if self.aggregation == "mean" else "clip"
