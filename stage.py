@@ -171,10 +171,13 @@ def say(line: str, everywhere: bool = False) -> None:
 
 
 def progress(items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
-    """Iterate over ``items`` with a bar on a terminal, or a plain line at most every 15 seconds elsewhere."""
+    """Iterate over ``items`` with a bar on a terminal, or a plain line at most every 15 seconds elsewhere.
+
+    A process of ``in_processes`` leaves that to its parent.
+    """
     if total is None and isinstance(items, Sized):
         total = len(items)
-    if not speaks():
+    if not speaks() or multiprocessing.parent_process():
         yield from items
         return
     console = Console(stderr=True)
@@ -202,16 +205,18 @@ def _end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def in_processes(function: Callable[..., Any], jobs: Iterable[tuple[Any, ...]], workers: int, description: str) -> None:
-    """Call ``function(*job)`` for every job in ``workers`` fresh processes, with progress.
+def in_processes(
+    function: Callable[..., T], jobs: Iterable[tuple[Any, ...]], workers: int, description: str
+) -> list[T]:
+    """Call ``function(*job)`` for every job in ``workers`` fresh processes, with progress; return what they give.
 
     The first error, or Ctrl-C, drops the jobs that wait. Raises WorkerDied if a process dies.
     """
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent) as pool:
         try:
-            for future in progress([pool.submit(function, *job) for job in jobs], description):
-                future.result()
+            futures = [pool.submit(function, *job) for job in jobs]
+            return [future.result() for future in progress(futures, description)]
         except BrokenProcessPool as error:
             # Python 3.11 would wait for ever for a process that was being started when the other died.
             for child in multiprocessing.active_children():

@@ -62,7 +62,8 @@ def _prepare_here(jobs: list[Job], store: Unfinished, workers: int) -> None:
     died_idle = False
     while True:
         try:
-            return in_processes(_prepare_one, jobs, workers, "prepare")
+            in_processes(_prepare_one, jobs, workers, "prepare")
+            return
         except WorkerDied as error:
             suspects = set(store.taken_up())
             if died_idle and not suspects:

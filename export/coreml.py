@@ -5,6 +5,7 @@ import io
 import logging
 import warnings
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,9 @@ def write(graphs: Sequence["Graph"], path: Path) -> dict[str, Any]:
         file.parent.mkdir(exist_ok=True)
         model = _converted(graph)
         model.short_description = MEANING[graph.name]
+        model.author, model.version = f"Pocketproof {version('pocketproof')}", version("pocketproof")
+        model.license = graph.licence
+        model.user_defined_metadata["classes"] = "real, fake: the output is the probability of the second"
         for tensor in graph.inputs:
             model.input_description[tensor.name] = tensor.meaning
         model.output_description[graph.output.name] = graph.output.meaning

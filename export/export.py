@@ -3,9 +3,7 @@
 import functools
 import os
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +11,7 @@ import numpy as np
 import torch
 import typer
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from compress.metrics import choose_threshold
 from compress.runs import check_clips, check_rgb, data_source, diagnosis_of, pixel_detector, student_of, takes
@@ -41,7 +40,7 @@ from stage import (
     Scheme,
     StageError,
     bytes_of,
-    progress,
+    in_processes,
     refuse_existing,
     run_as_script,
     say,
@@ -112,6 +111,7 @@ def make_artifact(job: Job, folder: Path, inputs: Inputs) -> tuple[Artifact, lis
     Runs in a process of its own, on one thread, beside others that do the same.
     """
     torch.set_num_threads(1)
+    threadpool_limits(1)  # of NumPy's BLAS
     store, source, path = ClipStore(job.store), job.source, folder / job.file
     written = write_artifact(job, folder, inputs, store.frames)
     gated = gate(path, job.runtime, source, written.in_torch, inputs)
@@ -184,42 +184,46 @@ def build_bundle(
                 f"{source.run.path} is in {source.run.info.scheme}, which none of --format "
                 f"{','.join(FORMAT_OF[runtime] for runtime in formats)} has: give coreml too"
             )
-    first = sources[0].run.info
     with written_whole(out) as folder:
         (folder / "golden").mkdir(parents=True)
         inputs[0].tofile(folder / "golden" / "pixels.bin")
-        with ProcessPoolExecutor(min(len(jobs), os.cpu_count() or 1, 4), mp_context=get_context("spawn")) as pool:
-            futures = [pool.submit(make_artifact, job, folder, inputs) for job in jobs]
-            described = [future.result() for future in progress(futures, "export")]
-        manifest = Manifest(
-            backbone=first.architecture.backbone,
-            crop=CropGeometry.of(store.info.settings),
-            clip=ClipRule.of(store.frames, first.architecture.per),
-            artifacts=[entry for entry, _ in described],
-            absent=[
-                Absent(runtime=runtime, scheme=source.run.info.scheme, reason=reason)
-                for runtime in formats
-                for source in sources
-                if (reason := _lacks(runtime, source.run.info.scheme))
-            ],
-            golden=Golden(
-                shape=list(inputs[0].shape),
-                sha256=sha256_of(folder / "golden" / "pixels.bin"),
-                valid=inputs[1].tolist() if len(inputs) > 1 else None,
-                outputs={entry.file: outputs for entry, outputs in described},
-            ),
-            weights=first.weights,
-            data=data_source(store),
-            diagnoses={
-                source.run.path.name: diagnosis for source in sources if (diagnosis := diagnosis_of(source.run))
-            },
-            tools=first.tools,
+        tasks = [(job, folder, inputs) for job in jobs]
+        made = in_processes(make_artifact, tasks, min(len(jobs), os.cpu_count() or 1, 4), "export")
+        golden = Golden(
+            shape=list(inputs[0].shape),
+            sha256=sha256_of(folder / "golden" / "pixels.bin"),
+            valid=inputs[1].tolist() if len(inputs) > 1 else None,
+            outputs={entry.file: outputs for entry, outputs in made},
         )
+        manifest = _manifest(sources, formats, store, [entry for entry, _ in made], golden)
         (folder / "manifest.json").write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
         (folder / "manifest.schema.json").write_text(manifest_schema(), encoding="utf-8")
         (folder / "README.md").write_text(readme(manifest), encoding="utf-8")
         write_sums(folder)
     return manifest
+
+
+def _manifest(
+    sources: list[Source], formats: list[Runtime], store: ClipStore, artifacts: list[Artifact], golden: Golden
+) -> Manifest:
+    first = sources[0].run.info
+    return Manifest(
+        backbone=first.architecture.backbone,
+        crop=CropGeometry.of(store.info.settings),
+        clip=ClipRule.of(store.frames, first.architecture.per),
+        artifacts=artifacts,
+        absent=[
+            Absent(runtime=runtime, scheme=source.run.info.scheme, reason=reason)
+            for runtime in formats
+            for source in sources
+            if (reason := _lacks(runtime, source.run.info.scheme))
+        ],
+        golden=golden,
+        weights=first.weights,
+        data=data_source(store),
+        diagnoses={source.run.path.name: diagnosis for source in sources if (diagnosis := diagnosis_of(source.run))},
+        tools=first.tools,
+    )
 
 
 def _one_student(runs: list[Run], store: ClipStore) -> Architecture:

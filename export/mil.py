@@ -58,10 +58,22 @@ class MilProgram:
             else:
                 raise NotEvaluated(f"{package.name} has the operation {operation.op_type}, which only Core ML computes")
 
+        self._spent = self._last_used()
+
+    def _last_used(self) -> list[list[str]]:
+        """Return for each operation the values that nothing after it takes: memory that is at hand again is fast."""
+        spent: list[list[str]] = []
+        seen = {self._output, *self._constants}
+        for operation in reversed(self._operations):
+            taken = {var.name for given in operation.inputs.values() for var in _flat(given)}
+            spent.append(sorted(taken - seen))
+            seen |= taken
+        return spent[::-1]
+
     def __call__(self, *inputs: Array) -> NDArray[np.float32]:
         """Run the program."""
         known = self._constants | dict(zip(self.input_names, inputs, strict=True))
-        for operation in self._operations:
+        for operation, spent in zip(self._operations, self._spent, strict=True):
             given = {name: self._value(known, var) for name, var in operation.inputs.items() if name != "name"}
             given = {name: value for name, value in given.items() if value is not None}
             try:
@@ -73,6 +85,8 @@ class MilProgram:
             several = found if isinstance(found, list) else [found]
             for var, value in zip(operation.outputs, several, strict=True):
                 known[var.name] = _stored(value, var)
+            for name in spent:
+                known.pop(name, None)
         result: NDArray[np.float32] = known[self._output].astype(np.float32)
         return result
 
@@ -84,6 +98,12 @@ class MilProgram:
             return None
         value = known.get(var.name, var.val)
         return value.astype(np.float32) if isinstance(value, np.ndarray) and value.dtype == np.float16 else value
+
+
+def _flat(given: Any) -> list[Any]:
+    """Return the values of an operation's input: one, several or none."""
+    several = given if isinstance(given, (list, tuple)) else [given]
+    return [var for var in several if var is not None]
 
 
 def _stored(value: Array, var: Any) -> Array:

@@ -230,7 +230,11 @@ def _quantize(
 
 def _dequantize(input: Array, scale: Array, zero_point: Array | int = 0, axis: int | None = None) -> Array:
     scale, zero = (_along(np.asarray(value, np.float32), axis, input.ndim) for value in (scale, zero_point))
-    return (input.astype(np.float32) - zero) * scale
+
+    def restored(part: Array) -> Array:
+        return (part.astype(np.float32) - zero) * scale
+
+    return restored(input) if scale.ndim else _in_parts(restored, input)
 
 
 OPERATIONS: dict[str, Callable[..., Array | list[Array]]] = {

@@ -4,7 +4,7 @@ A phone embeds each frame once, when it comes, and scores a clip from the embedd
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from export.bundle import Program, Tensor
 from export.runtimes import Loaded, ProgramName, Programs, Runtime
 from models.detector import Detector, ImageDetector, PixelDetector, Preprocessing, fake_probability
 from models.run import RunInfo
-from stage import Scheme, bytes_of, sha256_of
+from stage import STATIC_INT8, Scheme, bytes_of, sha256_of
 
 PROBABILITY = Tensor(name="fake_probability", dtype="float32", layout="N", shape=[1], meaning="P(fake), 0..1")
 DTYPES = {"uint8": torch.uint8, "float32": torch.float32}
@@ -35,6 +35,8 @@ class Graph:
     output: Tensor = PROBABILITY
     scheme: Scheme = "fp32"
     """In which a runtime is to compute and store that converts float32 itself."""
+    licence: str = ""
+    """Of the weights."""
 
     def example(self) -> tuple[torch.Tensor, ...]:
         """Return zeros as the module takes them; an image as float32 [1, 3, S, S]."""
@@ -47,8 +49,15 @@ class Graph:
 
     @cached_property
     def exported(self) -> ExportedProgram:
-        """The module as a program of ATen operations, which runtimes' own programs are made from."""
-        return torch.export.export(self.module, self.example())
+        """The module as a program of ATen operations, which runtimes' own programs are made from.
+
+        What depends on weights alone is computed: a transformer's resampled positions, say, which no phone could do.
+        Weights of an int8 program stay as they are: their integers would become floats.
+        """
+        from executorch.exir.passes.constant_prop_pass import constant_prop_pass
+
+        program = torch.export.export(self.module, self.example())
+        return program if self.scheme in STATIC_INT8 else constant_prop_pass(program)
 
     def described(self, bundle: Path, file: Path, operators: list[str]) -> Program:
         """Return the manifest's entry of the program, whose file in the folder ``bundle`` is ``file``."""
@@ -165,8 +174,12 @@ def in_torch(graphs: Sequence[Graph]) -> Programs:
 def graphs_of(detector: PixelDetector, info: RunInfo, runtime: Runtime, frames: int) -> list[Graph]:
     """Return the programs of a run's artifact for a runtime; ``frames`` is the length of a clip student's clips."""
     planar = runtime == "coreml"
+    licence = info.weights.licence
     if info.architecture.per == "clip":
         assert isinstance(detector.network, Detector)
-        return clip_graphs(detector.network, info.preprocessing, planar, frames, info.scheme)
+        graphs = clip_graphs(detector.network, info.preprocessing, planar, frames, info.scheme)
+        return [replace(graph, licence=licence) for graph in graphs]
     module = ImageDetector(detector.network, info.preprocessing) if planar else detector
-    return [Graph("forward", module, (pixel_input(info.architecture.size, planar),), scheme=info.scheme)]
+    return [
+        Graph("forward", module, (pixel_input(info.architecture.size, planar),), scheme=info.scheme, licence=licence)
+    ]

@@ -6,7 +6,6 @@ that tests of data start without it.
 
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -159,7 +158,7 @@ def export_here(runs: list[Path], store: Path, out: Path, formats: str = "execut
     from export.export import export
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("export.export.ProcessPoolExecutor", lambda _workers, **_: ThreadPoolExecutor(1))
+        patch.setattr("export.export.in_processes", lambda function, jobs, *_: [function(*job) for job in jobs])
         export(runs, store, out, formats)
 
 

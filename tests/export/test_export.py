@@ -182,6 +182,24 @@ def test_core_ml_package_takes_an_rgb_image_and_computes_in_float32(bundle):
     assert dtypes == {ct.proto.MIL_pb2.DataType.FLOAT32}
 
 
+def test_core_ml_package_says_what_it_is(bundle):
+    import coremltools as ct
+
+    said = ct.models.MLModel(str(bundle.path / "test_byobnet-int8.mlpackage"), skip_model_load=True)
+    assert said.author.startswith("Pocketproof ") and said.version in said.author
+    assert said.license == bundle.manifest.weights.licence != ""
+    assert said.user_defined_metadata["classes"].startswith("real, fake")
+    assert "probability" in said.short_description
+
+
+def test_a_transformer_teacher_goes_to_every_runtime(teacher_run, demo_store, tmp_path):
+    """As a baseline to compare with on the phone."""
+    export_here([teacher_run], demo_store, tmp_path / "bundle")
+    artifacts = Bundle(tmp_path / "bundle").manifest.artifacts
+    assert [artifact.runtime for artifact in artifacts] == ["executorch", "onnxruntime", "coreml"]
+    assert all(artifact.parity[-1].max_difference < 1e-4 and not artifact.not_checked for artifact in artifacts)
+
+
 def test_core_ml_is_said_to_be_evaluated_off_a_mac(bundle):
     by = "by Pocketproof, not by Core ML, which needs macOS"
     for artifact in bundle.manifest.artifacts:
