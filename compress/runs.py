@@ -60,6 +60,12 @@ def check_size(path: Path, size: int, store: ClipStore) -> None:
         raise StageError(f"{path} takes {size} px crops, {store.path} holds {store.size} px")
 
 
+def check_length(path: Path, frames: int, store: ClipStore) -> None:
+    """Raise StageError unless what lies at ``path``, which takes clips of so many frames, fits those of a store."""
+    if frames != store.frames:
+        raise StageError(f"{path} takes clips of {frames} frames, {store.path} holds {store.frames}")
+
+
 def check_clips(run: Run, store: ClipStore) -> None:
     """Raise StageError if a run scores whole clips, and a store holds none, or of another length than it learned."""
     if run.info.architecture.per == "frame":

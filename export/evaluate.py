@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from compress.evaluate import Evaluated, Evaluation, evaluations, print_evaluation
-from compress.runs import check_size
+from compress.runs import check_length, check_size
 from compress.scoring import Takes
 from data.store import ClipStore
 from export.bundle import Bundle, is_bundle
@@ -23,8 +23,8 @@ def artifact_of(path: Path, file: str | None, store: ClipStore) -> Evaluated:
     bundle.check_files()
     artifact, rule = bundle.chosen(file), bundle.manifest.clip
     check_size(path / artifact.file, bundle.manifest.crop.rule.size, store)
-    if rule.per == "clip" and rule.frames != store.frames:
-        raise StageError(f"{path / artifact.file} takes clips of {rule.frames} frames, {store.path} has {store.frames}")
+    if rule.per == "clip":
+        check_length(path / artifact.file, rule.frames, store)
     by, whole = evaluated_by(artifact.runtime), path.resolve()
     return Evaluated(
         name=artifact.file,
