@@ -26,7 +26,7 @@ from compress.runs import check_length, check_size, diagnosis_of, student_of, ta
 from compress.scoring import Takes
 from data.store import ClipStore
 from export.bundle import Artifact, Bundle, is_bundle
-from export.runtimes import cannot_run, evaluated_by
+from export.runtimes import evaluated_by
 from models.run import Run
 from models.schemes import fast_dtype
 from stage import PALETTES, Scheme, StageError, bytes_of, progress, refuse_existing, run_as_script
@@ -35,7 +35,7 @@ from stage import PALETTES, Scheme, StageError, bytes_of, progress, refuse_exist
 def _artifact_subject(bundle: Bundle, artifact: Artifact, threads: int) -> Subject:
     path = bundle.checked_path(artifact)
     by = evaluated_by(artifact.runtime)
-    cannot = cannot_run(artifact.runtime) or (artifact.not_checked if by else "")
+    cannot = artifact.cannot_run() or (artifact.not_checked if by else "")
     row = Row(
         name=artifact.file,
         kind="artifact",
@@ -53,7 +53,7 @@ def _artifact_subject(bundle: Bundle, artifact: Artifact, threads: int) -> Subje
     )
     clip = bundle.manifest.clip
     looks, length = Takes(per=clip.per), clip.frames if clip.per == "clip" else None
-    return Subject(row, path, False, artifact.threshold, None, artifact.student, looks, length)
+    return Subject(row, path, False, artifact.threshold, None, artifact.student, looks, length, artifact)
 
 
 def _run_subjects(path: Path, threads: int) -> Iterator[Subject]:
@@ -103,6 +103,11 @@ def list_subjects(paths: list[Path], threads: list[int]) -> list[Subject]:
     return subjects
 
 
+def _batch(artifact: Artifact | None) -> int:
+    """Return on how many samples a row is timed at once: as many as its program takes, one where any number goes."""
+    return artifact.batch or 1 if artifact and artifact.method != "steps" else 1
+
+
 def _task(subject: Subject, crops: Path, repeats: int, store: ClipStore, split: str, control: Path | None) -> Task:
     scored: dict[str, tuple[Path, str]] = {}
     if subject.meaningless is None:
@@ -120,6 +125,8 @@ def _task(subject: Subject, crops: Path, repeats: int, store: ClipStore, split: 
         size=subject.row.input_size,
         modalities=subject.takes.modalities,
         per=subject.takes.per,
+        method=subject.artifact.method if subject.artifact else "forward",
+        batch=_batch(subject.artifact),
         frames=store.frames,
         crops=crops,
         scored=scored,

@@ -9,6 +9,7 @@ import numpy as np
 from benchmarks.report import Row
 from compress.metrics import Threshold, auc_difference
 from compress.scoring import ClipScores, Takes
+from export.bundle import Artifact
 from stage import PALETTES, STATIC_INT8
 
 MOST_LOST = 0.005
@@ -32,6 +33,7 @@ class Subject:
     takes: Takes = field(default_factory=Takes)
     frames: int | None = None
     """The length of the clips that a clip artifact takes."""
+    artifact: Artifact | None = None
     scores: ClipScores | None = None
 
     @property

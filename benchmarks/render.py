@@ -150,7 +150,8 @@ def _how(report: Report) -> dict[str, str]:
     students = ", ".join(sorted({row.student for row in report.rows if row.student}))
     return {
         "Process": "Each row is measured in a fresh process that loads nothing else.",
-        "Latency": "Milliseconds per frame at batch 1. Runs before the clock starts warm it up and do not count. "
+        "Latency": "Milliseconds per frame at batch 1, or as a file's name states. "
+        "Runs before the clock starts warm it up and do not count. "
         f"p50, p90 and p99 are percentiles over {span} repeats. "
         "A model of whole clips is timed on clips, and each time divided by their frames.",
         "Load; frames/s": "From the file on disk to a model that is ready to run, once its runtime is imported. "

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from benchmarks.report import Latency
+from export.runtimes import Method
 from stage import Modality, Scheme
 
 WARM_UPS = 3
@@ -39,6 +40,10 @@ class Task(BaseModel):
     modalities: tuple[Modality, ...] = ("rgb",)
     per: Literal["frame", "clip"] = "frame"
     """Whether the model scores frames or whole clips."""
+    method: Method = "forward"
+    """How an artifact scores."""
+    batch: int = 1
+    """Crops, or clips, that it is timed on at once."""
     frames: int = 1
     """Frames of a clip."""
     crops: Path
@@ -51,15 +56,16 @@ class Task(BaseModel):
     @property
     def frames_at_once(self) -> int:
         """Frames that one run of the model takes."""
-        return self.frames if self.per == "clip" else 1
+        return self.batch * (self.frames if self.per == "clip" else 1)
 
     def inputs(self) -> list[tuple[NDArray[np.generic], ...]]:
-        """Read what the model is timed on, as it takes it at batch 1."""
+        """Read what the model is timed on, a batch for each crop or clip, which begins with it."""
         of_clip = (self.frames,) if self.per == "clip" else ()
         several = (len(self.modalities),) if len(self.modalities) > 1 else ()
-        crops = np.fromfile(self.crops, np.uint8).reshape(-1, 1, *of_clip, *several, self.size, self.size, 3)
-        valid = (np.ones((1, self.frames), np.bool_),) if self.per == "clip" else ()
-        return [(crop, *valid) for crop in crops]
+        crops = np.fromfile(self.crops, np.uint8).reshape(-1, *of_clip, *several, self.size, self.size, 3)
+        valid = (np.ones((self.batch, self.frames), np.bool_),) if self.per == "clip" else ()
+        batches = (np.arange(len(crops))[:, None] + np.arange(self.batch)) % len(crops)
+        return [(crops[batch], *valid) for batch in batches]
 
 
 class Scores(BaseModel):
@@ -140,7 +146,7 @@ def _load(task: Task) -> Score:
     if task.runtime != "torch":
         from export.runtimes import Runtime, load_artifact
 
-        return load_artifact(task.path, cast(Runtime, task.runtime), task.threads, task.per)
+        return load_artifact(task.path, cast(Runtime, task.runtime), task.threads, task.method)
     import torch
 
     from compress.runs import pixel_detector, torch_scorer
@@ -152,7 +158,7 @@ def _load(task: Task) -> Score:
 
 
 def time_runs(score: Score, task: Task, inputs: list[tuple[NDArray[np.generic], ...]]) -> list[float]:
-    """Return milliseconds per frame of runs at batch 1 on one input after another."""
+    """Return milliseconds per frame of runs on one input after another."""
     times: list[float] = []
     started = time.perf_counter()
     while len(times) < task.repeats:

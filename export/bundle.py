@@ -13,11 +13,24 @@ from compress.fidelity import Diagnosis
 from compress.metrics import Threshold
 from export.parity import Parity
 from export.rules import ClipRule, CropGeometry, Frozen
-from export.runtimes import ProgramName, Runner, Runtime, cannot_run, evaluated_by, load_artifact, program_file
+from export.runtimes import (
+    PROGRAMS,
+    Delegate,
+    Method,
+    ProgramName,
+    Programs,
+    Runner,
+    Runtime,
+    cannot_run,
+    evaluated_by,
+    open_artifact,
+    program_file,
+    runner_of,
+)
 from models.origin import DataSource, Parent, Weights
 from stage import Scheme, StageError, bytes_of, sha256_of
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 SUMS = "SHA256SUMS"
 
 
@@ -27,7 +40,8 @@ class Tensor(Frozen):
     name: str
     dtype: Literal["uint8", "float32", "image"]
     layout: str
-    shape: list[int]
+    shape: list[int | None]
+    """None where any number goes."""
     meaning: str
 
 
@@ -35,8 +49,8 @@ class Program(Frozen):
     """What can be called in an artifact."""
 
     name: ProgramName
-    """``forward`` scores a frame. A clip student has ``embed`` for each frame and ``score`` for a clip; in a ``.pte``
-    these are names of methods, elsewhere each is a file."""
+    """``forward`` scores a frame. A clip student has ``embed`` for each frame and ``score`` for a clip, or ``clip`` for
+    both; in a ``.pte`` these are names of methods, elsewhere each is a file."""
     file: str
     sha256: str
     """Of the file; of a folder (``.mlpackage``) over the names and hashes of its files."""
@@ -59,7 +73,13 @@ class Artifact(Frozen):
     programs: list[Program]
     threshold: Threshold
     threshold_from: str
+    delegate: Delegate | None = None
+    """What a ``.pte`` hands operations to; those left to it are among the programs' operators."""
     delegated_fraction: float | None = None
+    phone_check: str = ""
+    """What ONNX Runtime's mobile usability check says of a ``.onnx``."""
+    companions: dict[str, str] = Field(default_factory=dict)
+    """Files beside the artifact, and what each is for."""
     parity: list[Parity]
     """Step by step, from the trained network to the artifact, on the golden inputs."""
     not_checked: str = ""
@@ -70,6 +90,24 @@ class Artifact(Frozen):
     source_run: Parent
     student: str | None = None
     """SHA-256 of the fp32 run that the source run is, or was made from."""
+
+    @property
+    def method(self) -> Method:
+        """How it scores."""
+        names = tuple(program.name for program in self.programs)
+        for method, wanted in PROGRAMS.items():
+            if names == wanted:
+                return method
+        raise StageError(f"{self.file} has the programs {', '.join(names) or 'none'}: export the bundle again")
+
+    @property
+    def batch(self) -> int | None:
+        """Samples that its programs take at once; None: any number."""
+        return self.programs[0].output.shape[0]
+
+    def cannot_run(self) -> str | None:
+        """Say why it cannot run on this machine, or None if it can, or can be evaluated."""
+        return cannot_run(self.runtime, self.delegate)
 
     def near(self) -> str:
         """Say how near it came to the program that it was written from, and who computed that."""
@@ -83,6 +121,7 @@ class Artifact(Frozen):
 class Absent(Frozen):
     """An artifact that was asked for and does not exist."""
 
+    file: str
     runtime: Runtime
     scheme: Scheme
     reason: str
@@ -110,7 +149,7 @@ class Manifest(Frozen):
     clip: ClipRule
     artifacts: list[Artifact]
     absent: list[Absent]
-    """Schemes that a runtime does not have."""
+    """What was asked for and does not exist."""
     golden: Golden
     weights: Weights
     data: DataSource
@@ -194,17 +233,20 @@ class Bundle:
         raise StageError(f"{self.path} has no artifact {file!r}; it has {known}")
 
     def chosen(self, file: str | None) -> Artifact:
-        """Return the named artifact, or the smallest whose runtime runs here. Raises StageError if there is none."""
+        """Return the named artifact, or the smallest whose runtime runs here: of clips, one that goes in steps.
+
+        Raises StageError if there is none.
+        """
         if file is not None:
             return self.artifact(file)
         runnable = [
             artifact
             for artifact in self.manifest.artifacts
-            if not cannot_run(artifact.runtime) and not evaluated_by(artifact.runtime)
+            if not artifact.cannot_run() and not evaluated_by(artifact.runtime)
         ]
         if not runnable:
             raise StageError(f"no artifact of {self.path} can run on this machine")
-        return min(runnable, key=lambda artifact: artifact.bytes)
+        return min(runnable, key=lambda artifact: (artifact.method == "clip", artifact.bytes))
 
     def checked_path(self, artifact: Artifact) -> Path:
         """Return where an artifact lies after comparing its hash. Raises StageError if the file was changed."""
@@ -228,9 +270,13 @@ class Bundle:
             if not file.exists() or (bytes_of(file), sha256_of(file)) != (size, digest):
                 raise StageError(f"{file} is not of the size and SHA-256 that manifest.json states: export it again")
 
+    def open(self, artifact: Artifact, threads: int = 1) -> Programs:
+        """Load the programs by which an artifact scores, after checking its hash; raises as ``open_artifact``."""
+        return open_artifact(self.checked_path(artifact), artifact.runtime, threads, artifact.method)
+
     def load(self, artifact: Artifact, threads: int = 1) -> Runner:
         """Load an artifact after checking its hash: what it takes (``Runner``) -> P(fake) float32 [N]."""
-        return load_artifact(self.checked_path(artifact), artifact.runtime, threads, self.manifest.clip.per)
+        return runner_of(self.open(artifact, threads), artifact.method)
 
     def golden_inputs(self) -> tuple[NDArray[np.generic], ...]:
         """Return the golden inputs as a ``Runner`` takes them. Raises StageError if they were changed."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from export.runtimes import Loaded, ProgramName, Programs, evaluated_by, program_file
+from export.runtimes import Loaded, ProgramName, Programs, evaluated_by, in_batches, program_file
 from stage import PALETTES, Scheme
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ MEANING = {
     "forward": "Scores one face crop: the probability that it is a deepfake",
     "embed": "Describes one face crop for the score program",
     "score": "Scores the embeddings of a clip's face crops: the probability that it is a deepfake",
+    "clip": "Scores a clip of face crops: the probability that it is a deepfake",
 }
 
 
@@ -90,6 +91,19 @@ def _converted(graph: "Graph") -> Any:
         return ct.optimize.coreml.palettize_weights(model, ct.optimize.coreml.OptimizationConfig(global_config=config))
 
 
+def delegate_partitioner(scheme: Scheme) -> Any:
+    """Return what chooses the operations that Core ML computes inside a ``.pte``."""
+    ct = _quietly_imported()
+    from executorch.backends.apple.coreml.compiler import CoreMLBackend
+    from executorch.backends.apple.coreml.partition import CoreMLPartitioner
+
+    precision = ct.precision.FLOAT16 if scheme in HALF else ct.precision.FLOAT32
+    specs = CoreMLBackend.generate_compile_specs(compute_precision=precision, minimum_deployment_target=ct.target.iOS17)
+    # Core ML has no tensors of bytes: pixels become floats before it.
+    cast = ["dim_order_ops._to_dim_order_copy.default"]
+    return CoreMLPartitioner(skip_ops_for_coreml_delegation=cast, compile_specs=specs)
+
+
 def opened(path: Path) -> Programs:
     """Open an ``.mlpackage``, or a folder of them. Core ML chooses its own number of threads.
 
@@ -108,12 +122,12 @@ def evaluated(path: Path) -> Programs:
 
         def run(*inputs: NDArray[Any]) -> NDArray[np.float32]:
             planar = (
-                array.transpose(0, 3, 1, 2).astype(np.float32) if image else array
+                (array.transpose(0, 3, 1, 2) if image else array).astype(np.float32)
                 for image, array in zip(program.images, inputs, strict=True)
             )
             return program(*planar)
 
-        return run
+        return in_batches(run, 1)
 
     return load
 
@@ -129,10 +143,10 @@ def _in_core_ml(path: Path) -> Programs:
         image = described.input[0].type.WhichOneof("Type") == "imageType"
 
         def run(*inputs: NDArray[Any]) -> NDArray[np.float32]:
-            given = [Image.fromarray(inputs[0][0])] if image else inputs
+            given = [Image.fromarray(inputs[0][0])] if image else [array.astype(np.float32) for array in inputs]
             found = model.predict(dict(zip(names, given, strict=True)))[described.output[0].name]
             return np.array(found, np.float32)
 
-        return run
+        return in_batches(run, 1)
 
     return load

@@ -11,34 +11,65 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from export.runtimes import Loaded, ProgramName, Programs
+from export.runtimes import BACKENDS, Delegate, Loaded, ProgramName, Programs, in_batches
+from stage import StageError, reason_of
 
 if TYPE_CHECKING:
     from export.programs import Graph
 
-BACKEND = "XnnpackBackend"
+ETRECORD = ".etrecord"
+ETRECORD_MEANING = "names the operations of the .pte for ExecuTorch's Inspector; not for the app"
 
 
-def write(graphs: Sequence["Graph"], path: Path) -> dict[str, Any]:
-    """Write programs as the methods of one ``.pte``.
+def _partitioner(delegate: Delegate, graphs: Sequence["Graph"]) -> Any:
+    """Return what chooses the operations for a delegate. Raises ImportError if this ExecuTorch does not have it."""
+    if delegate == "xnnpack":
+        from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+
+        return XnnpackPartitioner()
+    if delegate == "vulkan":
+        from executorch.backends.vulkan.partitioner.vulkan_partitioner import VulkanPartitioner
+
+        return VulkanPartitioner()
+    from export.coreml import delegate_partitioner
+
+    return delegate_partitioner(graphs[0].scheme)
+
+
+def write(
+    graphs: Sequence["Graph"], path: Path, delegate: Delegate = "xnnpack", etrecord: bool = False
+) -> dict[str, Any]:
+    """Write programs as the methods of one ``.pte``, and with ``etrecord`` what names its operations while profiling.
 
     Returns what the manifest says of it: by program the operators left to portable kernels, and the delegated share of
-    all operations (operations inside the XNNPACK delegate / all).
+    all operations (operations inside the delegate / all). Raises StageError if the delegate does not take them.
     """
-    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import to_edge_transform_and_lower
 
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _without_native_messages():
         warnings.simplefilter("ignore")
         exported = {graph.name: graph.exported for graph in graphs}
-        edge = to_edge_transform_and_lower(exported, partitioner=[XnnpackPartitioner()])
-        lowered = edge.to_executorch()
+        try:
+            partitioner = [_partitioner(delegate, graphs)]
+            edge = to_edge_transform_and_lower(exported, partitioner=partitioner, generate_etrecord=etrecord)
+            lowered = edge.to_executorch()
+        except Exception as error:
+            if delegate == "xnnpack":
+                raise
+            raise StageError(f"{path.name}: --delegate {delegate} does not take it: {reason_of(error)}") from error
     path.write_bytes(lowered.buffer)
+    if etrecord:
+        lowered.get_etrecord().save(str(path.with_suffix(ETRECORD)))
     counts = [_count_operations(edge.exported_program(graph.name)) for graph in graphs]
     delegated, left = (sum(count) for count in zip(*counts, strict=True))
     plans = lowered.executorch_program.execution_plan
-    operators = {plan.name: [*sorted({op.name for op in plan.operators}), BACKEND] for plan in plans}
-    return {"operators": operators, "delegated_fraction": delegated / max(1, delegated + left)}
+    operators = {plan.name: [*sorted({op.name for op in plan.operators}), BACKENDS[delegate]] for plan in plans}
+    return {
+        "operators": operators,
+        "delegated_fraction": delegated / max(1, delegated + left),
+        "delegate": delegate,
+        "companions": {path.with_suffix(ETRECORD).name: ETRECORD_MEANING} if etrecord else {},
+    }
 
 
 def _count_operations(program: Any) -> tuple[int, int]:
@@ -83,10 +114,9 @@ def opened(path: Path, threads: int) -> Programs:
             method = program.load_method(name)
 
         def run(*inputs: NDArray[Any]) -> NDArray[np.float32]:
-            # ExecuTorch ignores strides: what it is given must be contiguous. It writes the next output over this one.
-            given = [torch.from_numpy(np.ascontiguousarray(array)) for array in inputs]
-            return np.array(method.execute(given)[0].numpy(), np.float32)
+            # ExecuTorch ignores strides, so inputs are contiguous. It writes the next output over this one.
+            return np.array(method.execute([torch.from_numpy(array) for array in inputs])[0].numpy(), np.float32)
 
-        return run
+        return in_batches(run, 1)
 
     return load

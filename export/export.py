@@ -2,7 +2,6 @@
 
 import functools
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,16 +26,16 @@ from export.bundle import (
     manifest_schema,
     write_sums,
 )
+from export.forms import FORMATS, Form, forms_of, parse_forms
 from export.gate import Source, gate
 from export.golden import Inputs, golden_inputs
-from export.programs import graphs_of, in_torch
+from export.programs import Graph, graphs_of, in_torch
 from export.readme import readme
 from export.rules import ClipRule, CropGeometry
-from export.runtimes import SUFFIX_OF, Runtime, evaluated_by, program_file, runner_of
+from export.runtimes import evaluated_by, program_file, runner_of
 from models.detector import Architecture, PixelDetector
 from models.run import Run, RunInfo
 from stage import (
-    PALETTES,
     Scheme,
     StageError,
     bytes_of,
@@ -48,16 +47,15 @@ from stage import (
     written_whole,
 )
 
-FORMATS: dict[str, Runtime] = {"executorch": "executorch", "onnx": "onnxruntime", "coreml": "coreml"}
-FORMAT_OF = {runtime: name for name, runtime in FORMATS.items()}
-WRITERS = {"executorch": executorch.write, "onnxruntime": onnx.write, "coreml": coreml.write}
 ONLY_TORCH: tuple[Scheme, ...] = ("autocast", "int8-dynamic")
 """Schemes that the runtimes of phones do not have."""
 MINIMUM_OS = {
     "coreml": coreml.MINIMUM_OS,
     "executorch": "as the ExecuTorch runtime that the app links; the file asks for nothing more",
     "onnxruntime": "as the ONNX Runtime that the app links (opset 20: version 1.17 or newer)",
+    "vulkan": "Android with Vulkan 1.1, and an ExecuTorch runtime with its Vulkan backend",
 }
+"""By delegate, or else by runtime."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +63,7 @@ class Job:
     """One artifact to write."""
 
     source: Source
-    runtime: Runtime
-    file: str
+    form: Form
     store: Path
 
     @property
@@ -74,11 +71,26 @@ class Job:
         """What the run says of itself."""
         return self.source.run.info
 
+    @property
+    def file(self) -> str:
+        """Name of the artifact."""
+        return self.form.file(self.info)
+
 
 @functools.cache
-def _single_picture_detector(run: Path, scheme: Scheme) -> PixelDetector:
+def _detector(run: Path, scheme: Scheme, one_picture: bool) -> PixelDetector:
     """Load a run once a worker process, whatever number of its artifacts that process writes."""
-    return pixel_detector(Run(run), dynamic_batch=False, scheme=scheme)
+    return pixel_detector(Run(run), dynamic_batch=not one_picture, scheme=scheme)
+
+
+def _write(graphs: list[Graph], form: Form, path: Path) -> dict[str, Any]:
+    """Write programs for a runtime; return what the manifest says of the artifact, and operators by program."""
+    if form.runtime == "executorch":
+        assert form.delegate is not None
+        return executorch.write(graphs, path, form.delegate, form.etrecord)
+    if form.runtime == "onnxruntime":
+        return onnx.write(graphs, path, form.ort)
+    return coreml.write(graphs, path)
 
 
 @dataclass(frozen=True)
@@ -93,14 +105,15 @@ class Written:
 
 def write_artifact(job: Job, folder: Path, inputs: Inputs, frames: int) -> Written:
     """Write one artifact into ``folder``; ``inputs``: the golden ones; ``frames``: of a clip."""
-    info = job.info
+    info, form = job.info, job.form
     # Core ML converts float32 to float16 itself, and keeps what must not overflow.
-    scheme: Scheme = "fp32" if job.runtime == "coreml" and info.scheme in coreml.HALF else info.scheme
-    graphs = graphs_of(_single_picture_detector(job.source.run.path, scheme), info, job.runtime, frames)
-    scores = runner_of(in_torch(graphs), info.architecture.per)(*inputs)
-    said = WRITERS[job.runtime](graphs, folder / job.file)
+    scheme: Scheme = "fp32" if form.runtime == "coreml" and info.scheme in coreml.HALF else info.scheme
+    one_picture = form.batch == 1 and form.method != "clip"
+    graphs = graphs_of(_detector(job.source.run.path, scheme, one_picture), info, form, frames)
+    scores = runner_of(in_torch(graphs), form.method)(*inputs)
+    said = _write(graphs, form, folder / job.file)
     operators = said.pop("operators")
-    files = {graph.name: program_file(Path(job.file), job.runtime, graph.name) for graph in graphs}
+    files = {graph.name: program_file(Path(job.file), form.runtime, graph.name) for graph in graphs}
     programs = [graph.described(folder, files[graph.name], operators[graph.name]) for graph in graphs]
     return Written(said | {"programs": programs}, scores)
 
@@ -112,9 +125,9 @@ def make_artifact(job: Job, folder: Path, inputs: Inputs) -> tuple[Artifact, lis
     """
     torch.set_num_threads(1)
     threadpool_limits(1)  # of NumPy's BLAS
-    store, source, path = ClipStore(job.store), job.source, folder / job.file
+    store, source, path, runtime = ClipStore(job.store), job.source, folder / job.file, job.form.runtime
     written = write_artifact(job, folder, inputs, store.frames)
-    gated = gate(path, job.runtime, source, written.in_torch, inputs)
+    gated = gate(path, job.form, source, written.in_torch, inputs)
     threshold, origin = source.threshold, f"validation scores of {source.run.path.name} in torch: it cannot run here"
     if gated.runner is not None:
         val = score_split(gated.runner, store, "val", takes(job.info))
@@ -123,15 +136,15 @@ def make_artifact(job: Job, folder: Path, inputs: Inputs) -> tuple[Artifact, lis
         file=job.file,
         sha256=sha256_of(path),
         bytes=bytes_of(path),
-        runtime=job.runtime,
+        runtime=runtime,
         scheme=job.info.scheme,
-        minimum_os=MINIMUM_OS[job.runtime],
+        minimum_os=MINIMUM_OS.get(job.form.delegate or runtime) or MINIMUM_OS[runtime],
         licence=job.info.weights.licence,
         threshold=threshold,
         threshold_from=origin,
         parity=gated.parity,
         not_checked=gated.not_checked,
-        evaluated_by=evaluated_by(job.runtime) if gated.runner else None,
+        evaluated_by=evaluated_by(runtime) if gated.runner else None,
         source_run=source.run.as_parent(),
         student=student_of(source.run),
         **written.said,
@@ -139,50 +152,16 @@ def make_artifact(job: Job, folder: Path, inputs: Inputs) -> tuple[Artifact, lis
     return entry, gated.scores.astype(float).tolist()
 
 
-def artifact_name(info: RunInfo, runtime: Runtime) -> str:
-    """Return the file name of a run's artifact: its student, scheme and runtime."""
-    architecture = info.architecture
-    marks = [architecture.backbone, architecture.activation, "clip" if architecture.per == "clip" else None]
-    name = "-".join(mark for mark in (*marks, info.scheme) if mark)
-    if architecture.per == "clip" and runtime != "executorch":
-        return f"{name}-{FORMAT_OF[runtime]}"
-    return f"{name}{SUFFIX_OF[runtime]}"
-
-
-def _lacks(runtime: Runtime, scheme: Scheme) -> str | None:
-    """Say why a runtime does not have a scheme, or None if it does."""
-    if scheme in PALETTES and runtime != "coreml":
-        return "only Core ML stores weights as places in a table: here they would take as much room as in fp32"
-    return None
-
-
-def _jobs(sources: list[Source], formats: list[Runtime], store: Path) -> Iterator[Job]:
-    """Yield the artifacts to write, the slow ones first: lowering int8 to ExecuTorch takes longest."""
-    for runtime in formats:
-        for source in sorted(sources, key=lambda source: source.run.info.scheme, reverse=True):
-            if _lacks(runtime, source.run.info.scheme):
-                continue
-            yield Job(source, runtime, artifact_name(source.run.info, runtime), store)
-
-
-def _parse_formats(text: str) -> list[Runtime]:
-    names = list(dict.fromkeys(part.strip() for part in text.split(",")))
-    unknown = [name for name in names if name not in FORMATS]
-    if unknown:
-        raise StageError(f"--format {','.join(unknown)!r} is unknown: give some of {','.join(FORMATS)}")
-    return [runtime for name, runtime in FORMATS.items() if name in names]
-
-
-def build_bundle(
-    sources: list[Source], formats: list[Runtime], store: ClipStore, inputs: Inputs, out: Path
-) -> Manifest:
+def build_bundle(sources: list[Source], forms: list[Form], store: ClipStore, inputs: Inputs, out: Path) -> Manifest:
     """Write every artifact, gate it and describe it; ``out`` appears only if all passed."""
-    jobs = list(_jobs(sources, formats, store.path))
+    # The slow ones first: lowering int8 to ExecuTorch takes longest.
+    slow_first = sorted(sources, key=lambda source: source.run.info.scheme, reverse=True)
+    asked = [Job(source, form, store.path) for source in slow_first for form in forms_of(source.run.info, forms)]
+    jobs = [job for job in asked if not job.form.lacks(job.info.scheme)]
     for source in sources:
         if all(job.source is not source for job in jobs):
             raise StageError(
-                f"{source.run.path} is in {source.run.info.scheme}, which none of --format "
-                f"{','.join(FORMAT_OF[runtime] for runtime in formats)} has: give coreml too"
+                f"{source.run.path} is in {source.run.info.scheme}, which only Core ML has: add coreml to --format"
             )
     with written_whole(out) as folder:
         (folder / "golden").mkdir(parents=True)
@@ -195,7 +174,7 @@ def build_bundle(
             valid=inputs[1].tolist() if len(inputs) > 1 else None,
             outputs={entry.file: outputs for entry, outputs in made},
         )
-        manifest = _manifest(sources, formats, store, [entry for entry, _ in made], golden)
+        manifest = _manifest(asked, store, [entry for entry, _ in made], golden)
         (folder / "manifest.json").write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
         (folder / "manifest.schema.json").write_text(manifest_schema(), encoding="utf-8")
         (folder / "README.md").write_text(readme(manifest), encoding="utf-8")
@@ -203,25 +182,23 @@ def build_bundle(
     return manifest
 
 
-def _manifest(
-    sources: list[Source], formats: list[Runtime], store: ClipStore, artifacts: list[Artifact], golden: Golden
-) -> Manifest:
-    first = sources[0].run.info
+def _manifest(asked: list[Job], store: ClipStore, artifacts: list[Artifact], golden: Golden) -> Manifest:
+    first = asked[0].info
+    runs = {job.source.run.path.name: job.source.run for job in asked}
     return Manifest(
         backbone=first.architecture.backbone,
         crop=CropGeometry.of(store.info.settings),
         clip=ClipRule.of(store.frames, first.architecture.per),
         artifacts=artifacts,
         absent=[
-            Absent(runtime=runtime, scheme=source.run.info.scheme, reason=reason)
-            for runtime in formats
-            for source in sources
-            if (reason := _lacks(runtime, source.run.info.scheme))
+            Absent(file=job.file, runtime=job.form.runtime, scheme=job.info.scheme, reason=reason)
+            for job in asked
+            if (reason := job.form.lacks(job.info.scheme))
         ],
         golden=golden,
         weights=first.weights,
         data=data_source(store),
-        diagnoses={source.run.path.name: diagnosis for source in sources if (diagnosis := diagnosis_of(source.run))},
+        diagnoses={name: diagnosis for name, run in runs.items() if (diagnosis := diagnosis_of(run))},
         tools=first.tools,
     )
 
@@ -252,21 +229,35 @@ def export(
     data: Annotated[Path, typer.Option(help="The ClipStore whose real crops or clips the gate compares on.")],
     out: Annotated[Path, typer.Option(help="The bundle to write.")],
     format: Annotated[str, typer.Option(help="Runtimes, comma-separated.")] = ",".join(FORMATS),
+    batch: Annotated[
+        str, typer.Option(help="onnx, for servers: crops or clips at once, a number or dynamic. Others take one.")
+    ] = "1",
+    ort: Annotated[
+        bool, typer.Option("--ort", help="onnx: also as .ort, with the operators that a build for it must have.")
+    ] = False,
+    delegate: Annotated[
+        str, typer.Option(help="executorch: xnnpack, coreml, vulkan, comma-separated; a file for each.")
+    ] = "xnnpack",
+    etrecord: Annotated[
+        bool, typer.Option("--etrecord", help="executorch: also what names operations in its profiler.")
+    ] = False,
 ) -> Bundle:
     """Write runs as artifacts for phones, each compared with its run on real crops before it is handed over.
 
     Example: **pocketproof export runs/student runs/student-int8 --data store --out bundle**
     """
     refuse_existing(out)
-    formats = _parse_formats(format)
+    forms = parse_forms(format, batch, delegate, etrecord, ort)
     store = ClipStore(data)
     inputs = golden_inputs(store, _one_student([Run(path) for path in run], store).per)
     sources = [Source.load(path, store, inputs) for path in run]
-    manifest = build_bundle(sources, formats, store, inputs, out)
+    manifest = build_bundle(sources, forms, store, inputs, out)
     for artifact in manifest.artifacts:
         say(f"{out / artifact.file}: {artifact.bytes / 1e6:.2f} MB, {artifact.near()}")
+        if artifact.phone_check:
+            say(f"{out / artifact.file}: {artifact.phone_check}")
     for absent in manifest.absent:
-        say(f"{out}: no {absent.scheme} for {absent.runtime}: {absent.reason}")
+        say(f"{out}: no {absent.file}: {absent.reason}")
     return Bundle(out)
 
 

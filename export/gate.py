@@ -12,9 +12,10 @@ from compress.metrics import Threshold
 from compress.runs import check_size, own_threshold, pixel_detector, torch_scorer
 from data.store import ClipStore
 from export import coreml
+from export.forms import Form
 from export.golden import Inputs
 from export.parity import Parity, compare, least_snr_db
-from export.runtimes import NotEvaluated, Runner, Runtime, cannot_run, evaluated_by, load_artifact, runner_of
+from export.runtimes import Method, NotEvaluated, Runner, cannot_run, evaluated_by, load_artifact, runner_of
 from models.detector import BYTE_MAX, PixelDetector, fake_probability
 from models.run import Run, RunInfo
 from stage import StageError, say
@@ -84,7 +85,7 @@ class Gated:
     """Why the artifact itself could not be compared."""
 
 
-def gate(path: Path, runtime: Runtime, source: Source, exported: NDArray[np.float32], inputs: Inputs) -> Gated:
+def gate(path: Path, form: Form, source: Source, exported: NDArray[np.float32], inputs: Inputs) -> Gated:
     """Compare an artifact with its source on real inputs, step by step.
 
     exported: what the program that was written gives in torch, float32 [N]. Raises StageError if a step is beyond its
@@ -94,24 +95,26 @@ def gate(path: Path, runtime: Runtime, source: Source, exported: NDArray[np.floa
     steps = [source.fused] if source.fused else []
     steps.append(compare(source.golden, exported, info.scheme, least, "exported"))
     _refuse_failed(path, steps)
-    if reason := cannot_run(runtime):
+    if reason := cannot_run(form.runtime, form.delegate):
         return Gated(steps, source.golden, None, f"not compared: {reason}")
     try:
-        runner = load_artifact(path, runtime, 1, info.architecture.per)
+        runner = load_artifact(path, form.runtime, 1, form.method)
         scores = runner(*inputs)
     except NotEvaluated as error:
         return Gated(steps, source.golden, None, f"not compared: {error}")
     steps.append(compare(exported, scores, info.scheme, least, "lowered"))
     _refuse_failed(path, steps)
-    if runtime == "coreml" and not evaluated_by(runtime):
-        steps += _evaluated(path, info, scores, least, inputs)
+    if form.runtime == "coreml" and not evaluated_by(form.runtime):
+        steps += _evaluated(path, form.method, info, scores, least, inputs)
     return Gated(steps, scores, runner)
 
 
-def _evaluated(path: Path, info: RunInfo, scores: NDArray[np.float32], least: float, inputs: Inputs) -> list[Parity]:
+def _evaluated(
+    path: Path, method: Method, info: RunInfo, scores: NDArray[np.float32], least: float, inputs: Inputs
+) -> list[Parity]:
     """Compare, on a Mac, what Pocketproof's evaluation gives with what Core ML gave; it says if they differ."""
     try:
-        by_us = runner_of(coreml.evaluated(path), info.architecture.per)(*inputs)
+        by_us = runner_of(coreml.evaluated(path), method)(*inputs)
     except NotEvaluated as error:
         say(f"{path.name} was not evaluated beside Core ML: {error}")
         return []

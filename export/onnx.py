@@ -2,6 +2,9 @@
 
 import contextlib
 import io
+import logging
+import shutil
+import tempfile
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,29 +13,86 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from export.runtimes import Loaded, ProgramName, Programs, program_file
+from export.runtimes import ORT, Loaded, ProgramName, Programs, in_batches, program_file
 
 if TYPE_CHECKING:
     from export.programs import Graph
 
 OPSET = 20
 """The first with Gelu as one operator."""
+WORTH = {"YES": "worth it", "MAYBE": "perhaps worth it", "NO": "not worth it"}
+REQUIRED = ".required_operators.config"
+REQUIRED_MEANING = "operators and types that a build of ONNX Runtime for the .ort must have (--include_ops_by_config)"
 
 
-def write(graphs: Sequence["Graph"], path: Path) -> dict[str, Any]:
-    """Write one program as a ``.onnx``, or several into a folder; return their operators by name."""
+def write(graphs: Sequence["Graph"], path: Path, ort: bool = False) -> dict[str, Any]:
+    """Write one program as a ``.onnx``, or several into a folder.
+
+    With ``ort`` in ONNX Runtime's own format, optimized for Arm processors; beside it goes what a build of the runtime
+    needs for it. Returns what the manifest says of it: the operators by program, and ONNX Runtime's check for phones.
+    """
     import onnx
 
-    operators = {}
-    for graph in graphs:
-        file = program_file(path, "onnxruntime", graph.name)
-        file.parent.mkdir(exist_ok=True)
-        model = _converted(graph)
-        make_activations_unsigned(model)
-        onnx.checker.check_model(model)
-        onnx.save(model, file)
-        operators[graph.name] = sorted({f"{node.domain or 'ai.onnx'}.{node.op_type}" for node in model.graph.node})
-    return {"operators": operators}
+    operators, checks = {}, []
+    with tempfile.TemporaryDirectory() as folder:
+        for graph in graphs:
+            model = _converted(graph)
+            make_activations_unsigned(model)
+            remove_traces(model)
+            onnx.checker.check_model(model)
+            plain = Path(folder) / f"{graph.name}.onnx"
+            onnx.save(model, plain)
+            operators[graph.name] = sorted({f"{node.domain or 'ai.onnx'}.{node.op_type}" for node in model.graph.node})
+            checks.append(f"{graph.name}: {_checked_for_phones(plain)}")
+        companions = _in_own_format(Path(folder), path) if ort else {}
+        for graph in graphs:
+            file = program_file(path, "onnxruntime", graph.name)
+            file.parent.mkdir(exist_ok=True)
+            shutil.move(Path(folder) / f"{graph.name}{ORT if ort else '.onnx'}", file)
+    return {"operators": operators, "phone_check": "; ".join(checks), "companions": companions}
+
+
+def _in_own_format(folder: Path, path: Path) -> dict[str, str]:
+    """Convert all programs of a folder, and write beside ``path`` what they need; return that file and its meaning."""
+    from onnxruntime.tools.convert_onnx_models_to_ort import OptimizationStyle, convert_onnx_models_to_ort
+
+    logging.getLogger("ort_format_model.utils").setLevel(logging.WARNING)
+    with contextlib.redirect_stdout(io.StringIO()):
+        fixed = [OptimizationStyle.Fixed]
+        convert_onnx_models_to_ort(folder, folder, fixed, target_platform="arm", enable_type_reduction=True)
+    (config,) = folder.glob("*.config")
+    lines = [line for line in config.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
+    required = path.with_name(f"{path.name}{REQUIRED}")
+    required.write_text("\n".join([*lines, ""]), encoding="utf-8")
+    return {required.name: REQUIRED_MEANING}
+
+
+def _checked_for_phones(file: Path) -> str:
+    """Return what ONNX Runtime's mobile usability check says of the accelerators that it can hand nodes to."""
+    import onnxruntime
+    from onnxruntime.tools.mobile_helpers import usability_checker
+    from onnxruntime.tools.onnx_model_utils import ModelProtoWithShapeInfo, optimize_model
+
+    optimized = file.with_suffix(".optimized")
+    optimize_model(file, optimized, onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC, log_level=3)
+    model = ModelProtoWithShapeInfo(optimized).model_with_shape_info
+    found = {
+        "NNAPI": usability_checker.check_nnapi_partitions(model, True),
+        "Core ML": usability_checker.check_coreml_partitions(model, True, "coreml_supported_mlprogram_ops.md"),
+    }
+    return ", ".join(
+        f"{name} could take {info.num_supported_nodes / max(1, info.num_nodes):.0%} of the nodes in "
+        f"{info.num_partitions} parts ({WORTH[info.suitability().name]})"
+        for name, info in found.items()
+    )
+
+
+def remove_traces(model: Any) -> None:
+    """Remove, in place, where each node came from in Python: a seventh of an int8 file."""
+    graph = model.graph
+    for entry in (model, graph, *graph.node, *graph.input, *graph.output, *graph.initializer):
+        del entry.metadata_props[:]
+        entry.ClearField("doc_string")
 
 
 def _converted(graph: "Graph") -> Any:
@@ -96,11 +156,12 @@ def opened(path: Path, threads: int) -> Programs:
         file = program_file(path, "onnxruntime", name)
         session: Any = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
         names = [given.name for given in session.get_inputs()]
+        batch = session.get_inputs()[0].shape[0]
 
         def run(*inputs: NDArray[Any]) -> NDArray[np.float32]:
             output: NDArray[np.float32] = session.run(None, dict(zip(names, inputs, strict=True)))[0]
             return output
 
-        return run
+        return in_batches(run, batch if isinstance(batch, int) else None)
 
     return load

@@ -1,10 +1,10 @@
-"""The programs that an artifact consists of: one of a frame student, two of a clip student.
+"""The programs that an artifact consists of: one of a frame student, two or one of a clip student.
 
-A phone embeds each frame once, when it comes, and scores a clip from the embeddings.
+Of two, a phone embeds each frame once, when it comes, and scores a clip from the embeddings.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,12 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from export.bundle import Program, Tensor
-from export.runtimes import Loaded, ProgramName, Programs, Runtime
+from export.forms import MOST_AT_ONCE, Form
+from export.runtimes import Loaded, ProgramName, Programs, in_batches
 from models.detector import Detector, ImageDetector, PixelDetector, Preprocessing, fake_probability
 from models.run import RunInfo
 from stage import STATIC_INT8, Scheme, bytes_of, sha256_of
 
-PROBABILITY = Tensor(name="fake_probability", dtype="float32", layout="N", shape=[1], meaning="P(fake), 0..1")
 DTYPES = {"uint8": torch.uint8, "float32": torch.float32}
 
 
@@ -32,20 +32,24 @@ class Graph:
     name: ProgramName
     module: nn.Module
     inputs: tuple[Tensor, ...]
-    output: Tensor = PROBABILITY
+    output: Tensor
     scheme: Scheme = "fp32"
     """In which a runtime is to compute and store that converts float32 itself."""
     licence: str = ""
     """Of the weights."""
 
     def example(self) -> tuple[torch.Tensor, ...]:
-        """Return zeros as the module takes them; an image as float32 [1, 3, S, S]."""
+        """Return zeros as the module takes them, two samples where it takes any number; an image as [1, 3, S, S]."""
+        shapes = [[2 if side is None else side for side in tensor.shape] for tensor in self.inputs]
         return tuple(
-            torch.zeros(1, 3, *tensor.shape)
-            if tensor.dtype == "image"
-            else torch.zeros(tensor.shape, dtype=DTYPES[tensor.dtype])
-            for tensor in self.inputs
+            torch.zeros(1, 3, *shape) if tensor.dtype == "image" else torch.zeros(shape, dtype=DTYPES[tensor.dtype])
+            for tensor, shape in zip(self.inputs, shapes, strict=True)
         )
+
+    @property
+    def batch(self) -> int | None:
+        """Samples that it takes at once; None: any number."""
+        return self.output.shape[0]
 
     @cached_property
     def exported(self) -> ExportedProgram:
@@ -56,7 +60,11 @@ class Graph:
         """
         from executorch.exir.passes.constant_prop_pass import constant_prop_pass
 
-        program = torch.export.export(self.module, self.example())
+        sizes = None
+        if self.batch is None:
+            batch = torch.export.Dim("batch", min=1, max=MOST_AT_ONCE)
+            sizes = tuple({0: batch} for _ in self.inputs)
+        program = torch.export.export(self.module, self.example(), dynamic_shapes=sizes)
         return program if self.scheme in STATIC_INT8 else constant_prop_pass(program)
 
     def described(self, bundle: Path, file: Path, operators: list[str]) -> Program:
@@ -72,14 +80,33 @@ class Graph:
         )
 
 
-def pixel_input(size: int, planar: bool = False) -> Tensor:
-    """Return how a program takes one crop: as bytes, or as an image where a runtime has such."""
+def probability(batch: int | None = 1) -> Tensor:
+    """Return what a program gives that scores."""
+    return Tensor(name="fake_probability", dtype="float32", layout="N", shape=[batch], meaning="P(fake), 0..1")
+
+
+RAW = "RGB, 0..255; normalization is inside the graph"
+
+
+def pixel_input(size: int, planar: bool = False, batch: int | None = 1) -> Tensor:
+    """Return how a program takes one crop, or several: as bytes, or one as an image where a runtime has such."""
+    if planar:
+        shape: list[int | None] = [size, size]
+        return Tensor(
+            name="image", dtype="image", layout="RGB image", shape=shape, meaning=f"raw pixels of one crop, {RAW}"
+        )
+    meaning = f"raw pixels of {'one crop' if batch == 1 else 'crops'}, {RAW}"
+    return Tensor(name="pixels", dtype="uint8", layout="NHWC", shape=[batch, size, size, 3], meaning=meaning)
+
+
+def flags(frames: int, batch: int | None) -> Tensor:
+    """Return how a program is told which frames of a clip count."""
     return Tensor(
-        name="image" if planar else "pixels",
-        dtype="image" if planar else "uint8",
-        layout="RGB image" if planar else "NHWC",
-        shape=[size, size] if planar else [1, size, size, 3],
-        meaning="raw pixels of one crop, RGB, 0..255; normalization is inside the graph",
+        name="valid",
+        dtype="float32",
+        layout="NT",
+        shape=[batch, frames],
+        meaning="1 for a frame that counts, 0 for one that is left out; at least one frame must count",
     )
 
 
@@ -120,33 +147,62 @@ class Score(nn.Module):
         return fake_probability(self.head(embeddings, valid > 0.5))
 
 
-def clip_graphs(
-    network: Detector, preprocessing: Preprocessing, planar: bool, frames: int, scheme: Scheme = "fp32"
+class WholeClip(nn.Module):
+    """Raw pixels of a clip, [1, T, S, S, 3] RGB, and which frames count, float32 [1, T] of 1 and 0, to P(fake) [1]."""
+
+    def __init__(self, network: Detector, preprocessing: Preprocessing) -> None:
+        super().__init__()
+        self.pixels_in = PixelDetector(network, preprocessing)
+
+    def forward(self, pixels: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+        """Return P(fake)."""
+        found: torch.Tensor = self.pixels_in(pixels, valid > 0.5)
+        return found
+
+
+def step_graphs(
+    network: Detector,
+    preprocessing: Preprocessing,
+    planar: bool,
+    frames: int,
+    batch: int | None = 1,
+    scheme: Scheme = "fp32",
+    licence: str = "",
 ) -> list[Graph]:
     """Return ``embed`` and ``score`` of a clip student for clips of T = ``frames``."""
     width = network.embedding_size
     embedding = Tensor(
-        name="embedding", dtype="float32", layout="NC", shape=[1, width], meaning="what score takes of this frame"
+        name="embedding", dtype="float32", layout="NC", shape=[batch, width], meaning="what score takes of this frame"
     )
     embeddings = Tensor(
         name="embeddings",
         dtype="float32",
         layout="NTC",
-        shape=[1, frames, width],
+        shape=[batch, frames, width],
         meaning="embeddings of a clip's frames in their order; zeros for a frame that does not count",
     )
-    valid = Tensor(
-        name="valid",
-        dtype="float32",
-        layout="NT",
-        shape=[1, frames],
-        meaning="1 for a frame that counts, 0 for one that is left out; at least one frame must count",
-    )
-    embed = (ImageEmbed if planar else Embed)(network.backbone, preprocessing)
+    embed = (ImageEmbed if planar else Embed)(network.backbone, preprocessing).eval()
+    pixels, score = pixel_input(network.architecture.size, planar, batch), Score(network.head).eval()
     return [
-        Graph("embed", embed.eval(), (pixel_input(network.architecture.size, planar),), embedding, scheme),
-        Graph("score", Score(network.head).eval(), (embeddings, valid), scheme=scheme),
+        Graph("embed", embed, (pixels,), embedding, scheme, licence),
+        Graph("score", score, (embeddings, flags(frames, batch)), probability(batch), scheme, licence),
     ]
+
+
+def whole_graph(
+    network: Detector, preprocessing: Preprocessing, frames: int, form: Form, scheme: Scheme, licence: str
+) -> Graph:
+    """Return a clip student as one program for clips of T = ``frames``."""
+    size = network.architecture.size
+    pixels = Tensor(
+        name="pixels",
+        dtype="float32" if form.runtime == "coreml" else "uint8",  # it has no tensors of bytes
+        layout="NTHWC",
+        shape=[form.batch, frames, size, size, 3],
+        meaning=f"raw pixels of a clip's crops in their order, {RAW}",
+    )
+    inputs = (pixels, flags(frames, form.batch))
+    return Graph("clip", WholeClip(network, preprocessing).eval(), inputs, probability(form.batch), scheme, licence)
 
 
 def in_torch(graphs: Sequence[Graph]) -> Programs:
@@ -159,27 +215,27 @@ def in_torch(graphs: Sequence[Graph]) -> Programs:
         def run(*inputs: NDArray[Any]) -> NDArray[np.float32]:
             given = map(torch.from_numpy, inputs)
             planar = (
-                value.permute(0, 3, 1, 2).float() if tensor.dtype == "image" else value
+                value.permute(0, 3, 1, 2).float() if tensor.dtype == "image" else value.to(DTYPES[tensor.dtype])
                 for tensor, value in zip(graph.inputs, given, strict=True)
             )
             with torch.inference_mode():
                 found: NDArray[np.float32] = module(*planar).numpy()
             return found
 
-        return run
+        return in_batches(run, graph.batch)
 
     return load
 
 
-def graphs_of(detector: PixelDetector, info: RunInfo, runtime: Runtime, frames: int) -> list[Graph]:
-    """Return the programs of a run's artifact for a runtime; ``frames`` is the length of a clip student's clips."""
-    planar = runtime == "coreml"
-    licence = info.weights.licence
-    if info.architecture.per == "clip":
-        assert isinstance(detector.network, Detector)
-        graphs = clip_graphs(detector.network, info.preprocessing, planar, frames, info.scheme)
-        return [replace(graph, licence=licence) for graph in graphs]
-    module = ImageDetector(detector.network, info.preprocessing) if planar else detector
-    return [
-        Graph("forward", module, (pixel_input(info.architecture.size, planar),), scheme=info.scheme, licence=licence)
-    ]
+def graphs_of(detector: PixelDetector, info: RunInfo, form: Form, frames: int) -> list[Graph]:
+    """Return the programs of a run's artifact; ``frames`` is the length of a clip student's clips."""
+    network, preprocessing, planar = detector.network, info.preprocessing, form.runtime == "coreml"
+    scheme, licence = info.scheme, info.weights.licence
+    if form.method == "forward":
+        module = ImageDetector(network, preprocessing) if planar else detector
+        pixels = pixel_input(info.architecture.size, planar, form.batch)
+        return [Graph("forward", module, (pixels,), probability(form.batch), scheme, licence)]
+    assert isinstance(network, Detector)
+    if form.method == "steps":
+        return step_graphs(network, preprocessing, planar, frames, form.batch, scheme, licence)
+    return [whole_graph(network, preprocessing, frames, form, scheme, licence)]

@@ -4,22 +4,27 @@ from pathlib import PurePath
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from export.bundle import Manifest
+from export.bundle import Artifact, Manifest
 from export.coreml import MINIMUM_OS
 from export.rules import DETECTOR_NAMES
-from export.runtimes import Runtime
+from export.runtimes import ORT, Runtime
 
 
 def readme(manifest: Manifest) -> str:
     """Return the text, Markdown, of a bundle with this manifest."""
     pages = Environment(loader=PackageLoader("export", ""), undefined=StrictUndefined, autoescape=False)  # noqa: S701
 
-    def file(runtime: Runtime) -> str:
-        """Return the file of a runtime's artifact, the smallest; nothing if there is none."""
+    def shown(runtime: Runtime) -> Artifact | None:
+        """Return the artifact of which the steps tell: a runtime's smallest, of clips one that goes in steps."""
         own = [artifact for artifact in manifest.artifacts if artifact.runtime == runtime]
-        return min(own, key=lambda artifact: artifact.bytes).file if own else ""
+        usual = [a for a in own if a.method != "clip" and a.delegate in (None, "xnnpack") and ORT not in a.file]
+        return min(usual, key=lambda artifact: artifact.bytes, default=None)
 
-    programs = manifest.artifacts[0].programs
+    def file(runtime: Runtime) -> str:
+        artifact = shown(runtime)
+        return artifact.file if artifact else ""
+
+    onnx, programs = shown("onnxruntime"), manifest.artifacts[0].programs
     return pages.get_template("readme.md.j2").render(
         manifest=manifest,
         frame=manifest.clip.per == "frame",
@@ -27,6 +32,7 @@ def readme(manifest: Manifest) -> str:
         width=programs[0].output.shape[-1],
         detector=DETECTOR_NAMES[manifest.crop.detector],
         minimum_os=MINIMUM_OS,
+        batch=(onnx and onnx.batch) or 1,
         file=file,
         stem=lambda runtime: PurePath(file(runtime)).stem or "THE-MODEL",
     )

@@ -12,31 +12,48 @@ from numpy.typing import NDArray
 from stage import StageError, reason_of
 
 Runtime = Literal["executorch", "onnxruntime", "coreml"]
-ProgramName = Literal["forward", "embed", "score"]
-"""``forward`` scores a frame; ``embed`` and ``score`` are the two steps of a clip student."""
+ProgramName = Literal["forward", "embed", "score", "clip"]
+"""``forward`` scores a frame; ``embed`` and ``score`` are the two steps of a clip student, ``clip`` is both in one."""
+Method = Literal["forward", "steps", "clip"]
+"""How an artifact scores: frames by ``forward``, or clips by ``embed`` and ``score``, or by ``clip``."""
+Delegate = Literal["xnnpack", "coreml", "vulkan"]
+BACKENDS: dict[Delegate, str] = {"xnnpack": "XnnpackBackend", "coreml": "CoreMLBackend", "vulkan": "VulkanBackend"}
+"""What a ``.pte`` hands its operations to, as ExecuTorch registers it."""
 Runner = Callable[..., NDArray[np.float32]]
 """A loaded artifact: crops uint8 [N, S, S, 3] RGB 0..255, or clips uint8 [N, T, S, S, 3] and which frames are valid,
 bool [N, T], to P(fake), float32 [N]."""
 Loaded = Callable[..., NDArray[np.float32]]
-"""A loaded program: its inputs in the manifest's order, contiguous and of batch 1, to its output. An image is uint8
-[1, S, S, 3] for Core ML too."""
+"""A loaded program: its inputs in the manifest's order, [N, ...] of any N, to its output [N, ...]. An image is uint8
+[N, S, S, 3] for Core ML too."""
 Programs = Callable[[ProgramName], Loaded]
 """An opened artifact: gives its programs by name."""
+PROGRAMS: dict[Method, tuple[ProgramName, ...]] = {
+    "forward": ("forward",),
+    "steps": ("embed", "score"),
+    "clip": ("clip",),
+}
 
 SUFFIXES: dict[str, Runtime] = {".pte": "executorch", ".onnx": "onnxruntime", ".mlpackage": "coreml"}
 SUFFIX_OF = {runtime: suffix for suffix, runtime in SUFFIXES.items()}
+ORT = ".ort"
+"""Ends the name of a ``.onnx`` that ONNX Runtime has optimized for phones and written in its own format."""
 
 
 class NotEvaluated(StageError):
     """A program that cannot run here has an operation that Pocketproof does not evaluate either."""
 
 
-def cannot_run(runtime: Runtime) -> str | None:
-    """Say why artifacts of a runtime cannot be scored with on this machine, or None if they can."""
+def cannot_run(runtime: Runtime, delegate: Delegate | None = None) -> str | None:
+    """Say why artifacts of a runtime, or of a delegate of it, cannot run on this machine, or None if they can."""
     needed = {"executorch": ("executorch", "torch"), "onnxruntime": ("onnxruntime",), "coreml": ("coremltools",)}
     for package in needed[runtime]:
         if not importlib.util.find_spec(package):
             return f"the package {package} is not installed"
+    if delegate not in (None, "xnnpack"):  # which every ExecuTorch has
+        from executorch.runtime import Runtime as ExecuTorch
+
+        if BACKENDS[delegate] not in ExecuTorch.get().backend_registry.registered_backend_names:
+            return f"ExecuTorch has no {BACKENDS[delegate]} on this machine"
     return None
 
 
@@ -49,58 +66,97 @@ def evaluated_by(runtime: Runtime) -> str | None:
 
 def program_file(artifact: Path, runtime: Runtime, name: ProgramName) -> Path:
     """Return the file of an artifact's program: a ``.pte`` holds several, elsewhere two are two files in a folder."""
-    if name == "forward" or runtime == "executorch":
+    if name in ("forward", "clip") or runtime == "executorch":
         return artifact
-    return artifact / f"{name}{SUFFIX_OF[runtime]}"
+    return artifact / f"{name}{ORT if artifact.name.endswith('-ort') else SUFFIX_OF[runtime]}"
+
+
+def in_batches(run: Callable[..., NDArray[np.float32]], batch: int | None) -> Loaded:
+    """Return how a program that takes ``batch`` samples at once (None: any number) takes any number of them.
+
+    The last batch is filled up by its last sample. The program's inputs are contiguous.
+    """
+
+    def run_all(*inputs: NDArray[np.generic]) -> NDArray[np.float32]:
+        count = len(inputs[0])
+        step = count if batch is None else batch
+        found = []
+        for start in range(0, count, step):
+            given = [array[start : start + step] for array in inputs]
+            own = len(given[0])
+            if own < step:
+                given = [np.concatenate([array, np.repeat(array[-1:], step - own, axis=0)]) for array in given]
+            found.append(run(*map(np.ascontiguousarray, given))[:own])
+        return found[0] if len(found) == 1 else np.concatenate(found)
+
+    return run_all
 
 
 def frame_runner(forward: Loaded) -> Runner:
-    """Return a runner of crops, uint8 [N, S, S, 3] RGB 0..255 -> P(fake) float32 [N], that runs one at a time."""
+    """Return a runner of crops, uint8 [N, S, S, 3] RGB 0..255 -> P(fake) float32 [N]."""
 
     def run(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        return np.array([forward(np.ascontiguousarray(crop[None])).item() for crop in pixels], np.float32)
+        return forward(pixels).reshape(len(pixels))
 
     return run
 
 
-def clip_runner(embed: Loaded, score: Loaded) -> Runner:
+def clip_runner(score: Callable[[NDArray[np.uint8], NDArray[np.bool_]], NDArray[np.float32]]) -> Runner:
     """Return a runner of clips, uint8 [N, T, S, S, 3] RGB 0..255 and valid bool [N, T] -> P(fake) float32 [N].
 
-    Each valid frame is embedded once; the others have embeddings of zeros. Raises StageError for a clip that has none.
+    Raises StageError for a clip that has no valid frame.
     """
 
-    def run_one(frames: NDArray[np.uint8], valid: NDArray[np.bool_]) -> float:
-        if not valid.any():
-            raise StageError("a clip has no valid frame: there is nothing to score")
-        found = [embed(np.ascontiguousarray(frame[None])) for frame in frames[valid]]
-        embeddings = np.zeros((1, len(frames), found[0].shape[-1]), np.float32)
-        embeddings[0, valid] = np.concatenate(found)
-        return float(score(embeddings, valid[None].astype(np.float32)).item())
-
     def run(pixels: NDArray[np.uint8], valid: NDArray[np.bool_]) -> NDArray[np.float32]:
-        return np.array([run_one(*clip) for clip in zip(pixels, valid, strict=True)], np.float32)
+        if not valid.any(axis=1).all():
+            raise StageError("a clip has no valid frame: there is nothing to score")
+        return score(pixels, valid).reshape(len(pixels))
 
     return run
 
 
-def runner_of(programs: Programs, per: Literal["frame", "clip"]) -> Runner:
+def in_steps(embed: Loaded, score: Loaded) -> Runner:
+    """Return a runner of clips that embeds each valid frame once; the others have embeddings of zeros."""
+
+    def run(pixels: NDArray[np.uint8], valid: NDArray[np.bool_]) -> NDArray[np.float32]:
+        found = [embed(frames[own]) for frames, own in zip(pixels, valid, strict=True)]
+        embeddings = np.zeros((*valid.shape, found[0].shape[-1]), np.float32)
+        embeddings[valid] = np.concatenate(found)
+        return score(embeddings, valid.astype(np.float32))
+
+    return clip_runner(run)
+
+
+def runner_of(programs: Programs, method: Method) -> Runner:
     """Return what scores frames or clips by the programs of an artifact."""
-    return frame_runner(programs("forward")) if per == "frame" else clip_runner(programs("embed"), programs("score"))
+    if method == "forward":
+        return frame_runner(programs("forward"))
+    if method == "steps":
+        return in_steps(programs("embed"), programs("score"))
+    whole = programs("clip")
+    return clip_runner(lambda pixels, valid: whole(pixels, valid.astype(np.float32)))
 
 
-def load_artifact(path: Path, runtime: Runtime, threads: int, per: Literal["frame", "clip"] = "frame") -> Runner:
-    """Load an artifact that scores frames or clips, to run on ``threads`` threads.
+def open_artifact(path: Path, runtime: Runtime, threads: int, method: Method) -> Programs:
+    """Load the programs by which an artifact scores, to run on ``threads`` threads.
 
     Raises StageError if it cannot run here or the runtime refuses the file.
     """
     if reason := cannot_run(runtime):
         raise StageError(f"{path.name} cannot run here: {reason}")
     try:
-        return runner_of(_opened(path, runtime, threads), per)
+        opened = _opened(path, runtime, threads)
+        programs = {name: opened(name) for name in PROGRAMS[method]}
     except StageError:
         raise
     except Exception as error:  # each runtime raises classes of its own for a file that it cannot load
         raise StageError(f"{path} cannot be loaded by {runtime}: {reason_of(error)}") from error
+    return programs.__getitem__
+
+
+def load_artifact(path: Path, runtime: Runtime, threads: int, method: Method = "forward") -> Runner:
+    """Load an artifact to score frames or clips; raises as ``open_artifact``."""
+    return runner_of(open_artifact(path, runtime, threads, method), method)
 
 
 def _opened(path: Path, runtime: Runtime, threads: int) -> Programs:

@@ -12,7 +12,7 @@ import typer
 from export.bundle import Artifact, Bundle
 from export.parity import LEAST_SNR_DB, compare
 from export.rules import CropExample
-from export.runtimes import NotEvaluated, cannot_run, evaluated_by
+from export.runtimes import NotEvaluated, evaluated_by
 from stage import StageError, run_as_script
 
 
@@ -31,7 +31,7 @@ def check_outputs(bundle: Bundle, artifact: Artifact) -> str:
     """
     bundle.check_programs(artifact)
     inputs = bundle.golden_inputs()
-    if reason := cannot_run(artifact.runtime):
+    if reason := artifact.cannot_run():
         return f"by its hash only: {reason}"
     try:
         outputs = bundle.load(artifact)(*inputs)

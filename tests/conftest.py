@@ -7,7 +7,7 @@ that tests of data start without it.
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -153,13 +153,15 @@ def bundle_path(demo_store: Path, student_run: Path, int8_run: Path, tmp_path_fa
     return shared(tmp_path_factory, "bundle", lambda out: export_here([student_run, int8_run], demo_store, out))
 
 
-def export_here(runs: list[Path], store: Path, out: Path, formats: str = "executorch,onnx,coreml") -> None:
+def export_here(
+    runs: list[Path], store: Path, out: Path, formats: str = "executorch,onnx,coreml", **options: Any
+) -> None:
     """Export in this process: starting others, which import everything anew, takes longer than most of the rest."""
     from export.export import export
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("export.export.in_processes", lambda function, jobs, *_: [function(*job) for job in jobs])
-        export(runs, store, out, formats)
+        export(runs, store, out, formats, **options)
 
 
 @pytest.fixture(scope="session")

@@ -16,12 +16,13 @@ from export import coreml
 from export import onnx as onnx_writer
 from export.bundle import Bundle
 from export.detect import detect_video
-from export.export import artifact_name, export
+from export.export import export
+from export.forms import Form
 from export.gate import Source, gate, mistaken_scores
 from export.golden import golden_inputs
 from export.mil import MilProgram
 from export.parity import compare
-from export.programs import clip_graphs
+from export.programs import step_graphs
 from models.detector import Architecture, PixelDetector, Preprocessing
 from models.run import Run
 from models.temporal import TemporalSettings
@@ -30,7 +31,9 @@ from tests.conftest import export_here
 from tests.export.clip_student import NAME, clip_bundle, clip_run, clip_student
 
 RUNNABLE = (f"{NAME}.pte", f"{NAME}-onnx", f"{NAME}-coreml")
+WHOLE = tuple(f"test_byobnet-whole-clip-fp32.{ending}" for ending in ("pte", "onnx", "mlpackage"))
 FRAMES = 4
+CLIP = {"activation": "relu", "temporal": TemporalSettings()}
 FLOAT16 = 10
 """In Core ML's MIL.proto."""
 
@@ -65,7 +68,7 @@ def _scores(detector, pixels, valid):
         return detector(torch.from_numpy(pixels), torch.from_numpy(valid)).numpy()
 
 
-@pytest.mark.parametrize("file", RUNNABLE)
+@pytest.mark.parametrize("file", [*RUNNABLE, *WHOLE])
 def test_artifact_scores_as_eager_torch_with_and_without_invalid_frames(bundle, eager, clips, file):
     pixels, valid = clips
     runner = bundle.load(bundle.artifact(file))
@@ -76,12 +79,12 @@ def test_artifact_scores_as_eager_torch_with_and_without_invalid_frames(bundle, 
     assert np.ptp(expected) > 0.01
 
 
-@pytest.mark.parametrize("file", RUNNABLE)
+@pytest.mark.parametrize("file", [*RUNNABLE, *WHOLE])
 def test_pixels_of_an_invalid_frame_do_not_count(bundle, clips, file):
     pixels, valid = clips
     runner = bundle.load(bundle.artifact(file))
     noise = np.where(valid[..., None, None, None], pixels, 255 - pixels)
-    np.testing.assert_array_equal(runner(noise, valid), runner(pixels, valid))
+    np.testing.assert_allclose(runner(noise, valid), runner(pixels, valid), atol=1e-6)
     with pytest.raises(StageError, match="a clip has no valid frame"):
         runner(pixels, np.zeros_like(valid))
 
@@ -100,12 +103,20 @@ def test_core_ml_s_score_heeds_the_flags(bundle, eager):
 
 def test_manifest_describes_both_programs(bundle, eager):
     manifest = json.loads((bundle.path / "manifest.json").read_text())
-    assert [artifact["file"] for artifact in manifest["artifacts"]] == [*RUNNABLE]
+    files = [file for pair in zip(RUNNABLE, WHOLE, strict=True) for file in pair]
+    assert [artifact["file"] for artifact in manifest["artifacts"]] == files
     assert manifest["clip"]["aggregation"] == "score"
     assert manifest["clip"]["frames"] == FRAMES
     width = eager.network.embedding_size
     for artifact in manifest["artifacts"]:
         assert sha256_of(bundle.path / artifact["file"]) == artifact["sha256"]
+        if artifact["file"] in WHOLE:
+            (clip,) = artifact["programs"]
+            assert (clip["name"], clip["file"]) == ("clip", artifact["file"])
+            assert [given["shape"] for given in clip["inputs"]] == [[1, FRAMES, 64, 64, 3], [1, FRAMES]]
+            assert clip["inputs"][0]["dtype"] == ("float32" if artifact["runtime"] == "coreml" else "uint8")
+            assert clip["output"]["shape"] == [1]
+            continue
         embed, score = artifact["programs"]
         assert (embed["name"], score["name"]) == ("embed", "score")
         for program in (embed, score):
@@ -165,16 +176,16 @@ def source(run_path, opened_store) -> Source:
 
 @pytest.mark.parametrize(("program", "mistaken"), [("embed", Swapped), ("score", Heedless)])
 def test_gate_refuses_a_mistaken_program(bundle, eager, run_path, source, tmp_path, program, mistaken):
-    path = shutil.copytree(bundle.path / f"{NAME}-onnx", tmp_path / "artifact")
+    path, form = shutil.copytree(bundle.path / f"{NAME}-onnx", tmp_path / "artifact"), Form("onnxruntime", "steps")
     inputs = bundle.golden_inputs()
-    assert all(step.passed for step in gate(path, "onnxruntime", source, source.golden, inputs).parity)
-    graphs = clip_graphs(eager.network, Run(run_path).info.preprocessing, False, FRAMES)
+    assert all(step.passed for step in gate(path, form, source, source.golden, inputs).parity)
+    graphs = step_graphs(eager.network, Run(run_path).info.preprocessing, False, FRAMES)
     (right,) = (graph for graph in graphs if graph.name == program)
     onnx_writer.write([dataclasses.replace(right, module=mistaken(right.module))], path)
     with pytest.raises(
         StageError, match=r"artifact failed the parity gate .lowered. on 6 real inputs: scores differ by"
     ):
-        gate(path, "onnxruntime", source, source.golden, inputs)
+        gate(path, form, source, source.golden, inputs)
 
 
 def test_every_mistake_is_beyond_the_tolerance(bundle, eager, source):
@@ -213,7 +224,7 @@ def test_a_clip_student_in_fewer_bits_is_exported(run_path, demo_store, tmp_path
     quantize(run_path, demo_store, tmp_path / "run", scheme=scheme, max_auc_drop=1.0)
     export_here([tmp_path / "run"], demo_store, tmp_path / "bundle", formats)
     for artifact in Bundle(tmp_path / "bundle").manifest.artifacts:
-        assert [program.name for program in artifact.programs] == ["embed", "score"] and artifact.scheme == scheme
+        assert artifact.method == ("clip" if "whole" in artifact.file else "steps") and artifact.scheme == scheme
         if artifact.runtime == "coreml":
             assert _numbers_of_convolutions(tmp_path / "bundle" / artifact.programs[0].file) == {FLOAT16}
         else:
@@ -234,16 +245,22 @@ def test_frame_and_clip_student_need_bundles_of_their_own(run_path, student_run,
 
 
 @pytest.mark.parametrize(
-    ("changes", "name"),
+    ("changes", "form", "name"),
     [
-        ({}, "repvit_m0_9-fp32.onnx"),
-        ({"activation": "relu"}, "repvit_m0_9-relu-fp32.onnx"),
-        ({"activation": "relu", "temporal": TemporalSettings()}, "repvit_m0_9-relu-clip-fp32-onnx"),
+        ({}, Form("onnxruntime"), "repvit_m0_9-fp32.onnx"),
+        ({}, Form("onnxruntime", batch=8), "repvit_m0_9-fp32-batch8.onnx"),
+        ({}, Form("onnxruntime", batch=None, ort=True), "repvit_m0_9-fp32-batch-dynamic.ort"),
+        ({}, Form("executorch", delegate="vulkan"), "repvit_m0_9-fp32-vulkan.pte"),
+        ({"activation": "relu"}, Form("executorch", delegate="xnnpack"), "repvit_m0_9-relu-fp32.pte"),
+        (CLIP, Form("onnxruntime", "steps"), "repvit_m0_9-relu-clip-fp32-onnx"),
+        (CLIP, Form("onnxruntime", "steps", ort=True), "repvit_m0_9-relu-clip-fp32-ort"),
+        (CLIP, Form("coreml", "clip"), "repvit_m0_9-relu-whole-clip-fp32.mlpackage"),
     ],
 )
-def test_name_of_an_artifact_tells_its_student(run_path, changes, name):
+def test_name_of_an_artifact_tells_its_student_and_form(run_path, changes, form, name):
     architecture = Architecture(backbone="repvit_m0_9", size=64, **changes)
-    assert artifact_name(Run(run_path).info.model_copy(update={"architecture": architecture}), "onnxruntime") == name
+    info = Run(run_path).info.model_copy(update={"architecture": architecture})
+    assert form.file(info) == name
 
 
 def test_other_settings_reach_onnx_and_core_ml(tmp_path):
@@ -252,7 +269,7 @@ def test_other_settings_reach_onnx_and_core_ml(tmp_path):
     valid = np.array([[0, 1, 1, 0]], np.float32)
     with torch.inference_mode():
         expected = detector.head(torch.from_numpy(embeddings), torch.from_numpy(valid) > 0).softmax(-1)[:, 1]
-    graphs = clip_graphs(detector, Preprocessing.of("test_byobnet"), False, FRAMES)[1:]
+    graphs = step_graphs(detector, Preprocessing.of("test_byobnet"), False, FRAMES)[1:]
     onnx_writer.write(graphs, tmp_path / "x")
     coreml.write(graphs, tmp_path / "x")
     found = onnx_writer.opened(tmp_path / "x", 1)("score")(embeddings, valid)

@@ -190,4 +190,4 @@ def test_what_does_not_fit_a_bundle_is_refused(bundle_path, student_run, photo_s
     with pytest.raises(StageError, match=r"--artifact x.pte is for bundles, and .*student is not one: leave it out"):
         evaluate(student_run, demo_store, artifact="x.pte")
     (made,) = evaluate(bundle_path, photo_store)
-    assert made.model.name == "test_byobnet-int8.pte" and made.metrics.clip.real == 1
+    assert made.model.name == "test_byobnet-int8.onnx" and made.metrics.clip.real == 1

@@ -17,10 +17,11 @@ from export import executorch as pte
 from export import onnx as onnx_writer
 from export.bundle import Bundle
 from export.export import export
+from export.forms import Form
 from export.gate import NormalizedTwice, Source, gate
 from export.golden import golden_crops, golden_inputs
 from export.parity import TOLERANCES, compare
-from export.programs import Graph, pixel_input
+from export.programs import Graph, pixel_input, probability
 from export.runtimes import load_artifact
 from models.detector import Architecture, Detector, PixelDetector, Preprocessing
 from models.fusing import fuse
@@ -95,9 +96,9 @@ def test_gate_refuses_a_mistaken_artifact(runtime, scheme, mistake, sources, det
     writer, suffix = (onnx_writer, "onnx") if runtime == "onnxruntime" else (pte, "pte")
     mistaken = NormalizedTwice(detector) if mistake == "normalized twice" else Mistaken(detector, mistake)
     path = tmp_path / f"mistaken.{suffix}"
-    writer.write([Graph("forward", mistaken, (pixel_input(64),))], path)
+    writer.write([Graph("forward", mistaken, (pixel_input(64),), probability())], path)
     with pytest.raises(StageError, match=rf"mistaken.{suffix} failed the parity gate .lowered. on 32 real .* is"):
-        gate(path, runtime, source, source.golden, (golden_crops(opened_store),))
+        gate(path, Form(runtime), source, source.golden, (golden_crops(opened_store),))
 
 
 @pytest.mark.parametrize("file", RUNNABLE)
@@ -153,10 +154,11 @@ def test_manifest_says_all_that_an_app_needs(bundle, opened_store):
     for example in manifest["crop"]["examples"]:
         square = opened_store.info.settings.crop.square(example["box"])
         assert square == (example["left"], example["top"], example["side"])
-    assert [a["file"].rsplit(".")[-1] for a in manifest["artifacts"]] == ["pte"] * 2 + ["onnx"] * 2 + ["mlpackage"] * 2
+    assert [a["file"].rsplit(".")[-1] for a in manifest["artifacts"]] == ["pte", "onnx", "mlpackage"] * 2
     assert set(manifest["artifacts"][0]) == {
         "file", "sha256", "bytes", "runtime", "scheme", "minimum_os", "licence", "programs", "threshold",
-        "threshold_from", "delegated_fraction", "parity", "not_checked", "evaluated_by", "source_run", "student",
+        "threshold_from", "delegate", "delegated_fraction", "phone_check", "companions", "parity", "not_checked",
+        "evaluated_by", "source_run", "student",
     }  # fmt: skip
     for artifact in manifest["artifacts"]:
         assert sha256_of(bundle.path / artifact["file"]) == artifact["sha256"]
@@ -272,7 +274,7 @@ def test_unknown_format_lists_the_known(student_run, demo_store, tmp_path):
 def test_repvit_is_fused_in_its_artifact(tmp_path):
     fused = fuse(Detector(Architecture(backbone="repvit_m0_9", size=64)), torch.zeros(1, 3, 64, 64))
     detector = PixelDetector(fused, Preprocessing.of("repvit_m0_9"))
-    onnx_writer.write([Graph("forward", detector, (pixel_input(64),))], tmp_path / "repvit.onnx")
+    onnx_writer.write([Graph("forward", detector, (pixel_input(64),), probability())], tmp_path / "repvit.onnx")
     operators = [node.op_type for node in onnx.load(tmp_path / "repvit.onnx").graph.node]
     assert "BatchNormalization" not in operators
     assert operators.count("Conv") == 103
@@ -289,7 +291,7 @@ def _changed(bundle: Bundle, out: Path, **changes: object) -> Path:
 
 def test_a_bundle_of_another_schema_version_is_told_by_its_version(bundle, tmp_path):
     path = _changed(bundle, tmp_path / "old", schema_version=1, artifacts=[{"input": "as it was in version 1"}])
-    with pytest.raises(StageError, match=r"manifest.json is of schema version 1, this program reads 3"):
+    with pytest.raises(StageError, match=r"manifest.json is of schema version 1, this program reads 4"):
         Bundle(path)
 
 

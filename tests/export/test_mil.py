@@ -14,6 +14,7 @@ from compress.runs import pixel_detector
 from export import coreml
 from export.bundle import Bundle
 from export.export import export
+from export.forms import Form
 from export.gate import Source, gate
 from export.golden import golden_inputs
 from export.mil import MilProgram
@@ -213,7 +214,7 @@ def test_a_program_that_cannot_be_evaluated_is_not_compared(bundle_path, student
     monkeypatch.delitem(OPERATIONS, "conv")
     inputs = golden_inputs(opened_store, "frame")
     source = Source.load(student_run, opened_store, inputs)
-    found = gate(bundle_path / "test_byobnet-fp32.mlpackage", "coreml", source, source.golden, inputs)
+    found = gate(bundle_path / "test_byobnet-fp32.mlpackage", Form("coreml"), source, source.golden, inputs)
     if evaluated_by("coreml"):
         assert ([step.step for step in found.parity], found.runner) == (["fused", "exported"], None)
         assert found.not_checked == (
@@ -245,5 +246,5 @@ def test_palettes_are_tables_that_hold_the_run_s_weights(palette_run, demo_store
 
 
 def test_a_palette_for_other_runtimes_alone_is_refused(palette_run, demo_store, tmp_path):
-    with pytest.raises(StageError, match=r"is in palette4, which none of --format executorch,onnx has: give coreml"):
+    with pytest.raises(StageError, match=r"is in palette4, which only Core ML has: add coreml to --format"):
         export([palette_run], demo_store, tmp_path / "bundle", format="onnx,executorch")
