@@ -1,6 +1,7 @@
 """Clips of one tracked face out of a stream of frames: what prepare stores and detect scores."""
 
 import functools
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -72,24 +73,33 @@ class FaceClip:
         return 2 * int(self.valid.sum()) >= len(self)
 
 
-def face_clips(stream: Iterable[Seen], length: int) -> Iterator[list[FaceClip]]:
-    """Cut a stream into stretches of ``length`` frames, one after another, each from a frame with a face on.
+def face_clips(stream: Iterable[Seen], length: int, hop: int | None = None) -> Iterator[list[FaceClip]]:
+    """Cut a stream into stretches of ``length`` frames, each from a frame with a face on.
 
-    Yields each stretch's clips, one per face: steady ones first, larger faces first. The last stretch may be shorter;
-    frames before a face are in none, and none spans a change of the frames' size. Holds one stretch in memory.
+    One begins ``hop`` frames after another at the earliest: None for one after another, less than ``length`` for
+    stretches that overlap. Yields each stretch's clips, one per face: steady ones first, larger faces first. The last
+    stretch may be shorter; frames before a face are in none, and none spans a change of the frames' size. Holds one
+    stretch in memory.
     """
     stretch: list[Seen] = []
+    fresh = 0  # of the frames held, those that were in no stretch before
     for number, frame in enumerate(stream):
         if stretch and frame.picture.size != stretch[0].picture.size:
-            yield _clips_of(stretch, number - len(stretch))
-            stretch = []
+            if fresh:
+                yield _clips_of(stretch, number - len(stretch))
+            stretch, fresh = [], 0
         if stretch or frame.faces:
             stretch.append(frame)
+            fresh += 1
         if len(stretch) == length:
             yield _clips_of(stretch, number + 1 - length)
-            stretch = []
-    if stretch:
+            stretch, fresh = _from_a_face(stretch[hop or length :]), 0
+    if fresh:
         yield _clips_of(stretch, number + 1 - len(stretch))
+
+
+def _from_a_face(frames: list[Seen]) -> list[Seen]:
+    return list(itertools.dropwhile(lambda frame: not frame.faces, frames))
 
 
 def _clips_of(stretch: list[Seen], start: int) -> list[FaceClip]:

@@ -15,20 +15,19 @@ from data.cluster import on_ray
 from data.crops import CropRule, Fit
 from data.faces import DETECTORS
 from data.forge import WEAKEST
+from data.journal import KILLER, Journal, in_noted_processes
 from data.layouts import Selection, Source, read_sources
 from data.modalities import Modalities
 from data.prepare_video import Recipe, prepare_video, unreadable
 from data.remote import at_hand, is_remote, place, upload
 from data.splits import parse_ratios, split_sources
 from data.store import CLIP_SCHEMA, ClipStore, RowWriter, Start, StoreInfo, StoreSettings
-from data.unfinished import Unfinished, begin, clips_of, is_done, note
+from data.unfinished import Unfinished, clips_of, is_done, note
 from data.views import WeakestForgery
 from stage import (
     Modality,
     Seed,
     StageError,
-    WorkerDied,
-    in_processes,
     refuse_existing,
     run_as_script,
     say,
@@ -42,15 +41,13 @@ Compression = Literal["c0", "c23", "c40"]
 
 Job = tuple[Source, str, Recipe, Path]
 """A source, its split, what to make of it, and the folder of the unfinished store."""
-KILLER = "a process died of it, perhaps for want of memory"
-"""Reason why a file is unreadable that kills whatever process takes it up."""
 
 
 def _prepare_one(source: Source, split: str, recipe: Recipe, folder: Path) -> None:
     """Prepare one video unless an interrupted run has."""
     if is_done(folder, source.video_id):
         return
-    begin(folder, source.video_id)
+    Journal(folder).begin(source.video_id)
     cv2.setNumThreads(1)  # the processes are the threads; and sums in MTCNN depend on their number
     with clips_of(folder, source.video_id) as clips:
         row = prepare_video(source, split, recipe, clips.write)
@@ -59,22 +56,12 @@ def _prepare_one(source: Source, split: str, recipe: Recipe, folder: Path) -> No
 
 def _prepare_here(jobs: list[Job], store: Unfinished, workers: int) -> None:
     """Prepare in processes of this machine. A file that kills its process, tried again alone, is unreadable."""
-    died_idle = False
-    while True:
-        try:
-            in_processes(_prepare_one, jobs, workers, "prepare")
-            return
-        except WorkerDied as error:
-            suspects = set(store.taken_up())
-            if died_idle and not suspects:
-                raise StageError(f"{error}: run again with fewer --workers, what is done is kept") from error
-            died_idle = not suspects
-            say(f"{error}; trying {'what it was at alone' if suspects else 'again'}")
-        for job in [job for job in jobs if job[0].video_id in suspects]:
-            try:
-                in_processes(_prepare_one, [job], 1, "prepare")
-            except WorkerDied:
-                note(store.folder, unreadable(*job[:2], KILLER))
+    named = {job[0].video_id: job for job in jobs}
+
+    def killed(name: str) -> dict[str, Any]:
+        return unreadable(*named[name][:2], KILLER)
+
+    in_noted_processes(_prepare_one, named, store.journal, workers, "prepare", killed)
 
 
 def _prepare_there(source: Source, split: str, recipe: Recipe) -> dict[str, Any]:

@@ -4,13 +4,13 @@ An interrupted ``prepare`` goes on with it; nothing of it is a store before ever
 """
 
 import contextlib
-import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from data.journal import Journal
 from data.layouts import SPLITS, Source
 from data.store import CLIP_SCHEMA, VIDEO_SCHEMA, RowWriter, StoreInfo, StoreSettings
 from stage import locked, refuse_existing, say, sha256_of, written_whole
@@ -34,16 +34,17 @@ class Unfinished:
         if self.folder.exists() and not mark.exists():
             shutil.rmtree(self.folder)
         self._remove_partial()
-        for stale in self.folder.glob("started/*"):
-            stale.unlink()
-        for name in ("clips", "rows", "started"):
-            (self.folder / name).mkdir(parents=True, exist_ok=True)
+        (self.folder / "clips").mkdir(parents=True, exist_ok=True)
+        self.journal = Journal(self.folder)
+        self.journal.open()
         with written_whole(mark) as aside:
             aside.write_text(settings.model_dump_json())
 
     def finish(self, sources: Sequence[Source], notes: list[str]) -> StoreInfo:
         """Join the rows into ``videos.parquet`` and ``store.json`` and put the store in its place."""
-        rows = [json.loads(_note(self.folder, source.video_id).read_text()) for source in sources]
+        noted = (self.journal.row(source.video_id) for source in sources)
+        rows = [row for row in noted if row is not None]
+        assert len(rows) == len(sources)
         rows.sort(key=lambda row: str(row["video_id"]))
         with RowWriter(self.folder / "videos.parquet", VIDEO_SCHEMA) as videos_file:
             videos_file.write(*rows)
@@ -75,29 +76,14 @@ class Unfinished:
         for stale in self.folder.rglob(".*.partial"):
             stale.unlink()
 
-    def taken_up(self) -> Iterator[str]:
-        """Yield the ids of videos that were begun and not ended, and forget that they were."""
-        for mark in sorted((self.folder / "started").iterdir()):
-            mark.unlink()
-            yield mark.name
-
-
-def _note(folder: Path, video_id: str) -> Path:
-    return folder / "rows" / f"{video_id}.json"
-
 
 def is_done(folder: Path, video_id: str) -> bool:
     """Tell whether a video's row is whole and its clip file too: after a power cut a file can be empty."""
-    try:
-        row = json.loads(_note(folder, video_id).read_text())
-        return not row["clips"] or sha256_of(folder / "clips" / f"{video_id}.parquet") == row["clips_sha256"]
-    except (FileNotFoundError, ValueError):
-        return False
-
-
-def begin(folder: Path, video_id: str) -> None:
-    """Mark a video as begun, so that one which kills its process can be told."""
-    (folder / "started" / video_id).touch()
+    row = Journal(folder).row(video_id)
+    if row is None or not row["clips"]:
+        return row is not None
+    clips = folder / "clips" / f"{video_id}.parquet"
+    return clips.exists() and sha256_of(clips) == row["clips_sha256"]
 
 
 @contextlib.contextmanager
@@ -116,6 +102,4 @@ def note(folder: Path, row: dict[str, Any]) -> None:
     video_id = row["video_id"]
     if row["clips"]:
         row["clips_sha256"] = sha256_of(folder / "clips" / f"{video_id}.parquet")
-    with written_whole(_note(folder, video_id)) as aside:
-        aside.write_text(json.dumps(row))
-    (folder / "started" / str(video_id)).unlink(missing_ok=True)
+    Journal(folder).note(video_id, row)

@@ -6,6 +6,7 @@ import functools
 import io
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -279,7 +280,7 @@ class Video:
         self.close()
 
 
-def write_video(target: Path | BinaryIO, frames: Iterable[Frame], fps: int = 25, crf: int = CRF) -> None:
+def write_video(target: Path | BinaryIO, frames: Iterable[Frame], fps: int | Fraction = 25, crf: int = CRF) -> None:
     """Encode frames (uint8 [H, W, 3] RGB, even sides) as H.264 in an mp4, equal bytes for equal frames.
 
     One encoder thread, because x264's output depends on the number of threads; no macroblock tree, because with

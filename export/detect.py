@@ -1,121 +1,83 @@
-"""Score videos through an exported artifact, exactly as a phone app would."""
+"""Score videos and photos through an exported artifact, exactly as a phone app would."""
 
-import json
-import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import numpy as np
 import typer
-from numpy.typing import NDArray
 
-from data.clips import FaceClip, face_clips
-from data.crops import CropRule
-from data.faces import DETECTORS
-from data.tracks import Tracker
-from data.video import Video
-from export.bundle import Artifact, Bundle
-from export.rules import ClipRule
-from export.runtimes import Runner, evaluated_by
-from stage import StageError, run_as_script
+from data.layouts import PHOTO_SUFFIXES
+from data.remote import place
+from export.annotate import Marks
+from export.annotate import annotate as write_annotated
+from export.bundle import Bundle
+from export.scan import scan, videos_in
+from export.scorer import Detection, VideoScorer
+from stage import StageError, refuse_existing, run_as_script, say
 
 
-@dataclass(frozen=True)
-class Scored:
-    """What one clip of a video got."""
-
-    score: float
-    frames: int
-    """Frames with the face, all of which were looked at."""
-    seconds: float
-
-
-def _score_clip(clip: FaceClip, rule: CropRule, clips: ClipRule, runner: Runner) -> Scored | None:
-    """Score a clip as ``clips`` says; None where a clip model is shown the face in less than half of its frames."""
-    frames = int(clip.valid.sum())
-    if clips.per == "clip" and 2 * frames < clips.frames:
-        return None
-    crops = rule.cut_clip([picture.rgb for picture in clip.pictures], clip.boxes)
-    inputs: tuple[NDArray[np.generic], ...] = (crops[clip.valid],)
-    if clips.per == "clip":
-        missing = clips.frames - len(clip)
-        inputs = tuple(
-            np.pad(array, [(0, missing), *[(0, 0)] * (array.ndim - 1)])[None] for array in (crops, clip.valid)
-        )
-    before = time.perf_counter()
-    score = float(runner(*inputs).mean())
-    return Scored(score, frames, time.perf_counter() - before)
+def _line(found: Detection) -> str:
+    by = f", evaluated {found.evaluated_by}" if found.evaluated_by else ""
+    missed = f", no face in {found.faces_missed}" if found.faces_missed else ""
+    return (
+        f"{found.video}: {found.verdict}, P(fake) {found.score:.3f} (threshold {found.threshold:.3f}, "
+        f"{found.frames_used} of {found.frames_read} frames{missed}, {found.artifact}{by})"
+    )
 
 
-def detect_video(path: Path, bundle: Bundle, artifact: Artifact, runner: Runner) -> dict[str, Any]:
-    """Score every clip of a video. The score is the mean P(fake) over all valid frames, or of a clip model over clips.
-
-    Raises UnreadableVideo if the video cannot be read, StageError if no face is found in it.
-    """
-    rule, clips = bundle.manifest.crop.rule, bundle.manifest.clip
-    found: list[tuple[int, Scored]] = []
-    left_out = 0
-    started = time.perf_counter()
-    with Video(path) as video:
-        tracker = Tracker(DETECTORS[bundle.manifest.crop.detector]())
-        for clip, *_ in face_clips(tracker.follow(video.pictures()), clips.frames):
-            if scored := _score_clip(clip, rule, clips, runner):
-                found.append((clip.start, scored))
-            else:
-                left_out += 1
-    if not found:
-        seen = f" in half of {clips.frames} frames on end" if left_out else ""
-        raise StageError(f"no face was found{seen} in {path}: there is nothing to score")
-    frames = sum(scored.frames for _, scored in found)
-    weights = [scored.frames if clips.per == "frame" else 1 for _, scored in found]
-    score = float(np.average([scored.score for _, scored in found], weights=weights))
-    by = evaluated_by(artifact.runtime)
-    seconds = sum(scored.seconds for _, scored in found)
-    whole = time.perf_counter() - started
-    return {
-        "video": str(path),
-        "score": score,
-        "verdict": "fake" if score > artifact.threshold.value else "real",
-        "threshold": artifact.threshold.value,
-        "artifact": artifact.file,
-        "evaluated_by": by,
-        "frames": frames,
-        "clips_left_out": left_out,
-        "clips": [{"start_frame": start, "score": scored.score, "frames": scored.frames} for start, scored in found],
-        "milliseconds": {"score_per_frame": None if by else 1e3 * seconds / frames, "whole_video": 1e3 * whole},
-    }
+def _check(videos: list[Path], annotate: Path | None, out: Path | None, workers: int, ray: str | None) -> None:
+    """Raise StageError for options that do not go together."""
+    if annotate is not None:
+        if len(videos) != 1 or out is not None:
+            raise StageError("--annotate is for one video, without --out")
+        if videos[0].suffix.lower() in PHOTO_SUFFIXES:
+            raise StageError(f"--annotate is for videos, and {videos[0]} is a photo")
+        refuse_existing(annotate)
+    if out is None and (workers != 1 or ray is not None):
+        raise StageError("--workers and --ray are for a table of many videos: give --out scores.parquet too")
 
 
 def detect(
-    video: Annotated[list[Path], typer.Argument(help="Videos to score.")],
+    video: Annotated[
+        list[Path], typer.Argument(parser=place, help="Videos or photos, or folders of them; paths or URLs.")
+    ],
     bundle: Annotated[Path, typer.Option(help="The bundle to score with.")],
     artifact: Annotated[str | None, typer.Option(help="File of an artifact; else the smallest that runs here.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per video.")] = False,
+    annotate: Annotated[
+        Path | None, typer.Option(help="Write the video again, with the face's box and the score over time (.mp4).")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Table of many videos (.parquet); rows that it has already stay.")
+    ] = None,
+    workers: Annotated[int, typer.Option(help="With --out: processes.", min=1)] = 1,
+    ray: Annotated[
+        str | None, typer.Option(help="With --out: address of a Ray cluster (auto, HOST:PORT); local starts one here.")
+    ] = None,
 ) -> None:
-    """Score videos exactly as the phone app would.
+    """Score videos exactly as the phone app would: every clip of the largest face, the mean, and a verdict.
 
     Example: **pocketproof detect video.mp4 --bundle bundle**
     """
+    videos = videos_in(video)
+    _check(videos, annotate, out, workers, ray)
     opened = Bundle(bundle)
     opened.check_files()
-    chosen = opened.chosen(artifact)
-    runner = opened.load(chosen)
+    if out is not None:
+        counts = scan(videos, opened, opened.chosen(artifact), out, workers, ray)
+        say(f"{out}: {', '.join(f'{count} {status}' for status, count in counts.items())}")
+        return
+    scorer = VideoScorer.load(opened, artifact)
     failed = []
-    for path in video:
+    for path in videos:
+        marks = Marks()
         try:
-            result = detect_video(path, opened, chosen, runner)
+            found = scorer.detect(path, marks if annotate else None)
         except StageError as error:
             failed.append(str(error))
             continue
-        if as_json:
-            print(json.dumps(result))
-        else:
-            print(
-                f"{result['video']}: {result['verdict']}, P(fake) {result['score']:.3f} "
-                f"(threshold {result['threshold']:.3f}, {result['frames']} frames, {result['artifact']}"
-                f"{', evaluated ' + result['evaluated_by'] if result['evaluated_by'] else ''})"
-            )
+        print(found.model_dump_json() if as_json else _line(found))
+        if annotate:
+            write_annotated(path, found, marks, annotate)
     if failed:
         raise StageError("; ".join(failed))
 

@@ -86,9 +86,10 @@ class CropGeometry(Frozen):
 
 MEAN_RULE = "Score consecutive frames of one tracked face; the mean of their P(fake) above the threshold is a fake."
 SCORE_RULE = (
-    "Cut the video into clips of exactly `frames` consecutive frames of one tracked face, one after another. Run embed "
-    "once on every frame that counts, and put the embeddings in the order of the frames into score's input, with valid "
-    "1; other frames have an embedding of zeros and valid 0. A clip begins at a frame with the face. A frame counts if "
+    "Cut the video into clips of exactly `frames` consecutive frames of one tracked face, each `hop` frames after the "
+    "one before. Run embed once on every frame that counts, and put the embeddings in the order of the frames into "
+    "score's input, with valid 1; other frames have an embedding of zeros and valid 0. A clip begins at a frame with "
+    "the face: the first such from there on. A frame counts if "
     f"the face was found in it, or is missing for at most {BRIDGED_FRAMES} frames on end, with interpolated boxes; "
     "frames of longer gaps do not count, nor those beyond the video's end. Leave out clips of which less than half of "
     "the frames count. score gives a clip's P(fake); the mean over the clips above the threshold is a fake."
@@ -100,7 +101,9 @@ class ClipRule(Frozen):
 
     frames: int
     stride: int = 1
-    """Steps from one frame of a clip to the next, in frames of the video; clips follow each other without overlap."""
+    """Steps from one frame of a clip to the next, in frames of the video."""
+    hop: int
+    """Frames from the beginning of one clip to that of the next."""
     aggregation: Literal["mean", "score"] = "mean"
     """``mean`` of the frames' scores, or the program ``score`` over exactly ``frames`` embeddings."""
     text: str
@@ -109,8 +112,8 @@ class ClipRule(Frozen):
     def of(cls, frames: int, per: Literal["frame", "clip"]) -> "ClipRule":
         """Return the rule of a model that scores frames or clips of T = ``frames``."""
         if per == "frame":
-            return cls(frames=frames, text=MEAN_RULE)
-        return cls(frames=frames, aggregation="score", text=SCORE_RULE)
+            return cls(frames=frames, hop=frames, text=MEAN_RULE)
+        return cls(frames=frames, hop=max(1, frames // 2), aggregation="score", text=SCORE_RULE)
 
     @property
     def per(self) -> Literal["frame", "clip"]:

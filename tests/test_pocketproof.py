@@ -141,16 +141,15 @@ def test_detect_prints_json(capsys, monkeypatch, bundle_path, demo_control):
 
 def test_real_talking_video_gets_a_score(bundle_path):
     from export.bundle import Bundle
-    from export.detect import detect_video
+    from export.scorer import VideoScorer
 
     video = ROOT.parent / "shared" / "data" / "talking" / "d10.mp4"
     if not video.exists():
         pytest.skip("shared/data/talking is not here")
     bundle = Bundle(bundle_path)
-    artifact = bundle.chosen(None)
-    result = detect_video(video, bundle, artifact, bundle.load(artifact))
-    assert 0.0 <= result["score"] <= 1.0
-    assert result["frames"] > 400
+    found = VideoScorer.load(bundle).detect(video)
+    assert 0.0 <= found.score <= 1.0
+    assert found.frames_used > 400
 
 
 def test_stand_in_is_never_silent():

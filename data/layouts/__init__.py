@@ -1,7 +1,7 @@
 """How corpora lie on disk: a folder or a table to a list of what each file is. One file per layout."""
 
 from data.layouts.corpus import LAYOUTS, Selection, corpus_note, read_sources
-from data.layouts.source import FAKE, PHOTO_SUFFIXES, REAL, SPLITS, VIDEO_SUFFIXES, Source
+from data.layouts.source import FAKE, PHOTO_SUFFIXES, REAL, SPLITS, VIDEO_SUFFIXES, Source, media
 
 __all__ = [
     "FAKE",
@@ -13,5 +13,6 @@ __all__ = [
     "Selection",
     "Source",
     "corpus_note",
+    "media",
     "read_sources",
 ]

@@ -152,3 +152,21 @@ def test_a_face_that_moved_while_unseen_starts_a_clip_where_it_is(astronaut: Fra
     clips = [clips[0] for clips in face_clips(Tracker(DlibHog()).follow(pictures), 2)]
     found = [[face.box[0] > 320 for face in clip.faces if face is not None] for clip in clips]
     assert found == [[False, False], [True, True], [True]]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "length", "hop", "starts"),
+    [
+        ("ffffffff", 4, 2, [(0, 4), (2, 4), (4, 4)]),
+        ("fffffffff", 4, 2, [(0, 4), (2, 4), (4, 4), (6, 3)]),  # the last frame was in none
+        ("fff", 4, 2, [(0, 3)]),
+        ("ffff", 4, 4, [(0, 4)]),
+        ("..ffff.fff", 4, 2, [(2, 4), (4, 4), (7, 3)]),  # the one from 6 on begins with the next face
+        ("ffff......ff", 4, 2, [(0, 4), (2, 4), (10, 2)]),
+        ("ffffffff", 4, 1, [(0, 4), (1, 4), (2, 4), (3, 4), (4, 4)]),
+        ("ffffffff", 4, 3, [(0, 4), (3, 4), (6, 2)]),
+    ],
+)
+def test_stretches_that_overlap(pattern: str, length: int, hop: int, starts: list[tuple[int, int]]) -> None:
+    found = [(clips[0].start, len(clips[0])) for clips in face_clips(stream(pattern), length, hop)]
+    assert found == starts

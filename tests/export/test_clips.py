@@ -15,7 +15,6 @@ from compress.quantize import quantize
 from export import coreml
 from export import onnx as onnx_writer
 from export.bundle import Bundle
-from export.detect import detect_video
 from export.export import export
 from export.forms import Form
 from export.gate import Source, gate, mistaken_scores
@@ -23,6 +22,7 @@ from export.golden import golden_inputs
 from export.mil import MilProgram
 from export.parity import compare
 from export.programs import step_graphs
+from export.scorer import VideoScorer
 from models.detector import Architecture, PixelDetector, Preprocessing
 from models.run import Run
 from models.temporal import TemporalSettings
@@ -199,32 +199,59 @@ def test_detect_gives_the_runner_s_score(bundle, demo_corpus, opened_store):
     artifact = bundle.artifact(f"{NAME}-onnx")
     runner = bundle.load(artifact)
     video = demo_corpus / "manipulated_sequences/SelfBlended/c23/videos/003_003.mp4"
-    result = detect_video(video, bundle, artifact, runner)
+    found = VideoScorer.load(bundle, artifact.file).detect(video)
     clips = [clip for split in ("train", "val", "test") for clip in opened_store.clips(split)]
     prepared = next(clip for clip in clips if clip.video_id.startswith("SelfBlended-003-003"))
     expected = float(runner(opened_store.pixels(prepared)[None], prepared.valid[None])[0])
-    assert result["clips"][0]["score"] == pytest.approx(expected, abs=1e-6)
-    # The last clip has two of its four frames.
-    assert [clip["frames"] for clip in result["clips"]] == [4] * 7 + [2]
-    assert result["score"] == pytest.approx(np.mean([clip["score"] for clip in result["clips"]]))
-    assert result["frames"] == 30
+    assert found.clips[0].score == pytest.approx(expected, abs=1e-6)
+    # One begins every two frames; the last ends with the video.
+    assert [clip.start_frame for clip in found.clips] == list(range(0, 28, 2))
+    assert {clip.frames for clip in found.clips} == {4}
+    assert found.score == pytest.approx(np.mean([clip.score for clip in found.clips]))
+    assert (found.frames_read, found.frames_used) == (30, 30)
+    assert found.milliseconds.embed > 0 and found.milliseconds.score > 0
 
 
-def test_clip_with_too_few_frames_is_nothing_to_score(bundle, demo_corpus, monkeypatch):
+def test_detect_embeds_each_frame_once(bundle, demo_corpus):
+    video = demo_corpus / "manipulated_sequences/SelfBlended/c23/videos/003_003.mp4"
+    scorer, embedded = VideoScorer.load(bundle, f"{NAME}-onnx"), []
+
+    def counted(name):
+        program = scorer.programs(name)
+        return (lambda crops: embedded.append(len(crops)) or program(crops)) if name == "embed" else program
+
+    found = dataclasses.replace(scorer, programs=counted).detect(video)
+    assert sum(embedded) == 30 and len(found.clips) == 14
+    whole = VideoScorer.load(bundle, WHOLE[1]).detect(video)
+    assert [clip.score for clip in whole.clips] == pytest.approx([clip.score for clip in found.clips], abs=1e-5)
+    assert whole.milliseconds.embed is None
+
+
+def test_a_photo_is_refused(bundle, tmp_path):
+    with pytest.raises(StageError, match=r"face.jpg is a photo, and test_byobnet-clip-fp32-onnx scores clips"):
+        VideoScorer.load(bundle, f"{NAME}-onnx").detect(tmp_path / "face.jpg")
+
+
+def test_clip_with_too_few_frames_is_nothing_to_score(bundle, demo_corpus):
     video = demo_corpus / "manipulated_sequences/SelfBlended/c23/videos/003_003.mp4"
     manifest = bundle.manifest
     longer = manifest.model_copy(update={"clip": manifest.clip.model_copy(update={"frames": 61})})
-    monkeypatch.setattr(bundle, "manifest", longer)
+    scorer = dataclasses.replace(VideoScorer.load(bundle, f"{NAME}-onnx"), manifest=longer)
     with pytest.raises(StageError, match=r"no face was found in half of 61 frames on end in .*003_003\.mp4"):
-        detect_video(video, bundle, bundle.artifact(f"{NAME}-onnx"), lambda pixels, valid: np.zeros(1, np.float32))
+        scorer.detect(video)
 
 
 @pytest.mark.parametrize(("scheme", "formats"), [("int8", "executorch,onnx"), ("fp16", "executorch,coreml")])
-def test_a_clip_student_in_fewer_bits_is_exported(run_path, demo_store, tmp_path, scheme, formats):
+def test_a_clip_student_in_fewer_bits_is_exported(run_path, demo_store, tmp_path, monkeypatch, scheme, formats):
+    def forms(_info, asked):  # each in one of two ways, for the sake of time
+        return [dataclasses.replace(f, method="steps" if f.runtime == "executorch" else "clip") for f in asked]
+
+    monkeypatch.setattr("export.export.forms_of", forms)
     quantize(run_path, demo_store, tmp_path / "run", scheme=scheme, max_auc_drop=1.0)
     export_here([tmp_path / "run"], demo_store, tmp_path / "bundle", formats)
     for artifact in Bundle(tmp_path / "bundle").manifest.artifacts:
-        assert artifact.method == ("clip" if "whole" in artifact.file else "steps") and artifact.scheme == scheme
+        assert artifact.method == ("steps" if artifact.runtime == "executorch" else "clip")
+        assert artifact.scheme == scheme
         if artifact.runtime == "coreml":
             assert _numbers_of_convolutions(tmp_path / "bundle" / artifact.programs[0].file) == {FLOAT16}
         else:

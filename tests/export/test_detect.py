@@ -1,14 +1,17 @@
-"""detect: the same crops, frames and scores as prepare and the artifact give."""
+"""detect: the same crops, frames and scores as prepare and the artifact give, and where the time went."""
 
 import json
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from data.store import ClipStore
+from data.video import write_video
 from export.bundle import Bundle
-from export.detect import detect, detect_video
+from export.detect import detect
 from export.runtimes import evaluated_by
+from export.scorer import NoFace, Remembered, VideoScorer
 from stage import StageError
 
 TALKING = "../shared/data/talking"
@@ -24,15 +27,77 @@ def test_first_clip_scores_as_the_prepared_clip(bundle, demo_corpus, demo_store)
     artifact = bundle.artifact("test_byobnet-fp32.onnx")
     runner = bundle.load(artifact)
     video = demo_corpus / "manipulated_sequences/SelfBlended/c23/videos/003_003.mp4"
-    result = detect_video(video, bundle, artifact, runner)
+    found = VideoScorer.load(bundle, artifact.file).detect(video)
+    result = found.model_dump()
     clips = [clip for split in ("train", "val", "test") for clip in store.clips(split)]
     prepared = next(clip for clip in clips if clip.video_id.startswith("SelfBlended-003-003"))
     assert result["clips"][0]["score"] == pytest.approx(float(runner(store.pixels(prepared)).mean()), abs=1e-6)
-    assert result["frames"] == 30
+    assert (found.frames_read, found.frames_used, found.faces_missed) == (30, 30, 0)
     assert [clip["start_frame"] for clip in result["clips"]] == [0, 4, 8, 12, 16, 20, 24, 28]
     mean = np.average([clip["score"] for clip in result["clips"]], weights=[clip["frames"] for clip in result["clips"]])
     assert result["score"] == pytest.approx(mean)
     assert result["verdict"] == ("fake" if result["score"] > artifact.threshold.value else "real")
+    spent = found.milliseconds
+    assert min(spent.decode, spent.faces, spent.crop, spent.score) > 0 and spent.embed is None
+    assert spent.whole >= spent.decode + spent.faces + spent.crop + spent.score
+
+
+def test_frames_without_a_face_are_counted(bundle, astronaut, tmp_path):
+    black = np.zeros((256, 256, 3), np.uint8)
+    face = astronaut[:256, 80:336]
+    write_video(tmp_path / "gap.mp4", [*[black] * 12, *[face] * 18, *[black] * 12])
+    found = VideoScorer.load(bundle, "test_byobnet-fp32.onnx").detect(tmp_path / "gap.mp4")
+    assert found.frames_read == 42 and 22 <= found.faces_missed <= 26
+    assert found.frames_used + found.faces_missed >= 42 and found.clips[0].start_frame in (11, 12, 13)
+    write_video(tmp_path / "black.mp4", [black] * 7)
+    with pytest.raises(NoFace, match=r"no face was found in .*black.mp4: there is nothing to score"):
+        VideoScorer.load(bundle, "test_byobnet-fp32.onnx").detect(tmp_path / "black.mp4")
+
+
+def test_a_photo_is_a_clip_of_one_frame(bundle, astronaut, tmp_path, capsys):
+    Image.fromarray(astronaut).save(tmp_path / "face.png")
+    detect([tmp_path / "face.png"], bundle.path, as_json=True)
+    said = json.loads(capsys.readouterr().out)
+    assert (said["frames_read"], said["frames_used"], len(said["clips"])) == (1, 1, 1)
+    with pytest.raises(StageError, match=r"--annotate is for videos, and .*face.png is a photo"):
+        detect([tmp_path / "face.png"], bundle.path, annotate=tmp_path / "x.mp4")
+
+
+def test_folders_stand_for_what_is_below_them(bundle, demo_control, tmp_path, capsys):
+    detect([demo_control / "real"], bundle.path, "test_byobnet-fp32.onnx")
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines] == [str(demo_control / "real" / f"00{n}.mp4") for n in range(3)]
+    with pytest.raises(StageError, match="holds no video and no photo"):
+        detect([tmp_path], bundle.path)
+
+
+def test_what_was_embedded_is_not_embedded_again():
+    calls = []
+
+    def embed(crops):
+        calls.append(crops[:, 0, 0, 0].tolist())
+        return crops.reshape(len(crops), -1)[:, :2].astype(np.float32)
+
+    crops = np.arange(6, dtype=np.uint8)[:, None, None, None] * np.ones((1, 4, 4, 3), np.uint8)
+    remembered = Remembered(embed)
+    for places in ([0, 1, 2, 3], [2, 3, 4, 5], [5, 5, 0]):
+        np.testing.assert_array_equal(remembered(crops[places])[:, 0], places)
+    assert calls == [[0, 1, 2, 3], [4, 5], [0]]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"workers": 2}, "--workers and --ray are for a table of many videos: give --out scores.parquet too"),
+        ({"ray": "local"}, "--workers and --ray are for a table"),
+        ({"annotate": "a.mp4", "out": "t.parquet"}, "--annotate is for one video, without --out"),
+    ],
+)
+def test_options_that_do_not_go_together(bundle, demo_control, tmp_path, options, message):
+    given = {name: tmp_path / value if name in ("annotate", "out") else value for name, value in options.items()}
+    with pytest.raises(StageError, match=message):
+        detect([demo_control / "real" / "000.mp4"], bundle.path, **given)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_smallest_runnable_artifact_is_the_default(bundle):
@@ -61,4 +126,4 @@ def test_a_video_scored_by_evaluation_says_so(bundle_path, demo_control, capsys)
         detect([demo_control / "real" / "000.mp4"], bundle_path, "test_byobnet-fp32.mlpackage", as_json=True)
         said = json.loads(capsys.readouterr().out)
         assert said["evaluated_by"] == "by Pocketproof, not by Core ML, which needs macOS"
-        assert said["milliseconds"]["score_per_frame"] is None
+        assert said["milliseconds"]["score"] is None and said["milliseconds"]["decode"] > 0

@@ -1,0 +1,80 @@
+"""Work on many files: a row for each, noted when it is done, so that an interrupted command goes on with the rest."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from stage import StageError, WorkerDied, in_processes, say, written_whole
+
+Row = dict[str, Any]
+KILLER = "a process died of it, perhaps for want of memory"
+"""Reason why a file is unreadable that kills whatever process takes it up."""
+
+
+class Journal:
+    """Rows in a folder, by the names of their files; processes write them side by side."""
+
+    def __init__(self, folder: Path) -> None:
+        self._rows, self._started = folder / "rows", folder / "started"
+
+    def open(self) -> None:
+        """Make the folder, or go on with it."""
+        for folder in (self._rows, self._started):
+            folder.mkdir(parents=True, exist_ok=True)
+        for stale in (*self._started.iterdir(), *self._rows.glob(".*.partial")):
+            stale.unlink()
+
+    def begin(self, name: str) -> None:
+        """Mark a file as begun, so that one which kills its process can be told."""
+        (self._started / name).touch()
+
+    def note(self, name: str, row: Row) -> None:
+        """Note a file's row; with that, it is done."""
+        with written_whole(self._rows / f"{name}.json") as aside:
+            aside.write_text(json.dumps(row))
+        (self._started / name).unlink(missing_ok=True)
+
+    def row(self, name: str) -> Row | None:
+        """Return a file's row, or None if it is not done: after a power cut what was noted can be empty."""
+        try:
+            row: Row = json.loads((self._rows / f"{name}.json").read_text())
+        except (FileNotFoundError, ValueError):
+            return None
+        return row
+
+    def taken_up(self) -> Iterator[str]:
+        """Yield the names of files that were begun and not ended, and forget that they were."""
+        for mark in sorted(self._started.iterdir()):
+            mark.unlink()
+            yield mark.name
+
+
+def in_noted_processes(
+    function: Callable[..., object],
+    jobs: Mapping[str, tuple[Any, ...]],
+    journal: Journal,
+    workers: int,
+    description: str,
+    killed: Callable[[str], Row],
+) -> None:
+    """Call ``function(*job)``, which begins and notes its file, for every job in processes of this machine.
+
+    A file that kills its process is tried again alone, and if it kills that too, ``killed(name)`` is its row.
+    """
+    died_idle = False
+    while True:
+        try:
+            in_processes(function, jobs.values(), workers, description)
+            return
+        except WorkerDied as error:
+            suspects = set(journal.taken_up())
+            if died_idle and not suspects:
+                raise StageError(f"{error}: run again with fewer --workers, what is done is kept") from error
+            died_idle = not suspects
+            say(f"{error}; trying {'what it was at alone' if suspects else 'again'}")
+        for name in sorted(suspects):
+            try:
+                in_processes(function, [jobs[name]], 1, description)
+            except WorkerDied:
+                journal.note(name, killed(name))

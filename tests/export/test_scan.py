@@ -1,0 +1,134 @@
+"""Many videos into one table: a row for each whatever happens, no work twice, the same on a cluster."""
+
+import shutil
+import time
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from data.video import write_video
+from export.bundle import Bundle
+from export.detect import detect
+from export.scan import scan
+from export.scorer import VideoScorer
+from stage import StageError, locked
+
+FILE = "test_byobnet-fp32.onnx"
+
+
+@pytest.fixture
+def here(monkeypatch):
+    """Score in this process, and return what was scored."""
+    scored = []
+
+    def in_this_process(function, jobs, *_):
+        for job in jobs:
+            scored.append(job[0].name)
+            function(*job)
+
+    monkeypatch.setattr("data.journal.in_processes", in_this_process)
+    return scored
+
+
+@pytest.fixture
+def folder(demo_control, astronaut, tmp_path):
+    """Two videos, a photo, a video without a face, one that is none, and a name that is spelled like HTML."""
+    made = tmp_path / "uploads"
+    shutil.copytree(demo_control / "real", made / "real", ignore=shutil.ignore_patterns("002.mp4"))
+    Image.fromarray(astronaut).save(made / "face.png")
+    write_video(made / "black.mp4", [np.zeros((64, 64, 3), np.uint8)] * 3)
+    (made / "<b>text.mp4").write_text("not a video")
+    return made
+
+
+def _rows(out):
+    return {row["video"].rpartition("/")[2]: row for row in pq.read_table(out).to_pylist()}
+
+
+def test_every_file_has_its_row(folder, bundle_path, tmp_path, here, capsys):
+    out = tmp_path / "scores.parquet"
+    detect([folder, folder / "missing.mp4"], bundle_path, FILE, out=out)
+    rows = _rows(out)
+    assert {name: row["status"] for name, row in rows.items()} == {
+        "<b>text.mp4": "unreadable", "missing.mp4": "unreadable", "black.mp4": "no_face", "face.png": "ok",
+        "000.mp4": "ok", "001.mp4": "ok",
+    }  # fmt: skip
+    assert rows["<b>text.mp4"]["reason"].startswith("cannot be read as a video: Invalid data")
+    assert rows["<b>text.mp4"]["score"] is None and rows["black.mp4"]["reason"] == "no face in any frame"
+    scorer = VideoScorer.load(Bundle(bundle_path), FILE)
+    for name in ("000.mp4", "001.mp4"):
+        alone = scorer.detect(folder / "real" / name).model_dump()
+        for key in ("video", "score", "verdict", "threshold", "frames_used", "faces_missed", "clips"):
+            assert rows[name][key] == alone[key]
+        assert rows[name]["milliseconds"]["decode"] > 0 and rows[name]["bytes"] > 0
+    assert "scores.parquet: " in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir() if path.name != "uploads"] == ["scores.parquet"]
+
+
+def test_an_interrupted_scan_goes_on(folder, bundle_path, tmp_path, here, monkeypatch):
+    whole, out = tmp_path / "whole.parquet", tmp_path / "scores.parquet"
+    detect([folder], bundle_path, FILE, out=whole)
+    expected = _rows(whole)
+
+    def two(function, jobs, *_):
+        for job in list(jobs)[:2]:
+            function(*job)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("data.journal.in_processes", two)
+        with pytest.raises(KeyboardInterrupt):
+            detect([folder], bundle_path, FILE, out=out)
+    assert not out.exists()
+    (tmp_path / ".scores.parquet.unfinished" / "rows" / "torn.json").write_text("")
+    here.clear()
+    detect([folder], bundle_path, FILE, out=out)
+    assert len(here) == 3
+    timings = ("milliseconds",)
+    for name, row in _rows(out).items():
+        assert {k: v for k, v in row.items() if k not in timings} == {
+            k: v for k, v in expected[name].items() if k not in timings
+        }
+
+
+def test_new_and_changed_files_are_scored_and_others_kept(folder, demo_control, bundle_path, tmp_path, here):
+    out = tmp_path / "scores.parquet"
+    detect([folder], bundle_path, FILE, out=out)
+    before = _rows(out)
+    here.clear()
+    detect([folder], bundle_path, FILE, out=out)
+    assert here == [] and _rows(out) == before
+    shutil.copy(demo_control / "real" / "002.mp4", folder / "black.mp4")
+    time.sleep(0.01)
+    shutil.copy(demo_control / "real" / "002.mp4", tmp_path / "other.mp4")
+    detect([folder, tmp_path / "other.mp4"], bundle_path, FILE, out=out)
+    assert sorted(here) == ["black.mp4", "other.mp4"]
+    after = _rows(out)
+    assert after["black.mp4"]["status"] == after["other.mp4"]["status"] == "ok"
+    assert len(after) == 6 and after["000.mp4"] == before["000.mp4"]
+
+
+def test_processes_and_a_cluster_give_the_same_rows(folder, bundle_path, tmp_path):
+    bundle = Bundle(bundle_path)
+    tables = {}
+    for name, ray in (("processes", None), ("ray", "local")):
+        videos = [folder / "real" / "000.mp4", folder / "real" / "001.mp4", folder / "<b>text.mp4"]
+        counts = scan(videos, bundle, bundle.artifact(FILE), tmp_path / name, 2, ray)
+        assert counts == {"ok": 2, "unreadable": 1}
+        tables[name] = {key: row | {"milliseconds": None} for key, row in _rows(tmp_path / name).items()}
+    assert tables["processes"] == tables["ray"]
+
+
+def test_a_table_of_something_else_is_refused(folder, bundle_path, tmp_path, here):
+    out = tmp_path / "scores.parquet"
+    detect([folder / "face.png"], bundle_path, FILE, out=out)
+    with pytest.raises(StageError, match=r"holds scores of another artifact than test_byobnet-int8.onnx: give another"):
+        detect([folder], bundle_path, "test_byobnet-int8.onnx", out=out)
+    (tmp_path / "text").write_text("x")
+    with pytest.raises(StageError, match=r"text is not a table of scores \(.*\): give another --out"):
+        detect([folder], bundle_path, FILE, out=tmp_path / "text")
+    assert (tmp_path / "text").read_text() == "x"
+    with locked(out), pytest.raises(StageError, match=r"scores.parquet is being made by another process"):
+        detect([folder], bundle_path, FILE, out=out)
