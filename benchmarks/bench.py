@@ -15,15 +15,17 @@ import typer
 
 from benchmarks.comparing import Subject, compare_rows
 from benchmarks.machine import describe_machine
-from benchmarks.measuring import clip_scores, measure_apart, write_timed_crops
+from benchmarks.measuring import Corpora, clip_scores, measure_apart, task_of, write_timed_crops
 from benchmarks.reference import Reference, read_reference
 from benchmarks.render import write_report
 from benchmarks.report import Report, Row
-from benchmarks.worker import Measurement, Task
+from benchmarks.robustness import robustness_of
+from benchmarks.worker import Measurement
 from compress.fidelity import Diagnosis
 from compress.metrics import choose_threshold
 from compress.runs import check_length, check_size, diagnosis_of, student_of, takes
 from compress.scoring import Takes
+from data.perturb import PERTURBATIONS, perturbed_stores
 from data.store import ClipStore
 from export.bundle import Artifact, Bundle, is_bundle
 from export.runtimes import evaluated_by
@@ -103,37 +105,6 @@ def list_subjects(paths: list[Path], threads: list[int]) -> list[Subject]:
     return subjects
 
 
-def _batch(artifact: Artifact | None) -> int:
-    """Return on how many samples a row is timed at once: as many as its program takes, one where any number goes."""
-    return artifact.batch or 1 if artifact and artifact.method != "steps" else 1
-
-
-def _task(subject: Subject, crops: Path, repeats: int, store: ClipStore, split: str, control: Path | None) -> Task:
-    scored: dict[str, tuple[Path, str]] = {}
-    if subject.meaningless is None:
-        scored[split] = (store.path, split)
-        if subject.threshold is None:
-            scored["val"] = (store.path, "val")
-        if control is not None and subject.row.kind == "artifact" and subject.row.status == "measured":
-            scored["control"] = (control, "test")
-    return Task(
-        path=subject.path,
-        runtime=subject.row.runtime,
-        scheme=subject.row.scheme,
-        threads=subject.row.threads if subject.row.status == "measured" else 1,
-        repeats=repeats,
-        size=subject.row.input_size,
-        modalities=subject.takes.modalities,
-        per=subject.takes.per,
-        method=subject.artifact.method if subject.artifact else "forward",
-        batch=_batch(subject.artifact),
-        frames=store.frames,
-        crops=crops,
-        scored=scored,
-        timed=subject.row.status == "measured",
-    )
-
-
 def fill_row(subject: Subject, found: Measurement, reference: Reference, split: str) -> None:
     """Put a measurement into its row."""
     row = subject.row
@@ -158,6 +129,9 @@ def fill_row(subject: Subject, found: Measurement, reference: Reference, split: 
         row.delta_auc = row.auc - reference.metrics.auc
     if "control" in found.scores:
         row.control_auc = clip_scores(found.scores["control"]).metrics(row.threshold, intervals=False).auc
+    otherwise = {how.name: clip_scores(found.scores[how.name]) for how in PERTURBATIONS if how.name in found.scores}
+    if otherwise:
+        row.robustness = robustness_of(otherwise, subject.threshold)
 
 
 def _notes(subjects: list[Subject], store: ClipStore, reference: Reference) -> list[str]:
@@ -187,23 +161,21 @@ def _diagnoses(paths: list[Path]) -> dict[str, Diagnosis]:
     return found
 
 
-def _measure_all(
-    subjects: list[Subject], store: ClipStore, reference: Reference, repeats: int, control: Path | None
-) -> None:
+def _measure_all(subjects: list[Subject], corpora: Corpora, reference: Reference, repeats: int) -> None:
     """Measure every row that can be: those with a latency one after another, the others side by side."""
-    split = reference.split
+    first = subjects[0].row.threads
 
     def measured(subject: Subject, crops: Path) -> None:
         try:
-            found = measure_apart(_task(subject, crops, repeats, store, split, control))
+            found = measure_apart(task_of(subject, crops, repeats, corpora, subject.row.threads == first))
         except StageError as error:
             subject.row.status, subject.row.reason = "failed", str(error)
         else:
-            fill_row(subject, found, reference, split)
+            fill_row(subject, found, reference, corpora.split)
 
     with tempfile.TemporaryDirectory() as folder:
         tasks = [
-            (subject, write_timed_crops(store, split, Path(folder), subject.takes))
+            (subject, write_timed_crops(corpora.store, corpora.split, Path(folder), subject.takes))
             for subject in subjects
             if subject.row.status != "not measured"
         ]
@@ -245,6 +217,10 @@ def bench(
     control: Annotated[
         Path | None, typer.Option(help="A ClipStore of identity forgeries: timed artifacts must score AUC 0.5 on it.")
     ] = None,
+    sources: Annotated[
+        list[Path] | None,
+        typer.Option(help="Folder that the store was prepared from: adds what crops cut otherwise cost. Repeatable."),
+    ] = None,
 ) -> Report:
     """Measure latency, memory and accuracy of every artifact and run, each in a fresh process.
 
@@ -261,7 +237,10 @@ def bench(
         if control is not None and subject.row.kind == "artifact":
             check_fits(subject, ClipStore(control))
     split, diagnoses = against.split, _diagnoses(path)
-    _measure_all(subjects, store, against, repeats, control)
+    with tempfile.TemporaryDirectory() as folder:
+        cut = perturbed_stores(store, split, sources, Path(folder), os.cpu_count() or 1) if sources else ()
+        perturbed = {how.name: path for how, path in cut}
+        _measure_all(subjects, Corpora(store, split, control, perturbed), against, repeats)
     over = compare_rows(subjects)
     controls = ClipStore(control).info.clips["test"] if control else None
     report = Report(

@@ -4,13 +4,16 @@ import os
 import subprocess
 import sys
 import tempfile
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from benchmarks.comparing import Subject
 from benchmarks.worker import Measurement, Scores, Task
 from compress.scoring import ClipScores, Takes, pictures_of
 from data.store import ClipStore
+from export.bundle import Artifact
 from stage import StageError
 
 TIMED_CROPS = 8
@@ -43,6 +46,57 @@ def write_timed_crops(store: ClipStore, split: str, folder: Path, takes: Takes |
         pairs = zip(picked, frames, strict=True)
         np.concatenate([pictures_of(store, clip, own, takes) for clip, own in pairs]).tofile(file)
     return file
+
+
+def _batch(artifact: Artifact | None) -> int:
+    """Return on how many samples a row is timed at once: as many as its program takes, one where any number goes."""
+    return artifact.batch or 1 if artifact and artifact.method != "steps" else 1
+
+
+@dataclass(frozen=True)
+class Corpora:
+    """What rows are scored on."""
+
+    store: ClipStore
+    split: str
+    control: Path | None = None
+    perturbed: dict[str, Path] = field(default_factory=dict)
+    """Stores of the same clips cut otherwise, by perturbation."""
+
+    def of(self, subject: Subject, first_threads: bool) -> dict[str, tuple[Path, str]]:
+        """Return the stores and splits that a row is scored on, by the name under which scores come back."""
+        if subject.meaningless is not None:
+            return {}
+        scored = {self.split: (self.store.path, self.split)}
+        if subject.threshold is None:
+            scored["val"] = (self.store.path, "val")
+        if subject.row.kind == "artifact" and subject.row.status == "measured":
+            if self.control is not None:
+                scored["control"] = (self.control, "test")
+            if first_threads:
+                scored |= {name: (path, self.split) for name, path in self.perturbed.items()}
+        return scored
+
+
+def task_of(subject: Subject, crops: Path, repeats: int, corpora: Corpora, first_threads: bool) -> Task:
+    """Return what a worker measures of a row, on the crops in a file."""
+    store = corpora.store
+    return Task(
+        path=subject.path,
+        runtime=subject.row.runtime,
+        scheme=subject.row.scheme,
+        threads=subject.row.threads if subject.row.status == "measured" else 1,
+        repeats=repeats,
+        size=subject.row.input_size,
+        modalities=subject.takes.modalities,
+        per=subject.takes.per,
+        method=subject.artifact.method if subject.artifact else "forward",
+        batch=_batch(subject.artifact),
+        frames=store.frames,
+        crops=crops,
+        scored=corpora.of(subject, first_threads),
+        timed=subject.row.status == "measured",
+    )
 
 
 def measure_apart(task: Task) -> Measurement:

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from compress.fidelity import Diagnosis
 from stage import Scheme, StageError
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 
 class Latency(BaseModel):
@@ -19,6 +19,23 @@ class Latency(BaseModel):
     p50: float
     p90: float
     p99: float
+
+
+class Robustness(BaseModel):
+    """What an artifact makes of crops that were cut, or coloured, other than the manifest says."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    perturbation: str
+    clips: int
+    """Clips that could be cut so; figures are over these."""
+    auc: float | None
+    delta_auc: float | None
+    """AUC less that of the same clips cut as the manifest says."""
+    verdict_flips: float
+    """Share of clips whose verdict differs from that of the same clip cut as the manifest says."""
+    equal_error_flips: float | None
+    """The same at the equal-error threshold of the validation scores."""
 
 
 class Row(BaseModel):
@@ -83,6 +100,7 @@ class Row(BaseModel):
     accurate. None for fp32 itself, and where one of the two was not measured."""
     earned_because: str = ""
     """By what, or why not, or why it could not be told."""
+    robustness: list[Robustness] | None = None
 
 
 class ReferenceSummary(BaseModel):

@@ -45,10 +45,13 @@ class CropRule(BaseModel):
         inner = max(1, (2 * side * self.size + largest) // (2 * largest))
         return (self.size - inner) // 2, inner
 
-    def cut(self, frame: Frame, box: ArrayLike, largest: int | None = None) -> NDArray[np.uint8]:
+    def cut(
+        self, frame: Frame, box: ArrayLike, largest: int | None = None, kernel: int | None = None
+    ) -> NDArray[np.uint8]:
         """Cut a crop, uint8 [size, size, 3] RGB, out of a frame, uint8 [H, W, 3] RGB.
 
         ``largest`` is the side of the clip's largest square, which ``pad`` needs; None if the frame stands alone.
+        ``kernel`` (OpenCV's) resizes in place of the rule's, to see what an app's other choice would do.
         """
         left, top, side = self.square(box)
         height, width = frame.shape[:2]
@@ -59,7 +62,7 @@ class CropRule(BaseModel):
             square[y0 - top : y1 - top, x0 - left : x1 - left] = frame[y0:y1, x0:x1]
         start, inner = self._place(side, largest)
         crop = np.full((self.size, self.size, 3), self.fill, np.uint8)
-        crop[start : start + inner, start : start + inner] = _resized(square, inner)
+        crop[start : start + inner, start : start + inner] = _resized(square, inner, kernel)
         return crop
 
     def largest(self, boxes: NDArray[np.float32]) -> int:
@@ -67,14 +70,18 @@ class CropRule(BaseModel):
         return max(self.square(box)[2] for box in boxes)
 
     def cut_clip(
-        self, frames: Sequence[Frame], boxes: NDArray[np.float32], largest: int | None = None
+        self,
+        frames: Sequence[Frame],
+        boxes: NDArray[np.float32],
+        largest: int | None = None,
+        kernel: int | None = None,
     ) -> NDArray[np.uint8]:
         """Cut the crops of a clip, uint8 [T, size, size, 3] RGB; boxes: [T, 4] in pixels.
 
-        ``largest`` is given where the boxes are not all of the clip's.
+        ``largest`` is given where the boxes are not all of the clip's; ``kernel`` as for ``cut``.
         """
         largest = self.largest(boxes) if largest is None else largest
-        return np.stack([self.cut(frame, box, largest) for frame, box in zip(frames, boxes, strict=True)])
+        return np.stack([self.cut(frame, box, largest, kernel) for frame, box in zip(frames, boxes, strict=True)])
 
     def box_in_crop(self, box: ArrayLike, largest: int | None = None) -> NDArray[np.float64]:
         """Return where a face box lies in its own crop, float64 [4] in the crop's pixels."""
@@ -84,6 +91,7 @@ class CropRule(BaseModel):
         return placed + start
 
 
-def _resized(square: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    kernel = cv2.INTER_AREA if square.shape[0] > size else cv2.INTER_LINEAR
+def _resized(square: NDArray[np.uint8], size: int, kernel: int | None) -> NDArray[np.uint8]:
+    if kernel is None:
+        kernel = cv2.INTER_AREA if square.shape[0] > size else cv2.INTER_LINEAR
     return np.asarray(cv2.resize(square, (size, size), interpolation=kernel), np.uint8)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from data.augment import generator
 from data.clips import FaceClip, face_clips
+from data.crops import CropRule
 from data.faces import DETECTORS
 from data.forge import Forgery
 from data.layouts import FAKE, REAL, Source
@@ -179,10 +180,10 @@ def _clip_rows(row: Row, number: int, begin: int, clip: FaceClip, recipe: Recipe
     }
     frames, boxes = [picture.rgb for picture in clip.pictures], clip.boxes
     if settings.forge:
-        frames, boxes = _surroundings(frames, boxes, recipe)
+        frames, boxes = surroundings(frames, boxes, settings.crop)
     for forgery in range(1 + _forgeries(row, settings)):
         clip_id = f"{row['video_id']}-{number + forgery}"
-        made = frames if forgery == 0 else _forged(frames, boxes, clip_id, settings)
+        made = frames if forgery == 0 else forged(frames, boxes, clip_id, settings)
         pictures = recipe.modalities.pictures(
             recompressed(made) if settings.forge else made, boxes, clip.valid, settings.crop
         )
@@ -197,19 +198,24 @@ def _forgeries(row: Row, settings: StoreSettings) -> int:
     return 0 if row["label"] != REAL or drawn_in_training else settings.forge
 
 
-def _surroundings(
-    frames: list[Frame], boxes: NDArray[np.float32], recipe: Recipe
+def surroundings(
+    frames: list[Frame], boxes: NDArray[np.float32], rule: CropRule, reach: float = 0.0
 ) -> tuple[list[Frame], NDArray[np.float32]]:
-    """Cut the rectangle that holds all squares of a clip out of its frames, and return the boxes in it."""
-    squares = np.array([recipe.settings.crop.square(box) for box in boxes])
-    corners = np.concatenate([squares[:, :2], squares[:, :2] + squares[:, 2:]], axis=1)
+    """Cut the rectangle that holds all squares of a clip out of its frames, and return the boxes in it.
+
+    It goes beyond each square by ``reach`` of its side. boxes: float32 [T, 4] in pixels.
+    """
+    squares = np.array([rule.square(box) for box in boxes])
+    beyond = np.ceil(reach * squares[:, 2:]).astype(int)
+    corners = np.concatenate([squares[:, :2] - beyond, squares[:, :2] + squares[:, 2:] + beyond], axis=1)
     height, width = frames[0].shape[:2]
     x0, y0 = np.maximum(corners[:, :2].min(axis=0), 0).tolist()
     x1, y1 = np.minimum(corners[:, 2:].max(axis=0), (width, height)).tolist()
     return [frame[y0:y1, x0:x1] for frame in frames], boxes - np.array([x0, y0, x0, y0], np.float32)
 
 
-def _forged(frames: list[Frame], boxes: NDArray[np.float32], clip_id: str, settings: StoreSettings) -> list[Frame]:
+def forged(frames: list[Frame], boxes: NDArray[np.float32], clip_id: str, settings: StoreSettings) -> list[Frame]:
+    """Return the frames of the forgery that a store of these settings has as ``clip_id``."""
     rng = generator(settings.seed, f"forge {clip_id}", 0)
     forgery = Forgery.draw(rng, settings.weakest_forgery)
     return [forgery.jitter(rng).blend(frame, box) for frame, box in zip(frames, boxes, strict=True)]

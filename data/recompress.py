@@ -40,7 +40,7 @@ class Recompression:
         """Return a clip's crops, uint8 [T, S, S, 3] RGB, as they come out of the codec: H.264 takes them as a video."""
         if self.codec == "h264":
             return np.stack(recompressed(list(crops), self.level))
-        return np.stack([_through_jpeg(crop, self.level) for crop in crops])
+        return np.stack([through_jpeg(crop, self.level) for crop in crops])
 
 
 def parse_recompressions(text: str) -> list[Recompression]:
@@ -53,7 +53,8 @@ def parse_recompressions(text: str) -> list[Recompression]:
     return [Recompression(codec, level) for level in dict.fromkeys(map(int, parts))]  # type: ignore[arg-type]
 
 
-def _through_jpeg(crop: NDArray[np.uint8], quality: int) -> NDArray[np.uint8]:
+def through_jpeg(crop: NDArray[np.uint8], quality: int) -> NDArray[np.uint8]:
+    """Return a picture, uint8 [H, W, 3] RGB, as it comes out of JPEG of a quality from 1 to 100."""
     done, data = cv2.imencode(".jpg", crop[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
     assert done
     return np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR_RGB), np.uint8)

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 MINIMUM_OS = "iOS 17 / macOS 14"
 HALF: tuple[Scheme, ...] = ("fp16", *PALETTES)
 """Schemes that compute in float16: palettes are for the Neural Engine, which has nothing else."""
+LAST = ("softmax", "slice_by_index")
+"""What turns logits into P(fake), in this order, at the end of a program."""
 MEANING = {
     "forward": "Scores one face crop: the probability that it is a deepfake",
     "embed": "Describes one face crop for the score program",
@@ -62,6 +64,15 @@ def _quietly_imported() -> Any:
     return coremltools
 
 
+def _in_half(operation: Any) -> bool:
+    """Tell whether an operation may compute in float16: all but those that turn logits into P(fake).
+
+    Near 1 the steps of float16 are 1/2048: scores there would be alike, and a threshold among them worthless.
+    """
+    following = {child.op_type for child in operation.outputs[0].child_ops}
+    return not (operation.op_type in LAST and following <= {*LAST, "cast"})
+
+
 def _converted(graph: "Graph") -> Any:
     ct = _quietly_imported()
     with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):  # its progress bars
@@ -78,9 +89,11 @@ def _converted(graph: "Graph") -> Any:
             # Without the decompositions coremltools refuses the training dialect.
             graph.exported.run_decompositions({}),
             inputs=inputs,
-            outputs=[ct.TensorType(name=graph.output.name)],
+            outputs=[ct.TensorType(name=graph.output.name, dtype=np.float32)],
             minimum_deployment_target=ct.target.iOS17,
-            compute_precision=ct.precision.FLOAT16 if graph.scheme in HALF else ct.precision.FLOAT32,
+            compute_precision=ct.transform.FP16ComputePrecision(op_selector=_in_half)
+            if graph.scheme in HALF
+            else ct.precision.FLOAT32,
             convert_to="mlprogram",
             skip_model_load=True,
         )

@@ -153,6 +153,15 @@ def bundle_path(demo_store: Path, student_run: Path, int8_run: Path, tmp_path_fa
     return shared(tmp_path_factory, "bundle", lambda out: export_here([student_run, int8_run], demo_store, out))
 
 
+@pytest.fixture(scope="session")
+def reference_file(demo_store: Path, teacher_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The reference of ``teacher_run``. Read only."""
+    from benchmarks.reference import reference
+
+    measured = {"device": "cpu", "repeats": 10}
+    return shared(tmp_path_factory, "reference.json", lambda out: reference(teacher_run, demo_store, out, **measured))
+
+
 def export_here(
     runs: list[Path], store: Path, out: Path, formats: str = "executorch,onnx,coreml", **options: Any
 ) -> None:

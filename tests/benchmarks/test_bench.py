@@ -33,15 +33,8 @@ ROW_KEYS = {
     "load_ms", "first_run_ms", "latency_ms", "repeats", "throughput", "peak_memory_mb", "peak_memory_over_idle_mb",
     "delegated_fraction", "threshold", "auc", "auc_interval", "frame_auc", "eer", "ap", "accuracy", "tpr_at_fpr",
     "delta_auc", "student", "verdict_flips", "equal_error_flips", "frame_verdict_flips", "control_auc", "speedup",
-    "size_ratio", "earned", "earned_because",
+    "size_ratio", "earned", "earned_because", "robustness",
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def reference_file(demo_store, teacher_run, tmp_path_factory):
-    out = tmp_path_factory.mktemp("reference") / "reference.json"
-    reference(teacher_run, demo_store, out, device="cpu", repeats=10)
-    return out
 
 
 @pytest.fixture(scope="module")

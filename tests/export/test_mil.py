@@ -19,10 +19,15 @@ from export.gate import Source, gate
 from export.golden import golden_inputs
 from export.mil import MilProgram
 from export.mil_operations import OPERATIONS
+from export.programs import Graph, pixel_input, probability
 from export.runtimes import NotEvaluated, evaluated_by
+from models.detector import Architecture, Detector, ImageDetector, PixelDetector, Preprocessing
 from models.run import Run
 from stage import StageError
 from tests.conftest import export_here
+
+FLOAT32_OUTPUT = 65568
+"""In Core ML's FeatureTypes.proto."""
 
 
 class Of(nn.Module):
@@ -248,3 +253,23 @@ def test_palettes_are_tables_that_hold_the_run_s_weights(palette_run, demo_store
 def test_a_palette_for_other_runtimes_alone_is_refused(palette_run, demo_store, tmp_path):
     with pytest.raises(StageError, match=r"is in palette4, which only Core ML has: add coreml to --format"):
         export([palette_run], demo_store, tmp_path / "bundle", format="onnx,executorch")
+
+
+def test_scores_near_one_stay_apart_in_float16(tmp_path, real_crops):
+    """Float16 has nothing between 0.9995 and 1: a threshold of 1 % false positives often lies there."""
+    torch.manual_seed(0)
+    detector = Detector(Architecture(backbone="test_byobnet", size=64)).eval()
+    with torch.no_grad():
+        detector.classifier.bias.copy_(torch.tensor([0.0, 9.5]))
+    preprocessing = Preprocessing.of("test_byobnet")
+    image = ImageDetector(detector, preprocessing).eval()
+    graph = Graph("forward", image, (pixel_input(64, planar=True),), probability(), "fp16")
+    coreml.write([graph], tmp_path / "x.mlpackage")
+    spec = ct.models.MLModel(str(tmp_path / "x.mlpackage"), skip_model_load=True).get_spec()
+    assert spec.description.output[0].type.multiArrayType.dataType == FLOAT32_OUTPUT
+    found = coreml.evaluated(tmp_path / "x.mlpackage")("forward")(real_crops)
+    with torch.inference_mode():
+        expected = PixelDetector(detector, preprocessing)(torch.from_numpy(real_crops)).numpy()
+    assert expected.min() > 0.9995
+    np.testing.assert_allclose(1 - found.ravel(), 1 - expected, rtol=0.02)
+    assert len(np.unique(found)) > 4
