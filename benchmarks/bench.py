@@ -46,6 +46,7 @@ def _artifact_subject(bundle: Bundle, artifact: Artifact, threads: int) -> Subje
         scheme=artifact.scheme,
         device="cpu",
         threads=threads,
+        batch=artifact.batch or 1,
         input_size=bundle.manifest.crop.rule.size,
         status="not measured" if cannot else "evaluated" if by else "measured",
         reason=cannot or by or "",
@@ -150,6 +151,12 @@ def _notes(subjects: list[Subject], store: ClipStore, reference: Reference) -> l
     return list(dict.fromkeys(notes))
 
 
+def _not_cut(perturbed: dict[str, Path] | None) -> list[str]:
+    """Say of which ways to cut crops otherwise there is no clip."""
+    missing = [how.name for how in PERTURBATIONS if perturbed is not None and how.name not in perturbed]
+    return [f"No clip could be cut with {name}: none is found, or its package is not installed." for name in missing]
+
+
 def _diagnoses(paths: list[Path]) -> dict[str, Diagnosis]:
     """Return what int8 cost each int8 run, as the bundles and runs say."""
     found: dict[str, Diagnosis] = {}
@@ -237,6 +244,8 @@ def bench(
         if control is not None and subject.row.kind == "artifact":
             check_fits(subject, ClipStore(control))
     split, diagnoses = against.split, _diagnoses(path)
+    for scored in (split, "val"):
+        store.clips(scored)  # says now, and once, if one holds one label alone
     with tempfile.TemporaryDirectory() as folder:
         cut = perturbed_stores(store, split, sources, Path(folder), os.cpu_count() or 1) if sources else ()
         perturbed = {how.name: path for how, path in cut}
@@ -253,7 +262,7 @@ def bench(
         reference=against.summary(),
         speedup_over=over,
         diagnoses=diagnoses,
-        notes=_notes(subjects, store, against),
+        notes=[*_notes(subjects, store, against), *_not_cut(perturbed if sources else None)],
         rows=[subject.row for subject in subjects],
     )
     write_report(report, out)

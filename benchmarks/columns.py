@@ -47,6 +47,7 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
     "Scheme": lambda row: row.scheme,
     "Device": lambda row: row.device,
     "Threads": lambda row: str(row.threads),
+    "Batch": lambda row: str(row.batch),
     "Input, px": lambda row: str(row.input_size),
     "Size, MB": lambda row: figure(row.bytes / 1e6),
     "Load, ms": lambda row: figure(row.load_ms),

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import numpy as np
 
@@ -37,6 +37,12 @@ class Subject:
     scores: ClipScores | None = None
 
     @property
+    def form(self) -> tuple[object, ...]:
+        """What tells artifacts of one student, scheme and runtime apart."""
+        own = self.artifact
+        return (own.method, own.batch, own.delegate, PurePath(own.programs[0].file).suffix) if own else ()
+
+    @property
     def student_fp32(self) -> bool:
         """Whether verdict flips may refer to this row."""
         return self.row.kind == "run" and not self.teacher and self.row.scheme == "fp32"
@@ -64,7 +70,8 @@ def compare_rows(subjects: Sequence[Subject]) -> str | None:
     return f"{teachers[0].row.name} ({teachers[0].row.model}, torch fp32)" if teachers else None
 
 
-def _flips(mine: ClipScores, at: float, its: ClipScores, its_at: float) -> float:
+def flips(mine: ClipScores, at: float, its: ClipScores, its_at: float) -> float:
+    """Return the share of clips whose verdicts differ, each model at its own threshold."""
     return float(((mine.clips > at) != (its.clips > its_at)).mean())
 
 
@@ -73,9 +80,9 @@ def _set_flips(subject: Subject, student: Subject) -> None:
     mine, its, row = subject.scores, student.scores, subject.row
     assert mine is not None and its is not None and subject.threshold is not None and student.threshold is not None
     row.student = student.row.name
-    row.verdict_flips = _flips(mine, subject.threshold.value, its, student.threshold.value)
+    row.verdict_flips = flips(mine, subject.threshold.value, its, student.threshold.value)
     if subject.threshold.equal_error is not None and student.threshold.equal_error is not None:
-        row.equal_error_flips = _flips(mine, subject.threshold.equal_error, its, student.threshold.equal_error)
+        row.equal_error_flips = flips(mine, subject.threshold.equal_error, its, student.threshold.equal_error)
     if mine.frames is not None and its.frames is not None:
         seen = ~np.isnan(its.frames)
         verdicts = mine.frames[seen] > subject.threshold.value, its.frames[seen] > student.threshold.value
@@ -83,11 +90,12 @@ def _set_flips(subject: Subject, student: Subject) -> None:
 
 
 def _in_fp32(subject: Subject, subjects: Sequence[Subject]) -> Subject | None:
-    """Return the same student in fp32, in the same runtime on the same device and threads."""
+    """Return the same student in fp32, in the same runtime and form on the same device and threads."""
     own = subject.row
     for other in subjects:
         row = other.row
         same = (row.kind, row.runtime, row.device, row.threads) == (own.kind, own.runtime, own.device, own.threads)
+        same = same and other.form == subject.form
         if same and row.scheme == "fp32" and other.student == subject.student:
             return other
     return None

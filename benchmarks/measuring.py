@@ -13,7 +13,6 @@ from benchmarks.comparing import Subject
 from benchmarks.worker import Measurement, Scores, Task
 from compress.scoring import ClipScores, Takes, pictures_of
 from data.store import ClipStore
-from export.bundle import Artifact
 from stage import StageError
 
 TIMED_CROPS = 8
@@ -46,11 +45,6 @@ def write_timed_crops(store: ClipStore, split: str, folder: Path, takes: Takes |
         pairs = zip(picked, frames, strict=True)
         np.concatenate([pictures_of(store, clip, own, takes) for clip, own in pairs]).tofile(file)
     return file
-
-
-def _batch(artifact: Artifact | None) -> int:
-    """Return on how many samples a row is timed at once: as many as its program takes, one where any number goes."""
-    return artifact.batch or 1 if artifact and artifact.method != "steps" else 1
 
 
 @dataclass(frozen=True)
@@ -91,7 +85,7 @@ def task_of(subject: Subject, crops: Path, repeats: int, corpora: Corpora, first
         modalities=subject.takes.modalities,
         per=subject.takes.per,
         method=subject.artifact.method if subject.artifact else "forward",
-        batch=_batch(subject.artifact),
+        batch=subject.row.batch,
         frames=store.frames,
         crops=crops,
         scored=corpora.of(subject, first_threads),

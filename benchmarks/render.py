@@ -47,7 +47,7 @@ def _headline(report: Report) -> str:
     candidates = [
         (row.threads, row.latency_ms.p50, row.bytes, index)
         for index, row in enumerate(report.rows)
-        if (row.kind, row.status) == ("artifact", "measured") and row.scheme.startswith("int8")
+        if (row.kind, row.status, row.batch) == ("artifact", "measured", 1) and row.scheme.startswith("int8")
         if row.latency_ms and row.auc is not None
     ]
     if not candidates:
@@ -76,13 +76,14 @@ def _how(report: Report) -> dict[str, str]:
     students = ", ".join(sorted({row.student for row in report.rows if row.student}))
     return {
         "Process": "Each row is measured in a fresh process that loads nothing else.",
-        "Latency": "Milliseconds per frame at batch 1, or as a file's name states. "
+        "Latency": "Milliseconds per frame. "
         "Runs before the clock starts warm it up and do not count. "
         f"p50, p90 and p99 are percentiles over {span} repeats. "
-        "A model of whole clips is timed on clips, and each time divided by their frames.",
+        "A model of whole clips is timed on clips, and each time divided by their frames. Where clips overlap, as the "
+        "manifest's do by half, a file in steps runs score twice as often, and a whole-clip file takes twice as long.",
         "Load; frames/s": "From the file on disk to a model that is ready to run, once its runtime is imported. "
         "Runs in torch are fused, and converted to their scheme, while they load, and the peak has that in it. "
-        "Frames per second at batch 1.",
+        "Frames per second in such runs.",
         "Memory": "Peak is the largest resident set of the whole process up to the end of the timing. "
         "Over idle is the same less a process with the runtime imported and nothing loaded. An MB here has 2^20 bytes.",
         "Size": "Bytes of the artifact, or of the run's weights. An MB here has 10^6 bytes.",
@@ -204,7 +205,7 @@ def html(report: Report) -> str:
             for name, found in report.diagnoses.items()
         },
         noise_columns=NOISE_COLUMNS,
-        robustness={label(row, report.rows): robustness_rows(row) for row in report.rows if row.robustness},
+        robustness=[(label(row, report.rows), robustness_rows(row)) for row in report.rows if row.robustness],
         robustness_columns=ROBUSTNESS_COLUMNS,
         sections=_sections(report),
     )

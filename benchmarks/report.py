@@ -52,6 +52,8 @@ class Row(BaseModel):
     scheme: Scheme
     device: str
     threads: int
+    batch: int = 1
+    """Crops, or clips, that are scored at once."""
     input_size: int
     status: Literal["measured", "evaluated", "not measured", "failed"]
     """``evaluated``: scored by something in the runtime's place, as ``reason`` says; nothing was timed."""
@@ -63,7 +65,7 @@ class Row(BaseModel):
     latency_ms: Latency | None = None
     repeats: int = 0
     throughput: float | None = None
-    """Frames per second at batch 1."""
+    """Frames per second."""
     peak_memory_mb: float | None = None
     """Largest resident set of the whole process up to the end of the timing."""
     peak_memory_over_idle_mb: float | None = None
@@ -148,6 +150,10 @@ def read_report(path: Path) -> Report:
     """Read a ``report.json``. Raises StageError if it is missing, damaged or of another version."""
     try:
         report = Report.model_validate_json(path.read_text(encoding="utf-8"))
+        if report.schema_version != SCHEMA_VERSION:
+            raise StageError(
+                f"{path} is of schema version {report.schema_version}, this program reads {SCHEMA_VERSION}"
+            )
     except (OSError, UnicodeError) as error:
         raise StageError(f"{path} cannot be read: {error}") from error
     except ValidationError as error:

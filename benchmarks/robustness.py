@@ -25,19 +25,15 @@ def robustness_of(found: Mapping[str, ClipScores], threshold: Threshold) -> list
         before = unchanged.clips[[places[clip] for clip in scores.clip_ids]]
         after, labels = scores.clips, scores.labels
         auc, base = _auc(labels, after), _auc(labels, before)
-        equal = threshold.equal_error
+        at, equal = threshold.value, threshold.equal_error
         rows.append(
             Robustness(
                 perturbation=name,
                 clips=len(after),
                 auc=auc,
                 delta_auc=None if auc is None or base is None else auc - base,
-                verdict_flips=_flips(before, after, threshold.value),
-                equal_error_flips=None if equal is None else _flips(before, after, equal),
+                verdict_flips=float(((before > at) != (after > at)).mean()),
+                equal_error_flips=None if equal is None else float(((before > equal) != (after > equal)).mean()),
             )
         )
     return rows
-
-
-def _flips(before: NDArray[np.float64], after: NDArray[np.float64], at: float) -> float:
-    return float(((before > at) != (after > at)).mean())

@@ -24,6 +24,10 @@ MOST_SECONDS = 5.0
 """A slow model is repeated for this long, and at least FEWEST_REPEATS times."""
 
 
+Inputs = tuple[NDArray[np.generic], ...]
+"""What a model takes in one run."""
+
+
 class Task(BaseModel):
     """What a worker measures."""
 
@@ -58,14 +62,17 @@ class Task(BaseModel):
         """Frames that one run of the model takes."""
         return self.batch * (self.frames if self.per == "clip" else 1)
 
-    def inputs(self) -> list[tuple[NDArray[np.generic], ...]]:
-        """Read what the model is timed on, a batch for each crop or clip, which begins with it."""
+    def inputs(self) -> Callable[[int], Inputs]:
+        """Read what the model is timed on; return how a run's batch is made from its number."""
         of_clip = (self.frames,) if self.per == "clip" else ()
         several = (len(self.modalities),) if len(self.modalities) > 1 else ()
         crops = np.fromfile(self.crops, np.uint8).reshape(-1, *of_clip, *several, self.size, self.size, 3)
         valid = (np.ones((self.batch, self.frames), np.bool_),) if self.per == "clip" else ()
-        batches = (np.arange(len(crops))[:, None] + np.arange(self.batch)) % len(crops)
-        return [(crops[batch], *valid) for batch in batches]
+
+        def batch(number: int) -> Inputs:
+            return crops[(number + np.arange(self.batch)) % len(crops)], *valid
+
+        return batch
 
 
 class Scores(BaseModel):
@@ -157,12 +164,12 @@ def _load(task: Task) -> Score:
     return torch_scorer(detector, torch.device(task.device))
 
 
-def time_runs(score: Score, task: Task, inputs: list[tuple[NDArray[np.generic], ...]]) -> list[float]:
+def time_runs(score: Score, task: Task, inputs: Callable[[int], Inputs]) -> list[float]:
     """Return milliseconds per frame of runs on one input after another."""
     times: list[float] = []
     started = time.perf_counter()
     while len(times) < task.repeats:
-        pixels = inputs[len(times) % len(inputs)]
+        pixels = inputs(len(times))
         before = time.perf_counter()
         score(*pixels)
         times.append(1e3 * (time.perf_counter() - before) / task.frames_at_once)
@@ -172,10 +179,12 @@ def time_runs(score: Score, task: Task, inputs: list[tuple[NDArray[np.generic], 
 
 
 def _score_store(score: Score, task: Task, store_path: Path, split: str) -> Scores:
-    from compress.scoring import Takes, score_split
+    from compress.scoring import Takes, score_clip_list
     from data.store import ClipStore
 
-    scores = score_split(score, ClipStore(store_path), split, Takes(task.modalities, task.per))
+    store = ClipStore(store_path)
+    clips = store.clips(split, both=False)  # crops cut otherwise may be of one label
+    scores = score_clip_list(score, store, clips, f"score {split}", Takes(task.modalities, task.per))
     rows = None if scores.frames is None else scores.frames.tolist()
     return Scores(
         clip_ids=list(scores.clip_ids),
@@ -197,10 +206,10 @@ def timing(task: Task) -> Timing:
     score = _load(task)
     load_ms = 1e3 * (time.perf_counter() - before)
     before = time.perf_counter()
-    score(*inputs[0])
+    score(*inputs(0))
     first_run_ms = 1e3 * (time.perf_counter() - before)
     for index in range(WARM_UPS - 1):
-        score(*inputs[index % len(inputs)])
+        score(*inputs(index))
     times = time_runs(score, task, inputs)
     peak = _peak_mb()
     p50, p90, p99 = np.percentile(times, [50, 90, 99])

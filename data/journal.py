@@ -43,6 +43,16 @@ class Journal:
             return None
         return row
 
+    def rows(self) -> Iterator[Row]:
+        """Yield the rows of all files that are done."""
+        for file in sorted(self._rows.glob("*.json")):
+            if row := self.row(file.stem):
+                yield row
+
+    def forget(self, name: str) -> None:
+        """Let a file be worked on again."""
+        (self._rows / f"{name}.json").unlink(missing_ok=True)
+
     def taken_up(self) -> Iterator[str]:
         """Yield the names of files that were begun and not ended, and forget that they were."""
         for mark in sorted(self._started.iterdir()):

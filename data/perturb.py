@@ -126,6 +126,15 @@ def _as_prepared(
     return recompressed(frames) if settings.forge else frames, boxes
 
 
+def _other_detector(own: str) -> Detector | None:
+    """Return the detector that a store was not prepared with, or None if it is not installed."""
+    (other,) = set(DETECTORS) - {own}
+    try:
+        return DETECTORS[other]()
+    except StageError:
+        return None
+
+
 def _found_by(detector: Detector, frames: list[Frame], boxes: Boxes) -> tuple[Boxes, NDArray[np.bool_]] | None:
     """Return another detector's boxes of a face, and which frames count; None where it never finds the face."""
     faces: list[Face | None] = []
@@ -149,8 +158,8 @@ def _perturbed(
     if how.frames:
         frames = [how.frames(frame) for frame in frames]
     if how.other_detector:
-        (other,) = set(DETECTORS) - {settings.detector}
-        found = _found_by(DETECTORS[other](), frames, boxes)
+        detector = _other_detector(settings.detector)
+        found = _found_by(detector, frames, boxes) if detector else None
         if found is None:
             return None
         boxes, valid = found[0], found[1] & clip.valid
@@ -198,7 +207,7 @@ def _cut_again(store_path: Path, video: dict[str, Any], path: Path, folders: lis
 def perturbed_stores(
     store: ClipStore, split: str, roots: Sequence[Path], folder: Path, workers: int
 ) -> Iterator[tuple[Perturbation, Path]]:
-    """Write a store of RGB crops for every perturbation into ``folder``; yield them with their paths.
+    """Write a store of RGB crops for every perturbation into ``folder``; yield them, with their paths, that hold clips.
 
     roots: the folders that the store was prepared from. Raises StageError if a video is missing there or is another.
     """
@@ -210,8 +219,9 @@ def perturbed_stores(
     jobs = [(store.path, video, _source_of(roots, video["path"]), folders) for video in videos]
     in_processes(_cut_again, jobs, workers, "cut again")
     for how, own in zip(PERTURBATIONS, folders, strict=True):
-        _finish(own, store, videos)
-        yield how, own
+        if any((own / "clips").iterdir()):
+            _finish(own, store, videos)
+            yield how, own
 
 
 def _finish(folder: Path, store: ClipStore, videos: list[dict[str, Any]]) -> None:

@@ -40,7 +40,7 @@ class Marks:
 
 
 def annotate(path: Path, found: Detection, marks: Marks, out: Path) -> None:
-    """Write a video again with its marks, as H.264 without sound. Holds one frame in memory."""
+    """Write a video again with its marks, as H.264 without sound, at its mean frame rate. Holds one frame in memory."""
     with fetched(path) as file, Video(file) as video, written_whole(out) as aside:
         rate = Fraction(video.info.fps).limit_denominator(90_000)
         frames = (picture.rgb for picture in video.pictures())
@@ -60,7 +60,7 @@ def _drawn(frames: Iterator[Frame], found: Detection, marks: Marks) -> Iterator[
             _box(canvas, marks.boxes[number], marks.scores[number], found.threshold)
         _draw_score(strip, number, found, marks)
         canvas[height : height + len(strip), :width] = strip
-        said = f"video: {found.verdict} {found.score:.2f} (threshold {found.threshold:.2f})"
+        said = f"video: {found.verdict} {found.score:.3f} (threshold {found.threshold:.3f})"
         _text(canvas, said, 4, 4, max(0.45, width / 1400))
         yield canvas
 
@@ -92,7 +92,7 @@ def _box(canvas: Frame, box: NDArray[np.float32], score: float, threshold: float
     else:
         cv2.rectangle(canvas, (x0, y0), (x1, y1), REAL, 2)
     size = max(0.45, canvas.shape[1] / 1400)
-    _text(canvas, f"{'fake' if fake else 'real'} {score:.2f}", x0, y0 - 6, size)
+    _text(canvas, f"{'fake' if fake else 'real'} {score:.3f}", x0, y0 - 6, size)
 
 
 def _place(strip: Frame, found: Detection, frame: int, score: float) -> tuple[int, int]:

@@ -233,9 +233,9 @@ class Bundle:
         raise StageError(f"{self.path} has no artifact {file!r}; it has {known}")
 
     def chosen(self, file: str | None) -> Artifact:
-        """Return the named artifact, or the smallest whose runtime runs here: of clips, one that goes in steps.
+        """Return the named artifact, or the smallest that runs here: one sample at once, clips in steps.
 
-        Raises StageError if there is none.
+        Raises StageError if none runs here.
         """
         if file is not None:
             return self.artifact(file)
@@ -246,7 +246,7 @@ class Bundle:
         ]
         if not runnable:
             raise StageError(f"no artifact of {self.path} can run on this machine")
-        return min(runnable, key=lambda artifact: (artifact.method == "clip", artifact.bytes))
+        return min(runnable, key=lambda own: (own.batch not in (1, None), own.method == "clip", own.bytes))
 
     def checked_path(self, artifact: Artifact) -> Path:
         """Return where an artifact lies after comparing its hash. Raises StageError if the file was changed."""
@@ -272,7 +272,10 @@ class Bundle:
 
     def open(self, artifact: Artifact, threads: int = 1) -> Programs:
         """Load the programs by which an artifact scores, after checking its hash; raises as ``open_artifact``."""
-        return open_artifact(self.checked_path(artifact), artifact.runtime, threads, artifact.method)
+        path = self.checked_path(artifact)
+        if reason := artifact.cannot_run():
+            raise StageError(f"{path.name} cannot run here: {reason}")
+        return open_artifact(path, artifact.runtime, threads, artifact.method)
 
     def load(self, artifact: Artifact, threads: int = 1) -> Runner:
         """Load an artifact after checking its hash: what it takes (``Runner``) -> P(fake) float32 [N]."""

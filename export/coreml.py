@@ -104,14 +104,16 @@ def _converted(graph: "Graph") -> Any:
         return ct.optimize.coreml.palettize_weights(model, ct.optimize.coreml.OptimizationConfig(global_config=config))
 
 
-def delegate_partitioner(scheme: Scheme) -> Any:
+def delegate_partitioner() -> Any:
     """Return what chooses the operations that Core ML computes inside a ``.pte``."""
     ct = _quietly_imported()
     from executorch.backends.apple.coreml.compiler import CoreMLBackend
     from executorch.backends.apple.coreml.partition import CoreMLPartitioner
 
-    precision = ct.precision.FLOAT16 if scheme in HALF else ct.precision.FLOAT32
-    specs = CoreMLBackend.generate_compile_specs(compute_precision=precision, minimum_deployment_target=ct.target.iOS17)
+    # An fp16 program is in float16 already, but for what turns logits into P(fake).
+    specs = CoreMLBackend.generate_compile_specs(
+        compute_precision=ct.precision.FLOAT32, minimum_deployment_target=ct.target.iOS17
+    )
     # Core ML has no tensors of bytes: pixels become floats before it.
     cast = ["dim_order_ops._to_dim_order_copy.default"]
     return CoreMLPartitioner(skip_ops_for_coreml_delegation=cast, compile_specs=specs)

@@ -12,7 +12,7 @@ from export.annotate import annotate as write_annotated
 from export.bundle import Bundle
 from export.scan import scan, videos_in
 from export.scorer import Detection, VideoScorer
-from stage import StageError, refuse_existing, run_as_script, say
+from stage import StageError, run_as_script, say
 
 
 def _line(found: Detection) -> str:
@@ -24,14 +24,20 @@ def _line(found: Detection) -> str:
     )
 
 
-def _check(videos: list[Path], annotate: Path | None, out: Path | None, workers: int, ray: str | None) -> None:
+def _check(
+    videos: list[Path], as_json: bool, annotate: Path | None, out: Path | None, workers: int, ray: str | None
+) -> None:
     """Raise StageError for options that do not go together."""
     if annotate is not None:
         if len(videos) != 1 or out is not None:
             raise StageError("--annotate is for one video, without --out")
         if videos[0].suffix.lower() in PHOTO_SUFFIXES:
             raise StageError(f"--annotate is for videos, and {videos[0]} is a photo")
-        refuse_existing(annotate)
+        if annotate.suffix.lower() != ".mp4" or annotate.exists():
+            said = "already exists: remove it" if annotate.exists() else "is not an .mp4: name one"
+            raise StageError(f"--annotate {annotate} {said}")
+    if out is not None and as_json:
+        raise StageError("--json is for what is printed: the table of --out has the same columns")
     if out is None and (workers != 1 or ray is not None):
         raise StageError("--workers and --ray are for a table of many videos: give --out scores.parquet too")
 
@@ -59,12 +65,14 @@ def detect(
     Example: **pocketproof detect video.mp4 --bundle bundle**
     """
     videos = videos_in(video)
-    _check(videos, annotate, out, workers, ray)
+    _check(videos, as_json, annotate, out, workers, ray)
     opened = Bundle(bundle)
     opened.check_files()
     if out is not None:
         counts = scan(videos, opened, opened.chosen(artifact), out, workers, ray)
         say(f"{out}: {', '.join(f'{count} {status}' for status, count in counts.items())}")
+        if not counts["ok"]:
+            raise StageError(f"none of {sum(counts.values())} files could be scored: the reasons are in {out}")
         return
     scorer = VideoScorer.load(opened, artifact)
     failed = []

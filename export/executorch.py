@@ -21,7 +21,7 @@ ETRECORD = ".etrecord"
 ETRECORD_MEANING = "names the operations of the .pte for ExecuTorch's Inspector; not for the app"
 
 
-def _partitioner(delegate: Delegate, graphs: Sequence["Graph"]) -> Any:
+def _partitioner(delegate: Delegate) -> Any:
     """Return what chooses the operations for a delegate. Raises ImportError if this ExecuTorch does not have it."""
     if delegate == "xnnpack":
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
@@ -33,7 +33,7 @@ def _partitioner(delegate: Delegate, graphs: Sequence["Graph"]) -> Any:
         return VulkanPartitioner()
     from export.coreml import delegate_partitioner
 
-    return delegate_partitioner(graphs[0].scheme)
+    return delegate_partitioner()
 
 
 def write(
@@ -50,7 +50,7 @@ def write(
         warnings.simplefilter("ignore")
         exported = {graph.name: graph.exported for graph in graphs}
         try:
-            partitioner = [_partitioner(delegate, graphs)]
+            partitioner = [_partitioner(delegate)]
             edge = to_edge_transform_and_lower(exported, partitioner=partitioner, generate_etrecord=etrecord)
             lowered = edge.to_executorch()
         except Exception as error:

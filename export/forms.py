@@ -79,10 +79,10 @@ def parse_forms(formats: str, batch: str, delegates: str, etrecord: bool, ort: b
     asked = _named(delegates, get_args(Delegate), "--delegate")
     of_onnx = {"--batch": batch != "1", "--ort": ort}
     of_executorch = {"--delegate": asked != ["xnnpack"], "--etrecord": etrecord}
-    for runtime, options in {"onnxruntime": of_onnx, "executorch": of_executorch}.items():
+    for format, options in {"onnx": of_onnx, "executorch": of_executorch}.items():
         for option, given in options.items():
-            if given and runtime not in runtimes:
-                raise StageError(f"{option} is for {runtime}: add it to --format")
+            if given and FORMATS[format] not in runtimes:
+                raise StageError(f"{option} is for {format}: add it to --format")
     forms: list[Form] = []
     for name in runtimes:
         if name == "executorch":

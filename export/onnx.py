@@ -3,6 +3,7 @@
 import contextlib
 import io
 import logging
+import re
 import shutil
 import tempfile
 import warnings
@@ -29,7 +30,8 @@ def write(graphs: Sequence["Graph"], path: Path, ort: bool = False) -> dict[str,
     """Write one program as a ``.onnx``, or several into a folder.
 
     With ``ort`` in ONNX Runtime's own format, optimized for Arm processors; beside it goes what a build of the runtime
-    needs for it. Returns what the manifest says of it: the operators by program, and ONNX Runtime's check for phones.
+    needs for it. Returns what the manifest says of it: the operators by program (of a ``.ort`` those of all), and
+    ONNX Runtime's check for phones, which a ``.ort``, made for the processor, does not have.
     """
     import onnx
 
@@ -43,8 +45,12 @@ def write(graphs: Sequence["Graph"], path: Path, ort: bool = False) -> dict[str,
             plain = Path(folder) / f"{graph.name}.onnx"
             onnx.save(model, plain)
             operators[graph.name] = sorted({f"{node.domain or 'ai.onnx'}.{node.op_type}" for node in model.graph.node})
-            checks.append(f"{graph.name}: {_checked_for_phones(plain)}")
-        companions = _in_own_format(Path(folder), path) if ort else {}
+            if not ort:
+                checks.append(f"{graph.name}: {_checked_for_phones(plain)}")
+        companions: dict[str, str] = {}
+        if ort:
+            companions, required = _in_own_format(Path(folder), path)
+            operators = dict.fromkeys(operators, required)
         for graph in graphs:
             file = program_file(path, "onnxruntime", graph.name)
             file.parent.mkdir(exist_ok=True)
@@ -52,8 +58,11 @@ def write(graphs: Sequence["Graph"], path: Path, ort: bool = False) -> dict[str,
     return {"operators": operators, "phone_check": "; ".join(checks), "companions": companions}
 
 
-def _in_own_format(folder: Path, path: Path) -> dict[str, str]:
-    """Convert all programs of a folder, and write beside ``path`` what they need; return that file and its meaning."""
+def _in_own_format(folder: Path, path: Path) -> tuple[dict[str, str], list[str]]:
+    """Convert all programs of a folder, and write beside ``path`` what they need.
+
+    Returns that file with its meaning, and the operators, which are those after optimization.
+    """
     from onnxruntime.tools.convert_onnx_models_to_ort import OptimizationStyle, convert_onnx_models_to_ort
 
     logging.getLogger("ort_format_model.utils").setLevel(logging.WARNING)
@@ -64,7 +73,11 @@ def _in_own_format(folder: Path, path: Path) -> dict[str, str]:
     lines = [line for line in config.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
     required = path.with_name(f"{path.name}{REQUIRED}")
     required.write_text("\n".join([*lines, ""]), encoding="utf-8")
-    return {required.name: REQUIRED_MEANING}
+    # domain;opset;Operator{"inputs": {...}},Operator: what stands in braces are types.
+    plain = [re.sub(r"\{[^{}]*\}", "", re.sub(r"\{[^{}]*\}", "", line)).replace("{}", "") for line in lines]
+    parts = [re.sub(r"\{.*?\}", "", line).split(";") for line in plain if line.count(";") == 2]
+    operators = {f"{domain}.{name}" for domain, _, names in parts for name in names.split(",") if name}
+    return {required.name: REQUIRED_MEANING}, sorted(operators)
 
 
 def _checked_for_phones(file: Path) -> str:

@@ -17,7 +17,11 @@ def readme(manifest: Manifest) -> str:
     def shown(runtime: Runtime) -> Artifact | None:
         """Return the artifact of which the steps tell: a runtime's smallest, of clips one that goes in steps."""
         own = [artifact for artifact in manifest.artifacts if artifact.runtime == runtime]
-        usual = [a for a in own if a.method != "clip" and a.delegate in (None, "xnnpack") and ORT not in a.file]
+        usual = [
+            a
+            for a in own
+            if a.method != "clip" and a.delegate in (None, "xnnpack") and not a.programs[0].file.endswith(ORT)
+        ]
         return min(usual, key=lambda artifact: artifact.bytes, default=None)
 
     def file(runtime: Runtime) -> str:

@@ -89,10 +89,11 @@ SCORE_RULE = (
     "Cut the video into clips of exactly `frames` consecutive frames of one tracked face, each `hop` frames after the "
     "one before. Run embed once on every frame that counts, and put the embeddings in the order of the frames into "
     "score's input, with valid 1; other frames have an embedding of zeros and valid 0. A clip begins at a frame with "
-    "the face: the first such from there on. A frame counts if "
-    f"the face was found in it, or is missing for at most {BRIDGED_FRAMES} frames on end, with interpolated boxes; "
+    "the face: the first such from there on. A frame counts if the face was found in it, or is missing for at most "
+    f"{BRIDGED_FRAMES} frames on end within the clip, with boxes that are interpolated, and held at the clip's ends; "
     "frames of longer gaps do not count, nor those beyond the video's end. Leave out clips of which less than half of "
-    "the frames count. score gives a clip's P(fake); the mean over the clips above the threshold is a fake."
+    "the frames count, and one at the video's end whose frames were all in the clip before. score gives a clip's "
+    "P(fake); the mean over the clips above the threshold is a fake."
 )
 
 

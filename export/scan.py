@@ -6,17 +6,17 @@ import hashlib
 import json
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
-import cv2
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data.cluster import on_ray
 from data.journal import KILLER, Journal, Row, in_noted_processes
-from data.layouts import PHOTO_SUFFIXES, VIDEO_SUFFIXES, media
+from data.layouts import PHOTO_SUFFIXES, VIDEO_SUFFIXES, media, shown
 from data.remote import is_remote
 from data.video import UnreadableVideo
 from export.bundle import Artifact, Bundle
@@ -46,8 +46,10 @@ TABLE_SCHEMA = pa.schema(
     ]
 )
 """One row per video. ``status``: ok, no_face, unreadable, or refused (a photo, of a clip student)."""
-ARTIFACT_KEY = b"pocketproof.artifact.sha256"
-"""In the file's metadata: whose scores the table holds."""
+SCORER_KEY = b"pocketproof.scorer.sha256"
+"""In the file's metadata: what gave the scores, see ``_scorer_hash``."""
+FETCH = "cannot be fetched"
+"""Begins the reason of a file behind a URL that did not come."""
 
 
 def videos_in(paths: Sequence[Path]) -> list[Path]:
@@ -57,6 +59,8 @@ def videos_in(paths: Sequence[Path]) -> list[Path]:
     """
     found: list[Path] = []
     for path in paths:
+        if is_remote(path) and path.suffix.lower() not in VIDEO_SUFFIXES | PHOTO_SUFFIXES:
+            raise StageError(f"{path} is not the URL of a video or photo: folders behind URLs are not listed")
         if is_remote(path) or not path.is_dir():
             found.append(path)
             continue
@@ -68,28 +72,47 @@ def videos_in(paths: Sequence[Path]) -> list[Path]:
 
 
 def _name(video: str) -> str:
-    return hashlib.sha256(video.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+    return hashlib.sha256(video.encode()).hexdigest()[:32]
+
+
+def _scorer_hash(bundle: Bundle, artifact: Artifact) -> str:
+    """Return the SHA-256 of all that decides a score and a verdict: the artifact, its threshold, crops and clips."""
+    manifest = bundle.manifest
+    parts = [artifact.sha256, *(part.model_dump_json() for part in (artifact.threshold, manifest.crop, manifest.clip))]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def _stamp(path: Path) -> Row:
     """Return what tells whether a file is the one that was scored."""
     try:
         known = path.stat()
-    except OSError:  # its row will say that it cannot be read
+    except Exception as error:  # each storage client has its own errors; the row will say that it cannot be read
+        if not isinstance(error, OSError) and not is_remote(path):
+            raise
         return {"bytes": -1, "modified_ns": -1}
-    return {"bytes": known.st_size, "modified_ns": 0 if is_remote(path) else known.st_mtime_ns}
+    return {"bytes": known.st_size, "modified_ns": round(1e9 * known.st_mtime)}
+
+
+def _is_of(row: Row | None, stamp: Row) -> bool:
+    """Tell whether a row is that of a file as it is now."""
+    return row is not None and {key: row[key] for key in stamp} == stamp
+
+
+def _may_pass(row: Row) -> bool:
+    """Tell whether a file that could not be scored may be another time: its way was broken, or the memory short."""
+    reason = str(row["reason"])
+    return row["status"] == "unreadable" and (reason == KILLER or reason.startswith(FETCH))
 
 
 def _row(path: Path, scorer: VideoScorer) -> Row:
     """Score a video; whatever happens, it has a row."""
-    cv2.setNumThreads(1)  # the processes are the threads
-    row = {"video": str(path), "artifact": scorer.artifact.file, "reason": ""} | _stamp(path)
+    row = {"video": shown(path), "artifact": scorer.artifact.file, "reason": ""} | _stamp(path)
     try:
         return row | {"status": "ok"} | scorer.detect(path).model_dump()
     except UnreadableVideo as error:
         return row | {"status": "unreadable", "reason": " ".join(error.what.split())}
-    except NoFace:
-        return row | {"status": "no_face", "reason": "no face in any frame"}
+    except NoFace as error:
+        return row | {"status": "no_face", "reason": error.what}
     except StageError as error:
         return row | {"status": "refused", "reason": str(error)}
 
@@ -100,8 +123,10 @@ def _scorer_here(bundle: Path, file: str) -> VideoScorer:
 
 
 def _scan_here(video: Path, name: str, bundle: Path, file: str, folder: Path) -> None:
-    """Score a video in a process of this machine, and note its row."""
+    """Score a video in a process of this machine, and note its row, unless that was done."""
     journal = Journal(folder)
+    if _is_of(journal.row(name), _stamp(video)):
+        return
     journal.begin(name)
     journal.note(name, _row(video, _scorer_here(bundle, file)))
 
@@ -131,7 +156,7 @@ def _parcel(bundle: Bundle, artifact: Artifact) -> dict[str, bytes]:
     }
 
 
-def read_table(out: Path, artifact: Artifact) -> list[Row]:
+def _read_table(out: Path, artifact: Artifact, scorer: str) -> list[Row]:
     """Return the rows of a table of scores; none if there is no file.
 
     Raises StageError if it is something else, or holds the scores of another artifact.
@@ -144,68 +169,75 @@ def read_table(out: Path, artifact: Artifact) -> list[Row]:
         raise StageError(f"{out} is not a table of scores ({reason_of(error)}): give another --out") from error
     if not table.schema.equals(TABLE_SCHEMA):
         raise StageError(f"{out} is not a table of scores: give another --out")
-    if (table.schema.metadata or {}).get(ARTIFACT_KEY) != artifact.sha256.encode():
-        raise StageError(f"{out} holds scores of another artifact than {artifact.file}: give another --out")
+    if (table.schema.metadata or {}).get(SCORER_KEY) != scorer.encode():
+        raise StageError(
+            f"{out} holds scores of another artifact or manifest than {artifact.file}'s: give another --out"
+        )
     rows: list[Row] = table.to_pylist()
     return rows
 
 
-def _write_table(out: Path, rows: list[Row], artifact: Artifact) -> None:
-    schema = TABLE_SCHEMA.with_metadata({ARTIFACT_KEY: artifact.sha256})
+def _write_table(out: Path, rows: list[Row], scorer: str) -> None:
+    schema = TABLE_SCHEMA.with_metadata({SCORER_KEY: scorer})
     with written_whole(out) as aside:
         pq.write_table(pa.Table.from_pylist(rows, schema=schema), aside)
 
 
 def scan(
     videos: Sequence[Path], bundle: Bundle, artifact: Artifact, out: Path, workers: int, ray: str | None
-) -> dict[str, int]:
+) -> Counter[str]:
     """Score videos into a table, and return how many of its rows have which status.
 
-    Rows that it has already, of the same artifact and unchanged files, stay. What an interrupted scan has done is kept
-    beside ``out``.
+    Rows that it has already, of unchanged files, stay. What an interrupted scan has done is kept beside ``out``. Raises
+    StageError if ``out`` holds something else, or scores of another artifact or by another manifest.
     """
-    folder = out.with_name(f".{out.name}.unfinished")
+    folder, scorer = out.with_name(f".{out.name}.unfinished"), _scorer_hash(bundle, artifact)
     with closing(locked(out)) as lock:
-        kept = {row["video"]: row for row in read_table(out, artifact)}
-        _go_on(folder, artifact)
+        rows = {row["video"]: row for row in _read_table(out, artifact, scorer)}
+        _go_on(folder, scorer)
         journal = Journal(folder)
-        paths = {str(path): path for path in (path if is_remote(path) else path.absolute() for path in videos)}
-        names = {_name(video): video for video in paths}
-        stamps = {video: _stamp(path) for video, path in paths.items()}
-
-        def is_done(name: str, row: Row | None) -> bool:
-            return row is not None and all(row[key] == value for key, value in stamps[names[name]].items())
-
-        todo = [name for name, video in names.items() if not is_done(name, journal.row(name) or kept.get(video))]
+        rows |= {row["video"]: row for row in journal.rows()}
+        absolute = [path if is_remote(path) else path.absolute() for path in videos]
+        todo = {}
+        for path in absolute:
+            known = rows.get(shown(path))
+            if known is None or not _is_of(known, _stamp(path)) or _may_pass(known):
+                todo[_name(shown(path))] = path
+                journal.forget(_name(shown(path)))
         if ray is None:
-            jobs = {name: (paths[names[name]], name, bundle.path, artifact.file, folder) for name in todo}
-
-            def killed(name: str) -> Row:
-                base = {"video": names[name], "artifact": artifact.file} | stamps[names[name]]
-                return base | {"status": "unreadable", "reason": KILLER}
-
-            in_noted_processes(_scan_here, jobs, journal, workers, "detect", killed)
+            _in_processes(todo, bundle, artifact, folder, workers)
         else:
-            _on_ray({name: paths[names[name]] for name in todo}, bundle, artifact, journal, ray, workers)
-        kept |= {names[name]: row for name in names if (row := journal.row(name))}
-        _write_table(out, [kept[video] for video in sorted(kept)], artifact)
+            _on_ray(todo, bundle, artifact, journal, ray, workers)
+        rows |= {row["video"]: row for row in journal.rows()}
+        _write_table(out, [rows[video] for video in sorted(rows)], scorer)
         shutil.rmtree(folder)
         Path(lock.name).unlink(missing_ok=True)
-    counts: dict[str, int] = {}
-    for row in kept.values():
-        counts[row["status"]] = counts.get(row["status"], 0) + 1
-    return counts
+    return Counter(row["status"] for row in rows.values())
 
 
-def _go_on(folder: Path, artifact: Artifact) -> None:
-    """Make the folder of an unfinished scan, or go on with that of the same artifact."""
-    mark = folder / "artifact.json"
-    if folder.exists() and (not mark.exists() or json.loads(mark.read_text()) != artifact.sha256):
+def _go_on(folder: Path, scorer: str) -> None:
+    """Make the folder of an unfinished scan, or go on with that of the same artifact and rules."""
+    mark = folder / "scorer.txt"
+    if folder.exists() and not (mark.exists() and mark.read_text() == scorer):
         say(f"{folder} is of another artifact: starting anew")
         shutil.rmtree(folder)
     Journal(folder).open()
     with written_whole(mark) as aside:
-        aside.write_text(json.dumps(artifact.sha256))
+        aside.write_text(scorer)
+
+
+def _killed(path: Path, artifact: Artifact) -> Row:
+    base = {"video": shown(path), "artifact": artifact.file} | _stamp(path)
+    return base | {"status": "unreadable", "reason": KILLER}
+
+
+def _in_processes(todo: dict[str, Path], bundle: Bundle, artifact: Artifact, folder: Path, workers: int) -> None:
+    jobs = {name: (path, name, bundle.path, artifact.file, folder) for name, path in todo.items()}
+
+    def killed(name: str) -> Row:
+        return _killed(todo[name], artifact)
+
+    in_noted_processes(_scan_here, jobs, Journal(folder), workers, "detect", killed)
 
 
 def _on_ray(
@@ -213,9 +245,6 @@ def _on_ray(
 ) -> None:
     """Score on a cluster, whose machines reach the videos by the same paths and need nothing else of this one."""
     files = _parcel(bundle, artifact)
-    named = {str(path): name for name, path in videos.items()}
     jobs = [(path, artifact.file, files, artifact.sha256) for path in videos.values()]
     for (path, *_), result in on_ray(_scan_there, jobs, address, workers, "detect"):
-        base = {"video": str(path), "artifact": artifact.file} | _stamp(path)
-        row = json.loads(result["row"]) if result else base | {"status": "unreadable", "reason": KILLER}
-        journal.note(named[str(path)], row)
+        journal.note(_name(shown(path)), json.loads(result["row"]) if result else _killed(path, artifact))

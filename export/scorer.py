@@ -6,13 +6,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from data.clips import FaceClip, face_clips
 from data.faces import DETECTORS
-from data.layouts import PHOTO_SUFFIXES
+from data.layouts import PHOTO_SUFFIXES, shown
 from data.photo import Photo
 from data.remote import fetched
 from data.tracks import Seen, Tracker
@@ -24,7 +25,11 @@ from stage import StageError
 
 
 class NoFace(StageError):
-    """A video in which there is nothing to score."""
+    """A video in which there is nothing to score; ``what`` says why, without the path."""
+
+    def __init__(self, path: str, what: str) -> None:
+        super().__init__(f"{what} in {path}: there is nothing to score")
+        self.what = what
 
 
 class ScoredClip(BaseModel):
@@ -39,7 +44,10 @@ class ScoredClip(BaseModel):
 
 
 class Milliseconds(BaseModel):
-    """Where the time of a video went, on one thread; None of what was evaluated in a runtime's place."""
+    """Where the time of a video went: on one thread, but for decoding, whose threads FFmpeg chooses.
+
+    None of what was evaluated in a runtime's place.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
@@ -139,16 +147,17 @@ class VideoScorer:
         Raises UnreadableVideo if the file cannot be read, NoFace if there is no face to score, StageError for a photo
         and a clip student.
         """
+        cv2.setNumThreads(1)
         is_photo = path.suffix.lower() in PHOTO_SUFFIXES
         if is_photo and self.manifest.clip.per == "clip":
-            raise StageError(f"{path} is a photo, and {self.artifact.file} scores clips of frames: give videos")
+            raise StageError(f"{shown(path)} is a photo, and {self.artifact.file} scores clips of frames: give videos")
         watch = Stopwatch()
         found = _Found()
         with watch.stage("whole"), fetched(path) as file, Photo(file) if is_photo else Video(file) as video:
             self._score_clips(video, watch, found, on_clip)
         if not found.clips:
             seen = f" in half of {self.manifest.clip.frames} frames on end" if found.left_out else ""
-            raise NoFace(f"no face was found{seen} in {path}: there is nothing to score")
+            raise NoFace(shown(path), f"no face was found{seen}")
         return self._detection(path, found, watch)
 
     def _score_clips(self, video: Video | Photo, watch: Stopwatch, found: "_Found", on_clip: OnClip | None) -> None:
@@ -181,7 +190,7 @@ class VideoScorer:
         if by:
             spent = {name: value for name, value in spent.items() if name not in ("embed", "score")}
         return Detection(
-            video=str(path),
+            video=shown(path),
             score=score,
             verdict="fake" if score > threshold else "real",
             threshold=threshold,

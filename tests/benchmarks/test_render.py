@@ -336,6 +336,10 @@ def test_write_report_writes_three_files_and_the_json_reads_back(report: Report,
     write_report(report, out)
     assert sorted(path.name for path in out.iterdir()) == ["report.html", "report.json", "report.md"]
     assert read_report(out / "report.json") == report
+    older = (out / "report.json").read_text().replace('"schema_version": 4', '"schema_version": 3')
+    (out / "report.json").write_text(older)
+    with pytest.raises(StageError, match=r"report.json is of schema version 3, this program reads 4"):
+        read_report(out / "report.json")
     assert (out / "report.md").read_text(encoding="utf-8") == markdown(report)
     assert (out / "report.html").read_text(encoding="utf-8") == html(report)
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from data import perturb
 from data.demo import render_corpora
 from data.perturb import PERTURBATIONS, Perturbation, colours_mixed_up, on_its_side, perturbed_stores
 from data.prepare import prepare
@@ -85,11 +86,22 @@ def test_boxes_move_by_a_share_of_their_width_all_frames_alike():
     assert not np.allclose(offsets, Perturbation("x", shift=0.1).boxes(boxes, "clip-1") - boxes)
 
 
-def test_kernels_and_sides_and_jpeg_change_the_crop_a_little(stores, opened_store):
+def test_kernels_and_sides_and_jpeg(stores, opened_store, demo_corpus):
     before = opened_store.pixels(opened_store.clips("test")[0])[0].astype(int)
-    for name in ("resized by nearest neighbour", "resized bicubically", "resized by Lanczos", "JPEG 75", "JPEG 50"):
+    frame, box, _ = _frame(demo_corpus, opened_store)
+    left, top, side = opened_store.info.settings.crop.square(box)
+    square = np.pad(frame, ((side, side), (side, side), (0, 0)))[top + side :, left + side :][:side, :side]
+    kernels = {
+        "resized by nearest neighbour": cv2.INTER_NEAREST,
+        "resized bilinearly": cv2.INTER_LINEAR,
+        "resized bicubically": cv2.INTER_CUBIC,
+        "resized by Lanczos": cv2.INTER_LANCZOS4,
+    }
+    for name, kernel in kernels.items():
         found = stores[name].pixels(stores[name].clips("test")[0])[0]
-        assert 0 < np.abs(found - before).mean() < 12
+        np.testing.assert_array_equal(found, cv2.resize(square, (64, 64), interpolation=kernel))
+    worse = [np.abs(stores[n].pixels(stores[n].clips("test")[0])[0] - before).mean() for n in ("JPEG 75", "JPEG 50")]
+    assert 0 < worse[0] < worse[1] < 12
     turned = stores["turned by 90 degrees"].pixels(stores["turned by 90 degrees"].clips("test")[0])[0]
     np.testing.assert_array_equal(turned, cv2.rotate(before.astype(np.uint8), cv2.ROTATE_90_CLOCKWISE))
 
@@ -147,3 +159,12 @@ def test_other_videos_are_refused(here, demo_store, demo_corpus, tmp_path):
         shutil.copy(demo_corpus / its.relative_to(other), file)
     with pytest.raises(StageError, match=r"\.mp4 does not give the crops of .*: it is not the file that was prepared"):
         list(perturbed_stores(store, "test", [other], tmp_path / "c", 1))
+
+
+def test_without_another_detector_there_is_no_store_of_its_boxes(here, demo_store, demo_corpus, tmp_path, monkeypatch):
+    def missing() -> None:
+        raise StageError("--detector mtcnn needs the extra")
+
+    monkeypatch.setitem(perturb.DETECTORS, "mtcnn", missing)
+    made = [how.name for how, _ in perturbed_stores(ClipStore(demo_store), "test", [demo_corpus], tmp_path / "cut", 1)]
+    assert made == [how.name for how in PERTURBATIONS if not how.other_detector]

@@ -41,7 +41,9 @@ def test_the_copy_shows_box_and_scores(frames, bundle_path, tmp_path, capsys):
 
 def test_nothing_is_overwritten(frames, bundle_path, tmp_path):
     write_video(tmp_path / "face.mp4", frames)
-    with pytest.raises(StageError, match=r"face.mp4 already exists"):
+    with pytest.raises(StageError, match=r"--annotate .*face.avi is not an .mp4: name one"):
+        detect([tmp_path / "face.mp4"], bundle_path, FILE, annotate=tmp_path / "face.avi")
+    with pytest.raises(StageError, match=r"--annotate .*face.mp4 already exists: remove it"):
         detect([tmp_path / "face.mp4"], bundle_path, FILE, annotate=tmp_path / "face.mp4")
     with pytest.raises(StageError, match="--annotate is for one video, without --out"):
         detect([tmp_path / "face.mp4", tmp_path / "b.mp4"], bundle_path, FILE, annotate=tmp_path / "x.mp4")

@@ -241,7 +241,7 @@ def test_clip_with_too_few_frames_is_nothing_to_score(bundle, demo_corpus):
         scorer.detect(video)
 
 
-@pytest.mark.parametrize(("scheme", "formats"), [("int8", "executorch,onnx"), ("fp16", "executorch,coreml")])
+@pytest.mark.parametrize(("scheme", "formats"), [("int8", "executorch,onnx"), ("fp16", "coreml")])
 def test_a_clip_student_in_fewer_bits_is_exported(run_path, demo_store, tmp_path, monkeypatch, scheme, formats):
     def forms(_info, asked):  # each in one of two ways, for the sake of time
         return [dataclasses.replace(f, method="steps" if f.runtime == "executorch" else "clip") for f in asked]

@@ -91,6 +91,7 @@ def test_what_was_embedded_is_not_embedded_again():
         ({"workers": 2}, "--workers and --ray are for a table of many videos: give --out scores.parquet too"),
         ({"ray": "local"}, "--workers and --ray are for a table"),
         ({"annotate": "a.mp4", "out": "t.parquet"}, "--annotate is for one video, without --out"),
+        ({"as_json": True, "out": "t.parquet"}, "--json is for what is printed: the table of --out has the same"),
     ],
 )
 def test_options_that_do_not_go_together(bundle, demo_control, tmp_path, options, message):

@@ -1,5 +1,7 @@
 """Many videos into one table: a row for each whatever happens, no work twice, the same on a cluster."""
 
+import json
+import os
 import shutil
 import time
 
@@ -8,12 +10,15 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from data.journal import KILLER, Journal
+from data.remote import place
 from data.video import write_video
 from export.bundle import Bundle
 from export.detect import detect
 from export.scan import scan
 from export.scorer import VideoScorer
-from stage import StageError, locked
+from stage import StageError, WorkerDied, locked
+from tests.export.clip_student import clip_bundle
 
 FILE = "test_byobnet-fp32.onnx"
 
@@ -56,7 +61,7 @@ def test_every_file_has_its_row(folder, bundle_path, tmp_path, here, capsys):
         "000.mp4": "ok", "001.mp4": "ok",
     }  # fmt: skip
     assert rows["<b>text.mp4"]["reason"].startswith("cannot be read as a video: Invalid data")
-    assert rows["<b>text.mp4"]["score"] is None and rows["black.mp4"]["reason"] == "no face in any frame"
+    assert rows["<b>text.mp4"]["score"] is None and rows["black.mp4"]["reason"] == "no face was found"
     scorer = VideoScorer.load(Bundle(bundle_path), FILE)
     for name in ("000.mp4", "001.mp4"):
         alone = scorer.detect(folder / "real" / name).model_dump()
@@ -84,6 +89,9 @@ def test_an_interrupted_scan_goes_on(folder, bundle_path, tmp_path, here, monkey
     assert not out.exists()
     (tmp_path / ".scores.parquet.unfinished" / "rows" / "torn.json").write_text("")
     here.clear()
+    detect([folder / "real"], bundle_path, FILE, out=out)
+    begun = len(here)
+    assert len(_rows(out)) == 2 + begun  # those of the first command are in it too
     detect([folder], bundle_path, FILE, out=out)
     assert len(here) == 3
     timings = ("milliseconds",)
@@ -124,7 +132,7 @@ def test_processes_and_a_cluster_give_the_same_rows(folder, bundle_path, tmp_pat
 def test_a_table_of_something_else_is_refused(folder, bundle_path, tmp_path, here):
     out = tmp_path / "scores.parquet"
     detect([folder / "face.png"], bundle_path, FILE, out=out)
-    with pytest.raises(StageError, match=r"holds scores of another artifact than test_byobnet-int8.onnx: give another"):
+    with pytest.raises(StageError, match=r"holds scores of another artifact or manifest than test_byobnet-int8.onnx"):
         detect([folder], bundle_path, "test_byobnet-int8.onnx", out=out)
     (tmp_path / "text").write_text("x")
     with pytest.raises(StageError, match=r"text is not a table of scores \(.*\): give another --out"):
@@ -132,3 +140,57 @@ def test_a_table_of_something_else_is_refused(folder, bundle_path, tmp_path, her
     assert (tmp_path / "text").read_text() == "x"
     with locked(out), pytest.raises(StageError, match=r"scores.parquet is being made by another process"):
         detect([folder], bundle_path, FILE, out=out)
+
+
+def test_a_file_that_kills_its_process_has_its_row_and_is_tried_once_more_another_time(
+    folder, bundle_path, tmp_path, monkeypatch
+):
+    killed = []
+
+    def dying(function, jobs, *_):
+        for job in jobs:
+            journal = Journal(job[4])
+            if job[0].name == "black.mp4" and not journal.row(job[1]):
+                journal.begin(job[1])
+                killed.append(job[1])
+                raise WorkerDied("detect: a process was killed")
+            function(*job)
+
+    out = tmp_path / "scores.parquet"
+    with monkeypatch.context() as patch:
+        patch.setattr("data.journal.in_processes", dying)
+        detect([folder], bundle_path, FILE, out=out)
+    assert len(killed) == 2
+    row = _rows(out)["black.mp4"]
+    assert (row["status"], row["reason"]) == ("unreadable", KILLER)
+    monkeypatch.setattr("data.journal.in_processes", lambda function, jobs, *_: [function(*job) for job in jobs])
+    detect([folder], bundle_path, FILE, out=out)
+    assert _rows(out)["black.mp4"]["status"] == "no_face"
+
+
+def test_a_name_that_is_not_utf8_is_spelled_out(demo_control, bundle_path, tmp_path, here, capsys):
+    name = os.fsdecode(b"\xff.mp4")
+    shutil.copy(demo_control / "real" / "000.mp4", tmp_path / name)
+    detect([tmp_path / name], bundle_path, FILE, as_json=True)
+    assert json.loads(capsys.readouterr().out)["video"].endswith("\\xff.mp4")
+    detect([tmp_path / name], bundle_path, FILE, out=tmp_path / "t.parquet")
+    assert list(_rows(tmp_path / "t.parquet")) == ["\\xff.mp4"]
+
+
+def test_nothing_that_could_be_scored_is_an_error(bundle_path, tmp_path, here):
+    (tmp_path / "text.mp4").write_text("not a video")
+    with pytest.raises(StageError, match=r"none of 1 files could be scored: the reasons are in .*t.parquet"):
+        detect([tmp_path / "text.mp4"], bundle_path, FILE, out=tmp_path / "t.parquet")
+    assert _rows(tmp_path / "t.parquet")["text.mp4"]["status"] == "unreadable"
+
+
+def test_a_photo_of_a_clip_student_is_refused_in_its_row(demo_store, folder, tmp_path, here, tmp_path_factory):
+    bundle = clip_bundle(demo_store, tmp_path_factory)
+    detect([folder / "face.png", folder / "real"], bundle, out=tmp_path / "t.parquet")
+    row = _rows(tmp_path / "t.parquet")["face.png"]
+    assert row["status"] == "refused" and "is a photo, and test_byobnet-clip-fp32" in row["reason"]
+
+
+def test_a_url_that_is_no_file_is_refused(bundle_path):
+    with pytest.raises(StageError, match=r"memory://bucket/videos is not the URL of a video or photo"):
+        detect([place("memory://bucket/videos")], bundle_path)
