@@ -31,9 +31,9 @@ from tests.export.clip_student import NAME, clip_bundle
 ROW_KEYS = {
     "name", "kind", "model", "runtime", "scheme", "device", "threads", "batch", "input_size", "status", "reason",
     "bytes", "load_ms", "first_run_ms", "latency_ms", "repeats", "throughput", "peak_memory_mb",
-    "peak_memory_over_idle_mb", "delegated_fraction", "threshold", "auc", "auc_interval", "frame_auc", "eer", "ap", "accuracy", "tpr_at_fpr",
-    "delta_auc", "student", "verdict_flips", "equal_error_flips", "frame_verdict_flips", "control_auc", "speedup",
-    "size_ratio", "earned", "earned_because", "robustness",
+    "peak_memory_over_idle_mb", "delegated_fraction", "threshold", "auc", "auc_interval", "frame_auc", "eer", "ap",
+    "accuracy", "tpr_at_fpr", "delta_auc", "student", "verdict_flips", "equal_error_flips", "frame_verdict_flips",
+    "control_auc", "speedup", "size_ratio", "earned", "earned_because", "robustness",
 }  # fmt: skip
 
 
