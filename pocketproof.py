@@ -29,7 +29,7 @@ STAGES = {
 }
 """Sub-command to its module, which has a function of the same name, and one line of help."""
 
-RENDERS, CONTROLS, FRAMES, EPOCHS = 80, 12, 4, 2
+RENDERS, CONTROLS, FRAMES, SIZE, EPOCHS = 80, 12, 4, 196, 2
 RATIOS = "0.65,0.1,0.25"
 TEACHER, STUDENT, LARGE_TEACHER = "repvit_m1_0", "repvit_m0_9", "vit_base_patch14_dinov2"
 
@@ -71,7 +71,7 @@ def demo(
     store, control_store, runs = out / "store", out / "control-store", out / "runs"
     teacher, student, int8 = runs / "teacher", runs / "student", runs / "student-int8"
     large, ref, bundle, report = runs / "dinov2-base-random", out / "reference.json", out / "bundle", out / "report"
-    prepared: dict[str, Any] = {"frames": FRAMES, "workers": workers, "seed": seed}
+    prepared: dict[str, Any] = {"frames": FRAMES, "size": SIZE, "workers": workers, "seed": seed}
     scratch: dict[str, Any] = {"random_weights": True, "unfreeze": "all", "learning_rate": 2e-3, "seed": seed}
     steps: dict[str, tuple[Path, Callable[[], object]]] = {
         "render videos": (store, lambda: render_corpora(out, RENDERS, CONTROLS, seed, workers)),
@@ -92,7 +92,7 @@ def demo(
             student,
             lambda: distill(store, student, teacher, student=STUDENT, epochs=EPOCHS, seed=seed),
         ),
-        "quantize to int8": (int8, lambda: quantize(student, store, int8, calibration_clips=64, seed=seed)),
+        "quantize to int8": (int8, lambda: quantize(student, store, int8, calibration_clips=32, seed=seed)),
         "export to three runtimes": (bundle, lambda: export([student, int8], store, bundle)),
         "measure the reference": (ref, lambda: reference(teacher, store, ref, repeats=30)),
         "measure everything": (
