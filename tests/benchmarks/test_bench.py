@@ -263,7 +263,7 @@ def test_clip_artifacts_have_rows(
         [clip_artifacts], demo_store, reference_file, tmp_path / "report", repeats=10, control=demo_control_store
     )
     bundle = Bundle(clip_artifacts)
-    whole = [f"test_byobnet-whole-clip-fp32.{ending}" for ending in ("pte", "onnx", "mlpackage")]
+    whole = [f"test_tiny-whole-clip-fp32.{ending}" for ending in ("pte", "onnx", "mlpackage")]
     steps = [f"{NAME}.pte", f"{NAME}-onnx", f"{NAME}-coreml"]
     assert [row.name for row in made.rows] == [name for pair in zip(steps, whole, strict=True) for name in pair]
     for row in made.rows[:4]:

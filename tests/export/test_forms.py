@@ -9,19 +9,15 @@ import numpy as np
 import onnxruntime
 import pytest
 from executorch.runtime import Runtime
-from torch import nn
 
-from export import executorch as pte
 from export.bundle import Bundle
 from export.export import export
 from export.forms import Form, parse_forms
-from export.programs import Graph, pixel_input, probability
 from export.runtimes import in_batches
 from export.verify import verify
-from models.detector import PixelDetector, Preprocessing
 from stage import StageError
 from tests.conftest import export_here, shared
-from tests.export.clip_student import clip_run
+from tests.export.clip_student import clip_run, frame_run
 
 
 @pytest.fixture(scope="module")
@@ -32,11 +28,11 @@ def for_servers(demo_store, student_run, int8_run, tmp_path_factory) -> Bundle:
 
 
 @pytest.fixture(scope="module")
-def delegated(demo_store, student_run, tmp_path_factory) -> Bundle:
-    """A student for a graphics processor."""
-    options = {"formats": "executorch", "delegate": "vulkan", "etrecord": True}
-    made = shared(tmp_path_factory, "delegates", lambda out: export_here([student_run], demo_store, out, **options))
-    return Bundle(made)
+def delegated(demo_store, tmp_path_factory) -> Bundle:
+    """A student of two convolutions for each of ExecuTorch's delegates."""
+    options = {"formats": "executorch", "delegate": "vulkan,coreml,xnnpack", "etrecord": True}
+    run = frame_run(tmp_path_factory)
+    return Bundle(shared(tmp_path_factory, "delegates", lambda out: export_here([run], demo_store, out, **options)))
 
 
 @pytest.mark.parametrize("ending", ["onnx", "ort"])
@@ -106,29 +102,21 @@ def test_files_hold_no_traces_of_how_they_were_made(for_servers):
     assert all(b"/export/programs.py" not in path.read_bytes() for path in for_servers.path.glob("*.on*"))
 
 
-def test_a_delegate_has_its_file(delegated):
+def test_each_delegate_has_its_file(delegated, real_crops):
     known = Runtime.get().backend_registry.registered_backend_names
-    artifact = delegated.artifact("test_byobnet-fp32-vulkan.pte")
-    assert artifact.delegate == "vulkan" and "VulkanBackend" in artifact.programs[0].operators
-    assert artifact.delegated_fraction > 0.5
-    if "VulkanBackend" not in known:
-        reason = "ExecuTorch has no VulkanBackend on this machine"
-        assert artifact.not_checked == f"not compared: {reason}" and artifact.cannot_run() == reason
-        assert artifact.threshold_from.endswith("in torch: it cannot run here")
-        with pytest.raises(StageError, match=f"fp32-vulkan.pte cannot run here: {reason}"):
-            delegated.load(artifact)
-        with pytest.raises(StageError, match=r"no artifact of .* can run on this machine"):
-            delegated.chosen(None)
-
-
-@pytest.mark.parametrize(("delegate", "backend"), [("coreml", "CoreMLBackend"), ("xnnpack", "XnnpackBackend")])
-def test_a_pte_says_what_it_hands_its_operations_to(tmp_path, delegate, backend):
-    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
-    detector = PixelDetector(network, Preprocessing.of("test_byobnet")).eval()
-    said = pte.write([Graph("forward", detector, (pixel_input(64),), probability())], tmp_path / "x.pte", delegate)
-    assert backend in said["operators"]["forward"] and said["delegated_fraction"] > 0.5
-    assert said["delegate"] == delegate and said["companions"] == {}
-    assert backend.encode() in (tmp_path / "x.pte").read_bytes()
+    for delegate, backend in {"coreml": "CoreMLBackend", "vulkan": "VulkanBackend"}.items():
+        artifact = delegated.artifact(f"test_tiny-fp32-{delegate}.pte")
+        assert artifact.delegate == delegate and backend in artifact.programs[0].operators
+        assert artifact.delegated_fraction > 0.5
+        assert backend.encode() in (delegated.path / artifact.file).read_bytes()
+        if backend not in known:
+            reason = f"ExecuTorch has no {backend} on this machine"
+            assert artifact.not_checked == f"not compared: {reason}" and artifact.cannot_run() == reason
+            assert artifact.threshold_from.endswith("in torch: it cannot run here")
+            with pytest.raises(StageError, match=f"fp32-{delegate}.pte cannot run here: {reason}"):
+                delegated.load(artifact)
+    assert delegated.chosen(None).file == "test_tiny-fp32.pte"
+    assert len(delegated.load(delegated.chosen(None))(real_crops)) == 24
 
 
 def test_a_bundle_with_files_for_other_machines_is_verified(delegated, capsys):
@@ -150,7 +138,7 @@ def test_a_clip_student_in_batches(demo_store, tmp_path_factory, tmp_path, opene
     export_here([clip_run(demo_store, tmp_path_factory)], demo_store, tmp_path / "bundle", "onnx", batch="3", ort=True)
     bundle = Bundle(tmp_path / "bundle")
     files = [artifact.file for artifact in bundle.manifest.artifacts]
-    steps, whole = "test_byobnet-clip-fp32-batch3", "test_byobnet-whole-clip-fp32-batch3"
+    steps, whole = "test_tiny-clip-fp32-batch3", "test_tiny-whole-clip-fp32-batch3"
     assert sorted(files) == [f"{steps}-onnx", f"{steps}-ort", f"{whole}.onnx", f"{whole}.ort"]
     expected = bundle.golden_outputs(bundle.artifact(f"{steps}-onnx"))
     for artifact in bundle.manifest.artifacts:

@@ -188,7 +188,7 @@ def test_a_photo_of_a_clip_student_is_refused_in_its_row(demo_store, folder, tmp
     bundle = clip_bundle(demo_store, tmp_path_factory)
     detect([folder / "face.png", folder / "real"], bundle, out=tmp_path / "t.parquet")
     row = _rows(tmp_path / "t.parquet")["face.png"]
-    assert row["status"] == "refused" and "is a photo, and test_byobnet-clip-fp32" in row["reason"]
+    assert row["status"] == "refused" and "is a photo, and test_tiny-clip-fp32" in row["reason"]
 
 
 def test_a_url_that_is_no_file_is_refused(bundle_path):
