@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from data.augment import generator
 from data.clips import bridge
 from data.faces import DETECTORS, Detector, Face, iou
-from data.layouts import PHOTO_SUFFIXES
+from data.layouts import is_photo
 from data.photo import Photo
 from data.prepare_video import forged, surroundings
 from data.recompress import through_jpeg
@@ -108,7 +108,7 @@ def _source_of(roots: Sequence[Path], name: str) -> Path:
 
 
 def _frames_of(path: Path, start: int, length: int) -> list[Frame]:
-    with Photo(path) if path.suffix.lower() in PHOTO_SUFFIXES else Video(path) as video:
+    with Photo(path) if is_photo(path) else Video(path) as video:
         found = [picture.rgb for picture, _ in zip(video.pictures(start), range(length), strict=False)]
     if len(found) < length:
         raise StageError(f"{path} has no {length} frames from {start} on: it is not the file that was prepared")

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from data.layouts import PHOTO_SUFFIXES
+from data.layouts import is_photo
 from data.remote import place
 from export.annotate import Marks
 from export.annotate import annotate as write_annotated
@@ -31,7 +31,7 @@ def _check(
     if annotate is not None:
         if len(videos) != 1 or out is not None:
             raise StageError("--annotate is for one video, without --out")
-        if videos[0].suffix.lower() in PHOTO_SUFFIXES:
+        if is_photo(videos[0]):
             raise StageError(f"--annotate is for videos, and {videos[0]} is a photo")
         if annotate.suffix.lower() != ".mp4" or annotate.exists():
             said = "already exists: remove it" if annotate.exists() else "is not an .mp4: name one"

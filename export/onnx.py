@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 OPSET = 20
 """The first with Gelu as one operator."""
 WORTH = {"YES": "worth it", "MAYBE": "perhaps worth it", "NO": "not worth it"}
+BRACES = r"\{[^{}]*\}"
 REQUIRED = ".required_operators.config"
 REQUIRED_MEANING = "operators and types that a build of ONNX Runtime for the .ort must have (--include_ops_by_config)"
 
@@ -73,9 +74,9 @@ def _in_own_format(folder: Path, path: Path) -> tuple[dict[str, str], list[str]]
     lines = [line for line in config.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
     required = path.with_name(f"{path.name}{REQUIRED}")
     required.write_text("\n".join([*lines, ""]), encoding="utf-8")
-    # domain;opset;Operator{"inputs": {...}},Operator: what stands in braces are types.
-    plain = [re.sub(r"\{[^{}]*\}", "", re.sub(r"\{[^{}]*\}", "", line)).replace("{}", "") for line in lines]
-    parts = [re.sub(r"\{.*?\}", "", line).split(";") for line in plain if line.count(";") == 2]
+    # domain;opset;Operator{"inputs": {...}},Operator: what stands in braces, two deep, are types.
+    plain = [re.sub(BRACES, "", re.sub(BRACES, "", line)) for line in lines]
+    parts = [line.split(";") for line in plain if line.count(";") == 2]
     operators = {f"{domain}.{name}" for domain, _, names in parts for name in names.split(",") if name}
     return {required.name: REQUIRED_MEANING}, sorted(operators)
 

@@ -33,8 +33,7 @@ PROGRAMS: dict[Method, tuple[ProgramName, ...]] = {
     "clip": ("clip",),
 }
 
-SUFFIXES: dict[str, Runtime] = {".pte": "executorch", ".onnx": "onnxruntime", ".mlpackage": "coreml"}
-SUFFIX_OF = {runtime: suffix for suffix, runtime in SUFFIXES.items()}
+SUFFIX_OF: dict[Runtime, str] = {"executorch": ".pte", "onnxruntime": ".onnx", "coreml": ".mlpackage"}
 ORT = ".ort"
 """Ends the name of a ``.onnx`` that ONNX Runtime has optimized for phones and written in its own format."""
 

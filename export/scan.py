@@ -71,8 +71,9 @@ def videos_in(paths: Sequence[Path]) -> list[Path]:
     return list(dict.fromkeys(found))
 
 
-def _name(video: str) -> str:
-    return hashlib.sha256(video.encode()).hexdigest()[:32]
+def _name(path: Path) -> str:
+    """Return the name of a file's row in the journal."""
+    return hashlib.sha256(shown(path).encode()).hexdigest()[:32]
 
 
 def _scorer_hash(bundle: Bundle, artifact: Artifact) -> str:
@@ -104,9 +105,18 @@ def _may_pass(row: Row) -> bool:
     return row["status"] == "unreadable" and (reason == KILLER or reason.startswith(FETCH))
 
 
+def _begun(path: Path, artifact: Artifact) -> Row:
+    """Return what a row says of a file before it is scored."""
+    return {"video": shown(path), "artifact": artifact.file, "reason": ""} | _stamp(path)
+
+
+def _killed(path: Path, artifact: Artifact) -> Row:
+    return _begun(path, artifact) | {"status": "unreadable", "reason": KILLER}
+
+
 def _row(path: Path, scorer: VideoScorer) -> Row:
     """Score a video; whatever happens, it has a row."""
-    row = {"video": shown(path), "artifact": scorer.artifact.file, "reason": ""} | _stamp(path)
+    row = _begun(path, scorer.artifact)
     try:
         return row | {"status": "ok"} | scorer.detect(path).model_dump()
     except UnreadableVideo as error:
@@ -202,8 +212,8 @@ def scan(
         for path in absolute:
             known = rows.get(shown(path))
             if known is None or not _is_of(known, _stamp(path)) or _may_pass(known):
-                todo[_name(shown(path))] = path
-                journal.forget(_name(shown(path)))
+                todo[_name(path)] = path
+                journal.forget(_name(path))
         if ray is None:
             _in_processes(todo, bundle, artifact, folder, workers)
         else:
@@ -226,11 +236,6 @@ def _go_on(folder: Path, scorer: str) -> None:
         aside.write_text(scorer)
 
 
-def _killed(path: Path, artifact: Artifact) -> Row:
-    base = {"video": shown(path), "artifact": artifact.file} | _stamp(path)
-    return base | {"status": "unreadable", "reason": KILLER}
-
-
 def _in_processes(todo: dict[str, Path], bundle: Bundle, artifact: Artifact, folder: Path, workers: int) -> None:
     jobs = {name: (path, name, bundle.path, artifact.file, folder) for name, path in todo.items()}
 
@@ -247,4 +252,4 @@ def _on_ray(
     files = _parcel(bundle, artifact)
     jobs = [(path, artifact.file, files, artifact.sha256) for path in videos.values()]
     for (path, *_), result in on_ray(_scan_there, jobs, address, workers, "detect"):
-        journal.note(_name(shown(path)), json.loads(result["row"]) if result else _killed(path, artifact))
+        journal.note(_name(path), json.loads(result["row"]) if result else _killed(path, artifact))

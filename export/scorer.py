@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 
 from data.clips import FaceClip, face_clips
 from data.faces import DETECTORS
-from data.layouts import PHOTO_SUFFIXES, shown
+from data.layouts import is_photo, shown
 from data.photo import Photo
 from data.remote import fetched
 from data.tracks import Seen, Tracker
@@ -148,12 +148,11 @@ class VideoScorer:
         and a clip student.
         """
         cv2.setNumThreads(1)
-        is_photo = path.suffix.lower() in PHOTO_SUFFIXES
-        if is_photo and self.manifest.clip.per == "clip":
+        if is_photo(path) and self.manifest.clip.per == "clip":
             raise StageError(f"{shown(path)} is a photo, and {self.artifact.file} scores clips of frames: give videos")
         watch = Stopwatch()
         found = _Found()
-        with watch.stage("whole"), fetched(path) as file, Photo(file) if is_photo else Video(file) as video:
+        with watch.stage("whole"), fetched(path) as file, Photo(file) if is_photo(path) else Video(file) as video:
             self._score_clips(video, watch, found, on_clip)
         if not found.clips:
             seen = f" in half of {self.manifest.clip.frames} frames on end" if found.left_out else ""

@@ -1,7 +1,7 @@
 """How corpora lie on disk: a folder or a table to a list of what each file is. One file per layout."""
 
 from data.layouts.corpus import LAYOUTS, Selection, corpus_note, read_sources
-from data.layouts.source import FAKE, PHOTO_SUFFIXES, REAL, SPLITS, VIDEO_SUFFIXES, Source, media, shown
+from data.layouts.source import FAKE, PHOTO_SUFFIXES, REAL, SPLITS, VIDEO_SUFFIXES, Source, is_photo, media, shown
 
 __all__ = [
     "FAKE",
@@ -13,6 +13,7 @@ __all__ = [
     "Selection",
     "Source",
     "corpus_note",
+    "is_photo",
     "media",
     "read_sources",
     "shown",

@@ -44,7 +44,12 @@ class Source:
     @property
     def is_photo(self) -> bool:
         """Whether the file is named like a photo."""
-        return self.path.suffix.lower() in PHOTO_SUFFIXES
+        return is_photo(self.path)
+
+
+def is_photo(path: Path) -> bool:
+    """Tell whether a file is named like a photo."""
+    return path.suffix.lower() in PHOTO_SUFFIXES
 
 
 def _unless_missing(error: OSError) -> None:
