@@ -95,7 +95,7 @@ def gate(path: Path, form: Form, source: Source, exported: NDArray[np.float32], 
     steps = [source.fused] if source.fused else []
     steps.append(compare(source.golden, exported, info.scheme, least, "exported"))
     _refuse_failed(path, steps)
-    if reason := cannot_run(form.runtime, form.delegate):
+    if reason := cannot_run(form.runtime, form.delegate, form.ort and info.integer):
         return Gated(steps, source.golden, None, f"not compared: {reason}")
     try:
         runner = load_artifact(path, form.runtime, 1, form.method)

@@ -23,6 +23,8 @@ OPSET = 20
 """The first with Gelu as one operator."""
 WORTH = {"YES": "worth it", "MAYBE": "perhaps worth it", "NO": "not worth it"}
 BRACES = r"\{[^{}]*\}"
+EXACT_ON_X86 = "session.x64quantprecision"
+"""Of ONNX Runtime's session options: products of bytes that cannot overflow."""
 REQUIRED = ".required_operators.config"
 REQUIRED_MEANING = "operators and types that a build of ONNX Runtime for the .ort must have (--include_ops_by_config)"
 
@@ -41,6 +43,7 @@ def write(graphs: Sequence["Graph"], path: Path, ort: bool = False) -> dict[str,
         for graph in graphs:
             model = _converted(graph)
             make_activations_unsigned(model)
+            part_zero_points(model)
             remove_traces(model)
             onnx.checker.check_model(model)
             plain = Path(folder) / f"{graph.name}.onnx"
@@ -109,6 +112,24 @@ def remove_traces(model: Any) -> None:
         entry.ClearField("doc_string")
 
 
+def part_zero_points(model: Any) -> None:
+    """Give, in place, the weights of each layer zero points of their own.
+
+    Where layers share them ONNX Runtime (1.31) fails with ``EXACT_ON_X86``: it converts each layer's under one name.
+    """
+    constants = {constant.name: constant for constant in model.graph.initializer}
+    taken: set[str] = set()
+    for number, node in enumerate(model.graph.node):
+        if node.op_type != "DequantizeLinear" or node.input[0] not in constants or len(node.input) < 3:
+            continue
+        name = node.input[2]
+        if name in taken:
+            own = model.graph.initializer.add()
+            own.CopyFrom(constants[name])
+            own.name = node.input[2] = f"{name}_{number}"
+        taken.add(name)
+
+
 def _converted(graph: "Graph") -> Any:
     import torch
 
@@ -165,6 +186,9 @@ def opened(path: Path, threads: int) -> Programs:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
+    # Without it, x86 processors that have AVX2 or AVX-512 but no VNNI add products of bytes in 16 bits, which overflow:
+    # 5 dB of logit SNR where others have 34. It changes nothing elsewhere.
+    options.add_session_config_entry(EXACT_ON_X86, "1")
 
     def load(name: ProgramName) -> Loaded:
         file = program_file(path, "onnxruntime", name)

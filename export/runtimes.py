@@ -1,6 +1,8 @@
 """The one way to load and run an artifact. Imports no runtime until one is asked for."""
 
+import functools
 import importlib.util
+import platform
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -42,12 +44,35 @@ class NotEvaluated(StageError):
     """A program that cannot run here has an operation that Pocketproof does not evaluate either."""
 
 
-def cannot_run(runtime: Runtime, delegate: Delegate | None = None) -> str | None:
-    """Say why artifacts of a runtime, or of a delegate of it, cannot run on this machine, or None if they can."""
+@functools.cache
+def int8_instructions() -> str | None:
+    """Return this processor's instructions for sums of products of bytes, x86's or Arm's.
+
+    None where it has none, or where the system, unlike Linux, has no /proc/cpuinfo.
+    """
+    try:
+        flags = set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
+    except OSError:
+        return None
+    return next((name for name in ("amx_int8", "avx512_vnni", "avx_vnni", "i8mm", "asimddp") if name in flags), None)
+
+
+def lacks_int8_instructions() -> bool:
+    """Whether this is known to be a processor without them."""
+    return sys.platform == "linux" and int8_instructions() is None
+
+
+def cannot_run(runtime: Runtime, delegate: Delegate | None = None, int8_ort: bool = False) -> str | None:
+    """Say why artifacts of a runtime, or of a delegate of it, cannot run on this machine, or None if they can.
+
+    ``int8_ort``: whether it is a static int8 program in ONNX Runtime's own format, which keeps its kernels' weights.
+    """
     needed = {"executorch": ("executorch", "torch"), "onnxruntime": ("onnxruntime",), "coreml": ("coremltools",)}
     for package in needed[runtime]:
         if not importlib.util.find_spec(package):
             return f"the package {package} is not installed"
+    if int8_ort and platform.machine() == "x86_64" and lacks_int8_instructions():
+        return "sums of an int8 .ort overflow in ONNX Runtime on x86 processors without VNNI (on Arm they do not)"
     if delegate not in (None, "xnnpack"):  # which every ExecuTorch has
         from executorch.runtime import Runtime as ExecuTorch
 

@@ -35,12 +35,22 @@ def delegated(demo_store, tmp_path_factory) -> Bundle:
     return Bundle(shared(tmp_path_factory, "delegates", lambda out: export_here([run], demo_store, out, **options)))
 
 
+def exact_sums():
+    """Return the options without which int8 sums overflow on x86 processors that have no VNNI."""
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.x64quantprecision", "1")
+    return options
+
+
 @pytest.mark.parametrize("ending", ["onnx", "ort"])
 @pytest.mark.parametrize("scheme", ["fp32", "int8"])
 def test_a_batch_scores_as_its_crops_alone(for_servers, bundle_path, real_crops, scheme, ending):
     artifact = for_servers.artifact(f"test_byobnet-{scheme}-batch5.{ending}")
+    if reason := artifact.cannot_run():
+        assert (ending, scheme) == ("ort", "int8") and artifact.not_checked == f"not compared: {reason}"
+        pytest.skip(reason)
     assert artifact.batch == 5 and artifact.programs[0].inputs[0].shape == [5, 64, 64, 3]
-    session = onnxruntime.InferenceSession(str(for_servers.path / artifact.file))
+    session = onnxruntime.InferenceSession(str(for_servers.path / artifact.file), exact_sums())
     assert session.get_inputs()[0].shape == [5, 64, 64, 3] and session.get_outputs()[0].shape == [5]
     alone = Bundle(bundle_path)
     expected = alone.load(alone.artifact(f"test_byobnet-{scheme}.onnx"))(real_crops)
@@ -58,7 +68,7 @@ def test_a_program_of_any_batch(demo_store, int8_run, bundle_path, real_crops, t
     assert artifact.batch is None and artifact.programs[0].inputs[0].shape == [None, 64, 64, 3]
     alone = Bundle(bundle_path)
     expected = alone.load(alone.artifact("test_byobnet-int8.onnx"))(real_crops)
-    session = onnxruntime.InferenceSession(str(made.path / artifact.file))
+    session = onnxruntime.InferenceSession(str(made.path / artifact.file), exact_sums())
     for count in (1, 2, 24):
         (found,) = session.run(None, {"pixels": real_crops[:count]})
         np.testing.assert_allclose(found, expected[:count], atol=1e-4)
