@@ -24,6 +24,7 @@ STAGES = {
     "verify": ("export.verify", "Check that a bundle is whole and gives what it gave; needs no torch."),
     "reference": ("benchmarks.reference", "Measure a teacher: scores, latency, memory."),
     "bench": ("benchmarks.bench", "Measure every artifact and run and write the report."),
+    "report": ("benchmarks.merging", "Put the reports of several machines into one."),
     "detect": ("export.detect", "Score videos exactly as the phone app would."),
     "doctor": ("benchmarks.machine", "Say what this machine can do."),
 }
@@ -97,7 +98,7 @@ def demo(
         "measure the reference": (ref, lambda: reference(teacher, store, ref, repeats=30)),
         "measure everything": (
             report,
-            lambda: bench([bundle, large, student], store, ref, report, control=control_store),
+            lambda: bench([bundle, large, student], store, ref, report, rounds=1, control=control_store),
         ),
     }
     seconds = {name: _run_step(name, made, step) for name, (made, step) in steps.items()}

@@ -5,134 +5,28 @@ import os
 import shlex
 import sys
 import tempfile
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
 
-from benchmarks.comparing import Subject, compare_rows
-from benchmarks.machine import describe_machine
-from benchmarks.measuring import Corpora, clip_scores, measure_apart, task_of, write_timed_crops
+from benchmarks.baseline import Baseline
+from benchmarks.budget import BudgetTask, measure_budget
+from benchmarks.comparing import against_peaks, compare_rows
+from benchmarks.machine import describe_machine, slow_int8
+from benchmarks.processor import cores_for, measure_products
 from benchmarks.reference import Reference, read_reference
 from benchmarks.render import write_report
-from benchmarks.report import Report, Row
-from benchmarks.robustness import robustness_of
-from benchmarks.worker import Measurement
+from benchmarks.report import Budget, Peak, Report, Session
+from benchmarks.rounds import Corpora, Effort, measure_all
+from benchmarks.rows import Subject, check_fits, list_subjects
 from compress.fidelity import Diagnosis
-from compress.metrics import choose_threshold
-from compress.runs import check_length, check_size, diagnosis_of, student_of, takes
-from compress.scoring import Takes
+from compress.runs import diagnosis_of
 from data.perturb import PERTURBATIONS, perturbed_stores
 from data.store import ClipStore
-from export.bundle import Artifact, Bundle, is_bundle
-from export.runtimes import evaluated_by
+from export.bundle import Bundle, is_bundle
 from models.run import Run
-from models.schemes import fast_dtype
-from stage import PALETTES, Scheme, StageError, bytes_of, progress, refuse_existing, run_as_script
-
-
-def _artifact_subject(bundle: Bundle, artifact: Artifact, threads: int) -> Subject:
-    path = bundle.checked_path(artifact)
-    by = evaluated_by(artifact.runtime)
-    cannot = artifact.cannot_run() or (artifact.not_checked if by else "")
-    row = Row(
-        name=artifact.file,
-        kind="artifact",
-        model=bundle.manifest.backbone,
-        runtime=artifact.runtime,
-        scheme=artifact.scheme,
-        device="cpu",
-        threads=threads,
-        batch=artifact.batch or 1,
-        input_size=bundle.manifest.crop.rule.size,
-        status="not measured" if cannot else "evaluated" if by else "measured",
-        reason=cannot or by or "",
-        bytes=artifact.bytes,
-        delegated_fraction=artifact.delegated_fraction,
-        threshold=artifact.threshold.value,
-    )
-    clip = bundle.manifest.clip
-    looks, length = Takes(per=clip.per), clip.frames if clip.per == "clip" else None
-    return Subject(row, path, False, artifact.threshold, None, artifact.student, looks, length, artifact)
-
-
-def _run_subjects(path: Path, threads: int) -> Iterator[Subject]:
-    """Yield a run's rows: in its own scheme and, for a float run, under autocast."""
-    run = Run(path)
-    info = run.info
-    student = student_of(run)
-    schemes: tuple[Scheme, ...] = ("fp32", "autocast") if info.scheme == "fp32" else (info.scheme,)
-    for scheme in schemes:
-        slow = ""
-        if info.integer:
-            slow = "int8 arithmetic simulated in float32 by torch: its latency says nothing"
-        elif scheme in PALETTES:
-            slow = "torch keeps the weights in float32: its latency and size say nothing"
-        elif scheme == "autocast" and fast_dtype(torch.device("cpu")) is None:
-            slow = "this CPU has no bfloat16 instructions: emulated"
-        row = Row(
-            name=path.name,
-            kind="run",
-            model=info.architecture.backbone,
-            runtime="torch",
-            scheme=scheme,
-            device="cpu",
-            threads=threads,
-            input_size=info.architecture.size,
-            status="measured",
-            reason=info.meaningless or slow,
-            bytes=bytes_of(path / "model.safetensors"),
-        )
-        yield Subject(row, path, info.kind == "teacher", None, info.meaningless, student, takes(info))
-
-
-def list_subjects(paths: list[Path], threads: list[int]) -> list[Subject]:
-    """Return the rows of the report before they are measured: every artifact of bundles, every run."""
-    subjects: list[Subject] = []
-    for path in paths:
-        for count in threads:
-            if is_bundle(path):
-                bundle = Bundle(path)
-                subjects += [
-                    _artifact_subject(bundle, artifact, count)
-                    for artifact in bundle.manifest.artifacts
-                    if count == threads[0] or not evaluated_by(artifact.runtime)
-                ]
-            else:
-                subjects += _run_subjects(path, count)
-    return subjects
-
-
-def fill_row(subject: Subject, found: Measurement, reference: Reference, split: str) -> None:
-    """Put a measurement into its row."""
-    row = subject.row
-    if timing := found.timing:
-        row.load_ms, row.first_run_ms = timing.load_ms, timing.first_run_ms
-        row.latency_ms, row.repeats, row.throughput = timing.latency_ms, timing.repeats, timing.throughput
-        row.peak_memory_mb = timing.peak_memory_mb
-        row.peak_memory_over_idle_mb = timing.peak_memory_mb - timing.idle_memory_mb
-    if split not in found.scores:
-        return
-    if "val" in found.scores:
-        val = clip_scores(found.scores["val"])
-        subject.threshold = choose_threshold(val.labels, val.clips)
-    assert subject.threshold is not None
-    row.threshold = subject.threshold.value
-    subject.scores = clip_scores(found.scores[split])
-    metrics = subject.scores.metrics(row.threshold)
-    row.auc, row.auc_interval, row.frame_auc = metrics.auc, metrics.auc_interval, metrics.frame_auc
-    row.eer, row.ap, row.accuracy = metrics.clip.eer, metrics.clip.ap, metrics.clip.accuracy
-    row.tpr_at_fpr = metrics.clip.tpr_at_fpr
-    if row.auc is not None and reference.metrics.auc is not None:
-        row.delta_auc = row.auc - reference.metrics.auc
-    if "control" in found.scores:
-        row.control_auc = clip_scores(found.scores["control"]).metrics(row.threshold, intervals=False).auc
-    otherwise = {how.name: clip_scores(found.scores[how.name]) for how in PERTURBATIONS if how.name in found.scores}
-    if otherwise:
-        row.robustness = robustness_of(otherwise, subject.threshold)
+from stage import StageError, progress, refuse_existing, run_as_script
 
 
 def _notes(subjects: list[Subject], store: ClipStore, reference: Reference) -> list[str]:
@@ -148,6 +42,11 @@ def _notes(subjects: list[Subject], store: ClipStore, reference: Reference) -> l
         if subject.row.status != "measured":
             said = "evaluated" if subject.row.status == "evaluated" else "not measured:"
             notes.append(f"{subject.row.name} was {said} {subject.row.reason}.")
+    if unstable := [subject.row for subject in subjects if subject.row.unstable]:
+        named = ", ".join(f"{row.name} ({row.scheme}, {row.threads} threads)" for row in unstable)
+        notes.append(f"Unstable: the medians of these rows' rounds lie more than 5 % apart: {named}.")
+    if slow := slow_int8():
+        notes.append(slow)
     return list(dict.fromkeys(notes))
 
 
@@ -168,44 +67,46 @@ def _diagnoses(paths: list[Path]) -> dict[str, Diagnosis]:
     return found
 
 
-def _measure_all(subjects: list[Subject], corpora: Corpora, reference: Reference, repeats: int) -> None:
-    """Measure every row that can be: those with a latency one after another, the others side by side."""
-    first = subjects[0].row.threads
-
-    def measured(subject: Subject, crops: Path) -> None:
-        try:
-            found = measure_apart(task_of(subject, crops, repeats, corpora, subject.row.threads == first))
-        except StageError as error:
-            subject.row.status, subject.row.reason = "failed", str(error)
-        else:
-            fill_row(subject, found, reference, corpora.split)
-
-    with tempfile.TemporaryDirectory() as folder:
-        tasks = [
-            (subject, write_timed_crops(corpora.store, corpora.split, Path(folder), subject.takes))
-            for subject in subjects
-            if subject.row.status != "not measured"
-        ]
-        timed = [task for task in tasks if task[0].row.status == "measured"]
-        evaluated = [task for task in tasks if task[0].row.status == "evaluated"]
-        for task in progress(timed, "bench"):
-            measured(*task)
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            futures = [pool.submit(measured, *task) for task in evaluated]
-            try:
-                for future in progress(futures, "evaluate"):
-                    future.result()
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
+def _budgets(subjects: list[Subject], store: ClipStore, video: Path, depth_weights: Path | None) -> list[Budget]:
+    """Measure what a clip costs of each artifact and float run that was timed, on the first number of threads."""
+    timed = [subject for subject in subjects if subject.row.latency_ms and subject.row.batch == 1]
+    tasks = [
+        BudgetTask(
+            row=subject.row.name,
+            path=subject.path,
+            runtime=subject.row.runtime,
+            method=subject.artifact.method if subject.artifact else "forward",
+            scheme=subject.row.scheme,
+            machine=subject.row.machine,
+            threads=subject.row.threads,
+            cores=cores_for(subject.row.threads),
+            teacher=subject.teacher,
+            modalities=subject.takes.modalities,
+            per=subject.takes.per,
+            frames=store.frames,
+            detector=store.info.settings.detector,
+            rule=store.info.settings.crop,
+            flow=(store.info.settings.flow or "dis").partition(" ")[0],
+            video=video,
+            depth_weights=depth_weights,
+        )
+        for subject in timed
+        if subject.row.threads == subjects[0].row.threads
+        if subject.row.kind == "artifact" or subject.row.scheme == "fp32"
+    ]
+    return [measure_budget(task) for task in progress(tasks, "budget")]
 
 
-def check_fits(subject: Subject, store: ClipStore) -> None:
-    """Raise StageError if a subject cannot score a store's clips."""
-    check_size(subject.path, subject.row.input_size, store)
-    if subject.frames is not None:
-        check_length(subject.path, subject.frames, store)
-    store.require(subject.takes.modalities)
+def _peaks(before: dict[int, dict[str, float]]) -> list[Peak]:
+    """Measure the matrix products once more, and return the faster figures and by how much float32's differ."""
+    peaks = []
+    for threads, first in before.items():
+        again = measure_products(threads)
+        fp32 = sorted((first["fp32"], again["fp32"]))
+        int8 = max(first["int8"], again["int8"])
+        drift = (fp32[1] - fp32[0]) / fp32[1]
+        peaks.append(Peak(threads=threads, fp32_gmacs=fp32[1], int8_gmacs=int8, drift=drift))
+    return peaks
 
 
 def _parse_threads(text: str) -> list[int]:
@@ -214,13 +115,28 @@ def _parse_threads(text: str) -> list[int]:
     return [int(part) for part in text.split(",")]
 
 
+def _opened(paths: list[Path], threads: list[int], corpora: Corpora, machine: str) -> list[Subject]:
+    """List the rows to measure. Raises StageError, before anything is measured, if one cannot score the clips."""
+    subjects = list_subjects(paths, threads, machine)
+    for subject in subjects:
+        check_fits(subject, corpora.store)
+        if corpora.control is not None and subject.row.kind == "artifact":
+            check_fits(subject, ClipStore(corpora.control))
+    for scored in (corpora.split, "val"):
+        corpora.store.clips(scored)  # says now, and once, if one holds one label alone
+    return subjects
+
+
 def bench(
     path: Annotated[list[Path], typer.Argument(help="Bundles and runs; speedups refer to the first teacher run.")],
     data: Annotated[Path, typer.Option(help="The ClipStore whose test split is scored.")],
     reference: Annotated[Path, typer.Option(help="The teacher's reference.json.")],
     out: Annotated[Path, typer.Option(help="The folder for report.json, report.md and report.html.")],
     threads: Annotated[str, typer.Option(help="Threads, one or more counts: 1 or 1,2.")] = "1",
-    repeats: Annotated[int, typer.Option(help="Timed frames; slow models stop after 5 s and 10 frames.", min=10)] = 50,
+    repeats: Annotated[
+        int, typer.Option(help="Timed frames of a process; slow models stop after 5 s and 10 frames.", min=10)
+    ] = 50,
+    rounds: Annotated[int, typer.Option(help="Processes of each row, one round of all rows after another.", min=1)] = 3,
     control: Annotated[
         Path | None, typer.Option(help="A ClipStore of identity forgeries: timed artifacts must score AUC 0.5 on it.")
     ] = None,
@@ -228,48 +144,79 @@ def bench(
         list[Path] | None,
         typer.Option(help="Folder that the store was prepared from: adds what crops cut otherwise cost. Repeatable."),
     ] = None,
+    video: Annotated[
+        Path | None, typer.Option(help="A video: adds what a whole clip costs, from decoding to P(fake).")
+    ] = None,
+    depth_weights: Annotated[
+        Path | None, typer.Option(help="With --video: folder of Depth Anything V2's weights, for teachers of depth.")
+    ] = None,
+    sustain: Annotated[
+        float, typer.Option(help="Seconds to run each row without a pause: speed over time, and energy.", min=0)
+    ] = 0,
+    profile: Annotated[bool, typer.Option("--profile", help="Add the slowest operations of each row.")] = False,
+    baseline: Annotated[
+        Path | None, typer.Option(help="An earlier report.json: exit with 1 where a row is worse than allowed.")
+    ] = None,
+    max_slower: Annotated[str, typer.Option(help="With --baseline: latency that a row may gain.")] = "10%",
+    max_auc_drop: Annotated[float, typer.Option(help="With --baseline: AUC that a row may lose.", min=0)] = 0.005,
 ) -> Report:
     """Measure latency, memory and accuracy of every artifact and run, each in a fresh process.
 
     Example: **pocketproof bench bundle runs/dino runs/student --data store --reference reference.json --out report**
     """
     refuse_existing(out)
-    counts = _parse_threads(threads)
-    store, against = ClipStore(data), read_reference(reference)
+    if depth_weights and not video:
+        raise StageError("--depth-weights is for --video, which times a depth network: leave it out, or give --video")
+    store, against, machine = ClipStore(data), read_reference(reference), describe_machine()
     if against.fingerprint != store.info.fingerprint:
         raise StageError(f"{reference} was measured on another store than {data}: measure it again")
-    subjects = list_subjects(path, counts)
-    for subject in subjects:
-        check_fits(subject, store)
-        if control is not None and subject.row.kind == "artifact":
-            check_fits(subject, ClipStore(control))
-    split, diagnoses = against.split, _diagnoses(path)
-    for scored in (split, "val"):
-        store.clips(scored)  # says now, and once, if one holds one label alone
+    before = Baseline.read(baseline, max_slower, max_auc_drop) if baseline else None
+    if before:
+        before.check_comparable(machine.name, store.info.fingerprint)
+    corpora, counts = Corpora(store, against.split, control), _parse_threads(threads)
+    subjects, diagnoses = _opened(path, counts, corpora, machine.name), _diagnoses(path)
+    products = {count: measure_products(count) for count in counts}
     with tempfile.TemporaryDirectory() as folder:
-        cut = perturbed_stores(store, split, sources, Path(folder), os.cpu_count() or 1) if sources else ()
-        perturbed = {how.name: path for how, path in cut}
-        _measure_all(subjects, Corpora(store, split, control, perturbed), against, repeats)
-    over = compare_rows(subjects)
+        cut = perturbed_stores(store, corpora.split, sources, Path(folder), os.cpu_count() or 1) if sources else ()
+        corpora.perturbed.update({how.name: path for how, path in cut})
+        measure_all(subjects, corpora, against.metrics.auc, Effort(repeats, rounds, sustain, profile))
+    budgets = _budgets(subjects, store, video, depth_weights) if video else []
+    peaks = _peaks(products)
+    compare_rows(subjects)
+    against_peaks(subjects, peaks)
     controls = ClipStore(control).info.clips["test"] if control else None
     report = Report(
-        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        command=shlex.join(["pocketproof", *sys.argv[1:]]),
-        machine=describe_machine().model_dump(),
-        split=split,
-        clips=store.info.clips[split],
+        sessions=[
+            Session(
+                machine=machine.name,
+                created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+                command=shlex.join(["pocketproof", *sys.argv[1:]]),
+                environment=machine.model_dump(),
+                peaks=peaks,
+            )
+        ],
+        fingerprint=store.info.fingerprint,
+        split=corpora.split,
+        clips=store.info.clips[corpora.split],
         control_clips=sum(controls.values()) if controls else None,
         reference=against.summary(),
-        speedup_over=over,
         diagnoses=diagnoses,
-        notes=[*_notes(subjects, store, against), *_not_cut(perturbed if sources else None)],
+        notes=[*_notes(subjects, store, against), *_not_cut(corpora.perturbed if sources else None)],
         rows=[subject.row for subject in subjects],
+        budgets=budgets,
     )
     write_report(report, out)
-    failed = [subject.row.name for subject in subjects if subject.row.status == "failed"]
+    _check(report, out, before)
+    return report
+
+
+def _check(report: Report, out: Path, before: Baseline | None) -> None:
+    """Raise StageError if a row failed, or is worse than an earlier report allows."""
+    failed = [row.name for row in report.rows if row.status == "failed"]
     if failed:
         raise StageError(f"the report is in {out}, but these rows failed: {', '.join(failed)}")
-    return report
+    if before and (worse := before.regressions(report.rows)):
+        raise StageError(f"the report is in {out}, and is worse than {before.path}: {'; '.join(worse)}")
 
 
 if __name__ == "__main__":

@@ -1,15 +1,13 @@
 """Rows against each other: speed against the teacher, verdicts against the fp32 student, schemes against fp32."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from pathlib import Path, PurePath
 
 import numpy as np
 
-from benchmarks.report import Row
-from compress.metrics import Threshold, auc_difference
-from compress.scoring import ClipScores, Takes
-from export.bundle import Artifact
+from benchmarks.report import Peak
+from benchmarks.rows import Subject
+from compress.metrics import auc_difference
+from compress.scoring import ClipScores
 from stage import PALETTES, STATIC_INT8
 
 MOST_LOST = 0.005
@@ -18,38 +16,8 @@ LEAST_BOUND = -0.01
 """Where the 95 % interval of that difference may begin."""
 
 
-@dataclass
-class Subject:
-    """One row to be measured, and what belongs to it before and after."""
-
-    row: Row
-    path: Path
-    teacher: bool
-    threshold: Threshold | None
-    """An artifact's own; a run's is set on its validation scores while it is measured."""
-    meaningless: str | None
-    student: str | None
-    """The hash of the fp32 run that this is, or was made from."""
-    takes: Takes = field(default_factory=Takes)
-    frames: int | None = None
-    """The length of the clips that a clip artifact takes."""
-    artifact: Artifact | None = None
-    scores: ClipScores | None = None
-
-    @property
-    def form(self) -> tuple[object, ...]:
-        """What tells artifacts of one student, scheme and runtime apart."""
-        own = self.artifact
-        return (own.method, own.batch, own.delegate, PurePath(own.programs[0].file).suffix) if own else ()
-
-    @property
-    def student_fp32(self) -> bool:
-        """Whether verdict flips may refer to this row."""
-        return self.row.kind == "run" and not self.teacher and self.row.scheme == "fp32"
-
-
-def compare_rows(subjects: Sequence[Subject]) -> str | None:
-    """Fill in speedup, size ratio, verdict flips and what earned its slot; return what speedups refer to.
+def compare_rows(subjects: Sequence[Subject]) -> None:
+    """Fill in speedup, size ratio, verdict flips and what earned its slot.
 
     Speedup: against the first fp32 teacher among the rows, at the same number of threads. Flips: against the fp32
     student run that a row was made from.
@@ -60,6 +28,7 @@ def compare_rows(subjects: Sequence[Subject]) -> str | None:
         row = subject.row
         base = next((s.row for s in teachers if s.path == teachers[0].path and s.row.threads == row.threads), None)
         if base and base.latency_ms:
+            row.speedup_over = f"{base.name} ({base.model}, torch fp32)"
             row.size_ratio = base.bytes / row.bytes
             if row.latency_ms:
                 row.speedup = base.latency_ms.p50 / row.latency_ms.p50
@@ -67,7 +36,16 @@ def compare_rows(subjects: Sequence[Subject]) -> str | None:
             _set_flips(subject, students[subject.student])
         if row.scheme != "fp32":
             row.earned, row.earned_because = _earned(subject, _in_fp32(subject, subjects))
-    return f"{teachers[0].row.name} ({teachers[0].row.model}, torch fp32)" if teachers else None
+
+
+def against_peaks(subjects: Sequence[Subject], peaks: Sequence[Peak]) -> None:
+    """Fill in the share that each row reaches of the fastest matrix product in its arithmetic on the same cores."""
+    for row in (subject.row for subject in subjects):
+        peak = next((peak for peak in peaks if peak.threads == row.threads), None)
+        # Of a run in torch int8 is simulated in float32, and autocast's bfloat16 has no peak here.
+        if peak and row.latency_ms and row.macs and (row.scheme == "fp32" or row.kind == "artifact"):
+            fastest = peak.int8_gmacs if row.scheme in STATIC_INT8 else peak.fp32_gmacs
+            row.peak_fraction = row.macs / row.latency_ms.p50 / 1e6 / fastest
 
 
 def flips(mine: ClipScores, at: float, its: ClipScores, its_at: float) -> float:

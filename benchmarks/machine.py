@@ -12,7 +12,7 @@ from typing import Annotated, Any, get_args
 import typer
 from pydantic import BaseModel, ConfigDict
 
-from export.runtimes import Runtime, cannot_run, evaluated_by
+from export.runtimes import Runtime, cannot_run, evaluated_by, int8_instructions, lacks_int8_instructions
 from stage import run_as_script
 
 PACKAGES = (
@@ -35,8 +35,15 @@ class Machine(BaseModel):
     python: str
     cpu_capability: str
     """The widest instructions that torch uses."""
+    int8_instructions: str | None
+    """For sums of products of bytes; None where it has none, or the system does not say."""
     accelerators: list[str]
     versions: dict[str, str]
+
+    @property
+    def name(self) -> str:
+        """How rows of a report name it."""
+        return f"{self.processor}, {self.cores} core{'' if self.cores == 1 else 's'}"
 
 
 def _processor() -> str:
@@ -46,6 +53,16 @@ def _processor() -> str:
         return platform.processor() or platform.machine()
     names = [line.partition(":")[2].strip() for line in lines if line.startswith(("model name", "Hardware"))]
     return names[0] if names else platform.machine()
+
+
+def slow_int8() -> str | None:
+    """Say that this processor lacks the instructions that make int8 fast; None where it has them, or does not say."""
+    if not lacks_int8_instructions():
+        return None
+    return (
+        "This processor has no instructions for sums of products of bytes (VNNI, or Arm's dot products): int8 gains "
+        "less speed here than on processors and phones that have them."
+    )
 
 
 def _version(package: str) -> str:
@@ -69,6 +86,7 @@ def describe_machine() -> Machine:
         memory_gb=round(psutil.virtual_memory().total / 1e9, 1),
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
         python=platform.python_version(),
+        int8_instructions=int8_instructions(),
         cpu_capability=torch.backends.cpu.get_cpu_capability(),
         accelerators=gpus,
         versions={package: _version(package) for package in PACKAGES},

@@ -3,16 +3,17 @@
 import datetime
 import tempfile
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
+import numpy as np
 import torch
 import typer
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from benchmarks.machine import Machine, describe_machine
-from benchmarks.measuring import clip_scores, measure_apart, write_timed_crops
+from benchmarks.measuring import measure_apart, write_timed_crops
 from benchmarks.report import Latency, ReferenceSummary
-from benchmarks.worker import Scores, Task
+from benchmarks.worker import BatchTiming, Scores, Task, Timing, clip_scores
 from compress.metrics import Metrics, choose_threshold
 from compress.runs import takes
 from data.store import ClipStore
@@ -20,7 +21,7 @@ from models.origin import Parent
 from models.run import Run
 from stage import StageError, refuse_existing, run_as_script, say, written_whole
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 
 class Reference(BaseModel):
@@ -28,7 +29,7 @@ class Reference(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    schema_version: Literal[2] = 2
+    schema_version: Literal[3] = 3
     created: str
     run: Parent
     backbone: str
@@ -41,10 +42,19 @@ class Reference(BaseModel):
     fingerprint: str
     """Of the store that was scored."""
     latency_ms: Latency
+    """Of one frame at once; of a clip at once, divided by its frames."""
     repeats: int
+    batches: list[BatchTiming]
+    """Of growing batches."""
+    best_batch: int
+    """The one of most frames a second."""
     throughput: float
+    """Frames a second in that batch."""
     load_ms: float
     peak_memory_mb: float
+    """Largest resident set of the process, with one sample at once."""
+    device_memory_mb: float | None
+    """Largest sum of tensors on the GPU, with one sample at once; None on a CPU."""
     metrics: Metrics
     scores: Scores
     notes: list[str]
@@ -53,13 +63,18 @@ class Reference(BaseModel):
         """Return what a report says of this reference."""
         return ReferenceSummary(
             run=self.run.name,
+            sha256=self.run.sha256,
             backbone=self.backbone,
             device=self.device,
             precision=self.precision,
             clips=len(self.scores.labels),
             auc=self.metrics.auc,
             latency_ms=self.latency_ms,
+            throughput=self.throughput,
+            best_batch=self.best_batch,
+            tf32=self.tf32,
             peak_memory_mb=self.peak_memory_mb,
+            device_memory_mb=self.device_memory_mb,
             notes=self.notes,
         )
 
@@ -111,6 +126,7 @@ def reference(
             device=where,
             threads=torch.get_num_threads(),
             repeats=repeats,
+            grown=True,
             size=source.info.architecture.size,
             modalities=looks.modalities,
             per=looks.per,
@@ -119,15 +135,9 @@ def reference(
             scored={split: (data, split) for split in ("val", "test")},
         )
         found = measure_apart(task)
-    timing = found.timing
-    assert timing is not None
+    assert found.timing is not None
     val, test = clip_scores(found.scores["val"]), clip_scores(found.scores["test"])
     machine = describe_machine()
-    notes = list(store.info.notes)
-    if where == "cpu":
-        notes.append("The reference was measured on the CPU, not on a GPU.")
-    if source.info.weights.source == "random":
-        notes.append(f"The reference teacher ({source.info.architecture.backbone}) was trained from random weights.")
     result = Reference(
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         run=source.as_parent(),
@@ -138,20 +148,41 @@ def reference(
         machine=machine,
         split="test",
         fingerprint=store.info.fingerprint,
-        latency_ms=timing.latency_ms,
-        repeats=timing.repeats,
-        throughput=timing.throughput,
-        load_ms=timing.load_ms,
-        peak_memory_mb=timing.peak_memory_mb,
         metrics=test.metrics(choose_threshold(val.labels, val.clips).value),
         scores=found.scores["test"],
-        notes=notes,
+        notes=_notes(source, store, where),
+        **_cost(found.timing),
     )
     with written_whole(out) as aside:
         aside.write_text(result.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    cost = f"{result.latency_ms.p50:.1f} ms a frame"
+    cost = f"{result.latency_ms.p50:.1f} ms a frame, {result.throughput:.0f} frames/s in batches of {result.best_batch}"
     say(f"{out}: {result.backbone} on {result.device}, AUC {result.metrics.auc:.3f}, {cost}")
     return result
+
+
+def _notes(run: Run, store: ClipStore, device: str) -> list[str]:
+    notes = list(store.info.notes)
+    if device == "cpu":
+        notes.append("The reference was measured on the CPU, not on a GPU.")
+    if run.info.weights.source == "random":
+        notes.append(f"The reference teacher ({run.info.architecture.backbone}) was trained from random weights.")
+    return notes
+
+
+def _cost(timing: Timing) -> dict[str, Any]:
+    """Return what of a reference is measured with a clock, or is memory."""
+    best = max(timing.batches, key=lambda batch: batch.frames_per_second)
+    p50, p90, p99 = np.percentile(timing.times_ms, [50, 90, 99])
+    return {
+        "latency_ms": Latency(p50=p50, p90=p90, p99=p99),
+        "repeats": len(timing.times_ms),
+        "batches": timing.batches,
+        "best_batch": best.batch,
+        "throughput": best.frames_per_second,
+        "load_ms": timing.load_ms,
+        "peak_memory_mb": timing.peak_memory_mb,
+        "device_memory_mb": timing.device_memory_mb,
+    }
 
 
 if __name__ == "__main__":

@@ -19,7 +19,14 @@ from benchmarks.columns import COLUMNS, DASH, TERMINAL, WORDS, figure, fixed, la
 from benchmarks.comparing import LEAST_BOUND, MOST_LOST
 from benchmarks.picture import Mark, noise_picture, picture
 from benchmarks.report import Report
-from benchmarks.sections import NOISE_COLUMNS, ROBUSTNESS_COLUMNS, diagnosis_facts, robustness_rows, worst_layers
+from benchmarks.sections import (
+    NOISE_COLUMNS,
+    ROBUSTNESS_COLUMNS,
+    diagnosis_facts,
+    peak_text,
+    robustness_rows,
+    worst_layers,
+)
 from stage import written_whole
 
 MARKDOWN_ESCAPES = str.maketrans(
@@ -54,10 +61,10 @@ def _headline(report: Report) -> str:
         return "No int8 artifact was measured for both latency and accuracy."
     best = report.rows[min(candidates)[-1]]
     text = {title: value(best) for title, value in COLUMNS.items()}
-    cost = f"{best.name} ({text['Runtime']}, {best.scheme}, {best.device}, {threads_of(best)})"
+    cost = f"{best.name} ({text['Runtime']}, {best.scheme}, {best.device}, {threads_of(best.threads)})"
     cost += f" takes {text['p50, ms']} ms per frame and {text['Size, MB']} MB ({best.bytes:,} bytes)"
     if best.speedup is not None:
-        cost += f": {text['Speedup']} as fast as the fp32 teacher {report.speedup_over}"
+        cost += f": {text['Speedup']} as fast as the fp32 teacher {best.speedup_over}"
     if best.size_ratio is not None:
         cost += f" and {text['Size ratio']} smaller"
     kept = f"Its AUC is {text['AUC']}; the reference's is {fixed(report.reference.auc)}"
@@ -74,6 +81,7 @@ def _how(report: Report) -> dict[str, str]:
     span = " to ".join(str(count) for count in repeats[:: max(1, len(repeats) - 1)])
     clips = " and ".join(f"{count} {label}" for label, count in report.clips.items())
     students = ", ".join(sorted({row.student for row in report.rows if row.student}))
+    teachers = ", ".join(sorted({row.speedup_over for row in report.rows if row.speedup_over}))
     return {
         "Process": "Each row is measured in a fresh process that loads nothing else.",
         "Latency": "Milliseconds per frame. "
@@ -108,7 +116,7 @@ def _how(report: Report) -> dict[str, str]:
         "Control AUC": f"AUC on forgeries with the identity transform ({report.control_clips or 'no'} clips): 0.5 when "
         "the forgery was learned, higher when traces of how the file was made were.",
         "Speedup; size ratio": "Median latency and bytes of the fp32 teacher divided by the row's, "
-        f"for the same number of threads. The fp32 teacher is {report.speedup_over or 'missing, so there are none'}.",
+        f"for the same number of threads. The fp32 teacher is {teachers or 'missing, so there are none'}.",
         "Only in report.json": "First run, delegated fraction, thresholds, AP, accuracy, TPR at low FPR, frame flips.",
     }
 
@@ -128,13 +136,24 @@ def _sections(report: Report) -> dict[str, dict[str, str]]:
     of_reference = {
         "Run": f"{reference.run} ({reference.backbone})",
         "Device": f"{reference.device}, {reference.precision}",
+        "TF32": "allowed" if reference.tf32 else "not used",
         "AUC": f"{fixed(reference.auc)} over {reference.clips} clips",
         "Latency p50, p90, p99": f"{figure(latency.p50)}, {figure(latency.p90)}, {figure(latency.p99)} ms per frame",
-        "Peak memory": figure(reference.peak_memory_mb, " MB"),
+        "Best throughput": f"{figure(reference.throughput)} frames/s in batches of {reference.best_batch}",
+        "Peak memory": figure(reference.peak_memory_mb, " MB of the process")
+        + ("" if reference.device_memory_mb is None else f", {figure(reference.device_memory_mb)} MB on the GPU"),
         "Notes": " ".join(reference.notes) or "none",
     }
-    environment = {"Made": report.created, "Command": report.command, **dict(_flat(report.machine))}
-    return {"Reference": of_reference, "Environment": environment, "How each figure was measured": _how(report)}
+    sessions = {
+        f"Environment: {session.machine}": {
+            "Made": session.created,
+            "Command": session.command,
+            **dict(_flat(session.environment)),
+            **{f"Matrix products, {threads_of(peak.threads)}": peak_text(peak) for peak in session.peaks},
+        }
+        for session in report.sessions
+    }
+    return {"Reference": of_reference, **sessions, "How each figure was measured": _how(report)}
 
 
 def _escaped(text: str) -> str:

@@ -1,7 +1,7 @@
 """The report's sections on single artifacts and runs: what int8 cost, and what badly cut crops cost."""
 
 from benchmarks.columns import figure, fixed
-from benchmarks.report import Row
+from benchmarks.report import Peak, Row
 from compress.fidelity import Diagnosis
 
 NOISE_COLUMNS = ("Layer", "Share of the logit's variance", "SNR of its output, dB")
@@ -19,6 +19,12 @@ def diagnosis_facts(diagnosis: Diagnosis) -> dict[str, str]:
         "In fp32": ", ".join(["the head", *diagnosis.float_layers]),
         "Operations that leave int8": islands or "none",
     }
+
+
+def peak_text(peak: Peak) -> str:
+    """Say how fast the machine multiplied, and how steadily."""
+    speeds = f"float32 {figure(peak.fp32_gmacs)}, bytes {figure(peak.int8_gmacs)} GMAC/s"
+    return f"{speeds}; float32 moved by {peak.drift:.1%} from before the rows to after them"
 
 
 def worst_layers(diagnosis: Diagnosis) -> list[tuple[str, str, str]]:

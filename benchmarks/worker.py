@@ -14,14 +14,27 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from benchmarks.report import Latency
+from benchmarks.energy import Joules
+from benchmarks.processor import bound_to
+from benchmarks.report import Profile, Sustained
+from compress.scoring import ClipScores
 from export.runtimes import Method
 from stage import Modality, Scheme
 
 WARM_UPS = 3
 FEWEST_REPEATS = 10
+LEAST_SECONDS = 1.0
+"""A fast model is repeated for this long, however few repeats were asked for."""
 MOST_SECONDS = 5.0
 """A slow model is repeated for this long, and at least FEWEST_REPEATS times."""
+FEWEST_OF_BATCH = 3
+"""Repeats of a batch that takes long."""
+MOST_AT_ONCE = 256
+"""Frames, or clips."""
+LEAST_GAIN = 1.05
+"""What a batch of twice the size must bring, for the next one to be tried."""
+PACKAGES = {"torch": "torch", "executorch": "executorch", "onnxruntime": "onnxruntime"}
+"""Where a runtime's libraries lie, by runtime; Core ML's are the system's."""
 
 
 Inputs = tuple[NDArray[np.generic], ...]
@@ -39,7 +52,14 @@ class Task(BaseModel):
     """The run's own, or one in which an fp32 run is to compute."""
     device: str = "cpu"
     threads: int
+    cores: list[int] | None = None
+    """Processors to be bound to while it is timed."""
     repeats: int
+    sustain: float = 0.0
+    """Seconds to run without a pause."""
+    profiled: bool = False
+    grown: bool = False
+    """Whether ever larger batches are timed too, for the best throughput."""
     size: int
     modalities: tuple[Modality, ...] = ("rgb",)
     per: Literal["frame", "clip"] = "frame"
@@ -90,6 +110,33 @@ class Scores(BaseModel):
     whole: list[float] | None
 
 
+def clip_scores(scores: Scores) -> ClipScores:
+    """Return scores as arrays."""
+    return ClipScores(
+        clip_ids=tuple(scores.clip_ids),
+        video_ids=tuple(scores.video_ids),
+        labels=np.array(scores.labels, np.int64),
+        methods=tuple(scores.methods),
+        identities=tuple(map(tuple, scores.identities)),
+        frames=None if scores.frames is None else np.array(scores.frames, np.float64),
+        whole=None if scores.whole is None else np.array(scores.whole, np.float64),
+    )
+
+
+class BatchTiming(BaseModel):
+    """What a run of several samples at once takes."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    batch: int
+    """Frames, or clips, at once."""
+    ms: float
+    """Median of a run, divided by the frames in it."""
+    frames_per_second: float
+    peak_memory_mb: float
+    """Of the whole process; on a GPU of the tensors there."""
+
+
 class Timing(BaseModel):
     """Latency and memory."""
 
@@ -97,11 +144,18 @@ class Timing(BaseModel):
 
     load_ms: float
     first_run_ms: float
-    latency_ms: Latency
-    repeats: int
-    throughput: float
+    times_ms: list[float]
+    """Of each run after the warm-up, divided by the frames in it."""
     peak_memory_mb: float
     idle_memory_mb: float
+    runtime_bytes: int | None
+    """Of the runtime's libraries in the process."""
+    cores: list[int] | None
+    """To which it was bound."""
+    device_memory_mb: float | None = None
+    """Largest sum of tensors on the GPU; None on a CPU."""
+    batches: list[BatchTiming] = []
+    """Of growing batches, up to the one after that of the best throughput."""
 
 
 class Measurement(BaseModel):
@@ -112,6 +166,10 @@ class Measurement(BaseModel):
     timing: Timing | None
     """None of what was not to be timed."""
     scores: dict[str, Scores]
+    sustained: Sustained | None = None
+    profile: Profile | None = None
+    macs: int | None = None
+    """A frame's, of a float run in torch."""
 
 
 Score = Callable[..., NDArray[np.float32]]
@@ -123,7 +181,7 @@ def _resident_mb() -> float:
     return float(psutil.Process().memory_info().rss) / 2**20
 
 
-def _peak_mb() -> float:
+def peak_mb() -> float:
     """Return the largest resident set of this process so far, in MiB."""
     if sys.platform == "linux":
         # Not ru_maxrss: a child started by vfork inherits its parent's there.
@@ -132,6 +190,31 @@ def _peak_mb() -> float:
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def reset_peak() -> bool:
+    """Make ``peak_mb`` begin anew; return whether the system can."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    except OSError:
+        return False
+    return True
+
+
+def _library_bytes(runtime: str) -> int | None:
+    """Return the size of a runtime's shared libraries that this process has loaded, in bytes.
+
+    0 where the system brings them; None where the system does not say what is loaded.
+    """
+    if runtime not in PACKAGES:
+        return 0
+    try:
+        lines = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return None
+    files = {Path(line[line.index("/") :]) for line in lines if "/" in line}
+    own = [file for file in files if ".so" in file.name and PACKAGES[runtime] in file.parts]
+    return sum(file.stat().st_size for file in own)
 
 
 def _import_runtime(task: Task) -> None:
@@ -164,18 +247,77 @@ def _load(task: Task) -> Score:
     return torch_scorer(detector, torch.device(task.device))
 
 
-def time_runs(score: Score, task: Task, inputs: Callable[[int], Inputs]) -> list[float]:
-    """Return milliseconds per frame of runs on one input after another."""
+def time_runs(score: Score, task: Task, inputs: Callable[[int], Inputs], fewest: int = FEWEST_REPEATS) -> list[float]:
+    """Return milliseconds per frame of runs on one input after another; ``fewest``: of a slow model."""
     times: list[float] = []
     started = time.perf_counter()
-    while len(times) < task.repeats:
+    while len(times) < task.repeats or time.perf_counter() - started < LEAST_SECONDS:
         pixels = inputs(len(times))
         before = time.perf_counter()
         score(*pixels)
         times.append(1e3 * (time.perf_counter() - before) / task.frames_at_once)
-        if len(times) >= FEWEST_REPEATS and time.perf_counter() - started > MOST_SECONDS:
+        if len(times) >= fewest and time.perf_counter() - started > MOST_SECONDS:
             break
     return times
+
+
+def _device_mb(device: str) -> float | None:
+    """Return the largest sum of tensors on a GPU since the last call, in MiB."""
+    if device == "cpu":
+        return None
+    import torch
+
+    largest = torch.cuda.max_memory_allocated(device) / 2**20
+    torch.cuda.reset_peak_memory_stats(device)
+    return largest
+
+
+def time_batches(score: Score, task: Task) -> list[BatchTiming]:
+    """Double the batch until that gains less than LEAST_GAIN, or memory ends."""
+    found: list[BatchTiming] = []
+    batch = 1
+    while batch <= MOST_AT_ONCE:
+        own = task.model_copy(update={"batch": batch, "repeats": FEWEST_REPEATS})
+        inputs = own.inputs()
+        try:
+            score(*inputs(0))
+            median = float(np.median(time_runs(score, own, inputs, FEWEST_OF_BATCH)))
+        except (MemoryError, RuntimeError):  # torch.OutOfMemoryError is a RuntimeError
+            if not found:
+                raise
+            break
+        memory = _device_mb(task.device) or peak_mb()
+        found.append(BatchTiming(batch=batch, ms=median, frames_per_second=1e3 / median, peak_memory_mb=memory))
+        if len(found) > 1 and found[-1].frames_per_second < LEAST_GAIN * found[-2].frames_per_second:
+            break
+        batch *= 2
+    return found
+
+
+def sustained(score: Score, task: Task, inputs: Callable[[int], Inputs]) -> Sustained:
+    """Run without a pause for ``task.sustain`` seconds, and return the speed of each second."""
+    joules = Joules()
+    rates: list[float] = []
+    frames, started = 0, time.perf_counter()
+    second, number = started, 0
+    while (now := time.perf_counter()) - started < task.sustain:
+        if now - second >= 1:
+            rates.append(frames / (now - second))
+            second, frames = now, 0
+        score(*inputs(number))
+        frames, number = frames + task.frames_at_once, number + 1
+    spent = time.perf_counter() - started
+    if frames:
+        rates.append(frames / (time.perf_counter() - second))
+    quarter = max(1, len(rates) // 4)
+    used = joules.spent()
+    return Sustained(
+        seconds=spent,
+        frames_per_second=rates,
+        drop=1 - float(np.median(rates[-quarter:]) / np.median(rates[:quarter])),
+        joules_per_frame=None if used is None else used / (number * task.frames_at_once),
+        energy=joules.origin,
+    )
 
 
 def _score_store(score: Score, task: Task, store_path: Path, split: str) -> Scores:
@@ -197,9 +339,8 @@ def _score_store(score: Score, task: Task, store_path: Path, split: str) -> Scor
     )
 
 
-def timing(task: Task) -> Timing:
-    """Load, warm up, and time."""
-    inputs = task.inputs()
+def timing(task: Task, inputs: Callable[[int], Inputs]) -> tuple[Timing, Score]:
+    """Load, warm up, and time; return also what was loaded."""
     _import_runtime(task)
     idle = _resident_mb()
     before = time.perf_counter()
@@ -211,25 +352,49 @@ def timing(task: Task) -> Timing:
     for index in range(WARM_UPS - 1):
         score(*inputs(index))
     times = time_runs(score, task, inputs)
-    peak = _peak_mb()
-    p50, p90, p99 = np.percentile(times, [50, 90, 99])
-    return Timing(
+    found = Timing(
         load_ms=load_ms,
         first_run_ms=first_run_ms,
-        latency_ms=Latency(p50=p50, p90=p90, p99=p99),
-        repeats=len(times),
-        throughput=1e3 * len(times) / sum(times),
-        peak_memory_mb=peak,
+        times_ms=times,
+        peak_memory_mb=peak_mb(),
         idle_memory_mb=idle,
+        runtime_bytes=_library_bytes(task.runtime),
+        cores=task.cores,
+        device_memory_mb=_device_mb(task.device),
     )
+    return found, score
+
+
+def _macs(task: Task) -> int | None:
+    """Return a frame's multiply-accumulates of a float run, fused as it was timed."""
+    if task.runtime != "torch" or task.scheme not in ("fp32", "autocast"):
+        return None
+    from compress.runs import pixel_detector
+    from models.cost import macs_of
+    from models.detector import Detector
+    from models.run import Run
+
+    network = pixel_detector(Run(task.path)).network
+    assert isinstance(network, Detector)
+    return macs_of(network, *network.example(task.frames)) // (task.frames if task.per == "clip" else 1)
 
 
 def measure(task: Task) -> Measurement:
     """Time a model, and then score with it on every core."""
-    found = Measurement(timing=timing(task) if task.timed else None, scores={})
+    found = Measurement(timing=None, scores={})
+    inputs = task.inputs()
+    with bound_to(task.cores):
+        if task.timed:
+            found.timing, score = timing(task, inputs)
+            if task.grown:
+                found.timing.batches = time_batches(score, task)
+            if task.sustain:
+                found.sustained = sustained(score, task, inputs)
+            del score
     if task.scored:
         score = _load(task.model_copy(update={"threads": os.cpu_count() or 1}))
         found.scores = {name: _score_store(score, task, *scored) for name, scored in task.scored.items()}
+    found.macs = _macs(task)
     return found
 
 

@@ -14,6 +14,7 @@ from compress.metrics import Threshold
 from export.parity import Parity
 from export.rules import ClipRule, CropGeometry, Frozen
 from export.runtimes import (
+    ORT,
     PROGRAMS,
     Delegate,
     Method,
@@ -28,9 +29,9 @@ from export.runtimes import (
     runner_of,
 )
 from models.origin import DataSource, Parent, Weights
-from stage import Scheme, StageError, bytes_of, sha256_of
+from stage import STATIC_INT8, Scheme, StageError, bytes_of, sha256_of
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 SUMS = "SHA256SUMS"
 
 
@@ -58,6 +59,8 @@ class Program(Frozen):
     inputs: list[Tensor]
     output: Tensor
     operators: list[str]
+    macs: int
+    """Multiply-accumulates of one sample: convolutions and matrix products."""
 
 
 class Artifact(Frozen):
@@ -107,7 +110,8 @@ class Artifact(Frozen):
 
     def cannot_run(self) -> str | None:
         """Say why it cannot run on this machine, or None if it can, or can be evaluated."""
-        return cannot_run(self.runtime, self.delegate)
+        int8_ort = self.scheme in STATIC_INT8 and self.programs[0].file.endswith(ORT)
+        return cannot_run(self.runtime, self.delegate, int8_ort)
 
     def near(self) -> str:
         """Say how near it came to the program that it was written from, and who computed that."""

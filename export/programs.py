@@ -18,6 +18,7 @@ from torch.export import ExportedProgram
 from export.bundle import Program, Tensor
 from export.forms import MOST_AT_ONCE, Form
 from export.runtimes import Loaded, ProgramName, Programs, in_batches
+from models.cost import macs_of
 from models.detector import Detector, ImageDetector, PixelDetector, Preprocessing, fake_probability
 from models.run import RunInfo
 from stage import STATIC_INT8, Scheme, bytes_of, sha256_of
@@ -77,6 +78,7 @@ class Graph:
             inputs=list(self.inputs),
             output=self.output,
             operators=operators,
+            macs=macs_of(self.module, *self.example()) // (self.batch or 2),
         )
 
 

@@ -47,9 +47,10 @@ def _activation_mb(network: nn.Module, inputs: tuple[Tensor, ...]) -> float:
     return sum(storage.nbytes() for address, storage in kept.items() if address not in own) / MIB
 
 
-def _macs(network: nn.Module, inputs: tuple[Tensor, ...]) -> int:
+def macs_of(network: nn.Module, *inputs: Tensor) -> int:
+    """Return the multiply-accumulates of one forward pass on ``inputs``, as ``Cost.macs`` counts them."""
     # FlopCounterMode has no formula for the CPU's fused attention, and would count it as nothing.
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+    with torch.no_grad(), FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         network(*inputs)
     return int(counter.get_total_flops()) // 2
 
@@ -67,6 +68,6 @@ def cost_of(network: nn.Module, *inputs: Tensor) -> Cost:
         return Cost(
             parameters=sum(parameter.numel() for parameter in parameters),
             trained_parameters=sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
-            macs=_macs(measured, first),
+            macs=macs_of(measured, *first),
             activation_mb=_activation_mb(measured, first),
         )

@@ -99,7 +99,11 @@ def clips(
     for own in found:
         table.add_row(*(f"{value:.4g}" if isinstance(value, float) else str(value) for value in own.values()))
     Console(width=120).print(table)
-    print(json.dumps({"rows": found, "depth_ms_a_frame": depth, "clips": report.clips, "machine": report.machine}))
+    print(
+        json.dumps(
+            {"rows": found, "depth_ms_a_frame": depth, "clips": report.clips, "machine": report.sessions[0].environment}
+        )
+    )
 
 
 def describe(row: Row, frames: int, depth: float, out: Path) -> dict[str, Any]:

@@ -164,7 +164,13 @@ def quantize_study(
     report = read_report(whole / "report" / "report.json")
     print(
         json.dumps(
-            {"settings": tried, "artifacts": found, "refused": refused, "blocks": costs, "machine": report.machine}
+            {
+                "settings": tried,
+                "artifacts": found,
+                "refused": refused,
+                "blocks": costs,
+                "machine": report.sessions[0].environment,
+            }
         )
     )
 

@@ -10,12 +10,13 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from benchmarks.bench import bench, check_fits, list_subjects
+from benchmarks.bench import bench
 from benchmarks.machine import describe_machine, diagnose
-from benchmarks.measuring import clip_scores, measure_apart, write_timed_crops
+from benchmarks.measuring import measure_apart, write_timed_crops
 from benchmarks.reference import Reference, read_reference, reference
 from benchmarks.report import Report, read_report
-from benchmarks.worker import Task, measure, time_runs
+from benchmarks.rows import check_fits, list_subjects
+from benchmarks.worker import Task, clip_scores, measure, time_runs
 from compress.runs import diagnosis_of, pixel_detector, takes, torch_scorer
 from compress.scoring import Takes, score_split
 from compress.teach import teach
@@ -29,11 +30,12 @@ from stage import StageError
 from tests.export.clip_student import NAME, clip_bundle
 
 ROW_KEYS = {
-    "name", "kind", "model", "runtime", "scheme", "device", "threads", "batch", "input_size", "status", "reason",
-    "bytes", "load_ms", "first_run_ms", "latency_ms", "repeats", "throughput", "peak_memory_mb",
-    "peak_memory_over_idle_mb", "delegated_fraction", "threshold", "auc", "auc_interval", "frame_auc", "eer", "ap",
-    "accuracy", "tpr_at_fpr", "delta_auc", "student", "verdict_flips", "equal_error_flips", "frame_verdict_flips",
-    "control_auc", "speedup", "size_ratio", "earned", "earned_because", "robustness",
+    "name", "kind", "model", "runtime", "scheme", "machine", "device", "threads", "cores", "batch", "input_size",
+    "status", "reason", "bytes", "load_ms", "first_run_ms", "latency_ms", "repeats", "medians_ms", "spread",
+    "throughput", "peak_memory_mb", "peak_memory_over_idle_mb", "delegated_fraction", "macs", "peak_fraction",
+    "runtime_bytes", "threshold", "auc", "auc_interval", "frame_auc", "video_auc", "methods", "eer", "ap", "accuracy",
+    "tpr_at_fpr", "delta_auc", "student", "verdict_flips", "equal_error_flips", "frame_verdict_flips", "control_auc",
+    "speedup_over", "speedup", "size_ratio", "earned", "earned_because", "robustness", "sustained", "profile",
 }  # fmt: skip
 
 
@@ -49,10 +51,13 @@ def report(
     bundle_path, random_run, student_run, demo_store, demo_control_store, reference_file, tmp_path_factory
 ) -> Report:
     """Measured in this process: ten others would each import torch anew. What a fresh one measures, see below."""
-    out, options = tmp_path_factory.mktemp("report") / "report", {"repeats": 10, "control": demo_control_store}
+    out, options = (
+        tmp_path_factory.mktemp("report") / "report",
+        {"repeats": 10, "rounds": 1, "control": demo_control_store},
+    )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("benchmarks.bench.measure_apart", measure)
-        patch.setattr("benchmarks.bench.os.cpu_count", lambda: 1)
+        patch.setattr("benchmarks.rounds.measure_apart", measure)
+        patch.setattr("benchmarks.rounds.os.cpu_count", lambda: 1)
         bench([bundle_path, random_run, student_run], demo_store, reference_file, out, **options)
     assert sorted(p.name for p in out.iterdir()) == ["report.html", "report.json", "report.md"]
     assert set(json.loads((out / "report.json").read_text())["rows"][0]) == ROW_KEYS
@@ -107,7 +112,7 @@ def test_speedup_and_size_ratio_are_against_the_first_teacher(report):
         assert row.size_ratio == pytest.approx(base.bytes / row.bytes)
         if row.latency_ms:
             assert row.speedup == pytest.approx(base.latency_ms.p50 / row.latency_ms.p50)
-    assert report.speedup_over == "large (test_vit, torch fp32)"
+    assert {row.speedup_over for row in report.rows} == {"large (test_vit, torch fp32)"}
 
 
 def test_accuracy_is_that_of_the_artifact(report, bundle_path, opened_store, reference_file):
@@ -173,7 +178,7 @@ def test_peak_memory_is_of_the_worker_and_not_of_its_parent(bundle_path, demo_st
     found = measure_apart(task)
     assert 20 < found.timing.idle_memory_mb <= found.timing.peak_memory_mb < 300
     assert ballast.any()
-    assert found.timing.latency_ms.p50 <= found.timing.latency_ms.p90 <= found.timing.latency_ms.p99
+    assert len(found.timing.times_ms) >= 10 and min(found.timing.times_ms) > 0
 
 
 def test_failing_worker_is_a_line(demo_store, tmp_path):
@@ -221,7 +226,7 @@ def test_clip_model_can_be_the_reference(clip_run_and_store, tmp_path, monkeypat
 def test_time_of_a_clip_is_divided_by_its_frames(demo_store, tmp_path):
     task = _onnx_task(tmp_path, demo_store, tmp_path).model_copy(update={"per": "clip", "frames": 4, "repeats": 3})
     times = time_runs(lambda pixels, valid: time.sleep(0.1), task, task.inputs())
-    assert len(times) == 3
+    assert 3 <= len(times) <= 10
     assert 25 <= min(times) < 90
 
 
@@ -257,10 +262,16 @@ def test_clip_artifacts_have_rows(
     clip_artifacts, demo_store, demo_control_store, opened_store, reference_file, tmp_path, monkeypatch
 ):
     # In this process, as above, and one at a time: coremltools does not load two programs at once.
-    monkeypatch.setattr("benchmarks.bench.measure_apart", measure)
-    monkeypatch.setattr("benchmarks.bench.os.cpu_count", lambda: 1)
+    monkeypatch.setattr("benchmarks.rounds.measure_apart", measure)
+    monkeypatch.setattr("benchmarks.rounds.os.cpu_count", lambda: 1)
     made = bench(
-        [clip_artifacts], demo_store, reference_file, tmp_path / "report", repeats=10, control=demo_control_store
+        [clip_artifacts],
+        demo_store,
+        reference_file,
+        tmp_path / "report",
+        repeats=10,
+        rounds=1,
+        control=demo_control_store,
     )
     bundle = Bundle(clip_artifacts)
     whole = [f"test_tiny-whole-clip-fp32.{ending}" for ending in ("pte", "onnx", "mlpackage")]
@@ -269,7 +280,7 @@ def test_clip_artifacts_have_rows(
     for row in made.rows[:4]:
         artifact = bundle.artifact(row.name)
         scores = score_split(bundle.load(artifact), opened_store, "test", Takes(per="clip"))
-        assert (row.status, row.repeats, row.bytes) == ("measured", 10, artifact.bytes)
+        assert (row.status, row.bytes) == ("measured", artifact.bytes) and row.repeats >= 10
         assert row.auc == pytest.approx(scores.metrics(artifact.threshold.value).auc)
         assert row.frame_auc is None
         assert row.control_auc == 0.5
@@ -277,7 +288,7 @@ def test_clip_artifacts_have_rows(
 
 
 def test_clip_artifact_needs_clips_of_its_length(clip_artifacts, opened_store):
-    subject = list_subjects([clip_artifacts], [1])[0]
+    subject = list_subjects([clip_artifacts], [1], "here")[0]
     check_fits(subject, opened_store)
     subject.frames = 20
     with pytest.raises(StageError, match=r"-clip-fp32.pte takes clips of 20 frames, .* holds 4"):
@@ -285,8 +296,8 @@ def test_clip_artifact_needs_clips_of_its_length(clip_artifacts, opened_store):
 
 
 def test_autocast_without_bfloat16_instructions_is_said_to_be_emulated(student_run, monkeypatch):
-    monkeypatch.setattr("benchmarks.bench.fast_dtype", lambda _: None)
-    reasons = {subject.row.scheme: subject.row.reason for subject in list_subjects([student_run], [1])}
+    monkeypatch.setattr("benchmarks.rows.fast_dtype", lambda _: None)
+    reasons = {subject.row.scheme: subject.row.reason for subject in list_subjects([student_run], [1], "here")}
     assert reasons == {"fp32": "", "autocast": "this CPU has no bfloat16 instructions: emulated"}
 
 

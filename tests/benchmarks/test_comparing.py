@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.comparing import Subject, compare_rows
+from benchmarks.comparing import compare_rows
 from benchmarks.report import Latency, Row
+from benchmarks.rows import Subject
 from compress.metrics import Threshold
 from compress.scoring import ClipScores
 
@@ -15,8 +16,9 @@ CLIPS = 400
 
 def subject(name, scheme, p50, scores=None, student="a", kind="artifact", runtime="executorch", at=0.5, eer=0.5):
     row = Row(
-        name=name, kind=kind, model="repvit_m0_9", runtime=runtime, scheme=scheme, device="cpu", threads=1,
-        input_size=224, status="measured", bytes=1, latency_ms=Latency(p50=p50, p90=p50, p99=p50) if p50 else None,
+        name=name, kind=kind, model="repvit_m0_9", runtime=runtime, scheme=scheme, machine="here", device="cpu",
+        threads=1, input_size=224, status="measured", bytes=1,
+        latency_ms=Latency(p50=p50, p90=p50, p99=p50) if p50 else None,
     )  # fmt: skip
     threshold = Threshold(value=at, false_positive_rate=0.0, rule="given", equal_error=eer)
     return Subject(row, Path(name), False, threshold, None, student, scores=scores)

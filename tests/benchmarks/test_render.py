@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from benchmarks.render import html, markdown, table_text, write_report
-from benchmarks.report import Latency, ReferenceSummary, Report, Row, read_report
+from benchmarks.report import Latency, Peak, ReferenceSummary, Report, Row, Session, read_report
 from compress.fidelity import Diagnosis, LayerNoise
 from stage import StageError
 
@@ -39,6 +39,7 @@ def measured(name: str, p50: float, size: int, **changes: Any) -> Row:
         "model": "repvit_m0_9",
         "runtime": "executorch",
         "scheme": "fp32",
+        "machine": "a processor, 2 cores",
         "device": "cpu",
         "threads": 1,
         "input_size": 224,
@@ -50,6 +51,7 @@ def measured(name: str, p50: float, size: int, **changes: Any) -> Row:
         "peak_memory_mb": 142.0,
         "auc": 0.9745,
         "control_auc": 0.51,
+        "speedup_over": "runs/dino",
         "speedup": 600 / p50,
         "size_ratio": 346e6 / size,
     }
@@ -76,24 +78,39 @@ def report() -> Report:
         "earned_because": "3x as fast as fp32, AUC -0.0033",
     }
     return Report(
-        created="2025-11-21T23:40:00+00:00",
-        command="pocketproof bench bundle --out report",
-        machine={"processor": "a processor", "versions": {"torch": "2.14.1", "coremltools": None}, "devices": ["cpu"]},
+        sessions=[
+            Session(
+                machine="a processor, 2 cores",
+                created="2025-11-21T23:40:00+00:00",
+                command="pocketproof bench bundle --out report",
+                environment={
+                    "processor": "a processor",
+                    "versions": {"torch": "2.14.1", "coremltools": None},
+                    "devices": ["cpu"],
+                },
+                peaks=[Peak(threads=1, fp32_gmacs=54.25, int8_gmacs=455.0, drift=0.0125)],
+            )
+        ],
+        fingerprint="0123abcd",
         split="test",
         clips={"real": 40, "fake": 39},
         control_clips=38,
         reference=ReferenceSummary(
             run="runs/dino",
+            sha256="ab" * 32,
             backbone="vit_base_patch14_dinov2",
             device="cuda:0",
             precision="fp32",
             clips=79,
             auc=0.9812,
             latency_ms=Latency(p50=6.5, p90=7.5, p99=8.5),
+            throughput=820.0,
+            best_batch=32,
+            tf32=False,
             peak_memory_mb=1512.0,
+            device_memory_mb=640.0,
             notes=["measured elsewhere"],
         ),
-        speedup_over="runs/dino",
         diagnoses={"student-int8": DIAGNOSIS},
         notes=["Random weights | <b>no pretraining</b>."],
         rows=[
@@ -210,8 +227,8 @@ def test_terminal_table_has_every_row_and_reason_within_150_columns(report: Repo
 
 def test_no_name_becomes_a_tag_or_an_attribute(report: Report) -> None:
     report.rows[1].name = '"><script>alert(1)</script>'
-    report.machine = {"<i>key</i>": "<u>value</u>"}
-    report.command = "bench '<a href=x>'"
+    report.sessions[0].environment = {"<i>key</i>": "<u>value</u>"}
+    report.sessions[0].command = "bench '<a href=x>'"
     page = Page(html(report))
     assert not {"img", "script", "b", "i", "u", "a"} & {tag for tag, _ in page.tags}
     assert not [name for _, attributes in page.tags for name in attributes if name.startswith("on")]
@@ -294,8 +311,9 @@ def test_headline_repeats_the_row_that_is_fastest_on_the_fewest_threads(report: 
 
 
 def test_headline_leaves_out_what_was_not_measured(report: Report) -> None:
-    report.speedup_over = report.reference.auc = None
-    row = measured("a.onnx", 4.0, 5_000_000, scheme="int8", speedup=None, size_ratio=None)
+    report.reference.auc = None
+    nothing = dict.fromkeys(("speedup_over", "speedup", "size_ratio"))
+    row = measured("a.onnx", 4.0, 5_000_000, scheme="int8", **nothing)
     report.rows = [row]
     assert table_text(report).splitlines()[0] == (
         "a.onnx (ExecuTorch, int8, cpu, 1 thread) takes 4.00 ms per frame and 5.00 MB (5,000,000 bytes). "
@@ -336,9 +354,9 @@ def test_write_report_writes_three_files_and_the_json_reads_back(report: Report,
     write_report(report, out)
     assert sorted(path.name for path in out.iterdir()) == ["report.html", "report.json", "report.md"]
     assert read_report(out / "report.json") == report
-    older = (out / "report.json").read_text().replace('"schema_version": 4', '"schema_version": 3')
+    older = (out / "report.json").read_text().replace('"schema_version": 5', '"schema_version": 4')
     (out / "report.json").write_text(older)
-    with pytest.raises(StageError, match=r"report.json is of schema version 3, this program reads 4"):
+    with pytest.raises(StageError, match=r"report.json is of schema version 4, this program reads 5"):
         read_report(out / "report.json")
     assert (out / "report.md").read_text(encoding="utf-8") == markdown(report)
     assert (out / "report.html").read_text(encoding="utf-8") == html(report)

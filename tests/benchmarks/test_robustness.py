@@ -43,10 +43,10 @@ def test_figures_are_over_the_clips_that_could_be_cut():
 def report(bundle_path, demo_store, demo_corpus, reference_file, tmp_path_factory):
     out = tmp_path_factory.mktemp("robust") / "report"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("benchmarks.bench.measure_apart", measure)
-        patch.setattr("benchmarks.bench.os.cpu_count", lambda: 1)
+        patch.setattr("benchmarks.rounds.measure_apart", measure)
+        patch.setattr("benchmarks.rounds.os.cpu_count", lambda: 1)
         patch.setattr("data.perturb.in_processes", lambda function, jobs, *_: [function(*job) for job in jobs])
-        options = {"repeats": 10, "sources": [demo_corpus], "threads": "1,2"}
+        options = {"repeats": 10, "sources": [demo_corpus], "threads": "1,2", "rounds": 1}
         bench([bundle_path], demo_store, reference_file, out, **options)
     return out
 

@@ -1,0 +1,84 @@
+"""The gate against regressions: a new report held against an earlier one."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.report import Report, Row, read_report
+from stage import StageError
+
+Key = tuple[object, ...]
+
+
+def parse_share(text: str, option: str) -> float:
+    """Return 0.1 of ``10%`` or ``0.1``. Raises StageError for anything else."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)(%?)", text.strip())
+    if not found:
+        raise StageError(f"{option} {text}: give a share, as 10% or 0.1")
+    return float(found[1]) / (100 if found[2] else 1)
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """An earlier report, and by how much rows may be worse than in it."""
+
+    path: Path
+    report: Report
+    max_slower: float
+    """Of the median latency, as a share of the earlier one."""
+    max_auc_drop: float
+
+    @classmethod
+    def read(cls, path: Path, max_slower: str, max_auc_drop: float) -> "Baseline":
+        """Read the report to hold a new one against. Raises StageError if it cannot be read, or holds no row."""
+        report = read_report(path)
+        if not report.rows:
+            raise StageError(f"--baseline {path} has no rows: there is nothing to hold the new report against")
+        return cls(path, report, parse_share(max_slower, "--max-slower"), max_auc_drop)
+
+    def check_comparable(self, machine: str, fingerprint: str) -> None:
+        """Raise StageError if latency or accuracy was measured on something else."""
+        known = sorted({session.machine for session in self.report.sessions})
+        if machine not in known:
+            raise StageError(
+                f"--baseline {self.path} was measured on {', '.join(known)}, and this is {machine}: latency of two "
+                "machines says nothing; measure the baseline here"
+            )
+        if self.report.fingerprint != fingerprint:
+            raise StageError(f"--baseline {self.path} was measured on another store: measure it again on this one")
+
+    def regressions(self, rows: Iterable[Row]) -> list[str]:
+        """Return a sentence for each row that is worse than the baseline allows, is gone, or has lost a figure."""
+        now = {_key(row): row for row in rows}
+        machines = {row.machine for row in now.values()}
+        return [
+            said
+            for before in self.report.rows
+            if before.machine in machines
+            for said in self._worse(before, now.get(_key(before)))
+        ]
+
+    def _worse(self, before: Row, now: Row | None) -> Iterable[str]:
+        name = f"{before.name} ({before.runtime} {before.scheme}, {before.device}, {before.threads} threads)"
+        if now is None:
+            yield f"{name} is not measured any more"
+            return
+        if before.latency_ms:
+            if now.latency_ms is None:
+                yield f"{name} has no latency any more ({now.reason or now.status})"
+            elif (slower := now.latency_ms.p50 / before.latency_ms.p50 - 1) > self.max_slower:
+                shaky = ", though it is unstable" if now.unstable or before.unstable else ""
+                yield (
+                    f"{name} is {slower:.1%} slower: {before.latency_ms.p50:.3g} to {now.latency_ms.p50:.3g} ms, "
+                    f"and {self.max_slower:.3g} of it is allowed{shaky}"
+                )
+        if before.auc is not None:
+            if now.auc is None:
+                yield f"{name} has no AUC any more ({now.reason or now.status})"
+            elif before.auc - now.auc > self.max_auc_drop:
+                yield f"{name} loses {before.auc - now.auc:.4f} AUC: {before.auc:.4f} to {now.auc:.4f}"
+
+
+def _key(row: Row) -> Key:
+    return row.machine, row.kind, row.name, row.runtime, row.scheme, row.device, row.threads, row.batch

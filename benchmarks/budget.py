@@ -1,0 +1,255 @@
+"""What a whole clip costs, from the video file to P(fake), step by step.
+
+``python -m benchmarks.budget TASK.json RESULT.json`` measures one row in a process of its own: memory is a figure.
+"""
+
+import itertools
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+
+from benchmarks.processor import bound_to
+from benchmarks.report import Budget, Stage
+from benchmarks.worker import peak_mb, reset_peak
+from data.clips import FaceClip, face_clips
+from data.crops import CropRule
+from data.faces import DETECTORS
+from data.tracks import Tracker
+from data.video import Picture, Video
+from export.runtimes import Method, Runtime, open_artifact, runner_of
+from stage import Modality, Scheme, StageError
+
+if TYPE_CHECKING:
+    import torch
+
+T = TypeVar("T")
+REPEATS = 3
+MOST_SECONDS = 5.0
+"""A step that takes longer than this is run once."""
+MOST_FRAMES = 1000
+"""Of a video's beginning, in which a clip must be found."""
+
+
+class BudgetTask(BaseModel):
+    """What a worker measures."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    row: str
+    path: Path
+    runtime: str
+    method: Method
+    scheme: Scheme
+    machine: str
+    threads: int
+    cores: list[int] | None
+    teacher: bool
+    modalities: tuple[Modality, ...]
+    per: Literal["frame", "clip"]
+    frames: int
+    detector: str
+    rule: CropRule
+    flow: str
+    """Estimator of optical flow."""
+    video: Path
+    depth_weights: Path | None
+
+    def empty(self, reason: str) -> Budget:
+        """Return the budget of what could not be measured."""
+        return self._budget((0, 0), 0, [], [], reason)
+
+    def _budget(
+        self, picture: tuple[int, int], repeats: int, stages: list[Stage], notes: list[str], reason: str = ""
+    ) -> Budget:
+        return Budget(
+            row=self.row,
+            runtime=self.runtime,
+            scheme=self.scheme,
+            machine=self.machine,
+            threads=self.threads,
+            teacher=self.teacher,
+            frames=self.frames,
+            video=self.video.name,
+            picture=picture,
+            repeats=repeats,
+            stages=stages,
+            notes=notes,
+            reason=reason,
+        )
+
+    def measured(self) -> Budget:
+        """Measure every step in this process, on threads that were set."""
+        pictures, clip = first_clip(self.video, self.detector, self.frames)
+        steps = _Steps(self)
+        height, width = pictures[0].size
+        crops = steps.before_the_model(pictures, clip)
+        if self.runtime == "torch":
+            steps.torch_model(crops, clip.valid)
+        else:
+            steps.artifact(crops[0], clip.valid)
+        return self._budget((width, height), REPEATS, steps.stages, steps.notes)
+
+
+def first_clip(path: Path, detector: str, frames: int) -> tuple[list[Picture], FaceClip]:
+    """Return a video's frames up to the end of its first clip of a steady face, and that clip.
+
+    Raises StageError if there is none near its beginning.
+    """
+    with Video(path) as video:
+        pictures = list(itertools.islice(video.pictures(), MOST_FRAMES))
+    for clip, *_ in face_clips(Tracker(DETECTORS[detector]()).follow(pictures), frames):
+        if clip.steady and len(clip) == frames:
+            return pictures[: clip.start + frames], clip
+    raise StageError(f"{path}: no face is seen in {frames} frames on end among its first {MOST_FRAMES}")
+
+
+@dataclass
+class _Steps:
+    """Times one step after another."""
+
+    task: BudgetTask
+    stages: list[Stage] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def timed(self, name: str, run: Callable[[], T], share: float = 1.0, warm: Callable[[], Any] | None = None) -> T:
+        """Run a step several times; ``share`` of its time counts. ``warm`` is run before instead of the step itself."""
+        (warm or run)()
+        counted = reset_peak()
+        times: list[float] = []
+        while not times or (len(times) < REPEATS and sum(times) < MOST_SECONDS):
+            before = time.perf_counter()
+            found = run()
+            times.append(time.perf_counter() - before)
+        memory = peak_mb() if counted else None
+        milliseconds = 1e3 * float(np.median(times)) * share
+        self.stages.append(Stage.model_validate({"name": name, "ms": milliseconds, "peak_memory_mb": memory}))
+        return found
+
+    def before_the_model(self, pictures: list[Picture], clip: FaceClip) -> list[NDArray[np.uint8]]:
+        """Decode, find the face, cut crops, and make the pictures of each modality, uint8 [T, S, S, 3]."""
+        task, boxes = self.task, clip.boxes
+        share = task.frames / len(pictures)  # of a clip that begins later, frames before it are not its own
+
+        def decoded() -> list[Picture]:
+            with Video(task.video) as video:
+                return list(itertools.islice(video.pictures(), len(pictures)))
+
+        def cut() -> NDArray[np.uint8]:
+            return task.rule.cut_clip([picture.rgb for picture in clip.pictures], boxes)
+
+        self.timed("decode", decoded, share)
+        detector = DETECTORS[task.detector]()
+        self.timed("faces", lambda: list(face_clips(Tracker(detector).follow(pictures), task.frames)), share)
+        rgb = self.timed("crop", cut)
+        made = {"rgb": rgb}
+        if "depth" in task.modalities:
+            made["depth"] = self._depth(rgb, clip.valid)
+        if "flow" in task.modalities:
+            made["flow"] = self._flow(rgb, clip)
+        return [made[name] for name in task.modalities]
+
+    def _depth(self, rgb: NDArray[np.uint8], valid: NDArray[np.bool_]) -> NDArray[np.uint8]:
+        from data.depth import DepthAnything, depth_pictures
+
+        network = DepthAnything(folder=self.task.depth_weights)
+        self.notes.append(f"depth by the weights {network.weights.name}")
+        return self.timed("depth", lambda: depth_pictures(network(rgb), valid), warm=lambda: network(rgb[:1]))
+
+    def _flow(self, rgb: NDArray[np.uint8], clip: FaceClip) -> NDArray[np.uint8]:
+        from data.flow import clip_flow, flow_estimator
+
+        estimate, rule = flow_estimator(self.task.flow), self.task.rule
+        frames = [picture.rgb for picture in clip.pictures]
+
+        def pictures() -> NDArray[np.uint8]:
+            following = rule.cut_clip(frames[1:], clip.boxes[:-1], largest=rule.largest(clip.boxes))
+            flow = clip_flow(rgb[:-1], following, estimate)
+            return np.concatenate([flow, flow[-1:]])
+
+        return self.timed("flow", pictures)
+
+    def artifact(self, crops: NDArray[np.uint8], valid: NDArray[np.bool_]) -> None:
+        """Time what an app calls: ``embed`` of each frame and ``score``, or the one program there is."""
+        task = self.task
+        programs = open_artifact(task.path, cast(Runtime, task.runtime), task.threads, task.method)
+        if task.method == "steps":
+            embed, score = programs("embed"), programs("score")
+            embeddings = self.timed("embed", lambda: np.concatenate([embed(crops[[t]]) for t in range(task.frames)]))
+            self.timed("score", lambda: score(embeddings[None], valid[None].astype(np.float32)))
+            return
+        run = runner_of(programs, task.method)
+        if task.method == "clip":
+            self.timed("score", lambda: run(crops[None], valid[None]))
+        else:
+            self.timed("score", lambda: [run(crops[[t]]) for t in range(task.frames)])
+
+    def torch_model(self, modalities: Sequence[NDArray[np.uint8]], valid: NDArray[np.bool_]) -> None:
+        """Time a run in torch: its backbone on every picture and its head, or both at once where it scores frames."""
+        import torch
+
+        from compress.runs import pixel_detector
+        from models.detector import Detector, classify, fake_probability, per_picture
+        from models.run import Run
+
+        torch.set_num_threads(self.task.threads)
+        model = pixel_detector(Run(self.task.path))
+        network = model.network
+        assert isinstance(network, Detector)
+        joined = modalities[0] if len(modalities) == 1 else np.stack(modalities, axis=1)
+        pixels, counted = torch.from_numpy(joined), torch.from_numpy(valid)
+
+        def embedded() -> "torch.Tensor":
+            with torch.inference_mode():
+                return torch.cat([per_picture(network.backbone, model.pictures(frame[None])) for frame in pixels])
+
+        def scored_frames() -> list["torch.Tensor"]:
+            with torch.inference_mode():
+                return [model(frame[None]) for frame in pixels]
+
+        if self.task.per == "frame":
+            self.timed("score", scored_frames)
+            return
+        embeddings = self.timed("embed", embedded)
+
+        def scored() -> "torch.Tensor":
+            with torch.inference_mode():
+                return fake_probability(classify(network.head, embeddings[None], counted[None]))
+
+        self.timed("score", scored)
+
+
+def measure_budget(task: BudgetTask) -> Budget:
+    """Measure in a fresh process; a budget that cannot be measured says why."""
+    with tempfile.TemporaryDirectory() as folder:
+        task_file, result_file = Path(folder) / "task.json", Path(folder) / "result.json"
+        task_file.write_text(task.model_dump_json())
+        command = [sys.executable, "-W", "ignore", "-m", "benchmarks.budget", str(task_file), str(result_file)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode or not result_file.exists():
+            lines = [line for line in done.stderr.splitlines() if line.strip()] or [f"exit code {done.returncode}"]
+            return task.empty(lines[-1].removeprefix("stage.StageError: "))
+        return Budget.model_validate_json(result_file.read_text())
+
+
+def main() -> None:
+    """Read a task, measure, write the result."""
+    import cv2
+
+    task_file, result_file = map(Path, sys.argv[1:3])
+    task = BudgetTask.model_validate_json(task_file.read_text())
+    cv2.setNumThreads(task.threads)
+    with bound_to(task.cores):
+        result_file.write_text(task.measured().model_dump_json())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+"""Energy that the processor has used, where the system counts it."""
+
+from pathlib import Path
+
+POWERCAP = Path("/sys/class/powercap")
+"""Linux's counters of Intel's and AMD's processors (RAPL): microjoules that begin anew at ``max_energy_range_uj``."""
+
+
+class Joules:
+    """The energy of whole processors since this was made, everything else that ran on them included."""
+
+    def __init__(self, root: Path = POWERCAP) -> None:
+        # Zones of processors (intel-rapl:0), not of their parts (intel-rapl:0:0), which are counted in them.
+        zones = [zone for zone in sorted(root.glob("*-rapl:*")) if zone.name.count(":") == 1]
+        self._start = {zone: value for zone in zones if (value := _microjoules(zone)) is not None}
+        if self._start:
+            self.origin = f"{', '.join(zone.name for zone in self._start)} in {root}, all that the processor did"
+        elif zones:
+            self.origin = f"not known: {zones[0] / 'energy_uj'} may not be read"
+        else:
+            self.origin = f"not known: this system has no counters in {root}"
+
+    def spent(self) -> float | None:
+        """Return joules; None where the system does not tell. A counter that began anew once is told from its range."""
+        if not self._start:
+            return None
+        total = 0
+        for zone, before in self._start.items():
+            after = _microjoules(zone)
+            if after is None:
+                return None
+            total += after - before if after >= before else after - before + _range(zone)
+        return total / 1e6
+
+
+def _microjoules(zone: Path) -> int | None:
+    try:
+        return int((zone / "energy_uj").read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _range(zone: Path) -> int:
+    return int((zone / "max_energy_range_uj").read_text())

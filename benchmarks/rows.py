@@ -1,0 +1,192 @@
+"""The rows of a report: what is to be measured, and how what was measured fills them."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePath
+
+import numpy as np
+import torch
+
+from benchmarks.report import Latency, MethodFigures, Row
+from benchmarks.robustness import robustness_of
+from benchmarks.worker import Measurement, Timing, clip_scores
+from compress.metrics import Metrics, Threshold, choose_threshold
+from compress.runs import check_length, check_size, student_of, takes
+from compress.scoring import ClipScores, Takes
+from data.perturb import PERTURBATIONS
+from data.store import ClipStore
+from export.bundle import Artifact, Bundle, is_bundle
+from export.runtimes import evaluated_by
+from models.run import Run
+from models.schemes import fast_dtype
+from stage import PALETTES, Scheme, bytes_of
+
+
+@dataclass
+class Subject:
+    """One row to be measured, and what belongs to it before and after."""
+
+    row: Row
+    path: Path
+    teacher: bool
+    threshold: Threshold | None
+    """An artifact's own; a run's is set on its validation scores while it is measured."""
+    meaningless: str | None
+    student: str | None
+    """The hash of the fp32 run that this is, or was made from."""
+    takes: Takes = field(default_factory=Takes)
+    frames: int | None = None
+    """The length of the clips that a clip artifact takes."""
+    artifact: Artifact | None = None
+    scores: ClipScores | None = None
+
+    @property
+    def form(self) -> tuple[object, ...]:
+        """What tells artifacts of one student, scheme and runtime apart."""
+        own = self.artifact
+        return (own.method, own.batch, own.delegate, PurePath(own.programs[0].file).suffix) if own else ()
+
+    @property
+    def student_fp32(self) -> bool:
+        """Whether verdict flips may refer to this row."""
+        return self.row.kind == "run" and not self.teacher and self.row.scheme == "fp32"
+
+
+def _macs_a_frame(artifact: Artifact, frames: int) -> int:
+    """Return an artifact's multiply-accumulates for a frame; of what scores clips, a frame's share of a clip's."""
+    per_frame = artifact.programs[0].name in ("forward", "embed")
+    first, *rest = (program.macs for program in artifact.programs)
+    return (first if per_frame else first // frames) + sum(rest) // frames
+
+
+def _artifact_subject(bundle: Bundle, artifact: Artifact, machine: str, threads: int) -> Subject:
+    path, clip = bundle.checked_path(artifact), bundle.manifest.clip
+    by = evaluated_by(artifact.runtime)
+    cannot = artifact.cannot_run() or (artifact.not_checked if by else "")
+    row = Row(
+        name=artifact.file,
+        kind="artifact",
+        model=bundle.manifest.backbone,
+        runtime=artifact.runtime,
+        scheme=artifact.scheme,
+        machine=machine,
+        device="cpu",
+        threads=threads,
+        batch=artifact.batch or 1,
+        input_size=bundle.manifest.crop.rule.size,
+        status="not measured" if cannot else "evaluated" if by else "measured",
+        reason=cannot or by or "",
+        bytes=artifact.bytes,
+        delegated_fraction=artifact.delegated_fraction,
+        macs=_macs_a_frame(artifact, clip.frames),
+        threshold=artifact.threshold.value,
+    )
+    looks, length = Takes(per=clip.per), clip.frames if clip.per == "clip" else None
+    return Subject(row, path, False, artifact.threshold, None, artifact.student, looks, length, artifact)
+
+
+def _run_subjects(path: Path, machine: str, threads: int) -> Iterator[Subject]:
+    """Yield a run's rows: in its own scheme and, for a float run, under autocast."""
+    run = Run(path)
+    info = run.info
+    student = student_of(run)
+    schemes: tuple[Scheme, ...] = ("fp32", "autocast") if info.scheme == "fp32" else (info.scheme,)
+    for scheme in schemes:
+        slow = ""
+        if info.integer:
+            slow = "int8 arithmetic simulated in float32 by torch: its latency says nothing"
+        elif scheme in PALETTES:
+            slow = "torch keeps the weights in float32: its latency and size say nothing"
+        elif scheme == "autocast" and fast_dtype(torch.device("cpu")) is None:
+            slow = "this CPU has no bfloat16 instructions: emulated"
+        row = Row(
+            name=path.name,
+            kind="run",
+            model=info.architecture.backbone,
+            runtime="torch",
+            scheme=scheme,
+            machine=machine,
+            device="cpu",
+            threads=threads,
+            input_size=info.architecture.size,
+            status="measured",
+            reason=info.meaningless or slow,
+            bytes=bytes_of(path / "model.safetensors"),
+        )
+        yield Subject(row, path, info.kind == "teacher", None, info.meaningless, student, takes(info))
+
+
+def list_subjects(paths: list[Path], threads: list[int], machine: str) -> list[Subject]:
+    """Return the rows of the report before they are measured: every artifact of bundles, every run."""
+    subjects: list[Subject] = []
+    for path in paths:
+        for count in threads:
+            if is_bundle(path):
+                bundle = Bundle(path)
+                subjects += [
+                    _artifact_subject(bundle, artifact, machine, count)
+                    for artifact in bundle.manifest.artifacts
+                    if count == threads[0] or not evaluated_by(artifact.runtime)
+                ]
+            else:
+                subjects += _run_subjects(path, machine, count)
+    return subjects
+
+
+def check_fits(subject: Subject, store: ClipStore) -> None:
+    """Raise StageError if a subject cannot score a store's clips."""
+    check_size(subject.path, subject.row.input_size, store)
+    if subject.frames is not None:
+        check_length(subject.path, subject.frames, store)
+    store.require(subject.takes.modalities)
+
+
+def _fill_times(row: Row, timings: Sequence[Timing]) -> None:
+    """Put the latency of all rounds into a row; loading and memory are the first round's."""
+    first, times = timings[0], np.concatenate([timing.times_ms for timing in timings])
+    parts = [timing.times_ms for timing in timings]
+    if len(parts) == 1:
+        parts = [part.tolist() for part in np.array_split(times, 3)]
+    p50, p90, p99 = np.percentile(times, [50, 90, 99])
+    row.latency_ms, row.repeats = Latency(p50=p50, p90=p90, p99=p99), len(times)
+    row.medians_ms = [float(np.median(part)) for part in parts]
+    row.spread = (max(row.medians_ms) - min(row.medians_ms)) / float(np.median(row.medians_ms))
+    row.throughput = 1e3 / float(times.mean())
+    row.load_ms, row.first_run_ms, row.cores = first.load_ms, first.first_run_ms, first.cores
+    row.peak_memory_mb, row.runtime_bytes = first.peak_memory_mb, first.runtime_bytes
+    row.peak_memory_over_idle_mb = first.peak_memory_mb - first.idle_memory_mb
+
+
+def _methods(metrics: Metrics) -> dict[str, MethodFigures]:
+    return {
+        name: MethodFigures(fake=figures.fake, auc=figures.auc, auc_interval=figures.intervals.get("auc"))
+        for name, figures in metrics.methods.items()
+    }
+
+
+def fill_row(subject: Subject, rounds: Sequence[Measurement], reference_auc: float | None, split: str) -> None:
+    """Put into a row what its processes measured: the times of all, everything else of the first."""
+    row, found = subject.row, rounds[0]
+    if timings := [measured.timing for measured in rounds if measured.timing]:
+        _fill_times(row, timings)
+    row.sustained, row.profile = found.sustained, found.profile
+    row.macs = found.macs or row.macs
+    if split not in found.scores:
+        return
+    if "val" in found.scores:
+        val = clip_scores(found.scores["val"])
+        subject.threshold = choose_threshold(val.labels, val.clips)
+    assert subject.threshold is not None
+    row.threshold = subject.threshold.value
+    subject.scores = clip_scores(found.scores[split])
+    metrics = subject.scores.metrics(row.threshold)
+    row.auc, row.auc_interval, row.frame_auc = metrics.auc, metrics.auc_interval, metrics.frame_auc
+    row.eer, row.ap, row.accuracy = metrics.clip.eer, metrics.clip.ap, metrics.clip.accuracy
+    row.tpr_at_fpr, row.video_auc, row.methods = metrics.clip.tpr_at_fpr, metrics.video.auc, _methods(metrics)
+    if row.auc is not None and reference_auc is not None:
+        row.delta_auc = row.auc - reference_auc
+    if "control" in found.scores:
+        row.control_auc = clip_scores(found.scores["control"]).metrics(row.threshold, intervals=False).auc
+    otherwise = {how.name: clip_scores(found.scores[how.name]) for how in PERTURBATIONS if how.name in found.scores}
+    if otherwise:
+        row.robustness = robustness_of(otherwise, subject.threshold)

@@ -1,0 +1,159 @@
+"""The report that ``docs/`` keeps: ``python -m benchmarks.studies.headline PHOTOS VIDEOS --out DIR``.
+
+Every teacher and student, scheme and runtime side by side, on persons never seen: photos filmed by the demo's moving
+camera, and real videos. The frame teacher (EfficientNet-Lite0 from ImageNet weights) and the frame student learn from
+single frames; Megatron and its clip student from clips of 20. DINOv2-base and the depth network of real size have
+random weights (no hub here): they are timed, and never scored.
+"""
+
+import csv
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import cv2
+import numpy as np
+import typer
+
+from benchmarks.bench import bench
+from benchmarks.reference import reference
+from benchmarks.studies.faces import imagenet_weights
+from benchmarks.studies.teachers import SMALL, save_random_depth
+from compress.distill import distill
+from compress.quantize import quantize
+from compress.teach import teach
+from data.demo import FPS, Camera, Photo
+from data.faces import DlibHog, whole
+from data.prepare import prepare
+from data.video import Picture, write_video
+from export.export import export
+from stage import Scheme, in_processes, run_as_script, say, written_whole
+
+STUDENT, TEACHER, LARGE_TEACHER = "repvit_m0_9", "tf_efficientnet_lite0", "vit_base_patch14_dinov2"
+SIZE, FRAMES = 224, 20
+SHARES = {"train": 76, "val": 12, "test": 12}
+"""Per cent of persons."""
+SCHEMES: tuple[Scheme, ...] = ("fp16", "int8")
+
+
+def split_of(person: str) -> str:
+    """Return a person's split, the same in every store."""
+    draw = int(hashlib.sha256(person.encode()).hexdigest(), 16) % 100
+    return "train" if draw < SHARES["train"] else "val" if draw < SHARES["train"] + SHARES["val"] else "test"
+
+
+def film(photo: Path, target: Path) -> None:
+    """Write a video of a photo of one face, if a face is found in it."""
+    pixels = cv2.cvtColor(cv2.imread(str(photo)), cv2.COLOR_BGR2RGB)
+    picture = Picture.of(np.asarray(pixels, np.uint8))
+    faces = DlibHog().detect(picture, whole(picture), 1.0)
+    if not faces:
+        say(f"{photo}: no face is found, so it is not filmed", everywhere=True)
+        return
+    camera = Camera.draw(np.random.default_rng(int(hashlib.sha256(photo.name.encode()).hexdigest()[:8], 16)))
+    frames = [frame for frame, _ in camera.film(Photo(np.asarray(pixels, np.uint8), max(faces, key=_score).box))]
+    with written_whole(target) as aside:
+        write_video(aside, frames, FPS)
+
+
+def _score(face: Any) -> float:
+    return float(face.score)
+
+
+def make_corpus(photos: Path, videos: Path, out: Path) -> Path:
+    """Film the photos, put the videos beside them, and write the table that says who is in which split."""
+    out.mkdir(parents=True, exist_ok=True)
+    filmed = [(photo, out / f"{photo.stem}.mp4") for photo in sorted(photos.glob("*.jpg"))]
+    in_processes(film, [job for job in filmed if not job[1].exists()], 1, "film")
+    for video in sorted(videos.glob("*.mp4")):
+        if not (out / video.name).exists():
+            with written_whole(out / video.name) as aside:
+                aside.write_bytes(video.read_bytes())
+    persons = {path: path.stem.partition("_")[0] for path in sorted(out.glob("*.mp4"))}
+    table = out / "corpus.csv"
+    with written_whole(table) as aside, aside.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", "label", "identity", "split"])
+        writer.writerows([path.name, "real", person, split_of(person)] for path, person in persons.items())
+    return table
+
+
+def make_runs(table: Path, out: Path) -> dict[str, Path]:
+    """Prepare, teach and distill what is not there yet; return everything by name."""
+    made = {
+        name: out / name
+        for name in ("frames", "clips", "frame-teacher", "student", "megatron", "clip-student", "dinov2-base-random")
+    }
+    if not (out / "depth-tiny-random").exists():
+        save_random_depth(out / "depth-tiny-random")
+    if not (out / "depth-small-random").exists():
+        save_random_depth(out / "depth-small-random", SMALL)
+    common: dict[str, Any] = {"size": SIZE, "start": "spread"}
+    steps: dict[str, Callable[[Path], object]] = {
+        "frames": lambda to: prepare([table], to, frames=1, clips_per_video=4, forge=1, **common),
+        "clips": lambda to: prepare(
+            [table], to, frames=FRAMES, forge=1, modalities="rgb,depth", depth_weights=out / "depth-tiny-random",
+            **common,
+        ),
+        "frame-teacher": lambda to: teach(
+            "dino", made["frames"], to, backbone=TEACHER, weights=imagenet_weights(TEACHER, out), unfreeze="all",
+            epochs=1, views=3, batch_size=32, learning_rate=5e-4, forge=True,
+        ),
+        "student": lambda to: distill(
+            made["frames"], to, made["frame-teacher"], student=STUDENT, epochs=1, views=7, batch_size=32,
+            learning_rate=1e-3, patience=7, forge=True, live_teacher=True,
+        ),
+        "megatron": lambda to: teach(
+            "megatron", made["clips"], to, backbone=STUDENT, weights=made["student"], epochs=6, batch_size=16,
+            forge=True,
+        ),
+        "clip-student": lambda to: distill(
+            made["clips"], to, made["megatron"], student=STUDENT, kind="clip", weights=str(made["student"]), epochs=1,
+            batch_size=4, learning_rate=2e-4, forge=True,
+        ),
+        "dinov2-base-random": lambda to: teach(
+            "dino", made["clips"], to, backbone=LARGE_TEACHER, random_weights=True, epochs=0,
+        ),
+    }  # fmt: skip
+    for name, step in steps.items():
+        if not made[name].exists():
+            say(f"== {name}")
+            step(made[name])
+    return made
+
+
+def make_bundles(made: dict[str, Path], out: Path) -> list[Path]:
+    """Quantize and export what is not there yet; return the bundles of frames and of clips."""
+    bundles = []
+    for student, store in (("student", made["frames"]), ("clip-student", made["clips"])):
+        runs = [made[student]]
+        for scheme in SCHEMES:
+            runs.append(out / f"{student}-{scheme}")
+            if not runs[-1].exists():
+                quantize(made[student], store, runs[-1], scheme)
+        bundles.append(out / f"bundle-{student}")
+        if not bundles[-1].exists():
+            export(runs, made["clips"], bundles[-1])
+    return bundles
+
+
+def headline(
+    photos: Annotated[Path, typer.Argument(help="Photos of real faces; the person is pNNN at the start of a name.")],
+    videos: Annotated[Path, typer.Argument(help="Folder of videos of real faces, one person in each.")],
+    out: Annotated[Path, typer.Option(help="Folder for everything that is made; a second call goes on with it.")],
+) -> None:
+    """Train, quantize and export every kind of teacher and student, and measure them in one report.
+
+    Example: **python -m benchmarks.studies.headline ../shared/data/faces ../shared/data/talking --out headline**
+    """
+    made = make_runs(make_corpus(photos, videos, out / "corpus"), out)
+    bundles = make_bundles(made, out)
+    if not (out / "reference.json").exists():
+        reference(made["frame-teacher"], made["clips"], out / "reference.json")
+    runs = [made[name] for name in ("dinov2-base-random", "student", "clip-student", "megatron")]
+    bench([*bundles, *runs], made["clips"], out / "reference.json", out / "report", threads="1,2")
+
+
+if __name__ == "__main__":
+    run_as_script(headline)
