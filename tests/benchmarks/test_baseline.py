@@ -1,0 +1,78 @@
+"""The gate against an earlier report."""
+
+import pytest
+
+from benchmarks.baseline import Baseline, parse_share
+from benchmarks.report import Latency
+from stage import StageError
+from tests.benchmarks.test_render import measured, report  # noqa: F401
+
+
+@pytest.mark.parametrize(("text", "share"), [("10%", 0.1), ("0.1", 0.1), (" 2.5% ", 0.025), ("0", 0.0)])
+def test_shares(text, share):
+    assert parse_share(text, "--max-slower") == pytest.approx(share)
+
+
+@pytest.mark.parametrize("text", ["-1%", "ten", "", "10 percent", "nan"])
+def test_what_is_no_share_is_said(text):
+    with pytest.raises(StageError, match=r"--max-slower .*: give a share, as 10% or 0.1"):
+        parse_share(text, "--max-slower")
+
+
+@pytest.fixture
+def gate(report, tmp_path):  # noqa: F811
+    path = tmp_path / "report.json"
+    path.write_text(report.model_dump_json())
+    return Baseline.read(path, "10%", 0.005)
+
+
+def rows_of(gate):
+    return [row.model_copy(deep=True) for row in gate.report.rows]
+
+
+def test_an_equal_report_passes(gate):
+    gate.check_comparable("a processor, 2 cores", "0123abcd")
+    assert gate.regressions(rows_of(gate)) == []
+
+
+def test_slower_rows_are_named_beyond_what_is_allowed(gate):
+    rows = rows_of(gate)
+    rows[1].latency_ms, rows[2].latency_ms = (Latency(p50=p50, p90=99, p99=99) for p50 in (13.1, 4.45))
+    assert gate.regressions(rows) == [
+        "student-int8.pte (executorch int8, cpu, 1 threads) is 11.3% slower: 4 to 4.45 ms, and 0.1 of it is allowed"
+    ]
+    rows[2].spread = 0.2
+    assert gate.regressions(rows)[0].endswith(", though it is unstable")
+
+
+def test_lost_accuracy_lost_figures_and_lost_rows_are_named(gate):
+    rows = rows_of(gate)
+    rows[2].auc -= 0.0051
+    rows[3].auc -= 0.0049
+    rows[4].auc, rows[4].reason = None, "no clips"
+    rows[1].latency_ms, rows[1].status, rows[1].reason = None, "failed", "killed by signal 9"
+    del rows[0]
+    assert gate.regressions(rows) == [
+        "runs/dino (torch fp32, cpu, 1 threads) is not measured any more",
+        "student-fp32.pte (executorch fp32, cpu, 1 threads) has no latency any more (killed by signal 9)",
+        "student-int8.pte (executorch int8, cpu, 1 threads) loses 0.0051 AUC: 0.9712 to 0.9661",
+        "student-int8.onnx (onnxruntime int8, cpu, 1 threads) has no AUC any more (no clips)",
+    ]
+
+
+def test_new_rows_and_what_was_never_measured_pass(gate):
+    assert gate.regressions([*rows_of(gate), measured("new.pte", 900.0, 1)]) == []
+
+
+def test_other_machines_and_stores_cannot_be_compared(gate):
+    with pytest.raises(StageError, match=r"was measured on a processor, 2 cores, and this is a phone"):
+        gate.check_comparable("a phone", "0123abcd")
+    with pytest.raises(StageError, match=r"was measured on another store"):
+        gate.check_comparable("a processor, 2 cores", "ffff")
+
+
+def test_a_baseline_without_rows_guards_nothing(gate, tmp_path):
+    gate.report.rows = []
+    (tmp_path / "empty.json").write_text(gate.report.model_dump_json())
+    with pytest.raises(StageError, match=r"empty.json has no rows: there is nothing to hold"):
+        Baseline.read(tmp_path / "empty.json", "10%", 0.005)

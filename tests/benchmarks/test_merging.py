@@ -1,0 +1,62 @@
+"""Reports of several machines in one."""
+
+import json
+
+import pytest
+
+from benchmarks.merging import merge
+from benchmarks.merging import report as merge_files
+from benchmarks.report import read_report
+from stage import StageError
+from tests.benchmarks.test_render import report  # noqa: F401
+
+
+def on_another_machine(own, machine="a phone"):
+    own = own.model_copy(deep=True)
+    for session in own.sessions:
+        session.machine = machine
+    for row in own.rows:
+        row.machine = machine
+    return own
+
+
+def test_rows_of_all_machines_stand_side_by_side(report, tmp_path):  # noqa: F811
+    other = on_another_machine(report)
+    other.notes.append("Only there.")
+    paths = [tmp_path / "a.json", tmp_path / "b.json"]
+    for path, own in zip(paths, (report, other), strict=True):
+        path.write_text(own.model_dump_json())
+    merged = merge_files(paths, tmp_path / "merged")
+    assert [row.name for row in merged.rows] == [row.name for row in report.rows] * 2
+    assert [session.machine for session in merged.sessions] == ["a processor, 2 cores", "a phone"]
+    assert {row.machine for row in merged.rows} == {"a processor, 2 cores", "a phone"}
+    assert merged.notes == [*report.notes, "Only there."]
+    assert read_report(tmp_path / "merged" / "report.json") == merged
+    page = (tmp_path / "merged" / "report.html").read_text()
+    assert "a phone" in page and "a processor, 2 cores" in page
+
+
+def test_a_second_call_on_one_machine_gets_a_number_and_its_rows_too(report):  # noqa: F811
+    merged = merge([report, report, report])
+    names = ["a processor, 2 cores", "a processor, 2 cores (2)", "a processor, 2 cores (3)"]
+    assert [session.machine for session in merged.sessions] == names
+    count = len(report.rows)
+    assert [merged.rows[place].machine for place in (0, count, 2 * count)] == names
+    assert report.rows[0].machine == names[0]
+
+
+def test_what_was_measured_on_other_clips_or_against_another_reference_is_refused(report):  # noqa: F811
+    with pytest.raises(StageError, match=r"the reports are of different stores or splits"):
+        merge([report, report.model_copy(update={"fingerprint": "ffff"})])
+    other = report.model_copy(deep=True)
+    other.reference.sha256, other.reference.run = "cd" * 32, "runs/other"
+    with pytest.raises(StageError, match=r"different references, runs/dino and runs/other: measure one again"):
+        merge([report, other])
+
+
+def test_a_file_that_is_no_report_is_one_line(tmp_path):
+    (tmp_path / "x.json").write_text(json.dumps({"rows": []}))
+    with pytest.raises(StageError, match=r"x.json is not a report of schema version 5: measure it again"):
+        merge_files([tmp_path / "x.json"], tmp_path / "out")
+    with pytest.raises(StageError, match=r"none.json cannot be read"):
+        merge_files([tmp_path / "none.json"], tmp_path / "out")

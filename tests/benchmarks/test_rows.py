@@ -1,0 +1,105 @@
+"""How what was measured fills a row."""
+
+import numpy as np
+import pytest
+
+from benchmarks.report import Row
+from benchmarks.rows import Subject, fill_row, list_subjects
+from benchmarks.worker import Measurement, Scores, Timing
+from compress.metrics import Threshold
+from export.bundle import Bundle
+from models.cost import macs_of
+from models.run import Run
+from tests.export.clip_student import clip_bundle
+
+
+def row_of(name="a.onnx"):
+    return Row(
+        name=name, kind="artifact", model="repvit_m0_9", runtime="onnxruntime", scheme="fp32", machine="here",
+        device="cpu", threads=1, input_size=224, status="measured", bytes=1,
+    )  # fmt: skip
+
+
+def subject(tmp_path):
+    threshold = Threshold(value=0.5, false_positive_rate=0.0, rule="given", equal_error=0.5)
+    return Subject(row_of(), tmp_path, False, threshold, None, None)
+
+
+def timing(times, load=5.0, peak=100.0):
+    return Timing(
+        load_ms=load, first_run_ms=9.0, times_ms=times, peak_memory_mb=peak, idle_memory_mb=40.0, runtime_bytes=7,
+        cores=[1],
+    )  # fmt: skip
+
+
+def test_rounds_are_pooled_and_their_medians_tell_the_spread(tmp_path):
+    own = subject(tmp_path)
+    rounds = [[10.0, 10.0, 10.0], [10.4, 10.4, 20.0], [10.2, 10.2, 10.2]]
+    found = [Measurement(timing=timing(times, load, 100 + load), scores={}) for load, times in enumerate(rounds)]
+    fill_row(own, found, None, "test")
+    row = own.row
+    assert row.medians_ms == [10.0, 10.4, 10.2]
+    assert row.spread == pytest.approx(0.4 / 10.2)
+    assert not row.unstable
+    p50, p90, p99 = np.percentile(np.concatenate(rounds), [50, 90, 99])
+    assert (row.latency_ms.p50, row.latency_ms.p90, row.latency_ms.p99) == (p50, p90, p99)
+    assert row.repeats == 9
+    assert row.throughput == pytest.approx(1e3 / np.mean(rounds))
+    assert (row.load_ms, row.peak_memory_mb, row.peak_memory_over_idle_mb) == (0.0, 100.0, 60.0)
+    assert (row.cores, row.runtime_bytes) == ([1], 7)
+
+
+def test_medians_of_more_than_a_twentieth_apart_are_unstable(tmp_path):
+    own = subject(tmp_path)
+    fill_row(own, [Measurement(timing=timing([ms] * 4), scores={}) for ms in (10.0, 10.6)], None, "test")
+    assert own.row.spread == pytest.approx(0.6 / 10.3)
+    assert own.row.unstable
+
+
+def test_a_single_round_is_told_by_its_thirds(tmp_path):
+    own = subject(tmp_path)
+    fill_row(own, [Measurement(timing=timing([10.0, 10, 10, 12, 12, 12, 14, 14, 14]), scores={})], None, "test")
+    assert own.row.medians_ms == [10.0, 12.0, 14.0]
+    assert own.row.unstable
+
+
+def test_accuracy_comes_by_clips_videos_and_methods(tmp_path):
+    own = subject(tmp_path)
+    scores = Scores(
+        clip_ids=list("abcdef"),
+        video_ids=["1", "1", "2", "3", "4", "5"],
+        labels=[0, 0, 0, 1, 1, 1],
+        methods=["real", "real", "real", "Swap", "Swap", "Blend"],
+        identities=[["p"]] * 6,
+        frames=None,
+        whole=[0.1, 0.7, 0.2, 0.9, 0.3, 0.15],
+    )
+    fill_row(own, [Measurement(timing=None, scores={"test": scores})], 0.75, "test")
+    assert own.row.auc == pytest.approx(6 / 9)
+    assert own.row.delta_auc == pytest.approx(6 / 9 - 0.75)
+    assert own.row.video_auc == pytest.approx(3 / 6)  # the first video has the mean .4
+    assert {name: (own.fake, own.auc) for name, own in own.row.methods.items()} == {
+        "Swap": (2, pytest.approx(5 / 6)),
+        "Blend": (1, pytest.approx(1 / 3)),
+    }
+
+
+def test_macs_of_an_artifact_are_those_of_its_network(bundle_path, student_run):
+    detector = Run(student_run).detector()
+    for own in list_subjects([bundle_path], [1], "here"):
+        # Without the branches that fusing took away, and no more than a sum and a product for each pixel beside them.
+        assert 0 < own.row.macs <= macs_of(detector, *detector.example(1))
+    assert len({own.row.macs for own in list_subjects([bundle_path], [1], "here")}) == 1
+
+
+def test_macs_of_a_clip_student_are_a_frame_s_share(demo_store, tmp_path_factory):
+    path = clip_bundle(demo_store, tmp_path_factory)
+    frames = Bundle(path).manifest.clip.frames
+    by_form = {own.row.name: own.row.macs for own in list_subjects([path], [1], "here")}
+    for artifact in Bundle(path).manifest.artifacts:
+        counts = {program.name: program.macs for program in artifact.programs}
+        if "clip" in counts:
+            assert by_form[artifact.file] == counts["clip"] // frames
+        else:
+            assert by_form[artifact.file] == counts["embed"] + counts["score"] // frames
+    assert max(by_form.values()) - min(by_form.values()) <= 1
