@@ -1,6 +1,7 @@
 """Measure bundles and runs, each in a fresh process, and write the report."""
 
 import datetime
+import functools
 import os
 import shlex
 import sys
@@ -13,7 +14,8 @@ import typer
 from benchmarks.baseline import Baseline
 from benchmarks.budget import BudgetTask, measure_budget
 from benchmarks.comparing import against_peaks, compare_rows
-from benchmarks.machine import describe_machine, slow_int8
+from benchmarks.kept import Kept
+from benchmarks.machine import Machine, describe_machine, slow_int8
 from benchmarks.processor import cores_for, measure_products
 from benchmarks.reference import Reference, read_reference
 from benchmarks.render import write_report
@@ -67,11 +69,13 @@ def _diagnoses(paths: list[Path]) -> dict[str, Diagnosis]:
     return found
 
 
-def _budgets(subjects: list[Subject], store: ClipStore, video: Path, depth_weights: Path | None) -> list[Budget]:
+def _budgets(
+    subjects: list[Subject], store: ClipStore, video: Path, depth_weights: Path | None, kept: Kept
+) -> list[Budget]:
     """Measure what a clip costs of each artifact and float run that was timed, on the first number of threads."""
     timed = [subject for subject in subjects if subject.row.latency_ms and subject.row.batch == 1]
-    tasks = [
-        BudgetTask(
+    tasks = {
+        subject.sha256: BudgetTask(
             row=subject.row.name,
             path=subject.path,
             runtime=subject.row.runtime,
@@ -93,8 +97,11 @@ def _budgets(subjects: list[Subject], store: ClipStore, video: Path, depth_weigh
         for subject in timed
         if subject.row.threads == subjects[0].row.threads
         if subject.row.kind == "artifact" or subject.row.scheme == "fp32"
+    }
+    return [
+        kept.once(f"{task.model_dump_json()} {sha256}", functools.partial(measure_budget, task), Budget)
+        for sha256, task in progress(tasks.items(), "budget", len(tasks))
     ]
-    return [measure_budget(task) for task in progress(tasks, "budget")]
 
 
 def _peaks(before: dict[int, dict[str, float]]) -> list[Peak]:
@@ -160,7 +167,9 @@ def bench(
     max_slower: Annotated[str, typer.Option(help="With --baseline: latency that a row may gain.")] = "10%",
     max_auc_drop: Annotated[float, typer.Option(help="With --baseline: AUC that a row may lose.", min=0)] = 0.005,
 ) -> Report:
-    """Measure latency, memory and accuracy of every artifact and run, each in a fresh process.
+    """Measure latency, memory and accuracy of every artifact and run, each in fresh processes.
+
+    An interrupted bench goes on with what it has measured when it is called again.
 
     Example: **pocketproof bench bundle runs/dino runs/student --data store --reference reference.json --out report**
     """
@@ -175,39 +184,42 @@ def bench(
         before.check_comparable(machine.name, store.info.fingerprint)
     corpora, counts = Corpora(store, against.split, control), _parse_threads(threads)
     subjects, diagnoses = _opened(path, counts, corpora, machine.name), _diagnoses(path)
-    products = {count: measure_products(count) for count in counts}
-    with tempfile.TemporaryDirectory() as folder:
-        cut = perturbed_stores(store, corpora.split, sources, Path(folder), os.cpu_count() or 1) if sources else ()
-        corpora.perturbed.update({how.name: path for how, path in cut})
-        measure_all(subjects, corpora, against.metrics.auc, Effort(repeats, rounds, sustain, profile))
-    budgets = _budgets(subjects, store, video, depth_weights) if video else []
-    peaks = _peaks(products)
-    compare_rows(subjects)
-    against_peaks(subjects, peaks)
-    controls = ClipStore(control).info.clips["test"] if control else None
-    report = Report(
-        sessions=[
-            Session(
-                machine=machine.name,
-                created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-                command=shlex.join(["pocketproof", *sys.argv[1:]]),
-                environment=machine.model_dump(),
-                peaks=peaks,
-            )
-        ],
-        fingerprint=store.info.fingerprint,
-        split=corpora.split,
-        clips=store.info.clips[corpora.split],
-        control_clips=sum(controls.values()) if controls else None,
-        reference=against.summary(),
-        diagnoses=diagnoses,
-        notes=[*_notes(subjects, store, against), *_not_cut(corpora.perturbed if sources else None)],
-        rows=[subject.row for subject in subjects],
-        budgets=budgets,
-    )
-    write_report(report, out)
+    with Kept(out) as kept:
+        products = {count: measure_products(count) for count in counts}
+        with tempfile.TemporaryDirectory() as folder:
+            cut = perturbed_stores(store, corpora.split, sources, Path(folder), os.cpu_count() or 1) if sources else ()
+            corpora.perturbed.update({how.name: path for how, path in cut})
+            measure_all(subjects, corpora, against.metrics.auc, Effort(repeats, rounds, sustain, profile), kept)
+        budgets = _budgets(subjects, store, video, depth_weights, kept) if video else []
+        session = _session(machine, _peaks(products))
+        compare_rows(subjects)
+        against_peaks(subjects, session.peaks)
+        controls = ClipStore(control).info.clips["test"] if control else None
+        report = Report(
+            sessions=[session],
+            fingerprint=store.info.fingerprint,
+            split=corpora.split,
+            clips=store.info.clips[corpora.split],
+            control_clips=sum(controls.values()) if controls else None,
+            reference=against.summary(),
+            diagnoses=diagnoses,
+            notes=[*_notes(subjects, store, against), *_not_cut(corpora.perturbed if sources else None)],
+            rows=[subject.row for subject in subjects],
+            budgets=budgets,
+        )
+        write_report(report, out)
     _check(report, out, before)
     return report
+
+
+def _session(machine: Machine, peaks: list[Peak]) -> Session:
+    return Session(
+        machine=machine.name,
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        command=shlex.join(["pocketproof", *sys.argv[1:]]),
+        environment=machine.model_dump(),
+        peaks=peaks,
+    )
 
 
 def _check(report: Report, out: Path, before: Baseline | None) -> None:

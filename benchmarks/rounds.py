@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from benchmarks.kept import Kept
 from benchmarks.measuring import measure_apart, write_timed_crops
 from benchmarks.processor import cores_for
 from benchmarks.rows import Subject, fill_row
@@ -86,15 +87,20 @@ def times_alone(task: Task) -> Task:
 class Rounds:
     """What was measured of each row, round by round; a row that failed once is measured no more."""
 
-    def __init__(self) -> None:
+    def __init__(self, corpora: Corpora, kept: Kept) -> None:
+        self._corpora, self._kept = corpora, kept
         self._found: dict[int, list[Measurement]] = {}
 
-    def measure(self, subject: Subject, task: Task) -> None:
-        """Measure a row once, or say in it why it failed."""
+    def measure(self, subject: Subject, task: Task, number: int = 0) -> None:
+        """Measure a row once, in round ``number``, or say in it why it failed."""
         if subject.row.status == "failed":
             return
+        # Where the crops lie differs from call to call; what is in them follows from the store.
+        said = task.model_dump_json(exclude={"crops", "scored"}) + "".join(sorted(task.scored))
+        asked = f"{said} {subject.sha256} {self._corpora.store.info.fingerprint} {self._corpora.control} {number}"
         try:
-            self._found.setdefault(id(subject), []).append(measure_apart(task))
+            found = self._kept.once(asked, lambda: measure_apart(task), Measurement)
+            self._found.setdefault(id(subject), []).append(found)
         except StageError as error:
             subject.row.status, subject.row.reason = "failed", str(error)
 
@@ -105,9 +111,11 @@ class Rounds:
                 fill_row(subject, self._found[id(subject)], reference_auc, split)
 
 
-def measure_all(subjects: Sequence[Subject], corpora: Corpora, reference_auc: float | None, effort: Effort) -> None:
+def measure_all(
+    subjects: Sequence[Subject], corpora: Corpora, reference_auc: float | None, effort: Effort, kept: Kept
+) -> None:
     """Measure every row that can be: those with a latency one after another, the others side by side."""
-    first, rounds = subjects[0].row.threads, Rounds()
+    first, rounds = subjects[0].row.threads, Rounds(corpora, kept)
     with tempfile.TemporaryDirectory() as folder:
         tasks = [
             (
@@ -128,7 +136,7 @@ def measure_all(subjects: Sequence[Subject], corpora: Corpora, reference_auc: fl
             rounds.measure(subject, task)
         for number in range(1, effort.rounds):
             for subject, task in progress(timed, f"bench, round {number + 1}"):
-                rounds.measure(subject, times_alone(task))
+                rounds.measure(subject, times_alone(task), number)
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             futures = [pool.submit(rounds.measure, *entry) for entry in tasks if not entry[1].timed]
             try:

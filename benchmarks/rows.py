@@ -1,5 +1,6 @@
 """The rows of a report: what is to be measured, and how what was measured fills them."""
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
@@ -39,6 +40,11 @@ class Subject:
     """The length of the clips that a clip artifact takes."""
     artifact: Artifact | None = None
     scores: ClipScores | None = None
+
+    @functools.cached_property
+    def sha256(self) -> str:
+        """The hash of what is measured."""
+        return self.artifact.sha256 if self.artifact else Run(self.path).sha256
 
     @property
     def form(self) -> tuple[object, ...]:

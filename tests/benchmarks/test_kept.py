@@ -1,0 +1,53 @@
+"""Measurements of an unfinished report: used again when the same is asked, and gone with the report."""
+
+import pytest
+from pydantic import BaseModel
+
+from benchmarks.kept import Kept
+from stage import StageError
+
+
+class Figure(BaseModel):
+    """A measurement."""
+
+    value: float
+
+
+def test_an_interrupted_command_goes_on_with_what_was_measured(tmp_path):
+    out, calls = tmp_path / "report", []
+
+    def measure(value):
+        calls.append(value)
+        return Figure(value=value)
+
+    with pytest.raises(KeyboardInterrupt), Kept(out) as kept:
+        assert kept.once("row a", lambda: measure(1.5), Figure) == Figure(value=1.5)
+        raise KeyboardInterrupt
+    with Kept(out) as kept:
+        assert kept.once("row a", lambda: measure(99), Figure) == Figure(value=1.5)
+        assert kept.once("row a, other weights", lambda: measure(2.5), Figure) == Figure(value=2.5)
+    assert calls == [1.5, 2.5]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_was_cut_off_or_failed_is_measured_again(tmp_path):
+    with pytest.raises(KeyboardInterrupt), Kept(tmp_path / "report") as kept:
+        with pytest.raises(StageError, match="no such row"):
+            kept.once("row", lambda: (_ for _ in ()).throw(StageError("no such row")), Figure)
+        kept.once("row", lambda: Figure(value=1), Figure)
+        raise KeyboardInterrupt
+    (file,) = (tmp_path / ".report.unfinished").iterdir()
+    file.write_text("")
+    with Kept(tmp_path / "report") as kept:
+        assert kept.once("row", lambda: Figure(value=2), Figure) == Figure(value=2)
+
+
+def test_a_command_that_measured_nothing_leaves_nothing(tmp_path):
+    with pytest.raises(StageError, match="wrong"), Kept(tmp_path / "report"):
+        raise StageError("wrong")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_commands_do_not_make_one_report(tmp_path):
+    with Kept(tmp_path / "report"), pytest.raises(StageError, match=r"report is being made by another process"):
+        Kept(tmp_path / "report")
