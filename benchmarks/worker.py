@@ -247,11 +247,16 @@ def _load(task: Task) -> Score:
     return torch_scorer(detector, torch.device(task.device))
 
 
-def time_runs(score: Score, task: Task, inputs: Callable[[int], Inputs], fewest: int = FEWEST_REPEATS) -> list[float]:
-    """Return milliseconds per frame of runs on one input after another; ``fewest``: of a slow model."""
+def time_runs(
+    score: Score, task: Task, inputs: Callable[[int], Inputs], fewest: int = FEWEST_REPEATS, seconds: float = 0.0
+) -> list[float]:
+    """Return milliseconds per frame of runs on one input after another.
+
+    At least ``fewest`` of a slow model, and as many as go into ``seconds`` of a fast one.
+    """
     times: list[float] = []
     started = time.perf_counter()
-    while len(times) < task.repeats or time.perf_counter() - started < LEAST_SECONDS:
+    while len(times) < task.repeats or time.perf_counter() - started < seconds:
         pixels = inputs(len(times))
         before = time.perf_counter()
         score(*pixels)
@@ -351,7 +356,7 @@ def timing(task: Task, inputs: Callable[[int], Inputs]) -> tuple[Timing, Score]:
     first_run_ms = 1e3 * (time.perf_counter() - before)
     for index in range(WARM_UPS - 1):
         score(*inputs(index))
-    times = time_runs(score, task, inputs)
+    times = time_runs(score, task, inputs, seconds=LEAST_SECONDS)
     found = Timing(
         load_ms=load_ms,
         first_run_ms=first_run_ms,

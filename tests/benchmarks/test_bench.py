@@ -16,7 +16,7 @@ from benchmarks.measuring import measure_apart, write_timed_crops
 from benchmarks.reference import Reference, read_reference, reference
 from benchmarks.report import Report, read_report
 from benchmarks.rows import check_fits, list_subjects
-from benchmarks.worker import Task, clip_scores, measure, time_runs
+from benchmarks.worker import Task, clip_scores, measure, sustained, time_batches, time_runs
 from compress.runs import diagnosis_of, pixel_detector, takes, torch_scorer
 from compress.scoring import Takes, score_split
 from compress.teach import teach
@@ -58,6 +58,7 @@ def report(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("benchmarks.rounds.measure_apart", measure)
         patch.setattr("benchmarks.rounds.os.cpu_count", lambda: 1)
+        patch.setattr("benchmarks.worker.LEAST_SECONDS", 0.0)
         bench([bundle_path, random_run, student_run], demo_store, reference_file, out, **options)
     assert sorted(p.name for p in out.iterdir()) == ["report.html", "report.json", "report.md"]
     assert set(json.loads((out / "report.json").read_text())["rows"][0]) == ROW_KEYS
@@ -79,6 +80,44 @@ def test_reference_scores_are_the_teacher_s(reference_file, teacher_run, opened_
     assert set(json.loads(reference_file.read_text())) == set(Reference.model_fields)
     assert "measured on the CPU, not on a GPU" in " ".join(found.notes)
     assert "(test_vit) was trained from random weights" in " ".join(found.notes)
+
+
+def test_reference_has_the_batch_of_the_best_throughput(reference_file):
+    found = read_reference(reference_file)
+    assert [own.batch for own in found.batches] == [2**power for power in range(len(found.batches))]
+    best = max(found.batches, key=lambda own: own.frames_per_second)
+    assert (found.best_batch, found.throughput) == (best.batch, best.frames_per_second)
+    assert found.throughput == pytest.approx(1e3 / best.ms)
+    assert found.device_memory_mb is None and found.tf32 is False
+    assert found.batches[-1].peak_memory_mb >= found.peak_memory_mb
+
+
+def test_batches_grow_until_that_brings_little(tmp_path, demo_store):
+    """A model whose runs take 20 ms, and 5 more for each frame beyond the second."""
+    task = _onnx_task(tmp_path, demo_store, tmp_path)
+
+    def score(pixels):
+        time.sleep(0.02 + 0.005 * max(0, len(pixels) - 2))
+
+    found = time_batches(score, task)
+    assert [own.batch for own in found][:4] == [1, 2, 4, 8]
+    assert len(found) in (7, 8)  # 32, 64 and 128 frames take 170, 330 and 650 ms
+    assert found[1].frames_per_second == pytest.approx(2 / 0.02, rel=0.3)
+
+
+def test_speed_without_a_pause_is_told_second_by_second(tmp_path, demo_store):
+    task = _onnx_task(tmp_path, demo_store, tmp_path).model_copy(update={"sustain": 3.2, "batch": 2})
+    calls = []
+
+    def score(pixels):
+        calls.append(len(pixels))
+        time.sleep(0.02 if len(calls) < 70 else 0.04)  # slower from about the second second on
+
+    found = sustained(score, task, task.inputs())
+    assert 3.2 <= found.seconds < 4
+    assert len(found.frames_per_second) in (3, 4)
+    assert sum(found.frames_per_second[:3]) == pytest.approx(sum(calls) * 3 / found.seconds, rel=0.25)
+    assert 0.3 < found.drop < 0.6
 
 
 def test_every_artifact_and_run_has_its_rows(report):
@@ -226,8 +265,9 @@ def test_clip_model_can_be_the_reference(clip_run_and_store, tmp_path, monkeypat
 def test_time_of_a_clip_is_divided_by_its_frames(demo_store, tmp_path):
     task = _onnx_task(tmp_path, demo_store, tmp_path).model_copy(update={"per": "clip", "frames": 4, "repeats": 3})
     times = time_runs(lambda pixels, valid: time.sleep(0.1), task, task.inputs())
-    assert 3 <= len(times) <= 10
+    assert len(times) == 3
     assert 25 <= min(times) < 90
+    assert len(time_runs(lambda pixels, valid: time.sleep(0.01), task, task.inputs(), seconds=0.2)) > 5
 
 
 def test_timed_inputs_have_the_shape_that_the_model_takes(clip_run_and_store, tmp_path):
@@ -264,6 +304,7 @@ def test_clip_artifacts_have_rows(
     # In this process, as above, and one at a time: coremltools does not load two programs at once.
     monkeypatch.setattr("benchmarks.rounds.measure_apart", measure)
     monkeypatch.setattr("benchmarks.rounds.os.cpu_count", lambda: 1)
+    monkeypatch.setattr("benchmarks.worker.LEAST_SECONDS", 0.0)
     made = bench(
         [clip_artifacts],
         demo_store,
