@@ -78,7 +78,7 @@ def _draw_budgets(budgets: list[tuple[str, Budget]]) -> Figure:
     axes.set_yticks(range(len(budgets)), [shortened(label) for label, _ in budgets], parse_math=False)
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="y", visible=False)
-    axes.invert_yaxis()
+    axes.set_ylim(len(budgets) - 0.4, -0.6)
     handles, labels = axes.get_legend_handles_labels()
     entries = dict(sorted(zip(labels, handles, strict=True), key=lambda entry: STAGES.index(entry[0])))
     figure.legend(entries.values(), entries.keys(), loc="upper right", ncols=len(STAGES), frameon=False)

@@ -1,5 +1,6 @@
 """What a row costs against what it keeps: median latency, or size, against AUC, with the Pareto front."""
 
+import itertools
 from typing import NamedTuple
 
 from matplotlib.axes import Axes
@@ -23,13 +24,14 @@ class Mark(NamedTuple):
     label: str
 
 
-def _draw_front(axes: Axes, marks: list[Mark]) -> None:
-    """Join the marks than which no other costs as little and keeps as much."""
+def _draw_front(axes: Axes, marks: list[Mark]) -> list[tuple[float, float, float]]:
+    """Join the marks than which no other costs as little and keeps as much; return the level lines of the steps."""
     front: list[tuple[float, float]] = []
     for cost, minus_auc in sorted((mark.cost, -(mark.auc or 0)) for mark in marks):
         if not front or -minus_auc > front[-1][1]:
             front.append((cost, -minus_auc))
     axes.step(*zip(*front, strict=True), where="post", color=INK, linewidth=1, linestyle="--", label="Pareto front")
+    return [(cost, following, auc) for (cost, auc), (following, _) in itertools.pairwise(front)]
 
 
 def _draw_mark(axes: Axes, mark: Mark) -> None:
@@ -43,6 +45,7 @@ def _draw_band(axes: Axes, marks: list[Mark]) -> None:
     """Draw marks that all have an AUC, or all have none."""
     for mark in marks:
         _draw_mark(axes, mark)
+    front: list[tuple[float, float, float]] = []
     if marks[0].auc is None:
         axes.set_yticks([])
         axes.set_ylabel("AUC not\nmeasured", rotation=0, ha="right", va="center")
@@ -51,8 +54,8 @@ def _draw_band(axes: Axes, marks: list[Mark]) -> None:
         axes.margins(y=0.2)
         low, high = axes.get_ylim()
         axes.set_ylim(max(low, -0.01), min(high, 1.01))
-        _draw_front(axes, marks)
-    write_labels(axes, [Place(mark.cost, mark.auc or 0, mark.label) for mark in marks])
+        front = _draw_front(axes, marks)
+    write_labels(axes, [Place(mark.cost, mark.auc or 0, mark.label) for mark in marks], front)
 
 
 def logarithmic(axes: Axes, costs: list[float], title: str) -> None:

@@ -59,11 +59,19 @@ def shortened(label: str) -> str:
     return label if len(label) <= LABELS_END else f"…{label[1 - LABELS_END :]}"
 
 
-def write_labels(axes: Axes, places: Sequence[Place], right_only: bool = False) -> None:
-    """Write each place's label beside it, at the nearest height where it covers no mark and no other label."""
+def write_labels(
+    axes: Axes, places: Sequence[Place], lines: Sequence[tuple[float, float, float]] = (), right_only: bool = False
+) -> None:
+    """Write each place's label beside it, at the nearest height where it covers no mark, line or other label.
+
+    ``lines``: start, end and height of level lines, in the units of the axes.
+    """
     axes.autoscale_view()
     points = [axes.transData.transform((place.x, place.y)) for place in places]
     taken = [(x - 6, x + 6, y) for x, y in points]
+    for start, end, height in lines:
+        (left, y), (right, _) = axes.transData.transform([(start, height), (end, height)])
+        taken.append((left, right, y))
     for place, (x, y) in zip(places, points, strict=True):
         side = 1 if right_only or x < axes.bbox.x0 + 0.6 * axes.bbox.width else -1
         left, right = sorted((x + 9 * side, x + (9 + LETTER * len(place.label)) * side))

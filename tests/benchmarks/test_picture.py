@@ -64,6 +64,17 @@ def test_labels_of_the_picture_do_not_cover_each_other(report: Report) -> None:
         assert abs(y - other_y) > 11.9 or x + width < other_x
 
 
+def test_labels_do_not_lie_on_the_front(report: Report) -> None:
+    report.rows = [
+        measured(f"{name}.pte", p50, 5_300_000, auc=auc) for name, p50, auc in (("a", 4, 0.9), ("b", 40, 0.95))
+    ]
+    picture = pictures_of(report)[0]
+    texts = {text.text: float(text.attrib["y"]) for text in picture.iter(f"{SVG}text")}
+    dashed = [path for path in picture.iter(f"{SVG}path") if "stroke-dasharray" in path.attrib.get("style", "")]
+    level = max(float(path.attrib["d"].split()[2]) for path in dashed)  # the other one is the legend's, above
+    assert abs(texts["a.pte, 5.30 MB"] - level) > 7
+
+
 @pytest.mark.filterwarnings("error")
 def test_pictures_take_names_that_their_font_or_their_formulas_do_not_know() -> None:
     report, name = full_report(), "$x^{$ 学生.pte"
