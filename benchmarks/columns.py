@@ -137,7 +137,7 @@ TELLING = ("Model", "Runtime", "Scheme", *PLACES)
 
 def words(titles: Iterable[str]) -> tuple[str, ...]:
     """Return the columns that hold words; the others hold numbers and are set to the right."""
-    return tuple(title for title in titles if title not in COLUMNS or COLUMNS[title].value is None)
+    return tuple(title for title in titles if COLUMNS[title].value is None)
 
 
 def differing(title: str, rows: Sequence[Row]) -> bool:

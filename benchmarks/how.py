@@ -29,7 +29,7 @@ def _of_time(report: Report) -> dict[str, str]:
         "way to do it.",
         "Load, ms; First run, ms": "From the file on disk to a model that is ready to run, once its runtime is "
         "imported; and its first run, before any warm-up. Runs in torch are fused, and converted to their scheme, "
-        "while they load, and the peak of memory has that in it.",
+        "while they load, and the peak of memory has that in it. These figures and memory are the first round's.",
         "Frames/s; Repeats": "Frames a second over the timed runs, and how many runs these were.",
         "Speedup; Size ratio": _speedup(report),
     }
@@ -55,7 +55,7 @@ def _of_size() -> dict[str, str]:
         "its frames. A dash where nothing counts them.",
         "Of peak": "Multiply-accumulates a second in the median run, as a share of the fastest matrix product (1024 by "
         "1024, ONNX Runtime) that was measured on the same cores before and after the rows: in bytes for static int8, "
-        "in float32 for all else. The environment below has these peaks.",
+        "in float32 for all else. Runs in torch have it in float32 alone. The environments tell these peaks.",
         "Delegated": "Share of operations that the accelerated backend runs; ExecuTorch alone says it.",
         "Model; Runtime; Scheme; Machine; Device; Threads; Batch; Input, px": "What was measured and where: the "
         "backbone, what runs it, how numbers are stored and computed, the session, what computes, on how many threads, "
@@ -104,11 +104,11 @@ def _of_more() -> dict[str, str]:
         "Clip budget": "One clip from the video file to P(fake), step by step in a fresh process: medians of up to "
         "three runs after one to warm up; a step of more than 5 s is run once. Decode and faces go through the video "
         "up to the clip's end, and the clip's share of these frames counts. An artifact in steps embeds each frame and "
-        "scores once. Against teacher is the first teacher's total on the same machine and threads divided by the "
-        "row's. Peak is the largest resident set of the process during a step.",
-        "Sustained speed": "The model runs without a pause, frames are counted each second. Lost is 1 less the median "
-        "of the last quarter of the seconds over that of the first. Joules are all that the processor used, whatever "
-        "else ran, divided by frames.",
+        "scores once. In brackets is a step's share of the total. Against teacher is the first teacher's total on the "
+        "same machine and threads divided by the row's. Peak is the largest resident set of the process during a step.",
+        "Sustained speed": "The model runs without a pause, and frames are counted each second. Lost is 1 less the "
+        "median of the last quarter of the seconds over that of the first. Joules are all that the processor used, "
+        "whatever else ran, divided by frames.",
         "Slowest operations": "Told by the runtime's own profiler in further runs. The profiler costs time itself, so "
         "that sums exceed the row's latency; a run is one call of the model.",
         "What int8 cost": "Measured on validation crops, in torch. A layer's share is the variance that its rounding "

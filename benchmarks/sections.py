@@ -57,18 +57,22 @@ class Section:
     tables: tuple[Table, ...] = ()
 
 
-def _fewest(rows: Sequence[Row]) -> list[Row]:
-    """Return the rows of each machine's fewest threads."""
-    least = {row.machine: min(other.threads for other in rows if other.machine == row.machine) for row in rows}
-    return [row for row in rows if row.threads == least[row.machine]]
+def _latency_caption(own: Sequence[Row], on: str, several: bool, report: Report) -> str:
+    caption = f"Rows on {on}{'; those on more threads are in the table alone' if several else ''}. Up and to the left "
+    caption += "is better. No other row is both as fast and as accurate as one on the Pareto front. Upright bars are "
+    caption += "intervals of 95%."
+    if missing := [f"{label(row, report.rows)} ({status_of(row)})" for row in own if not row.latency_ms]:
+        caption += f" Without a latency, and so not in the picture: {'; '.join(missing)}."
+    return caption
 
 
 def _latency_picture(machine: str, report: Report) -> Picture | None:
     """Draw latency against AUC of one machine's rows, on its fewest threads."""
     own = [row for row in report.rows if row.machine == machine]
-    drawn = [row for row in _fewest([row for row in own if row.latency_ms]) if row.latency_ms]
-    if not drawn:
+    threads = {row.threads for row in own if row.latency_ms}
+    if not threads:
         return None
+    drawn = [row for row in own if row.threads == min(threads)]
     marks = [
         Mark(
             row.latency_ms.p50,
@@ -80,13 +84,9 @@ def _latency_picture(machine: str, report: Report) -> Picture | None:
         for row in drawn
         if row.latency_ms
     ]
-    on = f"{threads_of(drawn[0].threads)} of {machine}"
-    caption = f"Rows on {on}. Up and to the left is better. No other row is both as fast and as accurate as one on the "
-    caption += "Pareto front. Upright bars are intervals of 95%."
-    if missing := [f"{label(row, report.rows)} ({status_of(row)})" for row in own if not row.latency_ms]:
-        caption += f" Without a latency, and so not in the picture: {'; '.join(missing)}."
-    title = "Median latency per frame, ms"
-    return Picture(picture(marks, title, f"Median latency and AUC, one mark per row on {on}"), caption)
+    on = f"{threads_of(min(threads))} of {machine}"
+    svg = picture(marks, "Median latency per frame, ms", f"Median latency and AUC, one mark per row on {on}")
+    return Picture(svg, _latency_caption(own, on, len(threads) > 1, report))
 
 
 def _size_picture(report: Report) -> Picture | None:
