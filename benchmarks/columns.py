@@ -1,11 +1,21 @@
-"""A row as text: what each column of the report's table says."""
+"""A row as text: what each column of the report's table says, and by what it is sorted."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import NamedTuple
 
-from benchmarks.picture import RUNTIMES
 from benchmarks.report import Row
 
 DASH = "–"
+RUNTIMES = {"torch": "PyTorch", "executorch": "ExecuTorch", "onnxruntime": "ONNX Runtime", "coreml": "Core ML"}
+
+
+class Column(NamedTuple):
+    """What one column says of a row."""
+
+    text: Callable[[Row], str]
+    value: Callable[[Row], float | None] | None = None
+    """The number that the text tells; there is none in a column of words."""
 
 
 def figure(value: float | None, unit: str = "") -> str:
@@ -20,16 +30,14 @@ def fixed(value: float | None, form: str = ".4f") -> str:
     return DASH if value is None else format(value, form)
 
 
-def _auc_interval(row: Row) -> str:
-    return "–".join(fixed(end, ".3f") for end in row.auc_interval) if row.auc_interval else DASH
+percent = partial(fixed, form=".1%")
+difference = partial(fixed, form="+z.4f")
+times = partial(figure, unit="×")
 
 
-def _milliseconds(row: Row, percentile: str) -> str:
-    return DASH if row.latency_ms is None else figure(getattr(row.latency_ms, percentile))
-
-
-def _spread(row: Row) -> str:
-    return fixed(row.spread, ".1%") + (", unstable" if row.unstable else "")
+def spaced(interval: tuple[float, float] | None) -> str:
+    """Return an interval of AUC."""
+    return "–".join(fixed(end, ".3f") for end in interval) if interval else DASH
 
 
 def status_of(row: Row) -> str:
@@ -38,50 +46,108 @@ def status_of(row: Row) -> str:
     return f"{row.status}: {reason}" if reason else row.status
 
 
+def unstable_of(row: Row) -> str:
+    """Return a row's spread, with a word where it is too large."""
+    return percent(row.spread) + (", unstable" if row.unstable else "")
+
+
 def _earned(row: Row) -> str:
     verdict = {True: "yes: ", False: "no: ", None: f"{DASH} " if row.earned_because else DASH}[row.earned]
     return f"{verdict}{row.earned_because}"
 
 
-COLUMNS: dict[str, Callable[[Row], str]] = {
-    "Row": lambda row: row.name,
-    "Status": status_of,
-    "Model": lambda row: row.model,
-    "Runtime": lambda row: RUNTIMES[row.runtime][0],
-    "Scheme": lambda row: row.scheme,
-    "Machine": lambda row: row.machine,
-    "Device": lambda row: row.device,
-    "Threads": lambda row: str(row.threads),
-    "Batch": lambda row: str(row.batch),
-    "Input, px": lambda row: str(row.input_size),
-    "Size, MB": lambda row: figure(row.bytes / 1e6),
-    "Load, ms": lambda row: figure(row.load_ms),
-    "p50, ms": lambda row: _milliseconds(row, "p50"),
-    "p90, ms": lambda row: _milliseconds(row, "p90"),
-    "p99, ms": lambda row: _milliseconds(row, "p99"),
-    "Spread": _spread,
-    "Frames/s": lambda row: figure(row.throughput),
-    "Peak, MB": lambda row: figure(row.peak_memory_mb),
-    "Over idle, MB": lambda row: figure(row.peak_memory_over_idle_mb),
-    "Runtime, MB": lambda row: figure(row.runtime_bytes / 1e6 if row.runtime_bytes is not None else None),
-    "MACs, G": lambda row: figure(row.macs / 1e9 if row.macs else None),
-    "Of peak": lambda row: fixed(row.peak_fraction, ".0%"),
-    "AUC": lambda row: fixed(row.auc),
-    "AUC, 95%": _auc_interval,
-    "Video AUC": lambda row: fixed(row.video_auc),
-    "Frame AUC": lambda row: fixed(row.frame_auc),
-    "EER": lambda row: fixed(row.eer, ".1%"),
-    "Delta AUC": lambda row: fixed(row.delta_auc, "+z.4f"),
-    "Verdict flips": lambda row: fixed(row.verdict_flips, ".1%"),
-    "Flips at EER": lambda row: fixed(row.equal_error_flips, ".1%"),
-    "Control AUC": lambda row: fixed(row.control_auc),
-    "Speedup": lambda row: figure(row.speedup, "×"),
-    "Size ratio": lambda row: figure(row.size_ratio, "×"),
-    "Earned its slot": _earned,
+def _percentile(name: str) -> Callable[[Row], float | None]:
+    return lambda row: getattr(row.latency_ms, name, None)
+
+
+def _true_positives(rate: str) -> Callable[[Row], float | None]:
+    return lambda row: (row.tpr_at_fpr or {}).get(rate)
+
+
+def _divided(value: float | None, by: float) -> float | None:
+    return None if value is None else value / by
+
+
+def _number(value: Callable[[Row], float | None], form: Callable[[float | None], str] = figure) -> Column:
+    return Column(lambda row: form(value(row)), value)
+
+
+def _count(value: Callable[[Row], int]) -> Column:
+    return Column(lambda row: str(value(row)), value)
+
+
+COLUMNS: dict[str, Column] = {
+    "Row": Column(lambda row: row.name),
+    "Status": Column(status_of),
+    "Model": Column(lambda row: row.model),
+    "Runtime": Column(lambda row: RUNTIMES[row.runtime]),
+    "Scheme": Column(lambda row: row.scheme),
+    "Machine": Column(lambda row: row.machine),
+    "Device": Column(lambda row: row.device),
+    "Threads": _count(lambda row: row.threads),
+    "Batch": _count(lambda row: row.batch),
+    "Input, px": _count(lambda row: row.input_size),
+    "Size, MB": _number(lambda row: row.bytes / 1e6),
+    "Load, ms": _number(lambda row: row.load_ms),
+    "First run, ms": _number(lambda row: row.first_run_ms),
+    "p50, ms": _number(_percentile("p50")),
+    "p90, ms": _number(_percentile("p90")),
+    "p99, ms": _number(_percentile("p99")),
+    "Spread": Column(unstable_of, lambda row: row.spread),
+    "Frames/s": _number(lambda row: row.throughput),
+    "Peak, MB": _number(lambda row: row.peak_memory_mb),
+    "Over idle, MB": _number(lambda row: row.peak_memory_over_idle_mb),
+    "Runtime, MB": _number(lambda row: _divided(row.runtime_bytes, 1e6)),
+    "MACs, G": _number(lambda row: _divided(row.macs, 1e9)),
+    "Of peak": _number(lambda row: row.peak_fraction, partial(fixed, form=".0%")),
+    "Delegated": _number(lambda row: row.delegated_fraction, partial(fixed, form=".0%")),
+    "AUC": _number(lambda row: row.auc, fixed),
+    "AUC, 95%": Column(lambda row: spaced(row.auc_interval), lambda row: row.auc_interval and row.auc_interval[0]),
+    "Video AUC": _number(lambda row: row.video_auc, fixed),
+    "Frame AUC": _number(lambda row: row.frame_auc, fixed),
+    "EER": _number(lambda row: row.eer, percent),
+    "AP": _number(lambda row: row.ap, fixed),
+    "Accuracy": _number(lambda row: row.accuracy, percent),
+    "TPR at 1% FPR": _number(_true_positives("0.01"), percent),
+    "TPR at 5% FPR": _number(_true_positives("0.05"), percent),
+    "Threshold": _number(lambda row: row.threshold, fixed),
+    "Delta AUC": _number(lambda row: row.delta_auc, difference),
+    "Verdict flips": _number(lambda row: row.verdict_flips, percent),
+    "Flips at EER": _number(lambda row: row.equal_error_flips, percent),
+    "Frame flips": _number(lambda row: row.frame_verdict_flips, percent),
+    "Control AUC": _number(lambda row: row.control_auc, fixed),
+    "Speedup": _number(lambda row: row.speedup, times),
+    "Size ratio": _number(lambda row: row.size_ratio, times),
+    "Earned its slot": Column(_earned),
 }
-WORDS = ("Row", "Status", "Model", "Runtime", "Scheme", "Machine", "Device", "Earned its slot")
-"""Columns of words; the others hold numbers and are set to the right."""
-TERMINAL = ("Row", "Runtime", "Scheme", "Threads", "Size, MB", "p50, ms", "Peak, MB", "AUC", *list(COLUMNS)[-7:-1])
+DECIDING = (
+    "Row", "Status", "Runtime", "Scheme", "Threads", "Size, MB", "p50, ms", "Spread", "AUC", "Delta AUC",
+    "Verdict flips", "Speedup", "Earned its slot",
+)  # fmt: skip
+"""What decides which artifact ships."""
+ACCURACY = (
+    "AUC", "AUC, 95%", "Video AUC", "Frame AUC", "EER", "AP", "Accuracy", "TPR at 1% FPR", "TPR at 5% FPR",
+    "Threshold", "Flips at EER", "Frame flips", "Control AUC",
+)  # fmt: skip
+PLACES = ("Machine", "Device")
+"""Where a row was measured; most reports know one machine and one device alone."""
+TELLING = ("Model", "Runtime", "Scheme", *PLACES)
+"""What tells rows of one name apart, and their threads."""
+
+
+def words(titles: Iterable[str]) -> tuple[str, ...]:
+    """Return the columns that hold words; the others hold numbers and are set to the right."""
+    return tuple(title for title in titles if COLUMNS[title].value is None)
+
+
+def differing(title: str, rows: Sequence[Row]) -> bool:
+    """Whether a column says more than one thing."""
+    return len({COLUMNS[title].text(row) for row in rows}) > 1
+
+
+def deciding(rows: Sequence[Row]) -> list[str]:
+    """Return the columns that decide, and where rows were measured if that differs."""
+    return [title for title in COLUMNS if title in DECIDING or (title in PLACES and differing(title, rows))]
 
 
 def threads_of(count: int) -> str:
@@ -89,9 +155,10 @@ def threads_of(count: int) -> str:
     return f"{count} thread{'' if count == 1 else 's'}"
 
 
-def label(row: Row, rows: list[Row]) -> str:
+def label(row: Row, rows: Sequence[Row]) -> str:
     """Return the row's name, with whatever tells it from other rows of that name."""
     same = [other for other in rows if other.name == row.name]
-    texts = [COLUMNS[title] for title in ("Model", "Runtime", "Scheme", "Machine", "Device")]
-    texts.append(lambda row: threads_of(row.threads))
-    return ", ".join([row.name, *(text(row) for text in texts if len({text(other) for other in same}) > 1)])
+    told = [COLUMNS[title].text(row) for title in TELLING if differing(title, same)]
+    if differing("Threads", same):
+        told.append(threads_of(row.threads))
+    return ", ".join([row.name, *told])

@@ -1,15 +1,179 @@
-"""The report's sections on single artifacts and runs: what int8 cost, and what badly cut crops cost."""
+"""The sections of a report in their order, as both pages show them."""
 
-from benchmarks.columns import figure, fixed
-from benchmarks.report import Peak, Row
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from benchmarks.charts import budget_picture, noise_picture, speed_picture
+from benchmarks.columns import COLUMNS, DASH, PLACES, differing, figure, fixed, label, status_of, threads_of
+from benchmarks.how import how
+from benchmarks.picture import Mark, picture
+from benchmarks.report import Budget, Peak, ReferenceSummary, Report, Row
+from benchmarks.svg import shortened
+from benchmarks.tables import (
+    Table,
+    accuracy_table,
+    budget_label,
+    budget_tables,
+    cost_table,
+    methods_of,
+    methods_table,
+    not_profiled,
+    profile_tables,
+    robustness_tables,
+    stability_table,
+    sustained_table,
+    worst_layers,
+)
 from compress.fidelity import Diagnosis
 
-NOISE_COLUMNS = ("Layer", "Share of the logit's variance", "SNR of its output, dB")
-WORST_LAYERS = 8
-"""Told by name."""
+OPTIONS = {
+    "Clip budget": "bench --video FILE gives it.",
+    "Sustained speed": "bench --sustain SECONDS gives it.",
+    "Slowest operations": "bench --profile gives them.",
+    "Crops cut otherwise": "bench --sources FOLDER gives it.",
+}
+"""What a report may lack, and what brings it."""
 
 
-def diagnosis_facts(diagnosis: Diagnosis) -> dict[str, str]:
+@dataclass(frozen=True)
+class Picture:
+    """A picture and what a reader must know to read it."""
+
+    svg: str
+    caption: str
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading with sentences, terms with their texts, pictures and tables, in this order."""
+
+    title: str
+    about: str = ""
+    """The run or machine that it tells of."""
+    said: tuple[str, ...] = ()
+    facts: dict[str, str] = field(default_factory=dict)
+    pictures: tuple[Picture, ...] = ()
+    tables: tuple[Table, ...] = ()
+
+
+def _latency_caption(own: Sequence[Row], on: str, several: bool, report: Report) -> str:
+    caption = f"Rows on {on}{'; those on more threads are in the table alone' if several else ''}. Up and to the left "
+    caption += "is better. No other row is both as fast and as accurate as one on the Pareto front. Upright bars are "
+    caption += "intervals of 95%."
+    if missing := [f"{label(row, report.rows)} ({status_of(row)})" for row in own if not row.latency_ms]:
+        caption += f" Without a latency, and so not in the picture: {'; '.join(missing)}."
+    return caption
+
+
+def _latency_picture(machine: str, report: Report) -> Picture | None:
+    """Draw latency against AUC of one machine's rows, on its fewest threads."""
+    own = [row for row in report.rows if row.machine == machine]
+    threads = {row.threads for row in own if row.latency_ms}
+    if not threads:
+        return None
+    drawn = [row for row in own if row.threads == min(threads)]
+    marks = [
+        Mark(
+            row.latency_ms.p50,
+            row.auc,
+            row.auc_interval,
+            row.runtime,
+            f"{shortened(label(row, drawn))}, {figure(row.bytes / 1e6)} MB",
+        )
+        for row in drawn
+        if row.latency_ms
+    ]
+    on = f"{threads_of(min(threads))} of {machine}"
+    svg = picture(marks, "Median latency per frame, ms", f"Median latency and AUC, one mark per row on {on}")
+    return Picture(svg, _latency_caption(own, on, len(threads) > 1, report))
+
+
+def _size_picture(report: Report) -> Picture | None:
+    """Draw size against AUC, each file once."""
+    files: dict[tuple[str, str, str], Row] = {}
+    for row in sorted(report.rows, key=lambda row: row.threads):
+        if row.auc is not None:
+            files.setdefault((row.name, row.runtime, row.scheme), row)
+    drawn = list(files.values())
+    if not drawn:
+        return None
+    marks = [
+        Mark(row.bytes / 1e6, row.auc, row.auc_interval, row.runtime, shortened(label(row, drawn))) for row in drawn
+    ]
+    caption = "Each artifact and run whose accuracy was measured, once. Up and to the left is better. "
+    caption += "No other is both as small and as accurate as one on the Pareto front."
+    return Picture(picture(marks, "Size, MB", "Size and AUC, one mark per artifact or run"), caption)
+
+
+def _pictures(report: Report) -> Iterator[Section]:
+    machines = [_latency_picture(session.machine, report) for session in report.sessions]
+    found = tuple(drawn for drawn in machines if drawn)
+    said = () if found else ("No row has a latency, so there is no picture.",)
+    yield Section("Latency and accuracy", said=said, pictures=found)
+    if size := _size_picture(report):
+        yield Section("Size and accuracy", pictures=(size,))
+
+
+def _accuracy(report: Report) -> Iterator[Section]:
+    if (table := accuracy_table(report.rows)).rows:
+        said = "Rows that differ in threads alone, and say the same, are told once."
+        yield Section("Accuracy", said=(said,), tables=(table,))
+    methods = methods_of(report.rows)
+    if len(methods) > 1:
+        said = "AUC of each method's fake clips against all real ones, with its interval of 95%."
+        yield Section("By method of forgery", said=(said,), tables=(methods_table(report.rows),))
+    elif methods:
+        only = f"All fake clips are of one method, {next(iter(methods))}: its AUC is that of all clips."
+        yield Section("By method of forgery", said=(only,))
+
+
+def _times(report: Report) -> Iterator[Section]:
+    if report.rows:
+        same = [title for title in PLACES if not differing(title, report.rows)]
+        said = [f"{title} of all rows: {COLUMNS[title].text(report.rows[0])}." for title in same]
+        yield Section("Time, memory and size", said=tuple(said), tables=(cost_table(report.rows),))
+    if (table := stability_table(report.rows)).rows:
+        yield Section("Stability", tables=(table,))
+
+
+def _clips(budgets: list[Budget]) -> str:
+    """Say of which clips budgets are."""
+    clips = {(own.frames, own.video, *own.picture) for own in budgets if own.stages}
+    told = [f"{count} frames of {name} ({width} by {height} pixels)" for count, name, width, height in sorted(clips)]
+    return f"A clip here: {'; '.join(told)}." if told else "No clip was measured."
+
+
+def _budgets(budgets: list[Budget]) -> Iterator[Section]:
+    if not budgets:
+        return
+    drawn = [(budget_label(budget, budgets), budget) for budget in budgets if budget.ms > 0]
+    threads = ", ".join(sorted({threads_of(budget.threads) for budget in budgets}))
+    said = f"From the video file to P(fake), on {threads}. {_clips(budgets)}"
+    caption = (
+        "A bar ends at the total, on a logarithmic axis; inside a bar, a step's length is its share of that bar's "
+    )
+    caption += "total, so that steps are compared within a bar and totals between bars."
+    pictures = (Picture(budget_picture(drawn), caption),) if drawn else ()
+    yield Section("Clip budget", said=(said,), pictures=pictures, tables=budget_tables(budgets))
+
+
+def _sustained(rows: list[Row]) -> Iterator[Section]:
+    found = [(label(row, rows), row.sustained) for row in rows if row.sustained]
+    if found:
+        drawn = [(name, run) for name, run in found if run.frames_per_second]
+        picture = Picture(
+            speed_picture(drawn), "A level line keeps its speed; the last point may stand for less than a second."
+        )
+        yield Section("Sustained speed", pictures=(picture,) if drawn else (), tables=(sustained_table(rows),))
+
+
+def _profiles(rows: list[Row]) -> Iterator[Section]:
+    if any(row.profile for row in rows):
+        yield Section("Slowest operations", facts=not_profiled(rows), tables=profile_tables(rows))
+
+
+def _diagnosis_facts(diagnosis: Diagnosis) -> dict[str, str]:
     """Say what int8 cost a run."""
     observers = ", ".join(f"{name} {figure(snr)}" for name, snr in diagnosis.observers.items())
     islands = ", ".join(f"{count} {name}" for name, count in diagnosis.islands.items())
@@ -21,33 +185,71 @@ def diagnosis_facts(diagnosis: Diagnosis) -> dict[str, str]:
     }
 
 
-def peak_text(peak: Peak) -> str:
+def _diagnoses(report: Report) -> Iterator[Section]:
+    for name, found in report.diagnoses.items():
+        drawn = Picture(noise_picture(found, name), "What rounding a layer adds to the logit, on a logarithmic axis.")
+        yield Section("What int8 cost", name, (), _diagnosis_facts(found), (drawn,), (worst_layers(found),))
+
+
+def _robustness(report: Report) -> Iterator[Section]:
+    if tables := robustness_tables(report):
+        said = "Each artifact against itself on the same clips cut as the manifest says."
+        yield Section("Crops cut otherwise", said=(said,), tables=tables)
+
+
+def _reference(reference: ReferenceSummary) -> Section:
+    latency = reference.latency_ms
+    percentiles = ", ".join(map(figure, (latency.p50, latency.p90, latency.p99)))
+    facts = {
+        "Run": f"{reference.run} ({reference.backbone})",
+        "Device": f"{reference.device}, {reference.precision}",
+        "TF32": "allowed" if reference.tf32 else "not used",
+        "AUC": f"{fixed(reference.auc)} over {reference.clips} clips",
+        "Latency p50, p90, p99": f"{percentiles} ms per frame",
+        "Best throughput": f"{figure(reference.throughput)} frames/s in batches of {reference.best_batch}",
+        "Peak memory": figure(reference.peak_memory_mb, " MB of the process")
+        + ("" if reference.device_memory_mb is None else f", {figure(reference.device_memory_mb)} MB on the GPU"),
+        "Notes": " ".join(reference.notes) or "none",
+    }
+    return Section("Reference", facts=facts)
+
+
+def _flat(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """Yield each value of nested dicts with the way to it."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _flat(inner, f"{path} / {key}" if path else key)
+    else:
+        yield path, ", ".join(map(str, value)) if isinstance(value, list) else DASH if value is None else str(value)
+
+
+def _peak_text(peak: Peak) -> str:
     """Say how fast the machine multiplied, and how steadily."""
     speeds = f"float32 {figure(peak.fp32_gmacs)}, bytes {figure(peak.int8_gmacs)} GMAC/s"
     return f"{speeds}; float32 moved by {peak.drift:.1%} from before the rows to after them"
 
 
-def worst_layers(diagnosis: Diagnosis) -> list[tuple[str, str, str]]:
-    """Return name, share of the logit's variance, and SNR of the layers that hurt most."""
-    return [
-        (noise.layer, fixed(noise.logit_noise, ".3%"), figure(noise.snr_db))
-        for noise in diagnosis.worst()[:WORST_LAYERS]
+def _environments(report: Report) -> Iterator[Section]:
+    for session in report.sessions:
+        peaks = {f"Matrix products, {threads_of(peak.threads)}": _peak_text(peak) for peak in session.peaks}
+        made = {"Made": session.created, "Command": session.command}
+        yield Section("Environment", session.machine, facts=made | peaks | dict(_flat(session.environment)))
+
+
+def sections(report: Report) -> list[Section]:
+    """Return all that follows the rows; what was not asked for is named, with the option that brings it."""
+    found = [
+        *_pictures(report),
+        *_accuracy(report),
+        *_times(report),
+        *_budgets(report.budgets),
+        *_sustained(report.rows),
+        *_profiles(report.rows),
+        *_robustness(report),
+        *_diagnoses(report),
     ]
-
-
-ROBUSTNESS_COLUMNS = ("Crop", "Clips", "AUC", "Delta AUC", "Verdict flips", "Flips at EER")
-
-
-def robustness_rows(row: Row) -> list[tuple[str, ...]]:
-    """Return the cells of an artifact's table of crops that were cut other than the manifest says."""
-    return [
-        (
-            found.perturbation,
-            str(found.clips),
-            fixed(found.auc),
-            fixed(found.delta_auc, "+z.4f"),
-            fixed(found.verdict_flips, ".1%"),
-            fixed(found.equal_error_flips, ".1%"),
-        )
-        for found in row.robustness or ()
-    ]
+    titles = {section.title for section in found}
+    if missing := {title: option for title, option in OPTIONS.items() if title not in titles}:
+        found.append(Section("Not measured here", facts=missing))
+    measured = Section("How each figure was measured", facts=how(report))
+    return [*found, _reference(report.reference), *_environments(report), measured]

@@ -1,169 +1,54 @@
 """The report's pages: they show every row and reason, invent no figure, and believe no name."""
 
-import itertools
+import base64
+import hashlib
 import re
-import xml.etree.ElementTree as ElementTree
-from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from benchmarks.columns import ACCURACY, COLUMNS, DECIDING
 from benchmarks.render import html, markdown, table_text, write_report
-from benchmarks.report import Latency, Peak, ReferenceSummary, Report, Row, Session, read_report
-from compress.fidelity import Diagnosis, LayerNoise
+from benchmarks.report import Report, read_report, report_schema
 from stage import StageError
-
-HOSTILE = "<img src=x onerror=alert(1)>.mp4"
-NO_ACCURACY = "the split has no real clips"
-SVG = "{http://www.w3.org/2000/svg}"
-
-DIAGNOSIS = Diagnosis(
-    samples=64,
-    per="frame",
-    logit_snr_db=24.25,
-    observers={"minmax": 14.0, "histogram": 23.5},
-    float_layers=["stem"],
-    islands={"gelu": 27, "sigmoid": 10},
-    layers=[
-        LayerNoise(layer="stem", snr_db=35.5, logit_noise=0.0035),
-        LayerNoise(layer="<b>odd</b>", snr_db=21.0, logit_noise=0.00025),
-        LayerNoise(layer="head", snr_db=18.0, logit_noise=0.0),
-    ],
+from tests.benchmarks.reports import (
+    BREAKOUT,
+    CLOSING,
+    HOSTILE,
+    MACHINE,
+    NO_ACCURACY,
+    PHONE,
+    Page,
+    cells_of_markdown,
+    full_report,
+    measured,
+    plain_report,
 )
-
-
-def measured(name: str, p50: float, size: int, **changes: Any) -> Row:
-    figures: dict[str, Any] = {
-        "kind": "artifact",
-        "model": "repvit_m0_9",
-        "runtime": "executorch",
-        "scheme": "fp32",
-        "machine": "a processor, 2 cores",
-        "device": "cpu",
-        "threads": 1,
-        "input_size": 224,
-        "status": "measured",
-        "load_ms": 31.25,
-        "latency_ms": Latency(p50=p50, p90=1.1 * p50, p99=1.4 * p50),
-        "repeats": 200,
-        "throughput": 1000 / p50,
-        "peak_memory_mb": 142.0,
-        "auc": 0.9745,
-        "control_auc": 0.51,
-        "speedup_over": "runs/dino",
-        "speedup": 600 / p50,
-        "size_ratio": 346e6 / size,
-    }
-    return Row(name=name, bytes=size, **figures | changes)
-
-
-def missing(name: str, **changes: Any) -> Row:
-    """Return a row without any figure."""
-    figures = ("load_ms", "latency_ms", "throughput", "peak_memory_mb", "auc", "control_auc", "speedup", "size_ratio")
-    return measured(name, 1.0, 9_900_000, **dict.fromkeys(figures), repeats=0, **changes)
 
 
 @pytest.fixture
 def report() -> Report:
-    int8 = {
-        "scheme": "int8",
-        "auc": 0.9712,
-        "auc_interval": (0.9513, 0.9836),
-        "delta_auc": -0.01,
-        "student": "student-fp32.pte",
-        "verdict_flips": 0.0125,
-        "equal_error_flips": 0.025,
-        "earned": True,
-        "earned_because": "3x as fast as fp32, AUC -0.0033",
-    }
-    return Report(
-        sessions=[
-            Session(
-                machine="a processor, 2 cores",
-                created="2025-11-21T23:40:00+00:00",
-                command="pocketproof bench bundle --out report",
-                environment={
-                    "processor": "a processor",
-                    "versions": {"torch": "2.14.1", "coremltools": None},
-                    "devices": ["cpu"],
-                },
-                peaks=[Peak(threads=1, fp32_gmacs=54.25, int8_gmacs=455.0, drift=0.0125)],
-            )
-        ],
-        fingerprint="0123abcd",
-        split="test",
-        clips={"real": 40, "fake": 39},
-        control_clips=38,
-        reference=ReferenceSummary(
-            run="runs/dino",
-            sha256="ab" * 32,
-            backbone="vit_base_patch14_dinov2",
-            device="cuda:0",
-            precision="fp32",
-            clips=79,
-            auc=0.9812,
-            latency_ms=Latency(p50=6.5, p90=7.5, p99=8.5),
-            throughput=820.0,
-            best_batch=32,
-            tf32=False,
-            peak_memory_mb=1512.0,
-            device_memory_mb=640.0,
-            notes=["measured elsewhere"],
-        ),
-        diagnoses={"student-int8": DIAGNOSIS},
-        notes=["Random weights | <b>no pretraining</b>."],
-        rows=[
-            measured("runs/dino", 600.0, 346_000_000, kind="run", runtime="torch"),
-            measured("student-fp32.pte", 12.0, 19_300_000),
-            measured("student-int8.pte", 4.0, 5_300_000, **int8),
-            measured("student-int8.pte", 2.5, 5_300_000, threads=2, **int8),
-            measured("student-int8.onnx", 6.0, 5_600_000, runtime="onnxruntime", **int8),
-            measured("fast|but_.onnx", 3.0, 5_500_000, scheme="int8", auc=None, reason=NO_ACCURACY),
-            missing("student.mlpackage", runtime="coreml", status="not measured", reason="needs macOS"),
-            missing("broken.pte", status="failed", reason="killed by signal 9"),
-            measured(HOSTILE, 21.5, 5_600_000, runtime="onnxruntime"),
-        ],
-    )
+    return plain_report()
 
 
-class Page(HTMLParser):
-    """The table's cells as a browser reads them, and every tag of the page."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.rows: list[list[str]] = []
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self.in_cell = False
-        self.feed(page)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag == "tr":
-            self.rows.append([])
-        if tag in ("td", "th"):
-            self.rows[-1].append("")
-            self.in_cell = True
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag in ("td", "th"):
-            self.in_cell = False
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-        if self.in_cell:
-            self.rows[-1][-1] += data
+@pytest.fixture(scope="module")
+def full() -> Report:
+    return full_report()
 
 
-def cells_of_markdown(page: str) -> list[list[str]]:
-    """Split table lines at the pipes that are not escaped, as GitHub does."""
-    lines = [line for line in page.splitlines() if line.startswith("|")]
-    return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
+@pytest.fixture(scope="module")
+def full_page(full: Report) -> str:
+    return html(full)
+
+
+@pytest.fixture(scope="module")
+def full_text(full: Report) -> str:
+    return markdown(full)
 
 
 def test_html_table_has_every_row_with_its_own_figures_and_dashes(report: Report) -> None:
     titles, *rows = Page(html(report)).rows[: len(report.rows) + 1]
+    assert titles == list(COLUMNS)
     assert [row[0] for row in rows] == [row.name for row in report.rows]
     cells = [dict(zip(titles, row, strict=True)) for row in rows]
     assert cells[3]["p50, ms"] == "2.50"
@@ -182,9 +67,44 @@ def test_html_table_has_every_row_with_its_own_figures_and_dashes(report: Report
     assert {cells[6][title] for title in figures} == {"–"}
 
 
-def test_markdown_table_has_the_same_rows_with_pipes_and_angle_brackets_escaped(report: Report) -> None:
+def test_cells_of_numbers_carry_the_number_that_they_are_sorted_by(full: Report, full_page: str) -> None:
+    values = [names.get("data-value") for tag, names in Page(full_page).tags if tag == "td"]
+    numbers = [title for title in COLUMNS if COLUMNS[title].value]
+    of_row = len(COLUMNS) - 1
+    third = dict(zip(list(COLUMNS)[1:], values[2 * of_row : 3 * of_row], strict=True))
+    assert third["p50, ms"] == "4.0"
+    assert third["Size, MB"] == "5.3"
+    assert third["TPR at 5% FPR"] == "0.875"
+    assert third["TPR at 1% FPR"] is None
+    assert third["Scheme"] is None
+    failed = dict(zip(list(COLUMNS)[1:], values[7 * of_row : 8 * of_row], strict=True))
+    assert {title for title in numbers if failed[title]} == {"Threads", "Batch", "Input, px", "Size, MB"}
+
+
+def test_first_sight_shows_what_decides_and_places_only_where_they_differ(report: Report, full_page: str) -> None:
+    def at_once(page: str) -> list[str]:
+        heads = [names for tag, names in Page(page).tags if tag == "th" and names.get("scope") == "col"]
+        return [title for title, names in zip(COLUMNS, heads, strict=False) if "more" not in (names["class"] or "")]
+
+    assert at_once(html(report)) == list(DECIDING)
+    assert at_once(full_page) == [title for title in COLUMNS if title in (*DECIDING, "Machine")]
+
+
+def test_filters_offer_what_differs(report: Report, full_page: str) -> None:
+    def selects(page: str) -> list[str | None]:
+        return [names["name"] for tag, names in Page(page).tags if tag == "select"]
+
+    assert selects(html(report)) == ["Runtime", "Scheme", "Threads"]
+    assert selects(full_page) == ["Runtime", "Scheme", "Machine", "Threads"]
+    options = [names["value"] for tag, names in Page(full_page).tags if tag == "option"]
+    runtimes, schemes = ["PyTorch", "ExecuTorch", "ONNX Runtime", "Core ML"], ["fp32", "int8"]
+    assert options == ["", *runtimes, "", *schemes, "", MACHINE, PHONE, "", "1", "2", "4"]
+
+
+def test_markdown_tables_have_the_same_rows_with_pipes_and_angle_brackets_escaped(report: Report) -> None:
     page = markdown(report)
-    titles, _, *rows = cells_of_markdown(page.partition("## What int8 cost")[0])
+    titles, _, *rows = cells_of_markdown(page.partition("## Accuracy")[0])
+    assert titles == list(DECIDING)
     assert len(rows) == len(report.rows)
     assert {len(row) for row in rows} == {len(titles)}
     assert rows[5][0] == r"fast\|but\_.onnx"
@@ -192,6 +112,35 @@ def test_markdown_table_has_the_same_rows_with_pipes_and_angle_brackets_escaped(
     assert rows[6][1] == "not measured: needs macOS"
     assert r"- Random weights \| &lt;b&gt;no pretraining&lt;/b&gt;." in page
     assert "<" not in page
+
+
+def test_markdown_loses_no_column_and_its_tables_are_whole(report: Report, full_text: str) -> None:
+    page = markdown(report)
+    told = {title for line in cells_of_markdown(page) for title in line}
+    assert set(COLUMNS) - told == {"Machine", "Device"}
+    assert f"Machine of all rows: {MACHINE}. Device of all rows: cpu." in page
+    assert {"Machine", *ACCURACY} <= {title for line in cells_of_markdown(full_text) for title in line}
+    for block in re.findall(r"(?:^\|.*\n)+", full_text, re.MULTILINE):
+        assert len({len(line) for line in cells_of_markdown(block)}) == 1
+    assert "<" not in full_text
+
+
+def test_both_pages_have_the_same_sections_and_tables(full_page: str, full_text: str) -> None:
+    headings = re.findall(r"<h2[^>]*>(.*?)</h2>", full_page.replace("<bdi>", "").replace("</bdi>", ""))
+    only_pictures = ["Latency and accuracy", "Size and accuracy"]
+    assert [own for own in headings if own not in only_pictures] == re.findall(r"^## (.*)$", full_text, re.MULTILINE)
+    for title in ("Accuracy", "By method of forgery", "Stability", "Clip budget", "Sustained speed", "Reference"):
+        assert title in headings
+    of_html = [row for row in Page(full_page).rows if row[0] in ("Row", "Operation", "Crop", "Layer")]
+    of_text = [row for row in cells_of_markdown(full_text) if row[0] in ("Row", "Operation", "Crop", "Layer")]
+    assert [len(row) for row in of_html[1:]] == [len(row) for row in of_text[1:]]
+
+
+def test_what_was_not_asked_for_is_named_with_its_option(report: Report, full_page: str) -> None:
+    for page in (Page(html(report)).text, markdown(report)):
+        for option in ("bench --video", "bench --sustain", "bench --profile", "bench --sources"):
+            assert option in page
+    assert "Not measured here" not in full_page
 
 
 def test_pages_say_what_int8_cost_and_where(report: Report) -> None:
@@ -209,30 +158,41 @@ def test_pages_say_what_int8_cost_and_where(report: Report) -> None:
             "student-int8",
         ):
             assert text in page_text
-    bars = ElementTree.fromstring(re.findall(r"<svg.*?</svg>", html(report), re.DOTALL)[1])
-    assert {"int8", "kept in fp32", "Share of the logit's variance"} <= set(texts_of(bars))
     report.diagnoses = {}
-    assert "What int8 cost student" not in Page(html(report)).text
+    assert "What int8 cost: student" not in Page(html(report)).text
 
 
-def test_terminal_table_has_every_row_and_reason_within_150_columns(report: Report) -> None:
+def test_terminal_table_has_every_row_and_reason_within_150_columns(report: Report, full: Report) -> None:
     text = table_text(report)
     for row in report.rows:
         assert row.name.split()[0] in text
     assert "student.mlpackage: not measured: needs macOS" in text
     assert "broken.pte: failed: killed by signal 9" in text
     assert f"fast|but_.onnx: measured: {NO_ACCURACY}" in text
-    assert max(len(line) for line in text.splitlines()[1:]) <= 150
+    assert "Spread" not in text, "a column in which nothing was measured"
+    whole = table_text(full)
+    assert "student-int8.onnx: unstable, the medians of its rounds lie 11.7% apart" in whole
+    assert whole.partition("student-int8.onnx: ")[0].count("unstable") == 1
+    for page in (text, whole):
+        assert max(len(line) for line in page.splitlines()[1:]) <= 150
 
 
-def test_no_name_becomes_a_tag_or_an_attribute(report: Report) -> None:
-    report.rows[1].name = '"><script>alert(1)</script>'
-    report.sessions[0].environment = {"<i>key</i>": "<u>value</u>"}
-    report.sessions[0].command = "bench '<a href=x>'"
-    page = Page(html(report))
-    assert not {"img", "script", "b", "i", "u", "a"} & {tag for tag, _ in page.tags}
-    assert not [name for _, attributes in page.tags for name in attributes if name.startswith("on")]
-    for text in (HOSTILE, '"><script>alert(1)</script>', "<i>key</i>", "<u>value</u>", "bench '<a href=x>'"):
+def test_no_name_becomes_a_tag_or_an_attribute(full: Report, full_page: str) -> None:
+    full = full.model_copy(deep=True)
+    full.rows[1].name = BREAKOUT
+    full.sessions[0].environment = {"<i>key</i>": "<u>value</u>"}
+    full.sessions[0].command = "bench '<a href=x>'"
+    full.diagnoses = {CLOSING: full.diagnoses["student-int8"]}
+    full.notes = [HOSTILE, CLOSING]
+    for text in (full_page, html(full)):
+        page = Page(text)
+        assert not {"img", "b", "i", "u"} & {tag for tag, _ in page.tags}
+        assert [tag for tag, _ in page.tags].count("script") == 1
+        assert [tag for tag, _ in page.tags].count("style") == 1 + text.count("<defs>\n  <style")
+        assert not [name for _, names in page.tags for name in names if name.startswith("on")]
+        links = [names["href"] or "" for tag, names in page.tags if tag == "a"]
+        assert all(re.fullmatch(r"#(rows|section-\d+)", link) for link in links)
+    for text in (HOSTILE, BREAKOUT, CLOSING, "<i>key</i>", "<u>value</u>", "bench '<a href=x>'", "<u>no counters</u>"):
         assert text in page.text
 
 
@@ -244,100 +204,47 @@ def test_names_cannot_steer_a_terminal_or_break_a_line(report: Report) -> None:
         assert "a\ufffdc b\ufffdc" in page
 
 
-def test_html_loads_nothing_from_outside(report: Report) -> None:
-    page = html(report)
-    assert "http" not in re.sub(r'xmlns(:\w+)?="[^"]*"', "", page).replace("http-equiv", "")
-    loading = [value for _, names in Page(page).tags for name, value in names.items() if name in ("src", "href")]
-    assert loading.count("data:,") == 1
-    assert "@import" not in page
+def test_html_loads_nothing_from_outside(full_page: str) -> None:
+    assert "http" not in re.sub(r'xmlns(:\w+)?="[^"]*"', "", full_page).replace("http-equiv", "")
+    loading = [
+        value or "" for _, names in Page(full_page).tags for name, value in names.items() if name in ("src", "href")
+    ]
+    assert [value for value in loading if not value.startswith("#")] == ["data:,"]
+    assert "@import" not in full_page
+    assert not re.search(r"url\((?!#)", full_page)
 
 
-def test_html_has_headings_in_order_scopes_and_a_named_picture(report: Report) -> None:
-    tags = Page(html(report)).tags
+def test_policy_lets_only_the_page_s_own_script_run(full_page: str) -> None:
+    policies = [names["content"] or "" for tag, names in Page(full_page).tags if tag == "meta" and "content" in names]
+    policy = next(content for content in policies if "default-src" in content)
+    script = re.findall(r"<script>(.*?)</script>", full_page, re.DOTALL)
+    assert len(script) == 1
+    found = base64.b64encode(hashlib.sha256(script[0].encode()).digest()).decode()
+    assert dict(part.strip().split(" ", 1) for part in policy.split(";")) == {
+        "default-src": "'none'",
+        "script-src": f"'sha256-{found}'",
+        "style-src": "'unsafe-inline'",
+        "img-src": "data:",
+        "base-uri": "'none'",
+        "form-action": "'none'",
+    }
+    assert "innerHTML" not in script[0]
+
+
+def test_html_has_headings_in_order_scopes_unique_ids_and_named_pictures(full: Report, full_page: str) -> None:
+    tags = Page(full_page).tags
     assert ("html", {"lang": "en"}) in tags
-    assert [tag for tag, _ in tags if re.fullmatch("h[1-6]", tag)] == ["h1", *["h2"] * 7]
-    assert all("scope" in attributes for tag, attributes in tags if tag == "th")
-    assert [attributes["role"] for tag, attributes in tags if tag == "svg"] == ["img"] * 2
-
-
-def picture_of(report: Report) -> ElementTree.Element:
-    found = re.search(r"<svg.*?</svg>", html(report), re.DOTALL)
-    assert found
-    return ElementTree.fromstring(found[0])
-
-
-def texts_of(picture: ElementTree.Element) -> list[str]:
-    return ["".join(text.itertext()) for text in picture.iter(f"{SVG}text")]
-
-
-def test_picture_names_every_timed_row_and_the_page_names_the_others(report: Report) -> None:
-    picture = picture_of(report)
-    texts = texts_of(picture)
-    assert "student-int8.pte, 1 thread, 5.30 MB" in texts
-    assert "student-int8.pte, 2 threads, 5.30 MB" in texts
-    assert f"{HOSTILE}, 5.60 MB" in texts
-    assert "fast|but_.onnx, 5.50 MB" in texts
-    assert "measured" in texts, "the strip of rows without an AUC"
-    assert "currentColor" in ElementTree.tostring(picture, encoding="unicode")
-    assert "student.mlpackage (not measured: needs macOS); broken.pte (failed: killed by signal 9)" in html(report)
-
-
-def test_labels_of_the_picture_do_not_cover_each_other(report: Report) -> None:
-    report.rows = [measured(f"student-{number:02}.pte", 4 + number / 10, 5_300_000) for number in range(12)]
-    texts = [text for text in picture_of(report).iter(f"{SVG}text") if (text.text or "").startswith("student")]
-    boxes = []
-    for text in texts:
-        x, y, width = float(text.attrib["x"]), float(text.attrib["y"]), 5 * len(text.text or "")
-        boxes.append((x - width if "text-anchor: end" in text.attrib["style"] else x, y, width))
-    assert len(boxes) == 12
-    for (x, y, width), (other_x, other_y, _) in itertools.combinations(sorted(boxes), 2):
-        assert abs(y - other_y) > 11.9 or x + width < other_x
-
-
-@pytest.mark.filterwarnings("error")
-def test_picture_takes_names_that_its_font_or_its_formulas_do_not_know(report: Report) -> None:
-    report.rows[2].name = "$x^{$ 学生.pte"
-    assert "$x^{$ 学生.pte, 5.30 MB" in texts_of(picture_of(report))
-
-
-def test_headline_repeats_the_row_that_is_fastest_on_the_fewest_threads(report: Report) -> None:
-    headline = table_text(report).splitlines()[0]
-    assert headline == (
-        "student-int8.pte (ExecuTorch, int8, cpu, 1 thread) takes 4.00 ms per frame and 5.30 MB (5,300,000 bytes): "
-        "150× as fast as the fp32 teacher runs/dino and 65.3× smaller. Its AUC is 0.9712; the reference's is 0.9812 "
-        "and the fp32 student's 0.9745; 1.2% of its verdicts differ from the fp32 student's."
-    )
-    assert headline in Page(html(report)).text
-
-
-def test_headline_leaves_out_what_was_not_measured(report: Report) -> None:
-    report.reference.auc = None
-    nothing = dict.fromkeys(("speedup_over", "speedup", "size_ratio"))
-    row = measured("a.onnx", 4.0, 5_000_000, scheme="int8", **nothing)
-    report.rows = [row]
-    assert table_text(report).splitlines()[0] == (
-        "a.onnx (ExecuTorch, int8, cpu, 1 thread) takes 4.00 ms per frame and 5.00 MB (5,000,000 bytes). "
-        "Its AUC is 0.9745; the reference's is –."
-    )
-
-
-def test_headline_believes_no_failed_row_and_takes_the_students_auc_from_its_fp32_row(report: Report) -> None:
-    report.rows[2].status = "failed"
-    report.rows.insert(0, measured("student-fp32.pte", 12.0, 19_300_000, scheme="autocast", auc=0.5))
-    headline = table_text(report).splitlines()[0]
-    assert headline.startswith("student-int8.onnx (ONNX Runtime, int8, cpu, 1 thread) takes 6.00 ms")
-    assert "and the fp32 student's 0.9745" in headline
-
-
-@pytest.mark.parametrize(
-    ("repeats", "told"), [((50, 50, 50), "over 50 repeats"), ((50, 10, 17), "over 10 to 50 repeats")]
-)
-def test_page_tells_over_how_many_repeats_percentiles_were_taken(
-    report: Report, repeats: tuple[int, ...], told: str
-) -> None:
-    report.rows = [measured(f"{index}.pte", 4.0, 5_000_000, repeats=count) for index, count in enumerate(repeats)]
-    assert told in markdown(report)
-    assert told in html(report)
+    headings = [tag for tag, _ in tags if re.fullmatch("h[1-6]", tag)]
+    assert headings == ["h1", *["h2"] * (len(headings) - 1)]
+    assert all("scope" in names for tag, names in tags if tag == "th")
+    pictures = [names for tag, names in tags if tag == "svg"]
+    assert len(pictures) == 2 + 1 + 1 + 1 + 1  # latency of two machines, size, budget, speed, noise
+    assert all(names["role"] == "img" and names["aria-label"] for names in pictures)
+    assert len({names["aria-label"] for names in pictures}) == len(pictures)
+    regions = [names["aria-label"] for tag, names in tags if names.get("role") == "region"]
+    assert len(set(regions)) == len(regions)
+    ids = [names["id"] for _, names in tags if "id" in names]
+    assert len(set(ids)) == len(ids)
 
 
 @pytest.mark.parametrize("kept", [[0, 1], [6, 7], [5], []])
@@ -349,17 +256,25 @@ def test_reports_without_int8_latency_accuracy_or_rows_still_render(report: Repo
     assert ("<svg" in html(report)) == any(row.latency_ms for row in report.rows)
 
 
+def test_rows_of_percentiles_that_were_not_measured_have_dashes(report: Report) -> None:
+    latency = report.rows[2].latency_ms
+    assert latency
+    report.rows[2].latency_ms = latency.model_copy(update={"p90": None, "p99": None})
+    assert COLUMNS["p90, ms"].text(report.rows[2]) == "–"
+    assert COLUMNS["p50, ms"].text(report.rows[2]) == "4.00"
+
+
 def test_write_report_writes_three_files_and_the_json_reads_back(report: Report, tmp_path: Path) -> None:
     out = tmp_path / "new" / "report"
     write_report(report, out)
     assert sorted(path.name for path in out.iterdir()) == ["report.html", "report.json", "report.md"]
     assert read_report(out / "report.json") == report
+    assert (out / "report.md").read_text(encoding="utf-8") == markdown(report)
+    assert (out / "report.html").read_text(encoding="utf-8") == html(report)
     older = (out / "report.json").read_text().replace('"schema_version": 5', '"schema_version": 4')
     (out / "report.json").write_text(older)
     with pytest.raises(StageError, match=r"report.json is of schema version 4, this program reads 5"):
         read_report(out / "report.json")
-    assert (out / "report.md").read_text(encoding="utf-8") == markdown(report)
-    assert (out / "report.html").read_text(encoding="utf-8") == html(report)
 
 
 def test_write_report_leaves_earlier_work_and_no_remains(report: Report, tmp_path: Path) -> None:
@@ -369,3 +284,13 @@ def test_write_report_leaves_earlier_work_and_no_remains(report: Report, tmp_pat
     with pytest.raises(StageError, match=r"cannot write .*report"):
         write_report(report, out)
     assert [path.name for path in tmp_path.rglob("*")] == ["report", "mine.txt"]
+
+
+def test_long_names_fit_the_terminal(report: Report) -> None:
+    report.rows = [measured("a-very-long-name-of-an-artifact" * 4 + ".pte", 4.0, 5_000_000, scheme="int8-dynamic")]
+    assert max(len(line) for line in table_text(report).splitlines()[1:]) <= 150
+
+
+def test_published_schema_is_the_report_s() -> None:
+    published = Path(__file__).parents[2] / "docs" / "report.schema.json"
+    assert published.read_text(encoding="utf-8") == report_schema()

@@ -1,0 +1,50 @@
+"""The report in two or three sentences: what was gained, and what was lost."""
+
+from benchmarks.columns import COLUMNS, fixed, percent, threads_of
+from benchmarks.report import Report, Row
+
+NO_INT8 = "No int8 artifact was measured for both latency and accuracy."
+
+
+def _fastest(report: Report, int8: bool) -> Row | None:
+    """Return the fastest artifact with a measured accuracy, at the fewest threads, of int8 or of another scheme."""
+    candidates = [
+        (row.threads, row.latency_ms.p50, row.bytes, index)
+        for index, row in enumerate(report.rows)
+        if (row.kind, row.status, row.batch) == ("artifact", "measured", 1) and row.scheme.startswith("int8") == int8
+        if row.latency_ms and row.auc is not None
+    ]
+    return report.rows[min(candidates)[-1]] if candidates else None
+
+
+def _cost(best: Row, where: str) -> str:
+    text = {title: column.text(best) for title, column in COLUMNS.items()}
+    cost = f"{best.name} ({text['Runtime']}, {best.scheme}, {where}, {threads_of(best.threads)})"
+    cost += f" takes {text['p50, ms']} ms per frame and {text['Size, MB']} MB ({best.bytes:,} bytes)"
+    if best.speedup is not None:
+        cost += f": {text['Speedup']} as fast as the fp32 teacher {best.speedup_over}"
+    if best.size_ratio is not None:
+        cost += f" and {text['Size ratio']} smaller"
+    return f"{cost}."
+
+
+def _kept(best: Row, report: Report) -> str:
+    kept = f"Its AUC is {fixed(best.auc)}; the reference's is {fixed(report.reference.auc)}"
+    for student in [row for row in report.rows if (row.name, row.scheme) == (best.student, "fp32")][:1]:
+        kept += f" and the fp32 student's {fixed(student.auc)}"
+    if best.verdict_flips is not None:
+        kept += f"; {percent(best.verdict_flips)} of its verdicts differ from the fp32 student's"
+    return f"{kept}."
+
+
+def headline(report: Report) -> str:
+    """Say what the fastest int8 artifact costs and keeps; where there is none, the fastest of any scheme."""
+    int8 = _fastest(report, int8=True)
+    best = int8 or _fastest(report, int8=False)
+    if best is None:
+        return f"{NO_INT8} Neither was one of another scheme."
+    sentences = [] if int8 else [f"{NO_INT8} The fastest of the others:"]
+    sentences += [_cost(best, best.device if len(report.sessions) < 2 else f"{best.device} of {best.machine}")]
+    if best.unstable:
+        sentences += [f"Its latency is unstable: the medians of its rounds lie {percent(best.spread)} apart."]
+    return " ".join([*sentences, _kept(best, report)])

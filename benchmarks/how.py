@@ -1,0 +1,124 @@
+"""How each figure of a report was measured: one entry for every column that its pages show."""
+
+from collections.abc import Callable
+
+from benchmarks.comparing import LEAST_BOUND, MOST_LOST
+from benchmarks.report import MOST_SPREAD, Report, Row
+
+
+def _span(report: Report, count: Callable[[Row], int]) -> str:
+    """Return the fewest and the most of something that timed rows have."""
+    counts = sorted({count(row) for row in report.rows if row.latency_ms} or {0})
+    return " to ".join(str(count) for count in counts[:: max(1, len(counts) - 1)])
+
+
+def _of_time(report: Report) -> dict[str, str]:
+    return {
+        "Process": "Each row is measured in fresh processes that load nothing else, one row after another.",
+        "p50, ms; p90, ms; p99, ms": "Milliseconds per frame. "
+        "Runs before the clock starts warm it up and do not count. "
+        f"Percentiles over {_span(report, lambda row: row.repeats)} repeats of all rounds; "
+        "one that too few repeats support is a dash. "
+        "A model of whole clips is timed on clips, and each time divided by their frames; a batch's by its frames. "
+        "Where clips overlap, as the manifest's do by half, a file in steps runs score twice as often, and a "
+        "whole-clip file takes twice as long.",
+        "Spread; Medians, ms; Verdict": "A round is a fresh process of each row, one round of all rows after another. "
+        "Spread is the largest less the smallest of the rounds' medians, as a share of their median; of a single "
+        f"round, of its three thirds. Above {MOST_SPREAD:.0%} a row is unstable: its latency is no ground to choose.",
+        "Cores": "Processors that a process was bound to while it was timed, by number; a dash where the system has no "
+        "way to do it.",
+        "Load, ms; First run, ms": "From the file on disk to a model that is ready to run, once its runtime is "
+        "imported; and its first run, before any warm-up. Runs in torch are fused, and converted to their scheme, "
+        "while they load, and the peak of memory has that in it. These figures and memory are the first round's.",
+        "Frames/s; Repeats": "Frames a second over the timed runs, and how many runs these were.",
+        "Speedup; Size ratio": _speedup(report),
+    }
+
+
+def _speedup(report: Report) -> str:
+    teachers = ", ".join(sorted({row.speedup_over for row in report.rows if row.speedup_over}))
+    return (
+        "Median latency and bytes of the fp32 teacher divided by the row's, on the same machine and for the same "
+        f"number of threads. The fp32 teacher is {teachers or 'missing, so there are none'}."
+    )
+
+
+def _of_size() -> dict[str, str]:
+    return {
+        "Size, MB": "Bytes of the artifact, or of the run's weights. An MB of a file has 10^6 bytes.",
+        "Peak, MB; Over idle, MB": "Peak is the largest resident set of the whole process up to the end of the timing. "
+        "Over idle is the same less a process with the runtime imported and nothing loaded. An MB of memory has 2^20 "
+        "bytes.",
+        "Runtime, MB": "Shared libraries of the runtime that the process had loaded on this machine, in 10^6 bytes; 0 "
+        "where the system brings them. An app ships a build for its phone, which is of another size.",
+        "MACs, G": "10^9 multiply-accumulates a frame, counted in the graph; of a model of clips, a clip's divided by "
+        "its frames. A dash where nothing counts them.",
+        "Of peak": "Multiply-accumulates a second in the median run, as a share of the fastest matrix product (1024 by "
+        "1024, ONNX Runtime) that was measured on the same cores before and after the rows: in bytes for static int8, "
+        "in float32 for all else. Runs in torch have it in float32 alone. The environments tell these peaks.",
+        "Delegated": "Share of operations that the accelerated backend runs; ExecuTorch alone says it.",
+        "Model; Runtime; Scheme; Machine; Device; Threads; Batch; Input, px": "What was measured and where: the "
+        "backbone, what runs it, how numbers are stored and computed, the session, what computes, on how many threads, "
+        "how many crops or clips at once, and the side of the crop.",
+        "Row; Status": "The artifact's file or the run's folder. Evaluated: scored by something in the runtime's "
+        "place, and not timed. What was not measured, or failed, says why.",
+    }
+
+
+def _of_accuracy(report: Report) -> dict[str, str]:
+    clips = " and ".join(f"{count} {label}" for label, count in report.clips.items())
+    return {
+        "AUC; AUC, 95%": f"Area under the ROC curve over the clips of the split {report.split} ({clips}). "
+        "95% is its bootstrap interval, which draws persons anew; it needs 10 of them. Bars in the pictures are the "
+        "same interval.",
+        "Video AUC; Frame AUC": "AUC of videos, each the mean over its clips; and of each frame alone, which models of "
+        "whole clips do not score.",
+        "EER; AP": "Equal error rate and average precision, over the same clips.",
+        "Accuracy; Threshold": "Share of right verdicts at the row's own threshold, which was set on its own scores of "
+        "validation clips.",
+        "TPR at 1% FPR; TPR at 5% FPR": "Share of fakes found where that share of reals is called fake; a dash where "
+        "the split has too few reals to tell.",
+        "By method of forgery": "The AUC of one method's fake clips against all real ones, with its interval of 95%.",
+        "Delta AUC": f"AUC less that of the reference {report.reference.run} on the same clips.",
+        "Control AUC": f"AUC on forgeries with the identity transform ({report.control_clips or 'no'} clips): 0.5 when "
+        "the forgery was learned, higher when traces of how the file was made were.",
+    }
+
+
+def _of_verdicts(report: Report) -> dict[str, str]:
+    students = ", ".join(sorted({row.student for row in report.rows if row.student}))
+    return {
+        "Verdict flips; Flips at EER; Frame flips": "Share of clips whose verdict differs from that of the fp32 "
+        "student that a row was made from, each at its own threshold; at EER: each at the equal-error threshold of its "
+        "own validation clips; and the first by frames. "
+        f"Fp32 students: {students or 'none, so there are no flips'}.",
+        "Earned its slot": "A scheme has, on this device, if its median latency is below that of fp32 of the same "
+        f"student in the same runtime, and its AUC at most {MOST_LOST} lower, with an interval of the difference "
+        f"(persons drawn anew) from {LEAST_BOUND} on; where there are too few persons for an interval, the difference "
+        "alone decides.",
+    }
+
+
+def _of_more() -> dict[str, str]:
+    return {
+        "Clip budget": "One clip from the video file to P(fake), step by step in a fresh process: medians of up to "
+        "three runs after one to warm up; a step of more than 5 s is run once. Decode and faces go through the video "
+        "up to the clip's end, and the clip's share of these frames counts. An artifact in steps embeds each frame and "
+        "scores once. In brackets is a step's share of the total. Against teacher is the first teacher's total on the "
+        "same machine and threads divided by the row's. Peak is the largest resident set of the process during a step.",
+        "Sustained speed": "The model runs without a pause, and frames are counted each second. Lost is 1 less the "
+        "median of the last quarter of the seconds over that of the first. Joules are all that the processor used, "
+        "whatever else ran, divided by frames.",
+        "Slowest operations": "Told by the runtime's own profiler in further runs. The profiler costs time itself, so "
+        "that sums exceed the row's latency; a run is one call of the model.",
+        "What int8 cost": "Measured on validation crops, in torch. A layer's share is the variance that its rounding "
+        "alone adds to the fake-minus-real logit, as a share of that logit's variance (first order).",
+        "Crops cut otherwise": "Clips of the same split, cut again from their videos as an app with other habits "
+        "would; delta and flips are against the same clips cut as the manifest says. Moved boxes go in a direction "
+        "drawn for each clip. Of another detector's boxes, clips count in which it finds the face.",
+    }
+
+
+def how(report: Report) -> dict[str, str]:
+    """Say how each figure was measured, by the columns or the section that show it."""
+    return _of_time(report) | _of_size() | _of_accuracy(report) | _of_verdicts(report) | _of_more()

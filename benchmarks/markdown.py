@@ -1,0 +1,59 @@
+"""A report as GitHub-flavoured Markdown, for a pull request: everything that the HTML page tells but its pictures."""
+
+import re
+from collections.abc import Iterator, Sequence
+
+from benchmarks.columns import COLUMNS, DASH, deciding, words
+from benchmarks.headline import headline
+from benchmarks.report import Report
+from benchmarks.sections import Section, sections
+from benchmarks.tables import Table
+
+ESCAPES = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;"} | {sign: f"\\{sign}" for sign in "\\`*[]|~#$"})
+
+PICTURES = "The pictures are in report.html."
+
+
+def _escaped(text: str) -> str:
+    """Return the text so that Markdown shows it as it is, in a table too."""
+    return re.sub(r"(?<!\w)_|_(?!\w)", r"\\_", text.translate(ESCAPES))
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(map(_escaped, cells))} |"
+
+
+def _table(table: Table) -> Iterator[str]:
+    if table.title:
+        yield from ("", f"**{_escaped(table.title)}**")
+    left = (table.columns[0], *table.words)
+    yield from ("", _line(table.columns), f"| {' | '.join('---' if own in left else '--:' for own in table.columns)} |")
+    yield from map(_line, table.rows)
+
+
+def _section(section: Section) -> Iterator[str]:
+    yield from ("", f"## {_escaped(': '.join(filter(None, (section.title, section.about))))}")
+    if section.said:
+        yield from ("", _escaped(" ".join(section.said)))
+    if section.facts:
+        yield ""
+        yield from (f"- **{_escaped(term)}**: {_escaped(text)}" for term, text in section.facts.items())
+    for table in section.tables:
+        yield from _table(table)
+
+
+def _rows(report: Report) -> Table:
+    titles = deciding(report.rows)
+    lines = tuple(tuple(COLUMNS[title].text(row) for title in titles) for row in report.rows)
+    return Table(tuple(titles), lines, words=words(titles))
+
+
+def page(report: Report) -> str:
+    """Return a cleaned report as Markdown."""
+    lines = ["# Pocketproof report", "", _escaped(headline(report)), "", "## Notes", ""]
+    lines += [f"- {_escaped(note)}" for note in report.notes] or ["None."]
+    lines += ["", "## Rows", "", f"{DASH} was not measured; the status says why. {PICTURES}", *_table(_rows(report))]
+    for section in sections(report):
+        if section.said or section.tables or section.facts:
+            lines += _section(section)
+    return "\n".join(lines) + "\n"

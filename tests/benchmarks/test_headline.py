@@ -1,0 +1,54 @@
+"""The headline repeats the row that it names, and leaves out what was not measured."""
+
+import pytest
+
+from benchmarks.headline import NO_INT8, headline
+from benchmarks.report import Report
+from tests.benchmarks.reports import MACHINE, full_report, measured, plain_report
+
+
+@pytest.fixture
+def report() -> Report:
+    return plain_report()
+
+
+def test_headline_repeats_the_row_that_is_fastest_on_the_fewest_threads(report: Report) -> None:
+    assert headline(report) == (
+        "student-int8.pte (ExecuTorch, int8, cpu, 1 thread) takes 4.00 ms per frame and 5.30 MB (5,300,000 bytes): "
+        "150× as fast as the fp32 teacher runs/dino and 65.3× smaller. Its AUC is 0.9712; the reference's is 0.9812 "
+        "and the fp32 student's 0.9745; 1.2% of its verdicts differ from the fp32 student's."
+    )
+
+
+def test_headline_leaves_out_what_was_not_measured(report: Report) -> None:
+    report.reference.auc = None
+    nothing = dict.fromkeys(("speedup_over", "speedup", "size_ratio"))
+    report.rows = [measured("a.onnx", 4.0, 5_000_000, scheme="int8", **nothing)]
+    assert headline(report) == (
+        "a.onnx (ExecuTorch, int8, cpu, 1 thread) takes 4.00 ms per frame and 5.00 MB (5,000,000 bytes). "
+        "Its AUC is 0.9745; the reference's is –."
+    )
+
+
+def test_headline_believes_no_failed_row_and_takes_the_students_auc_from_its_fp32_row(report: Report) -> None:
+    report.rows[2].status = "failed"
+    report.rows.insert(0, measured("student-fp32.pte", 12.0, 19_300_000, scheme="autocast", auc=0.5))
+    found = headline(report)
+    assert found.startswith("student-int8.onnx (ONNX Runtime, int8, cpu, 1 thread) takes 6.00 ms")
+    assert "and the fp32 student's 0.9745" in found
+
+
+def test_headline_names_the_fastest_of_any_scheme_where_there_is_no_int8_artifact(report: Report) -> None:
+    report.rows = [row for row in report.rows if not row.scheme.startswith("int8")]
+    report.rows.append(measured("student-fp16.onnx", 9.0, 9_800_000, scheme="fp16"))
+    assert headline(report).startswith(
+        f"{NO_INT8} The fastest of the others: student-fp16.onnx (ExecuTorch, fp16, cpu, 1 thread) takes 9.00 ms"
+    )
+    report.rows = [row for row in report.rows if row.kind == "run"]
+    assert headline(report) == f"{NO_INT8} Neither was one of another scheme."
+
+
+def test_headline_says_that_its_row_is_unstable_and_on_which_machine(report: Report) -> None:
+    report.rows[2].spread = 0.0725
+    assert "Its latency is unstable: the medians of its rounds lie 7.2% apart. Its AUC is" in headline(report)
+    assert f"(ExecuTorch, int8, cpu of {MACHINE}, 1 thread)" in headline(full_report())
