@@ -5,7 +5,7 @@ import pytest
 from benchmarks.baseline import Baseline, parse_share
 from benchmarks.report import Latency
 from stage import StageError
-from tests.benchmarks.test_render import measured, report  # noqa: F401
+from tests.benchmarks.reports import measured, plain_report
 
 
 @pytest.mark.parametrize(("text", "share"), [("10%", 0.1), ("0.1", 0.1), (" 2.5% ", 0.025), ("0", 0.0)])
@@ -20,9 +20,9 @@ def test_what_is_no_share_is_said(text):
 
 
 @pytest.fixture
-def gate(report, tmp_path):  # noqa: F811
+def gate(tmp_path):
     path = tmp_path / "report.json"
-    path.write_text(report.model_dump_json())
+    path.write_text(plain_report().model_dump_json())
     return Baseline.read(path, "10%", 0.005)
 
 

@@ -8,7 +8,12 @@ from benchmarks.merging import merge
 from benchmarks.merging import report as merge_files
 from benchmarks.report import read_report
 from stage import StageError
-from tests.benchmarks.test_render import report  # noqa: F401
+from tests.benchmarks.reports import plain_report
+
+
+@pytest.fixture
+def report():
+    return plain_report()
 
 
 def on_another_machine(own, machine="a phone"):
@@ -20,7 +25,7 @@ def on_another_machine(own, machine="a phone"):
     return own
 
 
-def test_rows_of_all_machines_stand_side_by_side(report, tmp_path):  # noqa: F811
+def test_rows_of_all_machines_stand_side_by_side(report, tmp_path):
     other = on_another_machine(report)
     other.notes.append("Only there.")
     paths = [tmp_path / "a.json", tmp_path / "b.json"]
@@ -36,7 +41,7 @@ def test_rows_of_all_machines_stand_side_by_side(report, tmp_path):  # noqa: F81
     assert "a phone" in page and "a processor, 2 cores" in page
 
 
-def test_a_second_call_on_one_machine_gets_a_number_and_its_rows_too(report):  # noqa: F811
+def test_a_second_call_on_one_machine_gets_a_number_and_its_rows_too(report):
     merged = merge([report, report, report])
     names = ["a processor, 2 cores", "a processor, 2 cores (2)", "a processor, 2 cores (3)"]
     assert [session.machine for session in merged.sessions] == names
@@ -45,7 +50,7 @@ def test_a_second_call_on_one_machine_gets_a_number_and_its_rows_too(report):  #
     assert report.rows[0].machine == names[0]
 
 
-def test_what_was_measured_on_other_clips_or_against_another_reference_is_refused(report):  # noqa: F811
+def test_what_was_measured_on_other_clips_or_against_another_reference_is_refused(report):
     with pytest.raises(StageError, match=r"the reports are of different stores or splits"):
         merge([report, report.model_copy(update={"fingerprint": "ffff"})])
     other = report.model_copy(deep=True)
