@@ -36,22 +36,25 @@ class MethodFigures(BaseModel):
 
 
 class Operation(BaseModel):
-    """What one operation of a model takes."""
+    """What one operation of a model takes, or the runtime itself besides them."""
 
     model_config = ConfigDict(extra="forbid")
 
     name: str
-    """As the runtime names it."""
+    """As the runtime names it: it optimizes a graph before it runs it, so that one may stand for several."""
     kind: str
-    """Of operation: ``Conv``, ``Gelu``."""
+    """As the runtime names it too: ``Conv``, ``Convolution (NHWC, QC8) IGEMM``."""
     ms: float
     """Milliseconds a run, the mean over the profiled runs."""
     share: float
-    """Of all operations' time, 0..1."""
+    """Of all that was profiled, 0..1: with that of ``Profile.others_ms`` they sum to 1."""
 
 
 class Profile(BaseModel):
-    """Where the time of a row goes. The profiler itself costs time, so that sums exceed the row's latency."""
+    """Where the time of a run goes: of a whole clip, or batch, where a run takes one.
+
+    A profiler costs time of its own, so that sums differ from the row's latency, most where operations are small.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
@@ -62,7 +65,7 @@ class Profile(BaseModel):
     operations: list[Operation]
     """The slowest ones, slowest first."""
     others_ms: float
-    """Milliseconds a run of all that are not listed."""
+    """Milliseconds a run of all that is not listed."""
     reason: str = ""
     """Why there are none."""
 

@@ -58,6 +58,7 @@ class Task(BaseModel):
     sustain: float = 0.0
     """Seconds to run without a pause."""
     profiled: bool = False
+    """Whether its operations are timed too, in runs that count for nothing else."""
     grown: bool = False
     """Whether ever larger batches are timed too, for the best throughput."""
     size: int
@@ -232,7 +233,8 @@ def _import_runtime(task: Task) -> None:
         import coremltools  # noqa: F401
 
 
-def _load(task: Task) -> Score:
+def load_scorer(task: Task) -> Score:
+    """Load what scores, to run on the task's threads."""
     if task.runtime != "torch":
         from export.runtimes import Runtime, load_artifact
 
@@ -344,7 +346,7 @@ def timing(task: Task, inputs: Callable[[int], Inputs]) -> tuple[Timing, Score]:
     _import_runtime(task)
     idle = _resident_mb()
     before = time.perf_counter()
-    score = _load(task)
+    score = load_scorer(task)
     load_ms = 1e3 * (time.perf_counter() - before)
     before = time.perf_counter()
     score(*inputs(0))
@@ -380,7 +382,7 @@ def _macs(task: Task) -> int | None:
 
 
 def measure(task: Task) -> Measurement:
-    """Time a model, and then score with it on every core."""
+    """Time a model, then score with it on every core, and profile it last."""
     found = Measurement(timing=None, scores={})
     inputs = task.inputs()
     with bound_to(task.cores):
@@ -392,8 +394,13 @@ def measure(task: Task) -> Measurement:
                 found.sustained = sustained(score, task, inputs)
             del score
     if task.scored:
-        score = _load(task.model_copy(update={"threads": os.cpu_count() or 1}))
+        score = load_scorer(task.model_copy(update={"threads": os.cpu_count() or 1}))
         found.scores = {name: _score_store(score, task, *scored) for name, scored in task.scored.items()}
+    if task.profiled:
+        from benchmarks.profiling import profile
+
+        with bound_to(task.cores):
+            found.profile = profile(task)
     found.macs = _macs(task)
     return found
 
