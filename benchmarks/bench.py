@@ -6,7 +6,7 @@ import shlex
 import sys
 import tempfile
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -14,6 +14,7 @@ from benchmarks.baseline import Baseline
 from benchmarks.budget import BudgetTask, measure_budget
 from benchmarks.comparing import against_peaks, compare_rows
 from benchmarks.machine import describe_machine, slow_int8
+from benchmarks.on_phone import PhoneTimer
 from benchmarks.processor import cores_for, measure_products
 from benchmarks.reference import Reference, read_reference
 from benchmarks.render import write_report
@@ -29,8 +30,8 @@ from models.run import Run
 from stage import StageError, progress, refuse_existing, run_as_script
 
 
-def _notes(subjects: list[Subject], store: ClipStore, reference: Reference) -> list[str]:
-    notes = [*store.info.notes, *reference.notes]
+def _notes(subjects: list[Subject], store: ClipStore, reference: Reference, phone: PhoneTimer | None) -> list[str]:
+    notes = [*store.info.notes, *reference.notes, *(phone.notes if phone else ())]
     for subject in subjects:
         if subject.teacher and subject.meaningless:
             notes.append(f"{subject.row.name} ({subject.row.model}): {subject.meaningless}.")
@@ -45,7 +46,7 @@ def _notes(subjects: list[Subject], store: ClipStore, reference: Reference) -> l
     if unstable := [subject.row for subject in subjects if subject.row.unstable]:
         named = ", ".join(f"{row.name} ({row.scheme}, {row.threads} threads)" for row in unstable)
         notes.append(f"Unstable: the medians of these rows' rounds lie more than 5 % apart: {named}.")
-    if slow := slow_int8():
+    if (slow := slow_int8()) and any(subject.row.device == "cpu" for subject in subjects):
         notes.append(slow)
     return list(dict.fromkeys(notes))
 
@@ -109,6 +110,35 @@ def _peaks(before: dict[int, dict[str, float]]) -> list[Peak]:
     return peaks
 
 
+def _measure_here(
+    subjects: list[Subject], corpora: Corpora, sources: list[Path] | None, reference_auc: float | None, effort: Effort
+) -> list[Peak]:
+    """Measure every row on this machine; return its fastest matrix products before and after, and fill in the rest."""
+    products = {count: measure_products(count) for count in sorted({subject.row.threads for subject in subjects})}
+    with tempfile.TemporaryDirectory() as folder:
+        workers = os.cpu_count() or 1
+        cut = perturbed_stores(corpora.store, corpora.split, sources, Path(folder), workers) if sources else ()
+        corpora.perturbed.update({how.name: path for how, path in cut})
+        measure_all(subjects, corpora, reference_auc, effort)
+    peaks = _peaks(products)
+    against_peaks(subjects, peaks)
+    return peaks
+
+
+def _phone(device: str, runner: list[Path] | None, only_here: list[str]) -> PhoneTimer | None:
+    """Return what times on a phone, None for this machine.
+
+    ``only_here``: options given that a phone has no part in. Raises StageError if options do not go together.
+    """
+    if device == "local":
+        if runner:
+            raise StageError("--runner is for --device adb: leave it out, or give --device adb")
+        return None
+    if only_here:
+        raise StageError(f"{', '.join(only_here)}: measured on this machine alone, leave it out with --device adb")
+    return PhoneTimer.connect(runner or [])
+
+
 def _parse_threads(text: str) -> list[int]:
     if not all(part.isdecimal() and int(part) > 0 for part in text.split(",")):
         raise StageError(f"--threads {text!r}: give one or more counts, as 1 or 1,2")
@@ -153,6 +183,13 @@ def bench(
     sustain: Annotated[
         float, typer.Option(help="Seconds to run each row without a pause: speed over time, and energy.", min=0)
     ] = 0,
+    device: Annotated[
+        Literal["local", "adb"], typer.Option(help="adb: time artifacts on the Android phone that adb sees.")
+    ] = "local",
+    runner: Annotated[
+        list[Path] | None,
+        typer.Option(help="With --device adb: executor_runner (.pte) or onnxruntime_perf_test (.onnx). Repeatable."),
+    ] = None,
     profile: Annotated[bool, typer.Option("--profile", help="Add the slowest operations of each row.")] = False,
     baseline: Annotated[
         Path | None, typer.Option(help="An earlier report.json: exit with 1 where a row is worse than allowed.")
@@ -162,11 +199,15 @@ def bench(
 ) -> Report:
     """Measure latency, memory and accuracy of every artifact and run, each in a fresh process.
 
+    On a phone, latency and what else its runners tell.
+
     Example: **pocketproof bench bundle runs/dino runs/student --data store --reference reference.json --out report**
     """
     refuse_existing(out)
     if depth_weights and not video:
         raise StageError("--depth-weights is for --video, which times a depth network: leave it out, or give --video")
+    here = {"--control": control, "--sources": sources, "--video": video, "--sustain": sustain, "--profile": profile}
+    phone = _phone(device, runner, [option for option, value in here.items() if value])
     store, against, machine = ClipStore(data), read_reference(reference), describe_machine()
     if against.fingerprint != store.info.fingerprint:
         raise StageError(f"{reference} was measured on another store than {data}: measure it again")
@@ -175,15 +216,14 @@ def bench(
         before.check_comparable(machine.name, store.info.fingerprint)
     corpora, counts = Corpora(store, against.split, control), _parse_threads(threads)
     subjects, diagnoses = _opened(path, counts, corpora, machine.name), _diagnoses(path)
-    products = {count: measure_products(count) for count in counts}
-    with tempfile.TemporaryDirectory() as folder:
-        cut = perturbed_stores(store, corpora.split, sources, Path(folder), os.cpu_count() or 1) if sources else ()
-        corpora.perturbed.update({how.name: path for how, path in cut})
-        measure_all(subjects, corpora, against.metrics.auc, Effort(repeats, rounds, sustain, profile))
+    effort = Effort(repeats, rounds, sustain, profile)
+    if phone:
+        phone.measure(subjects, effort)
+        peaks = []
+    else:
+        peaks = _measure_here(subjects, corpora, sources, against.metrics.auc, effort)
     budgets = _budgets(subjects, store, video, depth_weights) if video else []
-    peaks = _peaks(products)
     compare_rows(subjects)
-    against_peaks(subjects, peaks)
     controls = ClipStore(control).info.clips["test"] if control else None
     report = Report(
         sessions=[
@@ -191,7 +231,7 @@ def bench(
                 machine=machine.name,
                 created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
                 command=shlex.join(["pocketproof", *sys.argv[1:]]),
-                environment=machine.model_dump(),
+                environment=machine.model_dump() | ({"phone": phone.properties} if phone else {}),
                 peaks=peaks,
             )
         ],
@@ -201,7 +241,7 @@ def bench(
         control_clips=sum(controls.values()) if controls else None,
         reference=against.summary(),
         diagnoses=diagnoses,
-        notes=[*_notes(subjects, store, against), *_not_cut(corpora.perturbed if sources else None)],
+        notes=[*_notes(subjects, store, against, phone), *_not_cut(corpora.perturbed if sources else None)],
         rows=[subject.row for subject in subjects],
         budgets=budgets,
     )

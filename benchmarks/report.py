@@ -20,8 +20,10 @@ class Latency(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     p50: float
-    p90: float
-    p99: float
+    """The mean where a phone's runner tells nothing else; the sum where it times two programs one after the other."""
+    p90: float | None
+    """None in both cases; from several calls of a runner the median of theirs."""
+    p99: float | None
 
 
 class MethodFigures(BaseModel):
@@ -188,6 +190,8 @@ class Row(BaseModel):
     machine: str
     """The session in which it was measured."""
     device: str
+    """``cpu``; on a Mac of Core ML the compute units that it may use; or a phone, which is no part of the session's
+    machine."""
     threads: int
     cores: list[int] | None = None
     """Processors that the process was bound to while it was timed; None where the system cannot."""
@@ -204,7 +208,7 @@ class Row(BaseModel):
     latency_ms: Latency | None = None
     repeats: int = 0
     medians_ms: list[float] = Field(default_factory=list)
-    """Of each round, a fresh process; of a single round, those of its thirds."""
+    """Of each round, a fresh process; of a single round on this machine, those of its thirds."""
     spread: float | None = None
     """Largest less smallest of them, as a share of their median: above 0.05 the row is unstable."""
     throughput: float | None = None
