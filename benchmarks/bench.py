@@ -94,6 +94,7 @@ def _budgets(subjects: list[Subject], store: ClipStore, video: Path, depth_weigh
         for subject in timed
         if subject.row.threads == subjects[0].row.threads
         if subject.row.kind == "artifact" or subject.row.scheme == "fp32"
+        if subject.row.runtime != "coreml" or subject.units == "all"
     ]
     return [measure_budget(task) for task in progress(tasks, "budget")]
 

@@ -218,7 +218,7 @@ class Row(BaseModel):
     peak_memory_over_idle_mb: float | None = None
     """The same less the process with its runtime imported and nothing loaded."""
     delegated_fraction: float | None = None
-    """Share of operations that the accelerated backend runs (ExecuTorch)."""
+    """Share of operations that a delegate runs (ExecuTorch), or that Core ML prefers to run off the CPU."""
     macs: int | None = None
     """Multiply-accumulates a frame."""
     peak_fraction: float | None = None

@@ -61,6 +61,7 @@ def task_of(subject: Subject, crops: Path, effort: Effort, corpora: Corpora, fir
         path=subject.path,
         runtime=subject.row.runtime,
         scheme=subject.row.scheme,
+        units=subject.units,
         threads=threads,
         cores=cores_for(threads) if timed else None,
         repeats=effort.repeats,

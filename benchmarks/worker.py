@@ -18,8 +18,8 @@ from benchmarks.energy import Joules
 from benchmarks.processor import bound_to
 from benchmarks.report import Profile, Sustained
 from compress.scoring import ClipScores
-from export.runtimes import Method
-from stage import Modality, Scheme
+from export.runtimes import ComputeUnits, Method
+from stage import Modality, Scheme, reason_of
 
 WARM_UPS = 3
 FEWEST_REPEATS = 10
@@ -51,6 +51,8 @@ class Task(BaseModel):
     scheme: Scheme
     """The run's own, or one in which an fp32 run is to compute."""
     device: str = "cpu"
+    units: ComputeUnits = "all"
+    """What Core ML may use."""
     threads: int
     cores: list[int] | None = None
     """Processors to be bound to while it is timed."""
@@ -171,6 +173,10 @@ class Measurement(BaseModel):
     profile: Profile | None = None
     macs: int | None = None
     """A frame's, of a float run in torch."""
+    delegated_fraction: float | None = None
+    """Of Core ML's operations, those off the CPU."""
+    reason: str = ""
+    """Why that is missing."""
 
 
 Score = Callable[..., NDArray[np.float32]]
@@ -238,7 +244,7 @@ def load_scorer(task: Task) -> Score:
     if task.runtime != "torch":
         from export.runtimes import Runtime, load_artifact
 
-        return load_artifact(task.path, cast(Runtime, task.runtime), task.threads, task.method)
+        return load_artifact(task.path, cast(Runtime, task.runtime), task.threads, task.method, task.units)
     import torch
 
     from compress.runs import pixel_detector, torch_scorer
@@ -381,6 +387,16 @@ def _macs(task: Task) -> int | None:
     return macs_of(network, *network.example(task.frames)) // (task.frames if task.per == "clip" else 1)
 
 
+def _off_cpu(task: Task) -> tuple[float | None, str]:
+    """Return the share of operations that Core ML prefers to run off the CPU, or why it is not known."""
+    from export.coreml import off_cpu_fraction
+
+    try:
+        return off_cpu_fraction(task.path, task.method, task.units), ""
+    except Exception as error:  # what was timed must not be lost
+        return None, f"Core ML did not tell where its operations run: {reason_of(error)}"
+
+
 def measure(task: Task) -> Measurement:
     """Time a model, then score with it on every core, and profile it last."""
     found = Measurement(timing=None, scores={})
@@ -401,6 +417,8 @@ def measure(task: Task) -> Measurement:
 
         with bound_to(task.cores):
             found.profile = profile(task)
+    if task.runtime == "coreml" and task.timed:
+        found.delegated_fraction, found.reason = _off_cpu(task)
     found.macs = _macs(task)
     return found
 
