@@ -56,7 +56,7 @@ def _chosen_serial() -> str:
     wanted = os.environ.get("ANDROID_SERIAL")
     if not states:
         raise StageError("adb sees no phone: plug one in with USB debugging allowed")
-    if wanted is None and len(states) > 1:
+    if not wanted and len(states) > 1:
         raise StageError(f"adb sees several phones: set ANDROID_SERIAL to one of {found}")
     serial = wanted or next(iter(states))
     if serial not in states:

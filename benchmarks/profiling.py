@@ -8,12 +8,15 @@ import json
 import tempfile
 import warnings
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from benchmarks.report import Operation, Profile
-from benchmarks.worker import WARM_UPS, Score, Task, load_scorer
+from benchmarks.worker import WARM_UPS, Task, load_scorer
 from export.runtimes import PROGRAMS, ProgramName, Programs, program_file, runner_of
 from stage import reason_of
 
@@ -21,17 +24,25 @@ RUNS = 10
 """Profiled ones, after as many warm-ups as before a timing."""
 LISTED = 10
 
+Trace = dict[tuple[str, str], NDArray[np.float64]]
+"""Milliseconds of an operation in each profiled run, [RUNS], by its name and kind. Nothing is counted twice."""
 
-Trace = dict[tuple[str, str], float]
-"""Milliseconds of all profiled runs together, by an operation's name and kind. Nothing is counted twice, so that the
-sum is what the runs took."""
+
+def _empty() -> Trace:
+    return defaultdict(lambda: np.zeros(RUNS))
+
+
+def _by_run(times: Sequence[float]) -> NDArray[np.float64]:
+    """Sum what an operation took in each run, [RUNS], of its times in the order of runs; warm-ups are left out."""
+    by_run: NDArray[np.float64] = np.reshape(times, (WARM_UPS + RUNS, -1)).sum(axis=1, dtype=np.float64)
+    return by_run[WARM_UPS:]
 
 
 def profile(task: Task) -> Profile:
     """Profile what a task runs; where that cannot be done, ``reason`` says why."""
-    profiler, trace_of = PROFILERS.get(task.runtime, ("none", None))
-    if trace_of is None:
-        return _without(profiler, f"{task.runtime} does not tell the times of operations to programs")
+    if task.runtime not in PROFILERS:
+        return _without("none", "Core ML tells the times of operations to Xcode alone")
+    profiler, trace_of = PROFILERS[task.runtime]
     if task.device != "cpu":
         return _without(profiler, "operations are profiled on the CPU alone")
     try:
@@ -47,27 +58,14 @@ def _without(profiler: str, reason: str) -> Profile:
 
 
 def _summary(trace: Trace, profiler: str) -> Profile:
-    """Return the slowest operations of the mean run, and all else in one figure."""
-    total = sum(trace.values())
+    """Return the slowest operations, each in its median run, and all else in one figure."""
+    medians = sorted(((float(np.median(ms)), *key) for key, ms in trace.items()), reverse=True)
+    total = sum(ms for ms, *_ in medians)
     if total <= 0:
         return _without(profiler, "the profiler told of no operation")
-    slowest = sorted(trace.items(), key=lambda entry: entry[1], reverse=True)
-    operations = [
-        Operation(name=name, kind=kind, ms=ms / RUNS, share=ms / total) for (name, kind), ms in slowest[:LISTED] if ms
-    ]
-    others = sum(ms for _, ms in slowest[LISTED:]) / RUNS
+    operations = [Operation(name=name, kind=kind, ms=ms, share=ms / total) for ms, name, kind in medians[:LISTED] if ms]
+    others = sum(ms for ms, *_ in medians[LISTED:])
     return Profile(profiler=profiler, runs=RUNS, operations=operations, others_ms=others)
-
-
-def _run(score: Score, task: Task, runs: int) -> None:
-    inputs = task.inputs()
-    for number in range(runs):
-        score(*inputs(number))
-
-
-def _measured(count: int) -> slice:
-    """Return which of ``count`` events, alike in every run, are not of the warm-ups."""
-    return slice(count * WARM_UPS // (WARM_UPS + RUNS), None)
 
 
 def _prefix(task: Task, program: ProgramName) -> str:
@@ -76,7 +74,9 @@ def _prefix(task: Task, program: ProgramName) -> str:
 
 
 def _run_programs(programs: Programs, task: Task) -> None:
-    _run(runner_of(programs, task.method), task, WARM_UPS + RUNS)
+    score, inputs = runner_of(programs, task.method), task.inputs()
+    for number in range(WARM_UPS + RUNS):
+        score(*inputs(number))
 
 
 def _trace_onnxruntime(task: Task, folder: Path) -> Trace:
@@ -89,16 +89,15 @@ def _trace_onnxruntime(task: Task, folder: Path) -> Trace:
         options.profile_file_prefix = str(folder / name)
         sessions[name] = open_session(program_file(task.path, "onnxruntime", name), options)
     _run_programs({name: as_program(session) for name, session in sessions.items()}.__getitem__, task)
-    trace: Trace = defaultdict(float)
+    trace = _empty()
     for name, session in sessions.items():
-        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
-        starts = sorted(event["ts"] for event in events if event["name"] == "model_run")
-        warm = starts[_measured(len(starts))][0]
+        times: dict[tuple[str, str], list[float]] = defaultdict(list)
         # What a run takes besides its nodes is left out: most of it is the profiler's.
-        for event in events:
-            if event["cat"] == "Node" and event["ts"] >= warm:
+        for event in json.loads(Path(session.end_profiling()).read_text(encoding="utf-8")):
+            if event["cat"] == "Node":
                 node = event["name"].removesuffix("_kernel_time")
-                trace[f"{_prefix(task, name)}{node}", event["args"]["op_name"]] += event["dur"] / 1e3
+                times[f"{_prefix(task, name)}{node}", event["args"]["op_name"]].append(event["dur"] / 1e3)
+        trace |= {key: _by_run(own) for key, own in times.items()}
     return trace
 
 
@@ -113,7 +112,7 @@ def _trace_executorch(task: Task, folder: Path) -> Trace:
         for name in PROGRAMS[task.method]:  # each on its own: the profiler does not tell methods apart
             modules[name] = portable_lib._load_for_executorch(str(task.path), enable_etdump=True)
     _run_programs(lambda name: as_program(lambda inputs: modules[name].run_method(name, inputs)), task)
-    trace: Trace = defaultdict(float)
+    trace = _empty()
     for name, module in modules.items():
         file = folder / f"{name}.etdump"
         module.write_etdump_result_to_file(str(file))
@@ -133,16 +132,17 @@ def _add_method(trace: Trace, file: Path, prefix: str) -> None:
 
         blocks = Inspector(etdump_path=str(file)).event_blocks
     for block in blocks:
-        calls, inside, accounted = 0, 0.0, 0.0
+        calls, inside, accounted = 0, np.zeros(RUNS), np.zeros(RUNS)
         for event in block.events:
-            times = event.perf_data.raw if event.perf_data else []
-            ms = float(sum(times[_measured(len(times))]))
+            if event.perf_data is None or event.name in ("Method::init", "Program::load_method"):
+                continue
+            ms = _by_run(event.perf_data.raw)
             if event.name == "Method::execute":
-                trace[f"{prefix}ExecuTorch itself", event.name] += max(0.0, ms - accounted)
+                trace[f"{prefix}ExecuTorch itself", event.name] += np.maximum(0, ms - accounted)
             elif event.name == "DELEGATE_CALL":
                 calls += 1
-                trace[f"{prefix}delegate {calls} itself", event.name] += max(0.0, ms - inside)
-                inside, accounted = 0.0, accounted + ms
+                trace[f"{prefix}delegate {calls} itself", event.name] += np.maximum(0, ms - inside)
+                inside, accounted = np.zeros(RUNS), accounted + ms
             elif event.is_delegated_op:
                 inside += ms
                 trace[f"{prefix}delegate {calls + 1}: {event.name}", event.name.partition(" #")[0]] += ms
@@ -156,13 +156,15 @@ def _trace_torch(task: Task, _: Path) -> Trace:
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as profiled
 
-    score = load_scorer(task)
-    _run(score, task, WARM_UPS)
-    with profiled(activities=[ProfilerActivity.CPU]) as profiler:
-        _run(score, task, RUNS)
-    trace: Trace = defaultdict(float)
-    for event in profiler.key_averages():
-        trace[event.key, event.key.removeprefix("aten::")] += event.self_cpu_time_total / 1e3
+    score, inputs = load_scorer(task), task.inputs()
+    for number in range(WARM_UPS):
+        score(*inputs(number))
+    trace = _empty()
+    for number in range(RUNS):
+        with profiled(activities=[ProfilerActivity.CPU]) as profiler:
+            score(*inputs(number))
+        for event in profiler.key_averages():
+            trace[event.key, event.key.removeprefix("aten::")][number] += event.self_cpu_time_total / 1e3
     return trace
 
 

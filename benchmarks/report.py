@@ -47,7 +47,7 @@ class Operation(BaseModel):
     kind: str
     """As the runtime names it too: ``Conv``, ``Convolution (NHWC, QC8) IGEMM``."""
     ms: float
-    """Milliseconds a run, the mean over the profiled runs."""
+    """Milliseconds a run: the median over the profiled runs."""
     share: float
     """Of all that was profiled, 0..1: with that of ``Profile.others_ms`` they sum to 1."""
 

@@ -66,7 +66,7 @@ def task_of(subject: Subject, crops: Path, effort: Effort, corpora: Corpora, fir
         cores=cores_for(threads) if timed else None,
         repeats=effort.repeats,
         sustain=effort.sustain if timed else 0,
-        profiled=effort.profile and timed,
+        profiled=effort.profile,
         size=subject.row.input_size,
         modalities=subject.takes.modalities,
         per=subject.takes.per,

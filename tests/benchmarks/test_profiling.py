@@ -9,8 +9,10 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks.bench import bench
 from benchmarks.measuring import measure_apart, write_timed_crops
-from benchmarks.profiling import LISTED, RUNS, _measured, profile
+from benchmarks.profiling import LISTED, RUNS, _by_run, profile
+from benchmarks.report import read_report
 from benchmarks.worker import WARM_UPS, Task, load_scorer, measure
 from compress.runs import pixel_detector
 from compress.scoring import Takes
@@ -120,8 +122,15 @@ def test_warm_ups_do_not_count(monkeypatch, tasks):
     monkeypatch.setattr("benchmarks.profiling.load_scorer", lambda task: lambda *_: torch.zeros(next(sizes)).sin())
     (sine,) = [operation for operation in _everything(monkeypatch, tasks["torch"]) if operation.kind == "sin"]
     assert sine.ms < 0.5
-    events = [run for run in range(WARM_UPS + RUNS) for _ in range(4)]
-    assert events[_measured(len(events))] == [run for run in range(WARM_UPS, WARM_UPS + RUNS) for _ in range(4)]
+    times = [run + part for run in range(WARM_UPS + RUNS) for part in (0, 100)]  # two times a run
+    assert _by_run(times).tolist() == [2 * run + 100 for run in range(WARM_UPS, WARM_UPS + RUNS)]
+
+
+def test_one_interrupted_run_does_not_count(monkeypatch, tasks):
+    sizes = iter([1] * (WARM_UPS + RUNS - 3) + [8_000_000] * 3)
+    monkeypatch.setattr("benchmarks.profiling.load_scorer", lambda task: lambda *_: torch.zeros(next(sizes)).sin())
+    (sine,) = [operation for operation in _everything(monkeypatch, tasks["torch"]) if operation.kind == "sin"]
+    assert sine.ms < 0.5
 
 
 def test_operations_of_a_pte_are_in_delegates_or_are_those_that_the_manifest_lists(monkeypatch, tasks, bundle_path):
@@ -145,10 +154,7 @@ def test_torch_s_operators_are_those_of_the_network(monkeypatch, tasks):
 
 def test_what_cannot_be_profiled_says_why(task_of, tmp_path):
     package = profile(task_of(tmp_path / "x.mlpackage", "coreml"))
-    assert (package.operations, package.reason) == (
-        [],
-        "coreml does not tell the times of operations to programs",
-    )
+    assert (package.operations, package.reason) == ([], "Core ML tells the times of operations to Xcode alone")
     missing = profile(task_of(tmp_path / "none.onnx", "onnxruntime"))
     assert missing.operations == [] and missing.reason.startswith("profiling failed: ")
     assert "none.onnx" in missing.reason
@@ -169,3 +175,13 @@ def test_profiled_crops_are_those_that_were_timed(monkeypatch, tasks):
     profile(tasks["torch"])
     inputs = tasks["torch"].inputs()
     np.testing.assert_array_equal(seen[:3], [inputs(number)[0] for number in range(3)])
+
+
+def test_bench_profiles_every_row_when_asked(bundle_path, demo_store, reference_file, tmp_path, monkeypatch):
+    monkeypatch.setattr("benchmarks.rounds.measure_apart", measure)
+    monkeypatch.setattr("benchmarks.rounds.os.cpu_count", lambda: 1)
+    made = bench([bundle_path], demo_store, reference_file, tmp_path / "out", repeats=10, rounds=2, profile=True)
+    assert read_report(tmp_path / "out" / "report.json") == made
+    for row in made.rows:
+        assert row.profile is not None
+        assert bool(row.profile.operations) == (row.runtime != "coreml") == (row.profile.reason == "")
