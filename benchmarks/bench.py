@@ -7,7 +7,7 @@ import shlex
 import sys
 import tempfile
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -16,6 +16,7 @@ from benchmarks.budget import BudgetTask, measure_budget
 from benchmarks.comparing import against_peaks, compare_rows
 from benchmarks.kept import Kept
 from benchmarks.machine import Machine, describe_machine, slow_int8
+from benchmarks.on_phone import PhoneTimer
 from benchmarks.processor import cores_for, measure_products
 from benchmarks.reference import Reference, read_reference
 from benchmarks.render import write_report
@@ -31,8 +32,8 @@ from models.run import Run
 from stage import StageError, progress, refuse_existing, run_as_script
 
 
-def _notes(subjects: list[Subject], store: ClipStore, reference: Reference) -> list[str]:
-    notes = [*store.info.notes, *reference.notes]
+def _notes(subjects: list[Subject], store: ClipStore, reference: Reference, phone: PhoneTimer | None) -> list[str]:
+    notes = [*store.info.notes, *reference.notes, *(phone.notes if phone else ())]
     for subject in subjects:
         if subject.teacher and subject.meaningless:
             notes.append(f"{subject.row.name} ({subject.row.model}): {subject.meaningless}.")
@@ -47,7 +48,7 @@ def _notes(subjects: list[Subject], store: ClipStore, reference: Reference) -> l
     if unstable := [subject.row for subject in subjects if subject.row.unstable]:
         named = ", ".join(f"{row.name} ({row.scheme}, {row.threads} threads)" for row in unstable)
         notes.append(f"Unstable: the medians of these rows' rounds lie more than 5 % apart: {named}.")
-    if slow := slow_int8():
+    if (slow := slow_int8()) and any(subject.row.device == "cpu" for subject in subjects):
         notes.append(slow)
     return list(dict.fromkeys(notes))
 
@@ -97,6 +98,7 @@ def _budgets(
         for subject in timed
         if subject.row.threads == subjects[0].row.threads
         if subject.row.kind == "artifact" or subject.row.scheme == "fp32"
+        if subject.row.runtime != "coreml" or subject.units == "all"
     }
     return [
         kept.once(f"{task.model_dump_json()} {sha256}", functools.partial(measure_budget, task), Budget)
@@ -114,6 +116,40 @@ def _peaks(before: dict[int, dict[str, float]]) -> list[Peak]:
         drift = (fp32[1] - fp32[0]) / fp32[1]
         peaks.append(Peak(threads=threads, fp32_gmacs=fp32[1], int8_gmacs=int8, drift=drift))
     return peaks
+
+
+def _measure_here(
+    subjects: list[Subject],
+    corpora: Corpora,
+    sources: list[Path] | None,
+    reference_auc: float | None,
+    effort: Effort,
+    kept: Kept,
+) -> list[Peak]:
+    """Measure every row on this machine; return its fastest matrix products before and after, and fill in the rest."""
+    products = {count: measure_products(count) for count in sorted({subject.row.threads for subject in subjects})}
+    with tempfile.TemporaryDirectory() as folder:
+        workers = os.cpu_count() or 1
+        cut = perturbed_stores(corpora.store, corpora.split, sources, Path(folder), workers) if sources else ()
+        corpora.perturbed.update({how.name: path for how, path in cut})
+        measure_all(subjects, corpora, reference_auc, effort, kept)
+    peaks = _peaks(products)
+    against_peaks(subjects, peaks)
+    return peaks
+
+
+def _phone(device: str, runner: list[Path] | None, only_here: list[str]) -> PhoneTimer | None:
+    """Return what times on a phone, None for this machine.
+
+    ``only_here``: options given that a phone has no part in. Raises StageError if options do not go together.
+    """
+    if device == "local":
+        if runner:
+            raise StageError("--runner is for --device adb: leave it out, or give --device adb")
+        return None
+    if only_here:
+        raise StageError(f"{', '.join(only_here)}: measured on this machine alone, leave it out with --device adb")
+    return PhoneTimer.connect(runner or [])
 
 
 def _parse_threads(text: str) -> list[int]:
@@ -160,6 +196,13 @@ def bench(
     sustain: Annotated[
         float, typer.Option(help="Seconds to run each row without a pause: speed over time, and energy.", min=0)
     ] = 0,
+    device: Annotated[
+        Literal["local", "adb"], typer.Option(help="adb: time artifacts on the Android phone that adb sees.")
+    ] = "local",
+    runner: Annotated[
+        list[Path] | None,
+        typer.Option(help="With --device adb: executor_runner (.pte) or onnxruntime_perf_test (.onnx). Repeatable."),
+    ] = None,
     profile: Annotated[bool, typer.Option("--profile", help="Add the slowest operations of each row.")] = False,
     baseline: Annotated[
         Path | None, typer.Option(help="An earlier report.json: exit with 1 where a row is worse than allowed.")
@@ -171,11 +214,15 @@ def bench(
 
     An interrupted bench goes on with what it has measured when it is called again.
 
+    On a phone, latency and what else its runners tell.
+
     Example: **pocketproof bench bundle runs/dino runs/student --data store --reference reference.json --out report**
     """
     refuse_existing(out)
     if depth_weights and not video:
         raise StageError("--depth-weights is for --video, which times a depth network: leave it out, or give --video")
+    here = {"--control": control, "--sources": sources, "--video": video, "--sustain": sustain, "--profile": profile}
+    phone = _phone(device, runner, [option for option, value in here.items() if value])
     store, against, machine = ClipStore(data), read_reference(reference), describe_machine()
     if against.fingerprint != store.info.fingerprint:
         raise StageError(f"{reference} was measured on another store than {data}: measure it again")
@@ -184,26 +231,25 @@ def bench(
         before.check_comparable(machine.name, store.info.fingerprint)
     corpora, counts = Corpora(store, against.split, control), _parse_threads(threads)
     subjects, diagnoses = _opened(path, counts, corpora, machine.name), _diagnoses(path)
+    effort = Effort(repeats, rounds, sustain, profile)
     with Kept(out) as kept:
-        products = {count: measure_products(count) for count in counts}
-        with tempfile.TemporaryDirectory() as folder:
-            cut = perturbed_stores(store, corpora.split, sources, Path(folder), os.cpu_count() or 1) if sources else ()
-            corpora.perturbed.update({how.name: path for how, path in cut})
-            measure_all(subjects, corpora, against.metrics.auc, Effort(repeats, rounds, sustain, profile), kept)
+        if phone:
+            phone.measure(subjects, effort)
+            peaks = []
+        else:
+            peaks = _measure_here(subjects, corpora, sources, against.metrics.auc, effort, kept)
         budgets = _budgets(subjects, store, video, depth_weights, kept) if video else []
-        session = _session(machine, _peaks(products))
         compare_rows(subjects)
-        against_peaks(subjects, session.peaks)
         controls = ClipStore(control).info.clips["test"] if control else None
         report = Report(
-            sessions=[session],
+            sessions=[_session(machine, peaks, phone)],
             fingerprint=store.info.fingerprint,
             split=corpora.split,
             clips=store.info.clips[corpora.split],
             control_clips=sum(controls.values()) if controls else None,
             reference=against.summary(),
             diagnoses=diagnoses,
-            notes=[*_notes(subjects, store, against), *_not_cut(corpora.perturbed if sources else None)],
+            notes=[*_notes(subjects, store, against, phone), *_not_cut(corpora.perturbed if sources else None)],
             rows=[subject.row for subject in subjects],
             budgets=budgets,
         )
@@ -212,12 +258,12 @@ def bench(
     return report
 
 
-def _session(machine: Machine, peaks: list[Peak]) -> Session:
+def _session(machine: Machine, peaks: list[Peak], phone: PhoneTimer | None) -> Session:
     return Session(
         machine=machine.name,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         command=shlex.join(["pocketproof", *sys.argv[1:]]),
-        environment=machine.model_dump(),
+        environment=machine.model_dump() | ({"phone": phone.properties} if phone else {}),
         peaks=peaks,
     )
 

@@ -20,8 +20,10 @@ class Latency(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     p50: float
-    p90: float
-    p99: float
+    """The mean where a phone's runner tells nothing else; the sum where it times two programs one after the other."""
+    p90: float | None
+    """None in both cases; from several calls of a runner the median of theirs."""
+    p99: float | None
 
 
 class MethodFigures(BaseModel):
@@ -36,22 +38,25 @@ class MethodFigures(BaseModel):
 
 
 class Operation(BaseModel):
-    """What one operation of a model takes."""
+    """What one operation of a model takes, or the runtime itself besides them."""
 
     model_config = ConfigDict(extra="forbid")
 
     name: str
-    """As the runtime names it."""
+    """As the runtime names it: it optimizes a graph before it runs it, so that one may stand for several."""
     kind: str
-    """Of operation: ``Conv``, ``Gelu``."""
+    """As the runtime names it too: ``Conv``, ``Convolution (NHWC, QC8) IGEMM``."""
     ms: float
-    """Milliseconds a run, the mean over the profiled runs."""
+    """Milliseconds a run: the median over the profiled runs."""
     share: float
-    """Of all operations' time, 0..1."""
+    """Of all that was profiled, 0..1: with that of ``Profile.others_ms`` they sum to 1."""
 
 
 class Profile(BaseModel):
-    """Where the time of a row goes. The profiler itself costs time, so that sums exceed the row's latency."""
+    """Where the time of a run goes: of a whole clip, or batch, where a run takes one.
+
+    A profiler costs time of its own, so that sums differ from the row's latency, most where operations are small.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
@@ -62,7 +67,7 @@ class Profile(BaseModel):
     operations: list[Operation]
     """The slowest ones, slowest first."""
     others_ms: float
-    """Milliseconds a run of all that are not listed."""
+    """Milliseconds a run of all that is not listed."""
     reason: str = ""
     """Why there are none."""
 
@@ -185,6 +190,8 @@ class Row(BaseModel):
     machine: str
     """The session in which it was measured."""
     device: str
+    """``cpu``; on a Mac of Core ML the compute units that it may use; or a phone, which is no part of the session's
+    machine."""
     threads: int
     cores: list[int] | None = None
     """Processors that the process was bound to while it was timed; None where the system cannot."""
@@ -201,7 +208,7 @@ class Row(BaseModel):
     latency_ms: Latency | None = None
     repeats: int = 0
     medians_ms: list[float] = Field(default_factory=list)
-    """Of each round, a fresh process; of a single round, those of its thirds."""
+    """Of each round, a fresh process; of a single round on this machine, those of its thirds."""
     spread: float | None = None
     """Largest less smallest of them, as a share of their median: above 0.05 the row is unstable."""
     throughput: float | None = None
@@ -211,7 +218,7 @@ class Row(BaseModel):
     peak_memory_over_idle_mb: float | None = None
     """The same less the process with its runtime imported and nothing loaded."""
     delegated_fraction: float | None = None
-    """Share of operations that the accelerated backend runs (ExecuTorch)."""
+    """Share of operations that a delegate runs (ExecuTorch), or that Core ML prefers to run off the CPU."""
     macs: int | None = None
     """Multiply-accumulates a frame."""
     peak_fraction: float | None = None

@@ -4,6 +4,7 @@ import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
+from typing import get_args
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from compress.scoring import ClipScores, Takes
 from data.perturb import PERTURBATIONS
 from data.store import ClipStore
 from export.bundle import Artifact, Bundle, is_bundle
-from export.runtimes import evaluated_by
+from export.runtimes import ComputeUnits, evaluated_by
 from models.run import Run
 from models.schemes import fast_dtype
 from stage import PALETTES, Scheme, bytes_of
@@ -39,6 +40,8 @@ class Subject:
     frames: int | None = None
     """The length of the clips that a clip artifact takes."""
     artifact: Artifact | None = None
+    units: ComputeUnits = "all"
+    """What Core ML may use."""
     scores: ClipScores | None = None
 
     @functools.cached_property
@@ -65,7 +68,14 @@ def _macs_a_frame(artifact: Artifact, frames: int) -> int:
     return (first if per_frame else first // frames) + sum(rest) // frames
 
 
-def _artifact_subject(bundle: Bundle, artifact: Artifact, machine: str, threads: int) -> Subject:
+def _units(artifact: Artifact) -> tuple[ComputeUnits | None, ...]:
+    """Return each choice of what Core ML may use, where it runs; None for what runs on the CPU."""
+    return get_args(ComputeUnits) if artifact.runtime == "coreml" and not evaluated_by("coreml") else (None,)
+
+
+def _artifact_subject(
+    bundle: Bundle, artifact: Artifact, machine: str, threads: int, units: ComputeUnits | None
+) -> Subject:
     path, clip = bundle.checked_path(artifact), bundle.manifest.clip
     by = evaluated_by(artifact.runtime)
     cannot = artifact.cannot_run() or (artifact.not_checked if by else "")
@@ -76,7 +86,7 @@ def _artifact_subject(bundle: Bundle, artifact: Artifact, machine: str, threads:
         runtime=artifact.runtime,
         scheme=artifact.scheme,
         machine=machine,
-        device="cpu",
+        device=units or "cpu",
         threads=threads,
         batch=artifact.batch or 1,
         input_size=bundle.manifest.crop.rule.size,
@@ -88,7 +98,8 @@ def _artifact_subject(bundle: Bundle, artifact: Artifact, machine: str, threads:
         threshold=artifact.threshold.value,
     )
     looks, length = Takes(per=clip.per), clip.frames if clip.per == "clip" else None
-    return Subject(row, path, False, artifact.threshold, None, artifact.student, looks, length, artifact)
+    student, threshold = artifact.student, artifact.threshold
+    return Subject(row, path, False, threshold, None, student, looks, length, artifact, units or "all")
 
 
 def _run_subjects(path: Path, machine: str, threads: int) -> Iterator[Subject]:
@@ -130,9 +141,10 @@ def list_subjects(paths: list[Path], threads: list[int], machine: str) -> list[S
             if is_bundle(path):
                 bundle = Bundle(path)
                 subjects += [
-                    _artifact_subject(bundle, artifact, machine, count)
+                    _artifact_subject(bundle, artifact, machine, count, units)
                     for artifact in bundle.manifest.artifacts
-                    if count == threads[0] or not evaluated_by(artifact.runtime)
+                    if count == threads[0] or artifact.runtime != "coreml"  # which chooses its own number
+                    for units in _units(artifact)
                 ]
             else:
                 subjects += _run_subjects(path, machine, count)
@@ -177,6 +189,9 @@ def fill_row(subject: Subject, rounds: Sequence[Measurement], reference_auc: flo
         _fill_times(row, timings)
     row.sustained, row.profile = found.sustained, found.profile
     row.macs = found.macs or row.macs
+    if found.delegated_fraction is not None:
+        row.delegated_fraction = found.delegated_fraction
+    row.reason = "; ".join(reason for reason in (row.reason, found.reason) if reason)
     if split not in found.scores:
         return
     if "val" in found.scores:

@@ -18,8 +18,8 @@ from benchmarks.energy import Joules
 from benchmarks.processor import bound_to
 from benchmarks.report import Profile, Sustained
 from compress.scoring import ClipScores
-from export.runtimes import Method
-from stage import Modality, Scheme
+from export.runtimes import ComputeUnits, Method
+from stage import Modality, Scheme, reason_of
 
 WARM_UPS = 3
 FEWEST_REPEATS = 10
@@ -51,6 +51,8 @@ class Task(BaseModel):
     scheme: Scheme
     """The run's own, or one in which an fp32 run is to compute."""
     device: str = "cpu"
+    units: ComputeUnits = "all"
+    """What Core ML may use."""
     threads: int
     cores: list[int] | None = None
     """Processors to be bound to while it is timed."""
@@ -58,6 +60,7 @@ class Task(BaseModel):
     sustain: float = 0.0
     """Seconds to run without a pause."""
     profiled: bool = False
+    """Whether its operations are timed too, in runs that count for nothing else."""
     grown: bool = False
     """Whether ever larger batches are timed too, for the best throughput."""
     size: int
@@ -170,6 +173,10 @@ class Measurement(BaseModel):
     profile: Profile | None = None
     macs: int | None = None
     """A frame's, of a float run in torch."""
+    delegated_fraction: float | None = None
+    """Of Core ML's operations, those off the CPU."""
+    reason: str = ""
+    """Why that is missing."""
 
 
 Score = Callable[..., NDArray[np.float32]]
@@ -232,11 +239,12 @@ def _import_runtime(task: Task) -> None:
         import coremltools  # noqa: F401
 
 
-def _load(task: Task) -> Score:
+def load_scorer(task: Task) -> Score:
+    """Load what scores, to run on the task's threads."""
     if task.runtime != "torch":
         from export.runtimes import Runtime, load_artifact
 
-        return load_artifact(task.path, cast(Runtime, task.runtime), task.threads, task.method)
+        return load_artifact(task.path, cast(Runtime, task.runtime), task.threads, task.method, task.units)
     import torch
 
     from compress.runs import pixel_detector, torch_scorer
@@ -349,7 +357,7 @@ def timing(task: Task, inputs: Callable[[int], Inputs]) -> tuple[Timing, Score]:
     _import_runtime(task)
     idle = _resident_mb()
     before = time.perf_counter()
-    score = _load(task)
+    score = load_scorer(task)
     load_ms = 1e3 * (time.perf_counter() - before)
     before = time.perf_counter()
     score(*inputs(0))
@@ -384,8 +392,18 @@ def _macs(task: Task) -> int | None:
     return macs_of(network, *network.example(task.frames)) // (task.frames if task.per == "clip" else 1)
 
 
+def _off_cpu(task: Task) -> tuple[float | None, str]:
+    """Return the share of operations that Core ML prefers to run off the CPU, or why it is not known."""
+    from export.coreml import off_cpu_fraction
+
+    try:
+        return off_cpu_fraction(task.path, task.method, task.units), ""
+    except Exception as error:  # what was timed must not be lost
+        return None, f"Core ML did not tell where its operations run: {reason_of(error)}"
+
+
 def measure(task: Task) -> Measurement:
-    """Time a model, and then score with it on every core."""
+    """Time a model, then score with it on every core, and profile it last."""
     found = Measurement(timing=None, scores={})
     inputs = task.inputs()
     with bound_to(task.cores):
@@ -397,8 +415,15 @@ def measure(task: Task) -> Measurement:
                 found.sustained = sustained(score, task, inputs)
             del score
     if task.scored:
-        score = _load(task.model_copy(update={"threads": os.cpu_count() or 1}))
+        score = load_scorer(task.model_copy(update={"threads": os.cpu_count() or 1}))
         found.scores = {name: _score_store(score, task, *scored) for name, scored in task.scored.items()}
+    if task.profiled:
+        from benchmarks.profiling import profile
+
+        with bound_to(task.cores):
+            found.profile = profile(task)
+    if task.runtime == "coreml" and task.timed:
+        found.delegated_fraction, found.reason = _off_cpu(task)
     found.macs = _macs(task)
     return found
 

@@ -12,7 +12,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from export.runtimes import Loaded, ProgramName, Programs, evaluated_by, in_batches, program_file
+from export.runtimes import (
+    PROGRAMS,
+    ComputeUnits,
+    Loaded,
+    Method,
+    ProgramName,
+    Programs,
+    evaluated_by,
+    in_batches,
+    program_file,
+)
 from stage import PALETTES, Scheme
 
 if TYPE_CHECKING:
@@ -21,6 +31,13 @@ if TYPE_CHECKING:
 MINIMUM_OS = "iOS 17 / macOS 14"
 HALF: tuple[Scheme, ...] = ("fp16", *PALETTES)
 """Schemes that compute in float16: palettes are for the Neural Engine, which has nothing else."""
+UNITS: dict[ComputeUnits, str] = {
+    "cpu": "CPU_ONLY",
+    "cpu+gpu": "CPU_AND_GPU",
+    "cpu+ane": "CPU_AND_NE",
+    "all": "ALL",
+}
+"""Names of coremltools' ``ComputeUnit``."""
 LAST = ("softmax", "slice_by_index")
 """What turns logits into P(fake), in this order, at the end of a program."""
 MEANING = {
@@ -119,12 +136,12 @@ def delegate_partitioner() -> Any:
     return CoreMLPartitioner(skip_ops_for_coreml_delegation=cast, compile_specs=specs)
 
 
-def opened(path: Path) -> Programs:
+def opened(path: Path, units: ComputeUnits = "all") -> Programs:
     """Open an ``.mlpackage``, or a folder of them. Core ML chooses its own number of threads.
 
     Off a Mac the programs are evaluated.
     """
-    return evaluated(path) if evaluated_by("coreml") else _in_core_ml(path)
+    return evaluated(path) if evaluated_by("coreml") else _in_core_ml(path, units)
 
 
 def evaluated(path: Path) -> Programs:
@@ -147,12 +164,17 @@ def evaluated(path: Path) -> Programs:
     return load
 
 
-def _in_core_ml(path: Path) -> Programs:
+def _model(path: Path, name: ProgramName, units: ComputeUnits) -> Any:
     import coremltools as ct
+
+    return ct.models.MLModel(str(program_file(path, "coreml", name)), compute_units=ct.ComputeUnit[UNITS[units]])
+
+
+def _in_core_ml(path: Path, units: ComputeUnits) -> Programs:
     from PIL import Image
 
     def load(name: ProgramName) -> Loaded:
-        model: Any = ct.models.MLModel(str(program_file(path, "coreml", name)))
+        model = _model(path, name, units)
         described = model.get_spec().description
         names = [given.name for given in described.input]
         image = described.input[0].type.WhichOneof("Type") == "imageType"
@@ -165,3 +187,32 @@ def _in_core_ml(path: Path) -> Programs:
         return in_batches(run, 1)
 
     return load
+
+
+def off_cpu_fraction(path: Path, method: Method, units: ComputeUnits) -> float | None:
+    """Return the share of operations that Core ML prefers to run elsewhere than on the CPU; None if it tells of none.
+
+    Needs macOS 14.4. It has not been run yet: written from coremltools' documentation on another system.
+    """
+    from coremltools import ComputeUnit
+    from coremltools.models.compute_plan import MLComputePlan
+
+    elsewhere = told = 0
+    for name in PROGRAMS[method]:
+        model = _model(path, name, units)  # what it compiled lies on disk as long as it lives
+        plan = MLComputePlan.load_from_path(model.get_compiled_model_path(), ComputeUnit[UNITS[units]])
+        own = count_off_cpu(plan)
+        elsewhere, told = elsewhere + own[0], told + own[1]
+    return elsewhere / told if told else None
+
+
+def count_off_cpu(plan: Any) -> tuple[int, int]:
+    """Return how many operations of an ``MLComputePlan`` prefer another device than the CPU, and of how many it tells.
+
+    It tells of no constants.
+    """
+    functions = plan.model_structure.program.functions.values()
+    operations = [operation for function in functions for operation in function.block.operations]
+    usages = [plan.get_compute_device_usage_for_mlprogram_operation(operation) for operation in operations]
+    devices = [type(usage.preferred_compute_device).__name__ for usage in usages if usage is not None]
+    return sum(device != "MLCPUComputeDevice" for device in devices), len(devices)

@@ -3,7 +3,7 @@
 import contextlib
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,7 +46,7 @@ def write(
     """
     from executorch.exir import to_edge_transform_and_lower
 
-    with warnings.catch_warnings(), _without_native_messages():
+    with warnings.catch_warnings(), without_native_messages():
         warnings.simplefilter("ignore")
         exported = {graph.name: graph.exported for graph in graphs}
         try:
@@ -88,7 +88,7 @@ def _count_operations(program: Any) -> tuple[int, int]:
 
 
 @contextlib.contextmanager
-def _without_native_messages() -> Iterator[None]:
+def without_native_messages() -> Iterator[None]:
     """Silence what ExecuTorch's native code prints of the processor and its threads; errors come as exceptions."""
     kept = os.dup(2)
     with open(os.devnull, "w") as nowhere:
@@ -102,7 +102,7 @@ def _without_native_messages() -> Iterator[None]:
 
 def opened(path: Path, threads: int) -> Programs:
     """Open a ``.pte``, whose methods are its programs."""
-    with _without_native_messages():
+    with without_native_messages():
         from executorch.extension.pybindings import portable_lib
         from executorch.runtime import Runtime
 
@@ -110,13 +110,18 @@ def opened(path: Path, threads: int) -> Programs:
         program: Any = Runtime.get().load_program(path)
 
     def load(name: ProgramName) -> Loaded:
-        with _without_native_messages():
+        with without_native_messages():
             method = program.load_method(name)
-
-        def run(*inputs: NDArray[Any]) -> NDArray[np.float32]:
-            # ExecuTorch ignores strides, so inputs are contiguous. It writes the next output over this one.
-            return np.array(method.execute([torch.from_numpy(array) for array in inputs])[0].numpy(), np.float32)
-
-        return in_batches(run, 1)
+        return as_program(method.execute)
 
     return load
+
+
+def as_program(execute: Callable[[list[torch.Tensor]], Sequence[torch.Tensor]]) -> Loaded:
+    """Return how a method is called."""
+
+    def run(*inputs: NDArray[Any]) -> NDArray[np.float32]:
+        # ExecuTorch ignores strides, so inputs are contiguous. It writes the next output over this one.
+        return np.array(execute([torch.from_numpy(array) for array in inputs])[0].numpy(), np.float32)
+
+    return in_batches(run, 1)

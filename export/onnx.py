@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from export.runtimes import ORT, Loaded, ProgramName, Programs, in_batches, program_file
+from export.runtimes import ORT, Loaded, Programs, in_batches, program_file
 
 if TYPE_CHECKING:
     from export.programs import Graph
@@ -179,8 +179,8 @@ def make_activations_unsigned(model: Any) -> None:
     model.graph.initializer.extend(kept)
 
 
-def opened(path: Path, threads: int) -> Programs:
-    """Open a ``.onnx``, or a folder of them."""
+def session_options(threads: int) -> Any:
+    """Return the options with which every session runs."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -189,17 +189,29 @@ def opened(path: Path, threads: int) -> Programs:
     # Without it, x86 processors that have AVX2 or AVX-512 but no VNNI add products of bytes in 16 bits, which overflow:
     # 5 dB of logit SNR where others have 34. It changes nothing elsewhere.
     options.add_session_config_entry(EXACT_ON_X86, "1")
+    return options
 
-    def load(name: ProgramName) -> Loaded:
-        file = program_file(path, "onnxruntime", name)
-        session: Any = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-        names = [given.name for given in session.get_inputs()]
-        batch = session.get_inputs()[0].shape[0]
 
-        def run(*inputs: NDArray[Any]) -> NDArray[np.float32]:
-            output: NDArray[np.float32] = session.run(None, dict(zip(names, inputs, strict=True)))[0]
-            return output
+def open_session(file: Path, options: Any) -> Any:
+    """Open one file on the CPU."""
+    import onnxruntime
 
-        return in_batches(run, batch if isinstance(batch, int) else None)
+    return onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
 
-    return load
+
+def as_program(session: Any) -> Loaded:
+    """Return how a session's program is called."""
+    names = [given.name for given in session.get_inputs()]
+    batch = session.get_inputs()[0].shape[0]
+
+    def run(*inputs: NDArray[Any]) -> NDArray[np.float32]:
+        output: NDArray[np.float32] = session.run(None, dict(zip(names, inputs, strict=True)))[0]
+        return output
+
+    return in_batches(run, batch if isinstance(batch, int) else None)
+
+
+def opened(path: Path, threads: int) -> Programs:
+    """Open a ``.onnx``, or a folder of them."""
+    options = session_options(threads)
+    return lambda name: as_program(open_session(program_file(path, "onnxruntime", name), options))

@@ -21,6 +21,8 @@ Method = Literal["forward", "steps", "clip"]
 Delegate = Literal["xnnpack", "coreml", "vulkan"]
 BACKENDS: dict[Delegate, str] = {"xnnpack": "XnnpackBackend", "coreml": "CoreMLBackend", "vulkan": "VulkanBackend"}
 """What a ``.pte`` hands its operations to, as ExecuTorch registers it."""
+ComputeUnits = Literal["cpu", "cpu+gpu", "cpu+ane", "all"]
+"""What Core ML may use; ``ane``: Apple's Neural Engine."""
 Runner = Callable[..., NDArray[np.float32]]
 """A loaded artifact: crops uint8 [N, S, S, 3] RGB 0..255, or clips uint8 [N, T, S, S, 3] and which frames are valid,
 bool [N, T], to P(fake), float32 [N]."""
@@ -161,15 +163,15 @@ def runner_of(programs: Programs, method: Method) -> Runner:
     return clip_runner(lambda pixels, valid: whole(pixels, valid.astype(np.float32)))
 
 
-def open_artifact(path: Path, runtime: Runtime, threads: int, method: Method) -> Programs:
-    """Load the programs by which an artifact scores, to run on ``threads`` threads.
+def open_artifact(path: Path, runtime: Runtime, threads: int, method: Method, units: ComputeUnits = "all") -> Programs:
+    """Load the programs by which an artifact scores, to run on ``threads`` threads, or on Core ML's ``units``.
 
     Raises StageError if it cannot run here or the runtime refuses the file.
     """
     if reason := cannot_run(runtime):
         raise StageError(f"{path.name} cannot run here: {reason}")
     try:
-        opened = _opened(path, runtime, threads)
+        opened = _opened(path, runtime, threads, units)
         programs = {name: opened(name) for name in PROGRAMS[method]}
     except StageError:
         raise
@@ -178,12 +180,14 @@ def open_artifact(path: Path, runtime: Runtime, threads: int, method: Method) ->
     return programs.__getitem__
 
 
-def load_artifact(path: Path, runtime: Runtime, threads: int, method: Method = "forward") -> Runner:
+def load_artifact(
+    path: Path, runtime: Runtime, threads: int, method: Method = "forward", units: ComputeUnits = "all"
+) -> Runner:
     """Load an artifact to score frames or clips; raises as ``open_artifact``."""
-    return runner_of(open_artifact(path, runtime, threads, method), method)
+    return runner_of(open_artifact(path, runtime, threads, method, units), method)
 
 
-def _opened(path: Path, runtime: Runtime, threads: int) -> Programs:
+def _opened(path: Path, runtime: Runtime, threads: int, units: ComputeUnits) -> Programs:
     if runtime == "executorch":
         from export import executorch
 
@@ -194,4 +198,4 @@ def _opened(path: Path, runtime: Runtime, threads: int) -> Programs:
         return onnx.opened(path, threads)
     from export import coreml
 
-    return coreml.opened(path)
+    return coreml.opened(path, units)

@@ -163,7 +163,7 @@ def test_manifest_says_all_that_an_app_needs(bundle, opened_store):
     for artifact in manifest["artifacts"]:
         assert sha256_of(bundle.path / artifact["file"]) == artifact["sha256"]
         (program,) = artifact["programs"]
-        assert set(program) == {"name", "file", "sha256", "bytes", "inputs", "output", "operators"}
+        assert set(program) == {"name", "file", "sha256", "bytes", "inputs", "output", "operators", "macs"}
         assert (program["sha256"], program["bytes"]) == (artifact["sha256"], artifact["bytes"])
         assert (program["name"], program["file"]) == ("forward", artifact["file"])
         (given,) = program["inputs"]

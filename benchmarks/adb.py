@@ -1,0 +1,122 @@
+"""An Android phone over ``adb``."""
+
+import contextlib
+import os
+import shlex
+import shutil
+import subprocess
+import uuid
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from stage import StageError, say
+
+TMP = "/data/local/tmp"
+"""Where ``adb`` may write programs and run them."""
+MOST_SECONDS = 900
+"""For one call of ``adb``: a phone that was unplugged may never answer."""
+PROPERTIES = {
+    "manufacturer": "ro.product.manufacturer",
+    "model": "ro.product.model",
+    "android": "ro.build.version.release",
+    "chip": "ro.soc.model",
+}
+MENDS = {
+    "unauthorized": "allow USB debugging on its screen",
+    "offline": "plug it in again, or call: adb reconnect",
+}
+
+
+def _adb(arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    """Call ``adb``. Raises StageError if it is not there or does not answer."""
+    program = shutil.which("adb")
+    if program is None:
+        raise StageError("--device adb needs adb on the PATH: install Android's platform-tools")
+    try:
+        return subprocess.run(
+            [program, *arguments], capture_output=True, text=True, errors="replace", check=False, timeout=MOST_SECONDS
+        )
+    except subprocess.TimeoutExpired as error:
+        raise StageError(f"adb {arguments[-1]} did not end in {MOST_SECONDS} s: is the phone still there?") from error
+
+
+def _last_line(text: str, otherwise: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else otherwise
+
+
+def _chosen_serial() -> str:
+    """Return the serial number of the one phone, or of ``ANDROID_SERIAL``. Raises StageError if it cannot be used."""
+    done = _adb(["devices"])
+    if done.returncode:
+        raise StageError(f"adb devices failed: {_last_line(done.stderr, f'exit code {done.returncode}')}")
+    listed = done.stdout.partition("List of devices attached")[2].splitlines()
+    states = dict(line.split(maxsplit=1) for line in listed if len(line.split()) > 1)
+    found = ", ".join(f"{serial} ({state.strip()})" for serial, state in states.items())
+    wanted = os.environ.get("ANDROID_SERIAL")
+    if not states:
+        raise StageError("adb sees no phone: plug one in with USB debugging allowed")
+    if not wanted and len(states) > 1:
+        raise StageError(f"adb sees several phones: set ANDROID_SERIAL to one of {found}")
+    serial = wanted or next(iter(states))
+    if serial not in states:
+        raise StageError(f"adb does not see ANDROID_SERIAL={serial}: it sees {found}")
+    if (state := states[serial].split()[0]) != "device":
+        raise StageError(f"adb cannot use {found}: {MENDS.get(state, 'see: adb devices')}")
+    return serial
+
+
+class Phone:
+    """A connected phone. Raises StageError, with the mend, if there is none, or not one alone."""
+
+    def __init__(self) -> None:
+        self._serial = _chosen_serial()
+        read = {name: self.shell(["getprop", key]).stdout.strip() for name, key in PROPERTIES.items()}
+        self.properties = {name: value or "not told" for name, value in read.items()}
+        maker, model, chip = read["manufacturer"], read["model"], read["chip"]
+        named = model if model.lower().startswith(maker.lower()) else f"{maker} {model}"
+        self.name = f"{named}{f' ({chip})' if chip else ''}, Android {self.properties['android']}"
+
+    def _call(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return _adb(["-s", self._serial, *arguments])
+
+    def shell(self, command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+        """Call a command of the phone's own, whether it fails or not."""
+        return self._call("shell", shlex.join(command))
+
+    def run(self, command: Sequence[str], folder: str, log_tag: str | None) -> str:
+        """Run a program, and return what it printed and logged. Raises StageError with its last line if it fails."""
+        done = self._call("shell", f"cd {shlex.quote(folder)} && echo $$ && exec {shlex.join(command)}")
+        process, _, printed = done.stdout.partition("\n")
+        said = f"{printed}\n{done.stderr}"
+        if log_tag and process.strip().isdecimal():  # builds with Android's platform layer print nothing
+            logged = self._call("logcat", "-d", "-v", "raw", f"--pid={process.strip()}", "-s", log_tag)
+            said += f"\n{logged.stdout}"
+        if done.returncode:
+            line = _last_line(done.stderr, _last_line(said, "it said nothing"))
+            raise StageError(f"{command[0].removeprefix('./')} ended with exit code {done.returncode}: {line}")
+        return said
+
+    def push(self, file: Path, to: str) -> None:
+        """Copy a file. Raises StageError if it does not arrive."""
+        done = self._call("push", str(file.resolve()), to)
+        if done.returncode:
+            raise StageError(
+                f"{file} cannot be copied to the phone: {_last_line(done.stderr or done.stdout, 'no reason given')}"
+            )
+
+    @contextlib.contextmanager
+    def folder(self) -> Iterator[str]:
+        """Give a folder of its own on the phone, which is removed in every case."""
+        folder = f"{TMP}/pocketproof-{uuid.uuid4().hex[:12]}"
+        if (done := self.shell(["mkdir", folder])).returncode:
+            raise StageError(f"{folder} cannot be made on the phone: {_last_line(done.stderr, 'no reason given')}")
+        try:
+            yield folder
+        finally:
+            try:
+                removed = self.shell(["rm", "-rf", folder]).returncode == 0
+            except StageError:
+                removed = False
+            if not removed:
+                say(f"{folder} could not be removed from the phone")

@@ -1,0 +1,160 @@
+"""Rows that are timed on a phone, by runners that are copied to it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.adb import Phone
+from benchmarks.native_runners import Told, Tool, tool_of
+from benchmarks.report import Latency, Row
+from benchmarks.rounds import Effort
+from benchmarks.rows import Subject
+from export.bundle import Artifact, Program
+from stage import StageError, progress
+
+ACCURACY = "timed on the phone; its accuracy is that of the row measured on this machine"
+
+
+@dataclass(frozen=True)
+class PhoneTimer:
+    """A phone, and the runners to time with on it."""
+
+    phone: Phone
+    runners: dict[Tool, Path]
+
+    @classmethod
+    def connect(cls, runners: Sequence[Path]) -> "PhoneTimer":
+        """Look for the phone. Raises StageError if there is none, or a runner is missing or of no known kind."""
+        if not runners:
+            raise StageError(
+                "--device adb needs --runner FILE: executor_runner for .pte, onnxruntime_perf_test for .onnx"
+            )
+        tools = {tool_of(runner): runner for runner in runners}
+        if len(tools) < len(runners):
+            raise StageError("--runner: give one runner of each kind")
+        return cls(Phone(), tools)
+
+    @property
+    def properties(self) -> dict[str, str]:
+        """What the phone says of itself."""
+        return self.phone.properties
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader must know of its rows."""
+        return (f"On {self.phone.name} runners time models on inputs that they make up, and choose their own cores.",)
+
+    def tool_for(self, subject: Subject) -> Tool | str:
+        """Return what times a row, or why nothing does."""
+        if subject.artifact is None:
+            return "a run in torch does not run on a phone"
+        if subject.artifact.runtime == "coreml" or subject.artifact.delegate == "coreml":
+            return "Core ML does not run on Android"
+        for tool in self.runners:
+            if tool.runtime == subject.artifact.runtime:
+                return tool
+        return f"no --runner was given for {subject.artifact.runtime}"
+
+    def measure(self, subjects: Sequence[Subject], effort: Effort) -> None:
+        """Time every row that can be, round by round, and say of the others why not."""
+        timed: list[tuple[Subject, Artifact, Tool]] = []
+        for subject in subjects:
+            row, tool = subject.row, self.tool_for(subject)
+            row.device = self.phone.name
+            row.status, row.reason = ("not measured", tool) if isinstance(tool, str) else ("measured", ACCURACY)
+            if isinstance(tool, Tool) and subject.artifact:
+                timed.append((subject, subject.artifact, tool))
+        with self.phone.folder() as folder:
+            for tool in {tool for _, _, tool in timed}:
+                self.phone.push(self.runners[tool], f"{folder}/{tool.in_name}")
+                self.phone.shell(["chmod", "755", f"{folder}/{tool.in_name}"])
+            calls = [_Calls(self.phone, folder, number, *entry) for number, entry in enumerate(timed)]
+            for round_number in range(effort.rounds):
+                for call in progress(calls, f"bench on the phone, round {round_number + 1}"):
+                    call.add_round(effort.repeats)
+        for call in calls:
+            call.fill()
+
+
+class _Calls:
+    """The calls of a row's runner, once a round for each of its programs."""
+
+    def __init__(
+        self, phone: Phone, folder: str, number: int, subject: Subject, artifact: Artifact, tool: Tool
+    ) -> None:
+        self._phone, self._folder, self._number = phone, folder, number
+        self._subject, self._artifact, self._tool = subject, artifact, tool
+        self._rounds: list[list[Told]] = []
+
+    def add_round(self, runs: int) -> None:
+        """Call the runner; a row that failed once is called no more."""
+        row = self._subject.row
+        if row.status != "measured":
+            return
+        try:
+            self._rounds.append([self._told(program, runs) for program in self._artifact.programs])
+        except StageError as error:
+            row.status, row.reason = "failed", str(error)
+
+    def _told(self, program: Program, runs: int) -> Told:
+        # Names of this folder's own: a user's may hold anything.
+        name = f"{self._number}-{program.name}{Path(program.file).suffix}"
+        if not self._rounds:
+            self._phone.push(self._subject.path.parent / program.file, f"{self._folder}/{name}")
+        tool = self._tool
+        command = [f"./{tool.in_name}", *tool.arguments(name, program.name, self._subject.row.threads, runs)]
+        said = self._phone.run(command, self._folder, tool.log_tag)
+        try:
+            return tool.read(said)
+        except ValueError as error:
+            raise StageError(f"{tool.in_name} told no times ({error}): {tool.silent}") from error
+
+    def fill(self) -> None:
+        """Put what was told into the row."""
+        row = self._subject.row
+        if row.status != "measured":
+            return
+        frames = self._subject.frames or 1
+        shares = [_frames_of(program, frames) for program in self._artifact.programs]
+        _fill(row, self._rounds, shares)
+
+
+def _frames_of(program: Program, frames: int) -> int:
+    """Return how many frames a run of a program scores, where a clip has ``frames``."""
+    samples = program.output.shape[0] or 1
+    return samples * (1 if program.name in ("forward", "embed") else frames)
+
+
+def _all(values: Sequence[float | None]) -> list[float]:
+    """Return values, none of them if one was not told."""
+    known = [value for value in values if value is not None]
+    return known if len(known) == len(values) else []
+
+
+def _fill(row: Row, rounds: Sequence[Sequence[Told]], shares: Sequence[int]) -> None:
+    """Fill a row by what each program's runner told in each round; a run of a program scores ``shares`` frames."""
+
+    def per_frame(values: Sequence[float]) -> float:
+        return sum(value / share for value, share in zip(values, shares, strict=True))
+
+    def percentile(values: Sequence[float | None]) -> float | None:
+        known = _all(values)
+        # Those of two programs do not add up to those of both.
+        return float(np.median(known)) / shares[0] if known and len(shares) == 1 else None
+
+    first = rounds[0]
+    row.medians_ms = [per_frame([told.p50_ms for told in programs]) for programs in rounds]
+    row.latency_ms = Latency(
+        p50=float(np.median(row.medians_ms)),
+        p90=percentile([programs[0].p90_ms for programs in rounds]),
+        p99=percentile([programs[0].p99_ms for programs in rounds]),
+    )
+    if len(rounds) > 1:
+        row.spread = (max(row.medians_ms) - min(row.medians_ms)) / row.latency_ms.p50
+    row.repeats = sum(programs[0].runs for programs in rounds)
+    row.throughput = 1e3 / float(np.mean([per_frame([told.mean_ms for told in programs]) for programs in rounds]))
+    row.load_ms = sum(_all([told.load_ms for told in first])) or None
+    row.first_run_ms = sum(_all([told.first_run_ms for told in first])) or None
+    row.peak_memory_mb = max(_all([told.peak_memory_mb for told in first]), default=None)

@@ -1,0 +1,432 @@
+"""Rows timed on a phone, over an ``adb`` that replays what both runners print.
+
+The samples are verbatim but for their figures: of ``executor_runner`` of ExecuTorch 1.x and before, from its source and
+its documentation, and of ``onnxruntime_perf_test`` from ONNX Runtime's and Arm's documentation.
+"""
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.adb import Phone
+from benchmarks.bench import bench
+from benchmarks.merging import report as merged
+from benchmarks.native_runners import read_executorch, read_onnxruntime, tool_of
+from benchmarks.on_phone import ACCURACY, PhoneTimer
+from benchmarks.render import markdown
+from benchmarks.report import read_report
+from benchmarks.rounds import Effort
+from benchmarks.rows import list_subjects
+from benchmarks.worker import measure
+from export.bundle import Bundle
+from stage import StageError
+from tests.export.clip_student import NAME, clip_bundle
+
+EXECUTORCH = """\
+I 00:00:00.003318 executorch:executor_runner.cpp:447] Resetting threadpool with num threads = 2
+I 00:00:00.043703 executorch:executor_runner.cpp:565] Model file 0-forward.pte is loaded.
+I 00:00:00.043720 executorch:executor_runner.cpp:575] Using method forward
+I 00:00:00.043733 executorch:executor_runner.cpp:649] Setting up CPU planned buffer 0, size 9936896.
+I 00:00:00.093912 executorch:executor_runner.cpp:718] Model loaded in 29.490000 ms.
+I 00:00:00.163912 executorch:executor_runner.cpp:880] Iteration 1 of 8: 41.500000 ms
+I 00:00:00.173912 executorch:executor_runner.cpp:880] Iteration 2 of 8: 6.250000 ms
+I 00:00:00.183912 executorch:executor_runner.cpp:880] Iteration 3 of 8: 5.250000 ms
+I 00:00:00.193912 executorch:executor_runner.cpp:880] Iteration 4 of 8: 4.000000 ms
+I 00:00:00.203912 executorch:executor_runner.cpp:880] Iteration 5 of 8: 3.000000 ms
+I 00:00:00.213912 executorch:executor_runner.cpp:880] Iteration 6 of 8: 5.000000 ms
+I 00:00:00.223912 executorch:executor_runner.cpp:880] Iteration 7 of 8: 2.000000 ms
+I 00:00:00.233912 executorch:executor_runner.cpp:880] Iteration 8 of 8: 6.000000 ms
+I 00:00:00.233950 executorch:executor_runner.cpp:889] Model executed successfully 8 time(s) in 73.000000 ms.
+I 00:00:00.233960 executorch:executor_runner.cpp:893] 1 outputs:
+OutputX 0: tensor(sizes=[1, 1], [0.401872])
+"""
+BEFORE_ITERATIONS = """\
+I 00:00:00.051509 executorch:executor_runner.cpp:218] Model file model.pte is loaded.
+I 00:00:00.051531 executorch:executor_runner.cpp:227] Using method forward
+I 00:00:00.091459 executorch:executor_runner.cpp:340] Model executed successfully 10 time(s) in 29.048830 ms.
+I 00:00:00.091477 executorch:executor_runner.cpp:349] 1 outputs:
+"""
+ONNXRUNTIME = """\
+Setting intra_op_num_threads to 1
+Session creation time cost: 0.217932 s
+First inference time cost: 19 ms
+Total inference time cost: 0.49481 s
+Total inference requests: 50
+Average inference time cost total: 9.896200 ms
+Total inference run time: 0.494854 s
+Number of inferences per second: 101.04
+Avg CPU usage: 11 %
+Peak working set size: 27262976 bytes
+Avg CPU usage:11
+Peak working set size:27262976
+Runs:50
+Min Latency: 0.00958204 s
+Max Latency: 0.0101519 s
+P50 Latency: 0.00995086 s
+P90 Latency: 0.0101019 s
+P95 Latency: 0.0101519 s
+P99 Latency: 9.9e-03 s
+P999 Latency: 0.0101519 s
+"""
+WITHOUT_STATISTICS = """\
+
+Session creation time cost: 0.0102016 s
+First inference time cost: 2 ms
+Total inference time cost: 0.185739 s
+Total inference requests: 100
+Average inference time cost: 1.85739 ms
+Total inference run time: 0.18581 s
+Number of inferences per second: 538.184
+Avg CPU usage: 96 %
+Peak working set size: 36696064 bytes
+"""
+ADB = """\
+#!{python}
+import json, os, pathlib, sys
+here = pathlib.Path({folder!r})
+plan = json.loads((here / "plan.json").read_text())
+arguments = sys.argv[1:]
+with open(here / "calls.jsonl", "a") as file:
+    file.write(json.dumps(arguments) + "\\n")
+if arguments == ["devices"]:
+    print("* daemon not running; starting now at tcp:5037\\n* daemon started successfully")
+    sys.stdout.write("List of devices attached\\n" + "".join(f"{{s}}\\t{{t}}\\n" for s, t in plan["devices"]) + "\\n")
+    sys.exit(0)
+assert arguments[:2] == ["-s", plan["serial"]], arguments
+verb, rest = arguments[2], arguments[3:]
+if verb == "push":
+    source, target = rest
+    assert pathlib.Path(source).is_file(), source
+    assert target.startswith("/data/local/tmp/pocketproof-"), target
+    print(f"{{source}}: 1 file pushed, 0 skipped.")
+elif verb == "logcat":
+    assert rest[:4] == ["-d", "-v", "raw", "--pid=4242"] and rest[4:] == ["-s", "ExecuTorch"], rest
+    sys.stdout.write(plan["logcat"])
+elif rest[0].startswith("getprop "):
+    print(plan["properties"].get(rest[0].removeprefix("getprop "), ""))
+elif rest[0].startswith("cd "):
+    print(4242)
+    kind = "executor_runner" if "./executor_runner" in rest[0] else "perf_test"
+    sys.stdout.write(plan["prints"][kind])
+    sys.stderr.write(plan["stderr"])
+    sys.exit(plan["code"])
+else:
+    assert rest[0].split()[0] in ("mkdir", "chmod", "rm"), rest
+"""
+
+
+@dataclass
+class Adb:
+    """The scripted ``adb`` and what it was asked."""
+
+    folder: Path
+    plan: dict[str, object]
+
+    def change(self, **changes: object) -> None:
+        self.plan |= changes
+        (self.folder / "plan.json").write_text(json.dumps(self.plan))
+
+    @property
+    def calls(self) -> list[list[str]]:
+        return [json.loads(line) for line in (self.folder / "calls.jsonl").read_text().splitlines()]
+
+    @property
+    def ran(self) -> list[str]:
+        """The commands by which runners were called, without the folder."""
+        shells = [call[3] for call in self.calls if call[2:3] == ["shell"]]
+        return [command.partition("exec ")[2] for command in shells if "exec " in command]
+
+    @property
+    def pushed(self) -> dict[str, Path]:
+        """Each file's own path by its name on the phone."""
+        return {Path(call[4]).name: Path(call[3]) for call in self.calls if call[2:3] == ["push"]}
+
+    @property
+    def left(self) -> set[str]:
+        """Folders that were made and not removed."""
+        shells = [call[3].split() for call in self.calls if call[2:3] == ["shell"]]
+        made = {words[1] for words in shells if words[0] == "mkdir"}
+        assert made
+        return made - {words[2] for words in shells if words[:2] == ["rm", "-rf"]}
+
+
+@pytest.fixture
+def adb(tmp_path, monkeypatch) -> Adb:
+    folder = tmp_path / "platform-tools"
+    folder.mkdir()
+    program = folder / "adb"
+    program.write_text(ADB.format(python=sys.executable, folder=str(folder)))
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder))
+    monkeypatch.delenv("ANDROID_SERIAL", raising=False)
+    properties = {
+        "ro.product.manufacturer": "Google",
+        "ro.product.model": "Pixel 8",
+        "ro.build.version.release": "15",
+        "ro.soc.model": "Tensor G3",
+    }
+    prints = {"executor_runner": EXECUTORCH, "perf_test": ONNXRUNTIME}
+    known = {"devices": [("R5CT", "device")], "serial": "R5CT", "properties": properties, "prints": prints}
+    made = Adb(folder, known)
+    made.change(stderr="", code=0, logcat="")
+    return made
+
+
+@pytest.fixture
+def runners(tmp_path) -> list[Path]:
+    """Files whose names hold a space and quotes."""
+    folder = tmp_path / "my 'own' \"tools\"; echo $HOME"
+    folder.mkdir()
+    files = [folder / "executor_runner (1)", folder / "onnxruntime_perf_test"]
+    for file in files:
+        file.write_bytes(b"\x7fELF")
+    return files
+
+
+PHONE = "Google Pixel 8 (Tensor G3), Android 15"
+WANTED = ["test_byobnet-int8.pte", "test_byobnet-int8.onnx", "test_byobnet-fp32.pte", "test_byobnet-fp32.onnx"]
+
+
+def _timed(path: Path, runners: list[Path], threads: list[int], effort: Effort):
+    subjects = list_subjects([path], threads, "here")
+    PhoneTimer.connect(runners).measure(subjects, effort)
+    return {(subject.row.name, subject.row.threads): subject.row for subject in subjects}
+
+
+def test_executor_runner_s_iterations_after_the_warm_ups_count():
+    told = read_executorch(EXECUTORCH)
+    timed = [4, 3, 5, 2, 6]
+    assert (told.runs, told.p50_ms, told.mean_ms) == (5, 4, 4)
+    assert (told.p90_ms, told.p99_ms) == tuple(np.percentile(timed, [90, 99]))
+    assert (told.load_ms, told.first_run_ms, told.peak_memory_mb) == (29.49, 41.5, None)
+
+
+def test_executor_runner_that_logs_no_iterations_tells_a_mean():
+    told = read_executorch(BEFORE_ITERATIONS)
+    assert (told.runs, told.p90_ms, told.p99_ms, told.load_ms, told.first_run_ms) == (10, None, None, None, None)
+    assert told.p50_ms == told.mean_ms == pytest.approx(2.904883)
+
+
+def test_perf_test_with_statistics_and_without():
+    told = read_onnxruntime(ONNXRUNTIME)
+    assert (told.runs, told.mean_ms, told.load_ms, told.first_run_ms) == (50, 9.8962, pytest.approx(217.932), 19)
+    assert (told.p50_ms, told.p90_ms, told.p99_ms) == pytest.approx((9.95086, 10.1019, 9.9))
+    assert told.peak_memory_mb == 26
+    told = read_onnxruntime(WITHOUT_STATISTICS)
+    assert (told.runs, told.p50_ms, told.mean_ms, told.p90_ms) == (100, 1.85739, 1.85739, None)
+
+
+def test_runner_of_no_known_kind_or_place(tmp_path, runners, adb):
+    (tmp_path / "benchmark_model").touch()
+    with pytest.raises(StageError, match=r"must contain executor_runner \(runs .pte\) or perf_test \(runs .onnx\)"):
+        tool_of(tmp_path / "benchmark_model")
+    with pytest.raises(StageError, match=r"--runner .*/executor_runner: there is no such file"):
+        tool_of(tmp_path / "executor_runner")
+    with pytest.raises(StageError, match=r"--device adb needs --runner"):
+        PhoneTimer.connect([])
+    with pytest.raises(StageError, match=r"--runner: give one runner of each kind"):
+        PhoneTimer.connect([runners[0], runners[0]])
+    assert tool_of(runners[0]).runtime == "executorch" and tool_of(runners[1]).runtime == "onnxruntime"
+
+
+def test_adb_must_be_on_the_path(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(StageError, match=r"needs adb on the PATH: install Android's platform-tools"):
+        Phone()
+
+
+@pytest.mark.parametrize(
+    ("devices", "serial", "said"),
+    [
+        ([], None, "adb sees no phone: plug one in with USB debugging allowed"),
+        (
+            [("R5CT", "device"), ("emulator-5554", "device")],
+            None,
+            r"several phones: set ANDROID_SERIAL to one of R5CT \(device\), emulator-5554 \(device\)",
+        ),
+        ([("R5CT", "device")], "ABC", r"adb does not see ANDROID_SERIAL=ABC: it sees R5CT \(device\)"),
+        ([("R5CT", "unauthorized")], None, r"cannot use R5CT \(unauthorized\): allow USB debugging on its screen"),
+        ([("R5CT", "offline")], None, r"cannot use R5CT \(offline\): plug it in again, or call: adb reconnect"),
+        (
+            [("R5CT", "no permissions (missing udev rules? user is in the plugdev group); see [http://x]")],
+            None,
+            r"cannot use R5CT \(no permissions .*\): see: adb devices",
+        ),
+    ],
+)
+def test_phone_that_cannot_be_used(adb, monkeypatch, devices, serial, said):
+    adb.change(devices=devices)
+    if serial:
+        monkeypatch.setenv("ANDROID_SERIAL", serial)
+    with pytest.raises(StageError, match=said):
+        Phone()
+
+
+def test_one_of_two_phones_by_its_serial_number(adb, monkeypatch):
+    adb.change(devices=[("R5CT", "device"), ("emulator-5554", "offline")])
+    monkeypatch.setenv("ANDROID_SERIAL", "R5CT")
+    assert Phone().name == PHONE
+
+
+def test_phone_without_a_chip_s_name_whose_model_names_its_maker(adb):
+    adb.change(
+        properties={
+            "ro.product.manufacturer": "OnePlus",
+            "ro.product.model": "ONEPLUS A6003",
+            "ro.build.version.release": "11",
+        }
+    )
+    phone = Phone()
+    assert phone.name == "ONEPLUS A6003, Android 11"
+    assert phone.properties == {
+        "manufacturer": "OnePlus",
+        "model": "ONEPLUS A6003",
+        "android": "11",
+        "chip": "not told",
+    }
+
+
+def test_artifacts_are_timed_with_the_threads_and_runs_asked_for(adb, runners, bundle_path):
+    rows = _timed(bundle_path, runners, [1, 2], Effort(repeats=5, rounds=2))
+    assert {key for key, row in rows.items() if row.status == "measured"} == {
+        (name, threads) for name in WANTED for threads in (1, 2)
+    }
+    expected = []
+    for threads in (1, 2):
+        for name in WANTED:
+            number = len(expected)
+            if name.endswith(".pte"):
+                options = f"--method_name=forward --cpu_threads={threads} --num_executions=8"
+                expected.append(f"./executor_runner --model_path={number}-forward.pte {options}")
+            else:
+                expected.append(f"./perf_test -I -e cpu -m times -r 5 -x {threads} -s {number}-forward.onnx")
+    assert adb.ran == expected * 2  # one round after the other
+    assert adb.left == set()
+    assert {adb.pushed[name] for name in ("executor_runner", "perf_test")} == set(runners)
+    assert adb.pushed["7-forward.onnx"] == bundle_path.resolve() / WANTED[3]
+
+
+def test_rows_hold_what_the_runners_told(adb, runners, bundle_path):
+    rows = _timed(bundle_path, runners, [1], Effort(repeats=5, rounds=2))
+    row = rows["test_byobnet-fp32.pte", 1]
+    assert (row.device, row.machine, row.reason) == (PHONE, "here", ACCURACY)
+    assert (row.latency_ms.p50, row.medians_ms, row.spread, row.repeats) == (4, [4, 4], 0, 10)
+    assert (row.load_ms, row.first_run_ms, row.throughput, row.peak_memory_mb) == (29.49, 41.5, 250, None)
+    assert (row.auc, row.cores) == (None, None)
+    row = rows["test_byobnet-int8.onnx", 1]
+    assert row.latency_ms.p99 == pytest.approx(9.9) and row.peak_memory_mb == 26
+    row = rows["test_byobnet-fp32.mlpackage", 1]
+    assert (row.status, row.reason, row.device) == ("not measured", "Core ML does not run on Android", PHONE)
+
+
+def test_mean_alone_has_no_percentiles(adb, runners, bundle_path):
+    adb.change(prints={"executor_runner": BEFORE_ITERATIONS})
+    rows = _timed(bundle_path, runners[:1], [1], Effort(repeats=10, rounds=1))
+    row = rows["test_byobnet-fp32.pte", 1]
+    assert (row.latency_ms.p90, row.latency_ms.p99, row.spread) == (None, None, None)
+    assert row.latency_ms.p50 == pytest.approx(2.904883)
+    row = rows["test_byobnet-fp32.onnx", 1]
+    assert (row.status, row.reason) == ("not measured", "no --runner was given for onnxruntime")
+
+
+def test_clip_in_steps_takes_an_embedding_and_a_share_of_the_score(adb, runners, demo_store, tmp_path_factory):
+    path = clip_bundle(demo_store, tmp_path_factory)
+    rows = _timed(path, runners, [1], Effort(repeats=5, rounds=1))
+    assert rows[f"{NAME}.pte", 1].latency_ms.p50 == 4 + 4 / 4  # clips of 4 frames
+    assert rows[f"{NAME}.pte", 1].latency_ms.p90 is None
+    assert rows["test_tiny-whole-clip-fp32.pte", 1].latency_ms.p50 == 1
+    steps = rows[f"{NAME}-onnx", 1]
+    assert steps.latency_ms.p50 == pytest.approx(9.95086 * 1.25) and steps.first_run_ms == 38
+    assert steps.peak_memory_mb == 26
+    methods = [option for command in adb.ran for option in command.split() if option.startswith("--method_name")]
+    assert methods == ["--method_name=embed", "--method_name=score", "--method_name=clip"]
+    for name in ("embed", "score"):
+        assert path.resolve() / f"{NAME}-onnx" / f"{name}.onnx" in adb.pushed.values()
+
+
+def test_runner_that_crashes_fails_its_row_and_leaves_nothing(adb, runners, bundle_path):
+    adb.change(code=134, stderr="terminating with uncaught exception\nAborted\n", prints={"executor_runner": ""})
+    rows = _timed(bundle_path, runners[:1], [1], Effort(repeats=5, rounds=3))
+    row = rows["test_byobnet-fp32.pte", 1]
+    assert (row.status, row.reason) == ("failed", "executor_runner ended with exit code 134: Aborted")
+    assert row.latency_ms is None
+    assert len(adb.ran) == 2  # a row that failed is called no more
+    assert adb.left == set()
+
+
+def test_reason_of_a_crash_may_be_in_android_s_log(adb, runners, bundle_path):
+    said = "Execution of method forward failed with status 0x12\n"
+    adb.change(code=134, logcat=said, prints={"executor_runner": ""})
+    row = _timed(bundle_path, runners[:1], [1], Effort(repeats=5, rounds=1))["test_byobnet-fp32.pte", 1]
+    assert row.reason == f"executor_runner ended with exit code 134: {said.strip()}"
+
+
+def test_build_that_writes_to_android_s_log_is_read_there(adb, runners, bundle_path):
+    lines = [line.partition("] ")[2] for line in EXECUTORCH.splitlines() if "] " in line]
+    adb.change(logcat="\n".join(lines), prints={"executor_runner": "OutputX 0: tensor(sizes=[1, 1], [0.401872])\n"})
+    row = _timed(bundle_path, runners[:1], [1], Effort(repeats=5, rounds=1))["test_byobnet-fp32.pte", 1]
+    assert (row.status, row.latency_ms.p50, row.load_ms) == ("measured", 4, 29.49)
+
+
+def test_output_that_tells_no_times_is_said_with_the_mend(adb, runners, bundle_path):
+    adb.change(prints={"executor_runner": "OutputX 0: tensor\n", "perf_test": "Session creation time cost: 0.2 s\n"})
+    rows = _timed(bundle_path, runners, [1], Effort(repeats=5, rounds=1))
+    assert rows["test_byobnet-fp32.pte", 1].reason == (
+        "executor_runner told no times (no line 'Model executed successfully N time(s) in X ms'): a release build logs "
+        "nothing: build it with -DEXECUTORCH_ENABLE_LOGGING=ON"
+    )
+    assert rows["test_byobnet-fp32.onnx", 1].reason.startswith("perf_test told no times (no line 'Average inference")
+    assert adb.left == set()
+
+
+def test_folder_is_removed_after_ctrl_c(adb, runners, bundle_path, monkeypatch):
+    def interrupted(self, runs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("benchmarks.on_phone._Calls.add_round", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        _timed(bundle_path, runners, [1], Effort(repeats=5, rounds=1))
+    assert adb.left == set()
+
+
+def test_bench_on_a_phone_merges_with_a_report_of_this_machine(
+    adb, runners, bundle_path, student_run, demo_store, reference_file, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("benchmarks.rounds.measure_apart", measure)
+    monkeypatch.setattr("benchmarks.rounds.os.cpu_count", lambda: 1)
+    here, there = tmp_path / "here", tmp_path / "phone"
+    bench([bundle_path], demo_store, reference_file, here, repeats=10, rounds=1)
+    monkeypatch.setattr("benchmarks.bench.measure_all", None)
+    options = {"device": "adb", "runner": runners, "repeats": 5, "threads": "1,4"}
+    made = bench([bundle_path, student_run], demo_store, reference_file, there, **options)
+    assert read_report(there / "report.json") == made
+    assert {row.device for row in made.rows} == {PHONE}
+    runs = [row for row in made.rows if row.kind == "run"]
+    assert {(row.status, row.reason) for row in runs} == {("not measured", "a run in torch does not run on a phone")}
+    assert made.sessions[0].peaks == [] and made.sessions[0].environment["phone"]["chip"] == "Tensor G3"
+    assert any(note.startswith(f"On {PHONE} runners time models on inputs that they make up") for note in made.notes)
+    assert not any("was not measured: timed" in note for note in made.notes)
+    both = merged([here / "report.json", there / "report.json"], tmp_path / "both")
+    mine = [row for row in both.rows if row.name == "test_byobnet-int8.onnx"]
+    assert [(row.device, row.threads, row.auc is None) for row in mine] == [
+        ("cpu", 1, False),
+        (PHONE, 1, True),
+        (PHONE, 4, True),
+    ]
+    assert len({row.machine for row in mine}) == 2
+    pages = markdown(both)
+    assert "Pixel 8" in pages and "Tensor G3" in pages
+    assert Bundle(bundle_path).artifact("test_byobnet-int8.onnx").bytes == mine[1].bytes
+
+
+def test_options_of_this_machine_and_of_a_phone_do_not_mix(runners, bundle_path, demo_store, reference_file, tmp_path):
+    arguments = [bundle_path], demo_store, reference_file, tmp_path / "out"
+    with pytest.raises(StageError, match=r"--sustain, --profile: measured on this machine alone, leave it out with"):
+        bench(*arguments, device="adb", runner=runners, sustain=10, profile=True)
+    with pytest.raises(StageError, match=r"--runner is for --device adb: leave it out, or give --device adb"):
+        bench(*arguments, runner=runners)
+    assert not (tmp_path / "out").exists()
