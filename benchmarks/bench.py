@@ -14,13 +14,14 @@ import typer
 from benchmarks.baseline import Baseline
 from benchmarks.budget import BudgetTask, measure_budget
 from benchmarks.comparing import against_peaks, compare_rows
+from benchmarks.figures import Budget, Peak
 from benchmarks.kept import Kept
 from benchmarks.machine import Machine, describe_machine, slow_int8
 from benchmarks.on_phone import PhoneTimer
 from benchmarks.processor import cores_for, measure_products
 from benchmarks.reference import Reference, read_reference
 from benchmarks.render import write_report
-from benchmarks.report import Budget, Peak, Report, Session
+from benchmarks.report import Report, Session
 from benchmarks.rounds import Corpora, Effort, measure_all
 from benchmarks.rows import Subject, check_fits, list_subjects
 from compress.fidelity import Diagnosis

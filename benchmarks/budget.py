@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
+from benchmarks.figures import Budget, Stage
 from benchmarks.processor import bound_to
-from benchmarks.report import Budget, Stage
-from benchmarks.worker import peak_mb, reset_peak
+from benchmarks.timing import peak_mb, reset_peak
 from data.clips import FaceClip, face_clips
 from data.crops import CropRule
 from data.faces import DETECTORS

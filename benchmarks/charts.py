@@ -6,8 +6,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
+from benchmarks.figures import Budget, Stage, Sustained
 from benchmarks.picture import logarithmic
-from benchmarks.report import Budget, Stage, Sustained
 from benchmarks.svg import COLOURS, INK, WIDTH, Place, as_svg, shortened, write_labels
 from compress.fidelity import Diagnosis
 

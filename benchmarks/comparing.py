@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from benchmarks.report import Peak
+from benchmarks.figures import Peak
 from benchmarks.rows import Subject
 from compress.metrics import auc_difference
 from compress.scoring import ClipScores

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.worker import Measurement, Task
+from benchmarks.task import Measurement, Task
 from compress.scoring import Takes, pictures_of
 from data.store import ClipStore
 from stage import StageError

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.adb import Phone
+from benchmarks.figures import Latency
 from benchmarks.native_runners import Told, Tool, tool_of
-from benchmarks.report import Latency, Row
+from benchmarks.report import Row
 from benchmarks.rounds import Effort
 from benchmarks.rows import Subject
 from export.bundle import Artifact, Program

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.report import Operation, Profile
-from benchmarks.worker import WARM_UPS, Task, load_scorer
+from benchmarks.figures import Operation, Profile
+from benchmarks.task import Task
+from benchmarks.worker import WARM_UPS, load_scorer
 from export.runtimes import PROGRAMS, ProgramName, Programs, program_file, runner_of
 from stage import reason_of
 

@@ -10,10 +10,11 @@ import torch
 import typer
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from benchmarks.figures import Latency
 from benchmarks.machine import Machine, describe_machine
 from benchmarks.measuring import measure_apart, write_timed_crops
-from benchmarks.report import Latency, ReferenceSummary
-from benchmarks.worker import BatchTiming, Scores, Task, Timing, clip_scores
+from benchmarks.report import ReferenceSummary
+from benchmarks.task import BatchTiming, Scores, Task, Timing, clip_scores
 from compress.metrics import Metrics, choose_threshold
 from compress.runs import takes
 from data.store import ClipStore

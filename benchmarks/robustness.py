@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
-from benchmarks.report import Robustness
+from benchmarks.figures import Robustness
 from compress.metrics import Threshold
 from compress.scoring import ClipScores
 from data.perturb import UNCHANGED

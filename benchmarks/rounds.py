@@ -11,7 +11,7 @@ from benchmarks.kept import Kept
 from benchmarks.measuring import measure_apart, write_timed_crops
 from benchmarks.processor import cores_for
 from benchmarks.rows import Subject, fill_row
-from benchmarks.worker import Measurement, Task
+from benchmarks.task import Measurement, Task
 from data.store import ClipStore
 from stage import StageError, progress
 

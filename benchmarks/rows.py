@@ -9,9 +9,10 @@ from typing import get_args
 import numpy as np
 import torch
 
-from benchmarks.report import Latency, MethodFigures, Row
+from benchmarks.figures import Latency, MethodFigures
+from benchmarks.report import Row
 from benchmarks.robustness import robustness_of
-from benchmarks.worker import Measurement, Timing, clip_scores
+from benchmarks.task import Measurement, Timing, clip_scores
 from compress.metrics import Metrics, Threshold, choose_threshold
 from compress.runs import check_length, check_size, student_of, takes
 from compress.scoring import ClipScores, Takes

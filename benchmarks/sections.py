@@ -6,9 +6,10 @@ from typing import Any
 
 from benchmarks.charts import budget_picture, noise_picture, speed_picture
 from benchmarks.columns import COLUMNS, DASH, PLACES, differing, figure, fixed, label, status_of, threads_of
+from benchmarks.figures import Budget, Peak
 from benchmarks.how import how
 from benchmarks.picture import Mark, picture
-from benchmarks.report import Budget, Peak, ReferenceSummary, Report, Row
+from benchmarks.report import ReferenceSummary, Report, Row
 from benchmarks.svg import shortened
 from benchmarks.tables import (
     Table,

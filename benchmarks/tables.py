@@ -21,7 +21,8 @@ from benchmarks.columns import (
     times,
     words,
 )
-from benchmarks.report import Budget, MethodFigures, Profile, Report, Row
+from benchmarks.figures import Budget, MethodFigures, Profile
+from benchmarks.report import Report, Row
 from compress.fidelity import Diagnosis
 
 WORST_LAYERS = 8

@@ -4,21 +4,8 @@ import re
 from html.parser import HTMLParser
 from typing import Any
 
-from benchmarks.report import (
-    Budget,
-    Latency,
-    MethodFigures,
-    Operation,
-    Peak,
-    Profile,
-    ReferenceSummary,
-    Report,
-    Robustness,
-    Row,
-    Session,
-    Stage,
-    Sustained,
-)
+from benchmarks.figures import Budget, Latency, MethodFigures, Operation, Peak, Profile, Robustness, Stage, Sustained
+from benchmarks.report import ReferenceSummary, Report, Row, Session
 from compress.fidelity import Diagnosis, LayerNoise
 
 HOSTILE = "<img src=x onerror=alert(1)>.mp4"

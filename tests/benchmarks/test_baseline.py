@@ -3,7 +3,7 @@
 import pytest
 
 from benchmarks.baseline import Baseline, parse_share
-from benchmarks.report import Latency
+from benchmarks.figures import Latency
 from stage import StageError
 from tests.benchmarks.reports import measured, plain_report
 

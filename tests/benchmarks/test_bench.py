@@ -16,7 +16,9 @@ from benchmarks.measuring import measure_apart, write_timed_crops
 from benchmarks.reference import Reference, read_reference, reference
 from benchmarks.report import Report, read_report
 from benchmarks.rows import check_fits, list_subjects
-from benchmarks.worker import Task, clip_scores, measure, sustained, time_batches, time_runs
+from benchmarks.task import Task, clip_scores
+from benchmarks.timing import sustained, time_batches, time_runs
+from benchmarks.worker import measure
 from compress.runs import diagnosis_of, pixel_detector, takes, torch_scorer
 from compress.scoring import Takes, score_split
 from compress.teach import teach

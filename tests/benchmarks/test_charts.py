@@ -6,7 +6,7 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 
 from benchmarks.charts import HATCHES, STAGES, budget_picture, noise_picture, speed_picture
-from benchmarks.report import Sustained
+from benchmarks.figures import Sustained
 from benchmarks.svg import COLOURS
 from tests.benchmarks.reports import DIAGNOSIS, full_report
 

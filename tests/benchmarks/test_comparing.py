@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from benchmarks.comparing import compare_rows
-from benchmarks.report import Latency, Row
+from benchmarks.figures import Latency
+from benchmarks.report import Row
 from benchmarks.rows import Subject
 from compress.metrics import Threshold
 from compress.scoring import ClipScores

@@ -10,7 +10,8 @@ from coremltools.models import compute_device
 
 from benchmarks.rounds import Corpora, Effort, task_of
 from benchmarks.rows import fill_row, list_subjects
-from benchmarks.worker import Measurement, measure
+from benchmarks.task import Measurement
+from benchmarks.worker import measure
 from export.coreml import UNITS, count_off_cpu
 from export.runtimes import ComputeUnits, load_artifact
 
@@ -81,7 +82,7 @@ def test_worker_says_why_core_ml_told_no_plan(bundle_path, opened_store, tmp_pat
     (subject, *_) = [s for s in list_subjects([bundle_path], [1], "here") if s.row.runtime == "coreml"]
     task = task_of(subject, tmp_path, Effort(), Corpora(opened_store, "test"), True)
     monkeypatch.setattr("benchmarks.worker.timing", lambda task, inputs: (None, None))
-    monkeypatch.setattr("benchmarks.worker.Task.inputs", lambda self: None)
+    monkeypatch.setattr("benchmarks.task.Task.inputs", lambda self: None)
     found = measure(task.model_copy(update={"timed": True, "scored": {}}))
     assert found.delegated_fraction is None
     assert found.reason.startswith("Core ML did not tell where its operations run: ")

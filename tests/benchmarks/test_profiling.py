@@ -13,7 +13,8 @@ from benchmarks.bench import bench
 from benchmarks.measuring import measure_apart, write_timed_crops
 from benchmarks.profiling import LISTED, RUNS, _by_run, profile
 from benchmarks.report import read_report
-from benchmarks.worker import WARM_UPS, Task, load_scorer, measure
+from benchmarks.task import Task
+from benchmarks.worker import WARM_UPS, load_scorer, measure
 from compress.runs import pixel_detector
 from compress.scoring import Takes
 from data.store import ClipStore

@@ -5,7 +5,7 @@ import pytest
 
 from benchmarks.report import Row
 from benchmarks.rows import Subject, fill_row, list_subjects
-from benchmarks.worker import Measurement, Scores, Timing
+from benchmarks.task import Measurement, Scores, Timing
 from compress.metrics import Threshold
 from export.bundle import Bundle
 from models.cost import macs_of

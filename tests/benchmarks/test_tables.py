@@ -2,7 +2,8 @@
 
 import pytest
 
-from benchmarks.report import MethodFigures, Report
+from benchmarks.figures import MethodFigures
+from benchmarks.report import Report
 from benchmarks.sections import sections
 from benchmarks.tables import (
     accuracy_table,

@@ -1,0 +1,154 @@
+"""The figures of a report beside single numbers: what its rows and sessions are made of."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from stage import Scheme
+
+
+class Latency(BaseModel):
+    """Milliseconds per frame over the repeats after warm-up."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    p50: float
+    """The mean where a phone's runner tells nothing else; the sum where it times two programs one after the other."""
+    p90: float | None
+    """None in both cases; from several calls of a runner the median of theirs."""
+    p99: float | None
+
+
+class MethodFigures(BaseModel):
+    """Accuracy on one method of forgery: its fake clips against all real ones."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    fake: int
+    """Fake clips."""
+    auc: float | None
+    auc_interval: tuple[float, float] | None
+
+
+class Operation(BaseModel):
+    """What one operation of a model takes, or the runtime itself besides them."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+    """As the runtime names it: it optimizes a graph before it runs it, so that one may stand for several."""
+    kind: str
+    """As the runtime names it too: ``Conv``, ``Convolution (NHWC, QC8) IGEMM``."""
+    ms: float
+    """Milliseconds a run: the median over the profiled runs."""
+    share: float
+    """Of all that was profiled, 0..1: with that of ``Profile.others_ms`` they sum to 1."""
+
+
+class Profile(BaseModel):
+    """Where the time of a run goes: of a whole clip, or batch, where a run takes one.
+
+    A profiler costs time of its own, so that sums differ from the row's latency, most where operations are small.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    profiler: str
+    """Which one told it."""
+    runs: int
+    """Profiled runs; a run is one call of the model."""
+    operations: list[Operation]
+    """The slowest ones, slowest first."""
+    others_ms: float
+    """Milliseconds a run of all that is not listed."""
+    reason: str = ""
+    """Why there are none."""
+
+
+class Sustained(BaseModel):
+    """What a model keeps up when it runs without a pause."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    seconds: float
+    frames_per_second: list[float]
+    """One figure for each second."""
+    drop: float
+    """Share of its speed that is lost: 1 less the median of the last quarter over that of the first."""
+    joules_per_frame: float | None
+    energy: str
+    """What was read for it, or why it is not known."""
+
+
+class Stage(BaseModel):
+    """One step of a clip's way from the file to P(fake)."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: Literal["decode", "faces", "crop", "depth", "flow", "embed", "score"]
+    ms: float
+    """Milliseconds a clip: the median over ``Budget.repeats``."""
+    peak_memory_mb: float | None
+    """Largest resident set of the whole process while it ran, in MiB; None where the system does not tell."""
+
+
+class Budget(BaseModel):
+    """What a whole clip costs, from the video file to P(fake), step by step in a fresh process."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    row: str
+    """``Row.name`` of what scores."""
+    runtime: str
+    scheme: Scheme
+    machine: str
+    threads: int
+    teacher: bool
+    frames: int
+    """Of a clip."""
+    video: str
+    """Name of the file."""
+    picture: tuple[int, int]
+    """Width and height of its frames in pixels."""
+    repeats: int
+    stages: list[Stage]
+    notes: list[str] = Field(default_factory=list)
+    """What a reader must know: random weights of the depth network, say."""
+    reason: str = ""
+    """Why nothing was measured."""
+
+    @property
+    def ms(self) -> float:
+        """Milliseconds a clip."""
+        return sum(stage.ms for stage in self.stages)
+
+
+class Peak(BaseModel):
+    """The fastest matrix products that were measured on the cores that rows were timed on."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    threads: int
+    fp32_gmacs: float
+    """10^9 multiply-accumulates a second in float32."""
+    int8_gmacs: float
+    """The same of bytes into int32."""
+    drift: float
+    """By how much the float32 figure differs from before the rows to after them, as a share of the larger."""
+
+
+class Robustness(BaseModel):
+    """What an artifact makes of crops that were cut, or coloured, other than the manifest says."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    perturbation: str
+    clips: int
+    """Clips that could be cut so; figures are over these."""
+    auc: float | None
+    delta_auc: float | None
+    """AUC less that of the same clips cut as the manifest says."""
+    verdict_flips: float
+    """Share of clips whose verdict differs from that of the same clip cut as the manifest says."""
+    equal_error_flips: float | None
+    """The same at the equal-error threshold of the validation scores."""
