@@ -59,8 +59,6 @@ def demo(
     # Imported here, so that the other commands start without them.
     from benchmarks.bench import bench
     from benchmarks.reference import reference
-    from benchmarks.render import table_text
-    from benchmarks.report import read_report
     from compress.distill import distill
     from compress.quantize import quantize
     from compress.teach import teach
@@ -102,7 +100,6 @@ def demo(
         ),
     }
     seconds = {name: _run_step(name, made, step) for name, (made, step) in steps.items()}
-    print(table_text(read_report(report / "report.json")))
     say("seconds: " + ", ".join(f"{name} {spent:.0f}" for name, spent in seconds.items()))
     say(f"demo finished in {sum(seconds.values()):.0f} s")
     for path in (report / "report.html", report / "report.md", report / "report.json", bundle):

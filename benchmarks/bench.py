@@ -20,7 +20,7 @@ from benchmarks.machine import Machine, describe_machine, slow_int8
 from benchmarks.on_phone import PhoneTimer
 from benchmarks.processor import cores_for, measure_products
 from benchmarks.reference import Reference, read_reference
-from benchmarks.render import write_report
+from benchmarks.render import table_text, write_report
 from benchmarks.report import Report, Session
 from benchmarks.rounds import Corpora, Effort, measure_all
 from benchmarks.rows import Subject, check_fits, list_subjects
@@ -30,7 +30,7 @@ from data.perturb import PERTURBATIONS, perturbed_stores
 from data.store import ClipStore
 from export.bundle import Bundle, is_bundle
 from models.run import Run
-from stage import StageError, progress, refuse_existing, run_as_script
+from stage import StageError, progress, refuse_existing, run_as_script, say
 
 
 def _notes(subjects: list[Subject], store: ClipStore, reference: Reference, phone: PhoneTimer | None) -> list[str]:
@@ -255,6 +255,8 @@ def bench(
             budgets=budgets,
         )
         write_report(report, out)
+    print(table_text(report))
+    say(f"{out / 'report.html'}: {len(report.rows)} rows")
     _check(report, out, before)
     return report
 

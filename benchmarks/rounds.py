@@ -82,7 +82,7 @@ def task_of(subject: Subject, crops: Path, effort: Effort, corpora: Corpora, fir
 
 def times_alone(task: Task) -> Task:
     """Return what a worker measures of a row once more, in a further round."""
-    return task.model_copy(update={"scored": {}, "sustain": 0.0, "profiled": False})
+    return task.model_copy(update={"scored": {}, "sustain": 0.0, "profiled": False, "again": True})
 
 
 class Rounds:

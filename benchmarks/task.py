@@ -55,6 +55,8 @@ class Task(BaseModel):
     scored: dict[str, tuple[Path, str]]
     """Stores to score and their splits, by the name under which the scores come back."""
     timed: bool = True
+    again: bool = False
+    """Whether all but its times was measured in a round before."""
 
     @property
     def frames_at_once(self) -> int:

@@ -126,7 +126,7 @@ def timing(task: Task, inputs: Callable[[int], Inputs]) -> tuple[Timing, Score]:
 
 def _macs(task: Task) -> int | None:
     """Return a frame's multiply-accumulates of a float run, fused as it was timed."""
-    if task.runtime != "torch" or task.scheme not in ("fp32", "autocast"):
+    if task.scheme not in ("fp32", "autocast"):
         return None
     from compress.runs import pixel_detector
     from models.cost import macs_of
@@ -168,9 +168,10 @@ def measure(task: Task) -> Measurement:
 
         with bound_to(task.cores):
             found.profile = profile(task)
-    if task.runtime == "coreml" and task.timed:
+    if task.runtime == "coreml" and task.timed and not task.again:
         found.delegated_fraction, found.reason = _off_cpu(task)
-    found.macs = _macs(task)
+    if task.runtime == "torch" and not task.again:
+        found.macs = _macs(task)
     return found
 
 

@@ -34,7 +34,7 @@ STUDENT, TEACHER, LARGE_TEACHER = "repvit_m0_9", "tf_efficientnet_lite0", "vit_b
 SIZE, FRAMES = 224, 20
 SHARES = {"train": 76, "val": 12, "test": 12}
 """Per cent of persons."""
-CLIP_PERSONS = 3
+CLIP_PERSONS = 9
 """Every so many of the persons to train on are in clips too: the clip student has learned from single frames before."""
 SCHEMES: tuple[Scheme, ...] = ("fp16", "int8")
 
