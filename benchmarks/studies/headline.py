@@ -36,6 +36,8 @@ SHARES = {"train": 76, "val": 12, "test": 12}
 """Per cent of persons."""
 CLIP_PERSONS = 9
 """Every so many of the persons to train on are in clips too: the clip student has learned from single frames before."""
+FORMATS = "executorch,onnx"
+"""Off a Mac, Core ML's programs would be evaluated at a tenth of a second a frame, and clips have thousands."""
 SCHEMES: tuple[Scheme, ...] = ("fp16", "int8")
 
 
@@ -136,15 +138,9 @@ def make_runs(corpus: Path, out: Path) -> dict[str, Path]:
 
 
 def make_bundles(made: dict[str, Path], out: Path) -> list[Path]:
-    """Quantize and export what is not there yet; return the bundles of frames and of clips.
-
-    Core ML's programs are evaluated off a Mac, a tenth of a second a frame: of the frame student alone.
-    """
+    """Quantize and export what is not there yet; return the bundles of frames and of clips."""
     bundles = []
-    for student, store, formats in (
-        ("student", made["frames"], "executorch,onnx,coreml"),
-        ("clip-student", made["clips"], "executorch,onnx"),
-    ):
+    for student, store in (("student", made["frames"]), ("clip-student", made["clips"])):
         runs = [made[student]]
         for scheme in SCHEMES:
             runs.append(out / f"{student}-{scheme}")
@@ -152,7 +148,7 @@ def make_bundles(made: dict[str, Path], out: Path) -> list[Path]:
                 quantize(made[student], store, runs[-1], scheme)
         bundles.append(out / f"bundle-{student}")
         if not bundles[-1].exists():
-            export(runs, made["clips"], bundles[-1], formats)
+            export(runs, made["clips"], bundles[-1], FORMATS)
     return bundles
 
 
