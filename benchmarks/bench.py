@@ -45,7 +45,7 @@ def _notes(subjects: list[Subject], store: ClipStore, reference: Reference, phon
     for subject in subjects:
         if subject.row.status != "measured":
             said = "evaluated" if subject.row.status == "evaluated" else "not measured:"
-            notes.append(f"{subject.row.name} was {said} {subject.row.reason}.")
+            notes.append(f"{subject.row.name} in {subject.row.scheme} was {said} {subject.row.reason}.")
     if unstable := [subject.row for subject in subjects if subject.row.unstable]:
         named = ", ".join(f"{row.name} ({row.scheme}, {row.threads} threads)" for row in unstable)
         notes.append(f"Unstable: the medians of these rows' rounds lie more than 5 % apart: {named}.")

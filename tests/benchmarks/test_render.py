@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.columns import ACCURACY, COLUMNS, DECIDING
+from benchmarks.headline import headline
 from benchmarks.render import html, markdown, table_text, write_report
 from benchmarks.report import Report, read_report, report_schema
 from stage import StageError
@@ -291,6 +292,14 @@ def test_long_names_fit_the_terminal(report: Report) -> None:
     assert max(len(line) for line in table_text(report).splitlines()[1:]) <= 150
 
 
+ROOT = Path(__file__).parents[2]
+
+
 def test_published_schema_is_the_report_s() -> None:
-    published = Path(__file__).parents[2] / "docs" / "report.schema.json"
-    assert published.read_text(encoding="utf-8") == report_schema()
+    assert (ROOT / "docs" / "report.schema.json").read_text(encoding="utf-8") == report_schema()
+
+
+def test_published_report_is_of_this_schema_and_quoted_as_it_is() -> None:
+    published = read_report(ROOT / "docs" / "report.json")
+    told = " ".join((ROOT / "README.md").read_text(encoding="utf-8").replace("> ", "").split())
+    assert headline(published) in told
