@@ -89,7 +89,7 @@ class BudgetTask(BaseModel):
     def measured(self) -> Budget:
         """Measure every step in this process, on threads that were set."""
         pictures, clip = first_clip(self.video, self.detector, self.frames)
-        steps = _Steps(self)
+        steps = Steps(self)
         height, width = pictures[0].size
         crops = steps.before_the_model(pictures, clip)
         if self.runtime == "torch":
@@ -113,7 +113,7 @@ def first_clip(path: Path, detector: str, frames: int) -> tuple[list[Picture], F
 
 
 @dataclass
-class _Steps:
+class Steps:
     """Times one step after another."""
 
     task: BudgetTask

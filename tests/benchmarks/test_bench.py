@@ -94,32 +94,42 @@ def test_reference_has_the_batch_of_the_best_throughput(reference_file):
     assert found.batches[-1].peak_memory_mb >= found.peak_memory_mb
 
 
-def test_batches_grow_until_that_brings_little(tmp_path, demo_store):
+class Clock:
+    """A clock that goes on when it is told to."""
+
+    def __init__(self, monkeypatch):
+        self.now = 0.0
+        monkeypatch.setattr("benchmarks.timing.time", self)
+
+    def perf_counter(self):
+        return self.now
+
+
+def test_batches_grow_until_that_brings_little(tmp_path, demo_store, monkeypatch):
     """A model whose runs take 20 ms, and 5 more for each frame beyond the second."""
-    task = _onnx_task(tmp_path, demo_store, tmp_path)
+    task, clock = _onnx_task(tmp_path, demo_store, tmp_path), Clock(monkeypatch)
 
     def score(pixels):
-        time.sleep(0.02 + 0.005 * max(0, len(pixels) - 2))
+        clock.now += 0.02 + 0.005 * max(0, len(pixels) - 2)
 
     found = time_batches(score, task)
-    assert [own.batch for own in found][:4] == [1, 2, 4, 8]
-    assert len(found) in (7, 8)  # 32, 64 and 128 frames take 170, 330 and 650 ms
-    assert found[1].frames_per_second == pytest.approx(2 / 0.02, rel=0.3)
+    assert [own.batch for own in found] == [1, 2, 4, 8, 16, 32, 64]  # 32 and 64 frames take 170 and 330 ms
+    assert [own.ms for own in found][:3] == pytest.approx([20, 10, 7.5])
+    assert found[1].frames_per_second == pytest.approx(100)
 
 
-def test_speed_without_a_pause_is_told_second_by_second(tmp_path, demo_store):
-    task = _onnx_task(tmp_path, demo_store, tmp_path).model_copy(update={"sustain": 3.2, "batch": 2})
-    calls = []
+def test_speed_without_a_pause_is_told_second_by_second(tmp_path, demo_store, monkeypatch):
+    task = _onnx_task(tmp_path, demo_store, tmp_path).model_copy(update={"sustain": 4.0, "batch": 2})
+    clock = Clock(monkeypatch)
 
     def score(pixels):
-        calls.append(len(pixels))
-        time.sleep(0.02 if len(calls) < 70 else 0.04)  # slower from about the second second on
+        assert len(pixels) == 2
+        clock.now += 1 / 64 if clock.now < 2 else 1 / 32  # powers of two add up exactly
 
     found = sustained(score, task, task.inputs())
-    assert 3.2 <= found.seconds < 4
-    assert len(found.frames_per_second) in (3, 4)
-    assert sum(found.frames_per_second[:3]) == pytest.approx(sum(calls) * 3 / found.seconds, rel=0.25)
-    assert 0.3 < found.drop < 0.6
+    assert found.seconds == 4.0
+    assert found.frames_per_second == [128.0, 128.0, 64.0, 64.0]
+    assert found.drop == 0.5
 
 
 def test_every_artifact_and_run_has_its_rows(report):
@@ -134,7 +144,10 @@ def test_core_ml_is_evaluated_and_not_timed_off_a_mac(report, bundle_path, opene
         assert (row.status, row.reason) == ("evaluated", "by Pocketproof, not by Core ML, which needs macOS")
         assert (row.latency_ms, row.speedup, row.peak_memory_mb, row.throughput) == (None, None, None, None)
         assert (row.earned, row.earned_because) == (None, "not timed here")
-        assert f"{row.name} was evaluated by Pocketproof, not by Core ML, which needs macOS." in report.notes
+        assert (
+            f"{row.name} in {row.scheme} was evaluated by Pocketproof, not by Core ML, which needs macOS."
+            in report.notes
+        )
     bundle = Bundle(bundle_path)
     scores = score_split(bundle.load(bundle.artifact(row.name)), opened_store, "test")
     assert row.auc == scores.metrics(0.5).auc and row.bytes > 0 and row.verdict_flips is not None

@@ -1,17 +1,13 @@
-"""What a whole clip costs: the steps, against the same steps called one by one."""
+"""What a whole clip costs: its steps, and the time of each."""
 
-import itertools
-import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from benchmarks.budget import BudgetTask, first_clip, measure_budget
-from data.clips import face_clips
+from benchmarks.budget import BudgetTask, Steps, first_clip, measure_budget
 from data.crops import CropRule
-from data.faces import DETECTORS
-from data.tracks import Tracker
 from data.video import Video, write_video
 from export.bundle import Bundle
 from stage import StageError
@@ -71,31 +67,28 @@ def test_steps_of_a_teacher_of_depth_and_flow(drawn_run, tiny_depth, video, tmp_
     assert budget.teacher and budget.picture == (480, 360)
 
 
-def test_time_of_the_steps_is_that_of_the_same_calls(student_run, video):
-    """Within a factor of three: this machine does other things too."""
-    found = stages_of(task_of(student_run, video))
-    detector = DETECTORS["dlib"]()
-    times: dict[str, list[float]] = {"decode": [], "faces": []}
-    for _ in range(4):
-        before = time.perf_counter()
-        with Video(video) as opened:
-            pictures = list(itertools.islice(opened.pictures(), FRAMES))
-        middle = time.perf_counter()
-        list(face_clips(Tracker(detector).follow(pictures), FRAMES))
-        times["decode"].append(1e3 * (middle - before))
-        times["faces"].append(1e3 * (time.perf_counter() - middle))
-    for name, own in times.items():
-        assert np.median(own) / 3 < found[name] < 3 * np.median(own)
+def test_a_step_s_time_is_the_median_and_its_own_frames_share(student_run, video, monkeypatch):
+    clock = SimpleNamespace(now=0.0, perf_counter=lambda: clock.now)
+    monkeypatch.setattr("benchmarks.budget.time", clock)
+    steps, spent = Steps(task_of(student_run, video)), iter([9.0, 0.25, 1.0, 0.5, 8.0])
+
+    def run():
+        clock.now += next(spent)
+        return "found"
+
+    assert steps.timed("faces", run, share=0.25) == "found"
+    assert steps.stages[0].ms == 125.0  # of .25, 1 and .5 s; the first call warms up
+    steps.timed("depth", run, warm=lambda: None)
+    assert steps.stages[1].ms == 8000.0  # too long to be run again
 
 
-def test_a_clip_that_begins_later_pays_for_its_own_frames_alone(student_run, video, tmp_path):
+def test_a_clip_that_begins_later_is_found(student_run, video, tmp_path):
     with Video(video) as opened:
         filmed = [picture.rgb for picture in opened.pictures()]
     late = tmp_path / "late.mp4"
     write_video(late, [np.zeros_like(filmed[0])] * 60 + filmed)
     pictures, clip = first_clip(late, "dlib", FRAMES)
     assert clip.start >= 60 and len(pictures) == clip.start + FRAMES
-    assert stages_of(task_of(student_run, late))["decode"] < 3 * stages_of(task_of(student_run, video))["decode"]
 
 
 def test_a_video_without_a_face_is_said(student_run, tmp_path):
