@@ -176,7 +176,7 @@ def test_an_artifact_is_measured_at_its_own_threshold(file, bundle_path, demo_st
     plain, jpeg = evaluate(copy, demo_store, artifact=file, recompress="jpeg:20")
     scores = score_clip_list(bundle.load(artifact), opened_store, opened_store.clips("test"), "score")
     assert plain.metrics == compute_metrics(scores, artifact.threshold.value)
-    assert jpeg.metrics.clip.eer != plain.metrics.clip.eer
+    assert jpeg.metrics.frame != plain.metrics.frame  # of 24 frames; those of 6 clips may stay equal
     assert (plain.model.name, plain.model.sha256) == (file, artifact.sha256)
     assert any("not by Core ML" in note for note in plain.notes) == (artifact.evaluated_by is not None)
     saved = tmp_path / "bundle.evaluations" / file / f"{plain.name}.json"
