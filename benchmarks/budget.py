@@ -4,9 +4,7 @@
 """
 
 import itertools
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +16,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from benchmarks.figures import Budget, Stage
+from benchmarks.measuring import answer_of
 from benchmarks.processor import bound_to
 from benchmarks.timing import peak_mb, reset_peak
 from data.clips import FaceClip, face_clips
@@ -229,15 +228,10 @@ class Steps:
 
 def measure_budget(task: BudgetTask) -> Budget:
     """Measure in a fresh process; a budget that cannot be measured says why."""
-    with tempfile.TemporaryDirectory() as folder:
-        task_file, result_file = Path(folder) / "task.json", Path(folder) / "result.json"
-        task_file.write_text(task.model_dump_json())
-        command = [sys.executable, "-W", "ignore", "-m", "benchmarks.budget", str(task_file), str(result_file)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode or not result_file.exists():
-            lines = [line for line in done.stderr.splitlines() if line.strip()] or [f"exit code {done.returncode}"]
-            return task.empty(lines[-1].removeprefix("stage.StageError: "))
-        return Budget.model_validate_json(result_file.read_text())
+    try:
+        return answer_of("benchmarks.budget", task, Budget)
+    except StageError as error:
+        return task.empty(str(error).removeprefix("stage.StageError: "))
 
 
 def main() -> None:

@@ -4,9 +4,12 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
+from pydantic import BaseModel
 
 from benchmarks.task import Measurement, Task
 from compress.scoring import Takes, pictures_of
@@ -14,6 +17,7 @@ from data.store import ClipStore
 from stage import StageError
 
 TIMED_CROPS = 8
+Answer = TypeVar("Answer", bound=BaseModel)
 
 
 def write_timed_crops(store: ClipStore, split: str, folder: Path, takes: Takes | None = None) -> Path:
@@ -32,15 +36,26 @@ def write_timed_crops(store: ClipStore, split: str, folder: Path, takes: Takes |
     return file
 
 
-def measure_apart(task: Task) -> Measurement:
-    """Measure in a fresh process. Raises StageError with the worker's last line if it fails."""
-    environment = os.environ | {"OMP_NUM_THREADS": str(task.threads)}
+def answer_of(module: str, task: BaseModel, kind: type[Answer], environment: Mapping[str, str] | None = None) -> Answer:
+    """Return what ``python -m MODULE TASK.json RESULT.json`` answers in a fresh process.
+
+    Raises StageError with the process's last line if it fails.
+    """
     with tempfile.TemporaryDirectory() as folder:
         task_file, result_file = Path(folder) / "task.json", Path(folder) / "result.json"
         task_file.write_text(task.model_dump_json())
-        command = [sys.executable, "-W", "ignore", "-m", "benchmarks.worker", str(task_file), str(result_file)]
+        command = [sys.executable, "-W", "ignore", "-m", module, str(task_file), str(result_file)]
         done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
         if done.returncode or not result_file.exists():
             lines = [line for line in done.stderr.splitlines() if line.strip()] or [f"exit code {done.returncode}"]
-            raise StageError(f"measuring {task.path} failed: {lines[-1]}")
-        return Measurement.model_validate_json(result_file.read_text())
+            raise StageError(lines[-1])
+        return kind.model_validate_json(result_file.read_text())
+
+
+def measure_apart(task: Task) -> Measurement:
+    """Measure in a fresh process. Raises StageError with the worker's last line if it fails."""
+    environment = os.environ | {"OMP_NUM_THREADS": str(task.threads)}
+    try:
+        return answer_of("benchmarks.worker", task, Measurement, environment)
+    except StageError as error:
+        raise StageError(f"measuring {task.path} failed: {error}") from error
