@@ -1,0 +1,387 @@
+"""Break every stage on purpose: ``python tests/torture.py OUT [SCENARIO...]``, a quarter of an hour; OUT is scratch.
+
+Each stage is run once undisturbed on rendered videos. Then it is killed, run twice at once, given a full disk, a disk
+that cannot be written, another locale and no home folder, files of another version, thousands of files, and mutated
+videos. What it must do: end with 0 and everything whole, or with 1 (2: wrong arguments) and one line; called again,
+end as if nothing had happened. Prints one Markdown row for each trial and ends with 1 if any went wrong. A full disk
+needs root.
+"""
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from safetensors.numpy import load_file
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from data.demo import render_corpora  # noqa: E402
+from stage import sha256_of  # noqa: E402
+
+KILLS = 3
+MUTATED = 300
+MANY = 10_000
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended."""
+
+    code: int
+    said: str
+    seconds: float
+
+    @property
+    def errors(self) -> list[str]:
+        """Its error lines; click's box of a wrong argument has others."""
+        return [line for line in self.said.splitlines() if line.startswith("error:")]
+
+    def wrong(self, *codes: int) -> str:
+        """Say what is wrong with it, or nothing."""
+        if "Traceback" in self.said:
+            return f"a traceback: {self.said.strip().splitlines()[-1]}"
+        if self.code not in codes:
+            return f"exit code {self.code}: {' '.join(self.errors) or self.said[-200:]}"
+        if self.code == 1 and len(self.errors) != 1:
+            return f"{len(self.errors)} error lines"
+        return ""
+
+
+class Running:
+    """A command in a process of its own."""
+
+    def __init__(self, arguments: list[str], environment: dict[str, str] | None = None) -> None:
+        command = [sys.executable, "-m", "pocketproof", *arguments]
+        self._started = time.perf_counter()
+        self._process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
+
+    def kill_after(self, seconds: float) -> None:
+        """Kill it as ``kill -9`` does, its main process only, unless it has ended."""
+        try:
+            self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+
+    def end(self) -> Ended:
+        """Wait for its end."""
+        said = self._process.communicate()[1]
+        return Ended(self._process.returncode, said, time.perf_counter() - self._started)
+
+
+def run(arguments: list[str], environment: dict[str, str] | None = None) -> Ended:
+    """Run a command to its end."""
+    return Running(arguments, environment).end()
+
+
+def _same_tree(one: Path, other: Path) -> bool:
+    return sha256_of(one) == sha256_of(other)
+
+
+def _same_run(one: Path, other: Path) -> bool:
+    a, b = (load_file(path / "model.safetensors") for path in (one, other))
+    scales = [path / "quantization.json" for path in (one, other)]
+    equal = a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
+    return equal and scales[0].exists() == scales[1].exists() and (not scales[0].exists() or _same_tree(*scales))
+
+
+def _same_bundle(one: Path, other: Path) -> bool:
+    a, b = (json.loads((path / "manifest.json").read_text())["golden"]["outputs"] for path in (one, other))
+    close = all(np.allclose(a[name], b[name], atol=1e-6) for name in a)
+    return a.keys() == b.keys() and close and run(["verify", str(other)]).code == 0
+
+
+def _same_reference(one: Path, other: Path) -> bool:
+    a, b = (json.loads(path.read_text())["scores"] for path in (one, other))
+    return bool(a == b)
+
+
+def _same_report(one: Path, other: Path) -> bool:
+    a, b = (json.loads((path / "report.json").read_text())["rows"] for path in (one, other))
+    return [(row["name"], row["status"], row["auc"]) for row in a] == [
+        (row["name"], row["status"], row["auc"]) for row in b
+    ]
+
+
+def _same_table(one: Path, other: Path) -> bool:
+    a, b = (pd.read_parquet(path).sort_values("video").reset_index(drop=True) for path in (one, other))
+    columns = ["video", "status", "score", "verdict"]
+    return bool(a[columns].equals(b[columns]))
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage as the chain calls it, and how two of its results are compared."""
+
+    name: str
+    arguments: tuple[str, ...]
+    same: Callable[[Path, Path], bool]
+    suffix: str = ""
+
+    def into(self, out: Path) -> list[str]:
+        """Return its arguments, writing to ``out``."""
+        return [*self.arguments, "--out", str(out)]
+
+
+def stages(base: Path) -> list[Stage]:
+    """Return the chain, each stage of which takes what the one before has left in ``base``."""
+
+    def words(line: str) -> tuple[str, ...]:
+        return tuple(str(base / word[1:]) if word.startswith("@") else word for word in line.split())
+
+    teach = "teach dino --data @prepare --backbone test_vit --random-weights --unfreeze 1 --epochs 4"
+    distill = "distill --teacher @teach --student test_byobnet --data @prepare --epochs 16"
+    quantize = "quantize @distill --scheme int8 --data @prepare --calibration-clips 24 --max-auc-drop 1"
+    return [
+        Stage("prepare", words("prepare @corpus --frames 4 --size 64 --ratios .5,.25,.25 --workers 2"), _same_tree),
+        Stage("teach", words(teach), _same_run),
+        Stage("distill", words(distill), _same_run),
+        Stage("quantize", words(quantize), _same_run),
+        Stage("export", words("export @distill @quantize --data @prepare --format executorch,onnx"), _same_bundle),
+        Stage("reference", words("reference @teach --data @prepare --repeats 10"), _same_reference, ".json"),
+        Stage(
+            "bench",
+            words("bench @export --data @prepare --reference @reference.json --rounds 1 --repeats 5"),
+            _same_report,
+        ),
+        Stage("detect", words("detect @corpus --bundle @export"), _same_table, ".parquet"),
+    ]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One row of the result."""
+
+    scenario: str
+    stage: str
+    told: str
+    wrong: str
+
+
+@dataclass(frozen=True)
+class House:
+    """The undisturbed results, how long each took, and where to work."""
+
+    base: Path
+    scratch: Path
+    seconds: dict[str, float]
+
+    @property
+    def stages(self) -> list[Stage]:
+        """The chain."""
+        return stages(self.base)
+
+    def whole(self, stage: Stage) -> Path:
+        """Return a stage's undisturbed result."""
+        return self.base / f"{stage.name}{stage.suffix}"
+
+    def compared(self, stage: Stage, out: Path) -> str:
+        """Say what is wrong with a result, or nothing."""
+        return "" if stage.same(self.whole(stage), out) else "not what an undisturbed command makes"
+
+
+def killed(house: House) -> Iterator[Trial]:
+    """Kill -9 at random moments, then run to the end."""
+    rng = random.Random(5)
+    for stage in house.stages:
+        out = house.scratch / f"killed-{stage.name}{stage.suffix}"
+        moments = [rng.uniform(0.3, 0.95) * house.seconds[stage.name] for _ in range(KILLS)]
+        for moment in moments:
+            running = Running(stage.into(out))
+            running.kill_after(moment)
+            if not (ended := running.end()).code:
+                break
+        else:
+            ended = run(stage.into(out))
+        told = "killed after " + ", ".join(f"{moment:.1f}" for moment in moments) + " s"
+        yield Trial("kill -9", stage.name, told, ended.wrong(0) or house.compared(stage, out))
+
+
+def twice(house: House) -> Iterator[Trial]:
+    """Two commands on the same output at once: one makes it, the other says so."""
+    for stage in house.stages:
+        out = house.scratch / f"twice-{stage.name}{stage.suffix}"
+        both = [Running(stage.into(out)) for _ in range(2)]
+        ended = sorted((running.end() for running in both), key=lambda one: one.code)
+        wrong = ended[0].wrong(0) or ended[1].wrong(0, 1) or house.compared(stage, out)
+        yield Trial("two at once", stage.name, " ".join(ended[1].errors) or "both ended", wrong)
+
+
+def _mounted(at: Path, options: str) -> None:
+    at.mkdir(parents=True, exist_ok=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(at)], check=True)
+
+
+def _size(path: Path) -> int:
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    return sum(file.stat().st_size for file in files)
+
+
+def full(house: House) -> Iterator[Trial]:
+    """A disk that is full half-way, and then is not."""
+    for stage in house.stages:
+        disk = house.scratch / f"full-{stage.name}"
+        out = disk / f"out{stage.suffix}"
+        _mounted(disk, f"size={max(4096, _size(house.whole(stage)) // 2)}")
+        try:
+            ended = run(stage.into(out))
+            wrong = ended.wrong(1) or ("" if "No space left" in ended.said else "it does not say that the disk is full")
+            subprocess.run(["mount", "-o", "remount,size=1G", str(disk)], check=True)
+            again = run(stage.into(out))
+            wrong = wrong or again.wrong(0) or house.compared(stage, out)
+        finally:
+            subprocess.run(["umount", "-l", str(disk)], check=True)
+        yield Trial("full disk", stage.name, " ".join(ended.errors), wrong)
+
+
+def read_only(house: House) -> Iterator[Trial]:
+    """A disk that cannot be written."""
+    disk = house.scratch / "read-only"
+    _mounted(disk, "ro")
+    try:
+        for stage in house.stages:
+            ended = run(stage.into(disk / f"out{stage.suffix}"))
+            said = "" if "Read-only" in ended.said else "it does not say that the disk is read-only"
+            yield Trial("read-only disk", stage.name, " ".join(ended.errors), ended.wrong(1) or said)
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def bare(house: House) -> Iterator[Trial]:
+    """No home folder, no UTF-8 locale, names of files that need one."""
+    environment = {name: value for name, value in os.environ.items() if name not in ("HOME", "LANG", "XDG_CACHE_HOME")}
+    environment |= {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "HOME": "/nonexistent"}
+    for stage in house.stages:
+        out = house.scratch / f"bare-ü漢-{stage.name}{stage.suffix}"
+        ended = run(stage.into(out), environment)
+        told = "LC_ALL=C, HOME=/nonexistent"
+        yield Trial("bare machine", stage.name, told, ended.wrong(0) or house.compared(stage, out))
+
+
+def other_version(house: House) -> Iterator[Trial]:
+    """A store, a run, a bundle and a reference of a schema version that is not known."""
+    readers = {
+        "prepare/store.json": ["inspect", "@prepare"],
+        "teach/model.json": ["evaluate", "@teach", "--data", str(house.base / "prepare")],
+        "export/manifest.json": ["verify", "@export"],
+        "reference.json": [
+            *("bench", str(house.base / "export"), "--data", str(house.base / "prepare")),
+            *("--reference", "@reference.json", "--out", str(house.scratch / "version-report")),
+        ],
+    }
+    for file, arguments in readers.items():
+        other = house.scratch / "version"
+        shutil.rmtree(other, ignore_errors=True)
+        other.mkdir()
+        top = file.split("/")[0]
+        source = house.base / top
+        shutil.copytree(source, other / top) if source.is_dir() else shutil.copy(source, other / top)
+        values = json.loads((other / file).read_text())
+        (other / file).write_text(json.dumps(values | {"schema_version": 99}))
+        ended = run([str(other / word[1:]) if word.startswith("@") else word for word in arguments])
+        said = "" if "schema version 99" in ended.said else "it does not name the version"
+        yield Trial("schema 99", file, " ".join(ended.errors), ended.wrong(1) or said)
+
+
+def many(house: House) -> Iterator[Trial]:
+    """A folder of thousands of files that are no videos, and two that are."""
+    folder = house.scratch / "many"
+    folder.mkdir()
+    rng = np.random.default_rng(3)
+    for number in range(MANY):
+        (folder / f"{number:05d}.mp4").write_bytes(rng.bytes(100))
+    for number, video in enumerate(sorted((house.base / "corpus").rglob("*.mp4"))[:2]):
+        shutil.copy(video, folder / f"good{number}.mp4")
+    out = house.scratch / "many-store"
+    ended = run(["prepare", str(folder), "--label", "real", "--frames", "4", "--workers", "2", "--out", str(out)])
+    wrong = ended.wrong(0)
+    if not wrong:
+        counts = pd.read_parquet(out / "videos.parquet").status.value_counts().to_dict()
+        wrong = "" if counts == {"unreadable": MANY, "ok": 2} else f"statuses {counts}"
+    yield Trial(f"{MANY} files", "prepare", f"{ended.seconds:.0f} s", wrong)
+    table = house.scratch / "many.parquet"
+    ended = run(["detect", str(folder), "--bundle", str(house.base / "export"), "--workers", "2", "--out", str(table)])
+    wrong = ended.wrong(0) or ("" if len(pd.read_parquet(table)) == MANY + 2 else "rows are missing")
+    yield Trial(f"{MANY} files", "detect", f"{ended.seconds:.0f} s", wrong)
+
+
+def _mutated(data: bytes, rng: random.Random) -> bytes:
+    """Return a file's bytes with some flipped, cut out, doubled or zeroed."""
+    spoilt = bytearray(data)
+    for _ in range(rng.choice((1, 4, 30))):
+        at, length = rng.randrange(len(spoilt)), rng.choice((1, 16, 2000))
+        piece = spoilt[at : at + length]
+        ways = (bytes(len(piece)), rng.randbytes(len(piece)), b"", piece * 2)
+        spoilt[at : at + length] = rng.choice(ways)
+    return bytes(spoilt)
+
+
+def mutated(house: House) -> Iterator[Trial]:
+    """Videos of which bytes were changed: each has its row, and those beside them are not touched."""
+    folder, rng = house.scratch / "mutated", random.Random(9)
+    folder.mkdir()
+    videos = sorted((house.base / "corpus").rglob("*.mp4"))
+    for number in range(MUTATED):
+        (folder / f"{number:03d}.mp4").write_bytes(_mutated(videos[number % len(videos)].read_bytes(), rng))
+    out, table = house.scratch / "mutated-store", house.scratch / "mutated.parquet"
+    ended = run(["prepare", str(folder), "--label", "fake", "--frames", "4", "--workers", "2", "--out", str(out)])
+    counts = {} if ended.wrong(0) else pd.read_parquet(out / "videos.parquet").status.value_counts().to_dict()
+    wrong = ended.wrong(0) or ("" if sum(counts.values()) == MUTATED else "rows are missing")
+    yield Trial(f"{MUTATED} mutated videos", "prepare", str(counts), wrong)
+    ended = run(["detect", str(folder), "--bundle", str(house.base / "export"), "--workers", "2", "--out", str(table)])
+    counts = {} if ended.wrong(0) else pd.read_parquet(table).status.value_counts().to_dict()
+    wrong = ended.wrong(0) or ("" if sum(counts.values()) == MUTATED else "rows are missing")
+    yield Trial(f"{MUTATED} mutated videos", "detect", str(counts), wrong)
+
+
+SCENARIOS = (killed, twice, full, read_only, bare, other_version, many, mutated)
+
+
+def built(out: Path) -> House:
+    """Run the whole chain undisturbed, or take what an earlier call has made."""
+    base, times = out / "base", out / "seconds.json"
+    if not times.exists():
+        render_corpora(base, renders=12, controls=3, seed=0, workers=2)
+        seconds = {}
+        for stage in stages(base):
+            ended = run(stage.into(base / f"{stage.name}{stage.suffix}"))
+            if ended.code:
+                sys.exit(f"{stage.name} does not even work undisturbed: {ended.said}")
+            seconds[stage.name] = ended.seconds
+        times.write_text(json.dumps(seconds))
+    scratch = out / "scratch"
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir()
+    return House(base, scratch, json.loads(times.read_text()))
+
+
+def main(out: Path, names: list[str]) -> int:
+    """Run the named scenarios, or all; return the exit code."""
+    house, failures = built(out.resolve()), 0
+    print("| | stage | said | |\n|---|---|---|---|", flush=True)
+    for scenario in SCENARIOS:
+        if names and scenario.__name__ not in names:
+            continue
+        if scenario in (full, read_only) and os.geteuid():
+            print(f"| {scenario.__name__} | | not run: mounting needs root | |", flush=True)
+            continue
+        for trial in scenario(house):
+            failures += bool(trial.wrong)
+            print(f"| {trial.scenario} | {trial.stage} | {trial.told} | {trial.wrong or 'ok'} |", flush=True)
+    print(f"{failures} wrong")
+    return bool(failures)
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), sys.argv[2:]))
