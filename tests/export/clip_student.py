@@ -10,8 +10,8 @@ from data.store import ClipStore
 from models.detector import Architecture, Detector
 from models.origin import DataSource
 from models.temporal import TemporalSettings
+from tests import tiny  # noqa: F401  (timm knows it from then on)
 from tests.conftest import export_here, save_drawn, shared
-from tests.export import tiny  # noqa: F401  (timm knows it from then on)
 
 NAME = "test_tiny-clip-fp32"
 

@@ -194,10 +194,10 @@ def test_core_ml_package_says_what_it_is(bundle):
     assert "probability" in said.short_description
 
 
-def test_a_transformer_teacher_goes_to_phones(teacher_run, demo_store, tmp_path):
+def test_a_transformer_teacher_goes_to_phones(tiny_transformer, demo_store, tmp_path):
     """As a baseline to compare with on the phone."""
     formats = "executorch,coreml"  # ONNX has every operation of torch's
-    export_here([teacher_run], demo_store, tmp_path / "bundle", formats)
+    export_here([tiny_transformer], demo_store, tmp_path / "bundle", formats)
     artifacts = Bundle(tmp_path / "bundle").manifest.artifacts
     assert [artifact.runtime for artifact in artifacts] == ["executorch", "coreml"]
     assert all(artifact.parity[-1].max_difference < 1e-4 and not artifact.not_checked for artifact in artifacts)

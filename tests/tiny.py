@@ -1,11 +1,15 @@
-"""A backbone of two convolutions, known to timm while tests run: it goes to any runtime in a second."""
+"""Backbones of a few layers, known to timm while tests run: they go to any runtime in a second or some."""
 
 from timm.models import generate_default_cfgs, register_model
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-__all__ = ["Tiny", "test_tiny"]
+__all__ = ["Tiny", "test_tiny", "test_tiny_vit"]
 
-default_cfgs = generate_default_cfgs({"test_tiny.untrained": {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.25, 0.3)}})
+NORMALIZATION = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.25, 0.3)}
+default_cfgs = generate_default_cfgs(
+    {"test_tiny.untrained": NORMALIZATION, "test_tiny_vit.untrained": NORMALIZATION | {"fixed_input_size": True}}
+)
 
 
 class Tiny(nn.Module):
@@ -32,4 +36,12 @@ def test_tiny(pretrained: bool = False, **settings: object) -> Tiny:
     return Tiny(**{name: value for name, value in settings.items() if name == "num_classes"})
 
 
-test_tiny.__test__ = False
+@register_model
+def test_tiny_vit(pretrained: bool = False, **settings: object) -> VisionTransformer:
+    """Create a vision transformer of one block, 16 patches and 32 channels."""
+    assert not pretrained
+    given = {name: value for name, value in settings.items() if name in ("num_classes", "img_size")}
+    return VisionTransformer(patch_size=16, embed_dim=32, depth=1, num_heads=2, **given)
+
+
+test_tiny.__test__ = test_tiny_vit.__test__ = False
