@@ -12,7 +12,7 @@ from benchmarks.native_runners import Told, Tool, tool_of
 from benchmarks.report import Row
 from benchmarks.rounds import Effort
 from benchmarks.rows import Subject
-from export.bundle import Artifact, Program
+from export.manifest import Artifact, Program
 from stage import StageError, progress
 
 ACCURACY = "timed on the phone; its accuracy is that of the row measured on this machine"

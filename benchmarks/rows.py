@@ -18,7 +18,8 @@ from compress.runs import check_length, check_size, student_of, takes
 from compress.scoring import ClipScores, Takes
 from data.perturb import PERTURBATIONS
 from data.store import ClipStore
-from export.bundle import Artifact, Bundle, is_bundle
+from export.bundle import Bundle, is_bundle
+from export.manifest import Artifact
 from export.runtimes import ComputeUnits, evaluated_by
 from models.run import Run
 from models.schemes import fast_dtype

@@ -1,170 +1,18 @@
-"""A bundle: artifacts, golden inputs and outputs, and ``manifest.json``, which is all that an app developer needs."""
+"""A bundle: artifacts, golden inputs and outputs, and their manifest; opened, checked and loaded."""
 
 import json
 import math
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, PositiveInt, ValidationError
+from pydantic import ValidationError
 
-from compress.fidelity import Diagnosis
-from compress.metrics import Threshold
-from export.parity import Parity
-from export.rules import ClipRule, CropGeometry, Frozen
-from export.runtimes import (
-    ORT,
-    PROGRAMS,
-    Delegate,
-    Method,
-    ProgramName,
-    Programs,
-    Runner,
-    Runtime,
-    cannot_run,
-    evaluated_by,
-    open_artifact,
-    program_file,
-    runner_of,
-)
-from models.origin import DataSource, Parent, Weights
-from stage import STATIC_INT8, Scheme, StageError, bytes_of, sha256_of
+from export.manifest import SCHEMA_VERSION, Artifact, Manifest
+from export.runtimes import Programs, Runner, evaluated_by, open_artifact, program_file, runner_of
+from stage import StageError, bytes_of, sha256_of
 
-SCHEMA_VERSION = 5
 SUMS = "SHA256SUMS"
-
-
-class Tensor(Frozen):
-    """An input or output of a program."""
-
-    name: str
-    dtype: Literal["uint8", "float32", "image"]
-    layout: str
-    shape: list[int | None]
-    """None where any number goes."""
-    meaning: str
-
-
-class Program(Frozen):
-    """What can be called in an artifact."""
-
-    name: ProgramName
-    """``forward`` scores a frame. A clip student has ``embed`` for each frame and ``score`` for a clip, or ``clip`` for
-    both; in a ``.pte`` these are names of methods, elsewhere each is a file."""
-    file: str
-    sha256: str
-    """Of the file; of a folder (``.mlpackage``) over the names and hashes of its files."""
-    bytes: int
-    inputs: list[Tensor]
-    output: Tensor
-    operators: list[str]
-    macs: int
-    """Multiply-accumulates of one sample: convolutions and matrix products."""
-
-
-class Artifact(Frozen):
-    """One exported file, or a folder: for Core ML, and for the programs of a clip student."""
-
-    file: str
-    sha256: str
-    bytes: int
-    runtime: Runtime
-    scheme: Scheme
-    minimum_os: str
-    licence: str
-    programs: list[Program]
-    threshold: Threshold
-    threshold_from: str
-    delegate: Delegate | None = None
-    """What a ``.pte`` hands operations to; those left to it are among the programs' operators."""
-    delegated_fraction: float | None = None
-    phone_check: str = ""
-    """What ONNX Runtime's mobile usability check says of a ``.onnx``."""
-    companions: dict[str, str] = Field(default_factory=dict)
-    """Files beside the artifact, and what each is for."""
-    parity: list[Parity]
-    """Step by step, from the trained network to the artifact, on the golden inputs."""
-    not_checked: str = ""
-    """Why the last step, the artifact itself, was not compared on the exporting machine."""
-    evaluated_by: str | None = None
-    """What gave its scores, and so parity, threshold and golden outputs, on the exporting machine in the runtime's
-    place; None where the runtime itself did."""
-    source_run: Parent
-    student: str | None = None
-    """SHA-256 of the fp32 run that the source run is, or was made from."""
-
-    @property
-    def method(self) -> Method:
-        """How it scores."""
-        names = tuple(program.name for program in self.programs)
-        for method, wanted in PROGRAMS.items():
-            if names == wanted:
-                return method
-        raise StageError(f"{self.file} has the programs {', '.join(names) or 'none'}: export the bundle again")
-
-    @property
-    def batch(self) -> int | None:
-        """Samples that its programs take at once; None: any number."""
-        return self.programs[0].output.shape[0]
-
-    def cannot_run(self) -> str | None:
-        """Say why it cannot run on this machine, or None if it can, or can be evaluated."""
-        int8_ort = self.scheme in STATIC_INT8 and self.programs[0].file.endswith(ORT)
-        return cannot_run(self.runtime, self.delegate, int8_ort)
-
-    def near(self) -> str:
-        """Say how near it came to the program that it was written from, and who computed that."""
-        for step in self.parity:
-            if step.step == "lowered":
-                said = f"within {step.max_difference:.1g}, {step.logit_snr_db:.0f} dB"
-                return f"{said} (evaluated {self.evaluated_by})" if self.evaluated_by else said
-        return self.not_checked
-
-
-class Absent(Frozen):
-    """An artifact that was asked for and does not exist."""
-
-    file: str
-    runtime: Runtime
-    scheme: Scheme
-    reason: str
-
-
-class Golden(Frozen):
-    """Raw input pixels and what each artifact gives on them."""
-
-    pixels: Literal["golden/pixels.bin"] = "golden/pixels.bin"
-    """File of uint8 [N, S, S, 3], or of clips [N, T, S, S, 3], RGB 0..255, C order, without a header."""
-    shape: list[PositiveInt] = Field(min_length=4, max_length=5)
-    sha256: str
-    valid: list[list[bool]] | None = None
-    """Which frames of each clip count, [N, T]; None where frames are scored."""
-    outputs: dict[str, list[float]]
-    """P(fake) [N] by artifact file; of an artifact that could not run here, its source run's in torch."""
-
-
-class Manifest(Frozen):
-    """``manifest.json``."""
-
-    schema_version: int = SCHEMA_VERSION
-    backbone: str
-    crop: CropGeometry
-    clip: ClipRule
-    artifacts: list[Artifact]
-    absent: list[Absent]
-    """What was asked for and does not exist."""
-    golden: Golden
-    weights: Weights
-    data: DataSource
-    diagnoses: dict[str, Diagnosis]
-    """What int8 cost, and in which layers, by int8 run."""
-    tools: dict[str, str]
-
-
-def manifest_schema() -> str:
-    """Return the JSON Schema of ``manifest.json``."""
-    return json.dumps(Manifest.model_json_schema(), indent=2) + "\n"
 
 
 def write_sums(folder: Path) -> None:

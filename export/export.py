@@ -17,18 +17,11 @@ from compress.runs import check_clips, check_rgb, data_source, diagnosis_of, pix
 from compress.scoring import score_split
 from data.store import ClipStore
 from export import coreml, executorch, onnx
-from export.bundle import (
-    Absent,
-    Artifact,
-    Bundle,
-    Golden,
-    Manifest,
-    manifest_schema,
-    write_sums,
-)
+from export.bundle import Bundle, write_sums
 from export.forms import FORMATS, Form, forms_of, parse_forms
 from export.gate import Source, gate
 from export.golden import Inputs, golden_inputs
+from export.manifest import Absent, Artifact, Golden, Manifest, manifest_schema
 from export.programs import Graph, graphs_of, in_torch
 from export.readme import readme
 from export.rules import ClipRule, CropGeometry

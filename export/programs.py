@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.export import ExportedProgram
 
-from export.bundle import Program, Tensor
 from export.forms import MOST_AT_ONCE, Form
+from export.manifest import Program, Tensor
 from export.runtimes import Loaded, ProgramName, Programs, in_batches
 from models.cost import macs_of
 from models.detector import Detector, ImageDetector, PixelDetector, Preprocessing, fake_probability

@@ -4,8 +4,8 @@ from pathlib import PurePath
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from export.bundle import Artifact, Manifest
 from export.coreml import MINIMUM_OS
+from export.manifest import Artifact, Manifest
 from export.rules import DETECTOR_NAMES
 from export.runtimes import ORT, Runtime
 

@@ -19,7 +19,8 @@ from data.journal import KILLER, Journal, Row, in_noted_processes
 from data.layouts import PHOTO_SUFFIXES, VIDEO_SUFFIXES, media, shown
 from data.remote import is_remote
 from data.video import UnreadableVideo
-from export.bundle import Artifact, Bundle
+from export.bundle import Bundle
+from export.manifest import Artifact
 from export.scorer import NoFace, VideoScorer
 from stage import StageError, locked, reason_of, say, written_whole
 

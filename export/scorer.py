@@ -18,7 +18,8 @@ from data.photo import Photo
 from data.remote import fetched
 from data.tracks import Seen, Tracker
 from data.video import Video
-from export.bundle import Artifact, Bundle, Manifest
+from export.bundle import Bundle
+from export.manifest import Artifact, Manifest
 from export.runtimes import Loaded, ProgramName, Programs, Runner, evaluated_by, runner_of
 from export.stopwatch import Stopwatch
 from stage import StageError

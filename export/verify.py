@@ -9,7 +9,8 @@ from typing import Annotated
 
 import typer
 
-from export.bundle import Artifact, Bundle
+from export.bundle import Bundle
+from export.manifest import Artifact
 from export.parity import LEAST_SNR_DB, compare
 from export.rules import CropExample
 from export.runtimes import NotEvaluated, evaluated_by

@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from export.bundle import SUMS, Bundle, manifest_schema, write_sums
+from export.bundle import SUMS, Bundle, write_sums
 from export.detect import detect
+from export.manifest import manifest_schema
 from export.rules import CropExample
 from export.verify import verify
 from stage import StageError
