@@ -21,7 +21,7 @@ from benchmarks.on_phone import PhoneTimer
 from benchmarks.processor import cores_for, measure_products
 from benchmarks.reference import Reference, read_reference
 from benchmarks.render import table_text, write_report
-from benchmarks.report import Report, Session
+from benchmarks.report import MOST_SPREAD, Report, Session
 from benchmarks.rounds import Corpora, Effort, measure_all
 from benchmarks.rows import Subject, check_fits, list_subjects
 from compress.fidelity import Diagnosis
@@ -48,7 +48,7 @@ def _notes(subjects: list[Subject], store: ClipStore, reference: Reference, phon
             notes.append(f"{subject.row.name} in {subject.row.scheme} was {said} {subject.row.reason}.")
     if unstable := [subject.row for subject in subjects if subject.row.unstable]:
         named = ", ".join(f"{row.name} ({row.scheme}, {row.threads} threads)" for row in unstable)
-        notes.append(f"Unstable: the medians of these rows' rounds lie more than 5 % apart: {named}.")
+        notes.append(f"Unstable: the medians of these rows' rounds lie more than {MOST_SPREAD:.0%} apart: {named}.")
     if (slow := slow_int8()) and any(subject.row.device == "cpu" for subject in subjects):
         notes.append(slow)
     return list(dict.fromkeys(notes))

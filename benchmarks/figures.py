@@ -2,6 +2,8 @@
 
 from typing import Literal
 
+import numpy as np
+from numpy.typing import ArrayLike
 from pydantic import BaseModel, ConfigDict, Field
 
 from stage import Scheme
@@ -17,6 +19,12 @@ class Latency(BaseModel):
     p90: float | None
     """None in both cases; from several calls of a runner the median of theirs."""
     p99: float | None
+
+    @classmethod
+    def of(cls, times_ms: ArrayLike) -> "Latency":
+        """Return the percentiles of single times, float [N]."""
+        p50, p90, p99 = np.percentile(times_ms, [50, 90, 99])
+        return cls(p50=p50, p90=p90, p99=p99)
 
 
 class MethodFigures(BaseModel):

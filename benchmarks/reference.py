@@ -173,9 +173,8 @@ def _notes(run: Run, store: ClipStore, device: str) -> list[str]:
 def _cost(timing: Timing) -> dict[str, Any]:
     """Return what of a reference is measured with a clock, or is memory."""
     best = max(timing.batches, key=lambda batch: batch.frames_per_second)
-    p50, p90, p99 = np.percentile(timing.times_ms, [50, 90, 99])
     return {
-        "latency_ms": Latency(p50=p50, p90=p90, p99=p99),
+        "latency_ms": Latency.of(timing.times_ms),
         "repeats": len(timing.times_ms),
         "batches": timing.batches,
         "best_batch": best.batch,

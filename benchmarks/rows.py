@@ -168,8 +168,7 @@ def _fill_times(row: Row, timings: Sequence[Timing]) -> None:
     parts = [timing.times_ms for timing in timings]
     if len(parts) == 1:
         parts = [part.tolist() for part in np.array_split(times, 3)]
-    p50, p90, p99 = np.percentile(times, [50, 90, 99])
-    row.latency_ms, row.repeats = Latency(p50=p50, p90=p90, p99=p99), len(times)
+    row.latency_ms, row.repeats = Latency.of(times), len(times)
     row.medians_ms = [float(np.median(part)) for part in parts]
     row.spread = (max(row.medians_ms) - min(row.medians_ms)) / float(np.median(row.medians_ms))
     row.throughput = 1e3 / float(times.mean())
