@@ -3,7 +3,7 @@
 from typing import Literal
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from stage import Scheme
@@ -21,7 +21,7 @@ class Latency(BaseModel):
     p99: float | None
 
     @classmethod
-    def of(cls, times_ms: ArrayLike) -> "Latency":
+    def of(cls, times_ms: list[float] | NDArray[np.float64]) -> "Latency":
         """Return the percentiles of single times, float [N]."""
         p50, p90, p99 = np.percentile(times_ms, [50, 90, 99])
         return cls(p50=p50, p90=p90, p99=p99)

@@ -5,7 +5,6 @@ import tempfile
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import numpy as np
 import torch
 import typer
 from pydantic import BaseModel, ConfigDict, ValidationError

@@ -4,7 +4,6 @@ What the data cannot support is None, and ``unsupported`` says why.
 """
 
 import math
-from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,6 +12,8 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 from sklearn.metrics import accuracy_score, auc, average_precision_score, f1_score, roc_auc_score, roc_curve
 
+from compress.bootstrap import DRAWS, FEWEST_IDENTITIES, MOST_DRAWS, Identities, Labels, Values, usable_draws
+
 if TYPE_CHECKING:
     from compress.scoring import ClipScores
 
@@ -20,19 +21,6 @@ REALS_FOR_LOW_FPR = 300
 """Below this many real clips a rate of 1 % false positives rests on two or fewer of them."""
 RATES = (0.01, 0.05)
 """False-positive rates at which the true-positive rate is told."""
-DRAWS = 1000
-"""Of a bootstrap: what Efron and Tibshirani (1993, 14.2) hold to be the least for a percentile interval."""
-MOST_DRAWS = 10 * DRAWS
-"""Counting those that lack a class and are drawn again."""
-FEWEST_IDENTITIES = 10
-BOOTSTRAP_SEED = 0
-
-Labels = NDArray[np.int64]
-"""int64 [N], 1 = fake."""
-Values = NDArray[np.float64]
-"""float64 [N]."""
-Identities = Sequence[tuple[str, ...]]
-"""The persons of each of N items."""
 
 
 class Threshold(BaseModel):
@@ -174,35 +162,6 @@ def weighted_figures(labels: Labels, scores: Values, threshold: float, weights: 
         "f1": float(2 * hits / (calls + of_fake)),
         **_at_rates(fpr, tpr),
     }
-
-
-def identity_draws(identities: Identities, rng: np.random.Generator) -> Iterator[Values]:
-    """Yield, without end, how often each of N items counts when its persons are drawn with replacement: float [N].
-
-    An item of persons a and b counts c_a * c_b times, because both had to be drawn: the pigeonhole bootstrap of Owen
-    (2007, Annals of Applied Statistics 1(2)) for data crossed by two factors.
-    """
-    names = sorted({name for item in identities for name in item})
-    places = {name: place for place, name in enumerate(names)}
-    members = np.full((len(identities), max(len(set(item)) for item in identities)), len(names))
-    for row, item in enumerate(identities):
-        members[row, : len(set(item))] = sorted({places[name] for name in item})
-    while True:
-        counts = np.bincount(rng.integers(len(names), size=len(names)), minlength=len(names) + 1)
-        counts[-1] = 1  # for items of fewer persons than others have
-        yield counts[members].prod(axis=1).astype(np.float64)
-
-
-def usable_draws(labels: Labels, identities: Identities) -> Iterator[Values]:
-    """Yield at most DRAWS draws in which every label of the sample occurs; others are drawn again, within bounds."""
-    draws = identity_draws(identities, np.random.default_rng(BOOTSTRAP_SEED))
-    of_label = [labels == label for label in np.unique(labels)]
-    found = 0
-    for _ in range(MOST_DRAWS):
-        weights = next(draws)
-        if found < DRAWS and all(weights[own].any() for own in of_label):
-            found += 1
-            yield weights
 
 
 def _intervals(

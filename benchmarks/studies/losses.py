@@ -25,8 +25,8 @@ from sklearn.metrics import roc_auc_score
 
 from benchmarks.machine import describe_machine
 from benchmarks.studies.faces import Recipe, train_for
+from compress.bootstrap import usable_draws
 from compress.distill import distill
-from compress.metrics import usable_draws
 from compress.runs import pixel_detector, torch_scorer
 from compress.scoring import ClipScores, score_split
 from data.store import ClipStore

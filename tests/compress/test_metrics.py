@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, average_precision_score, f1_score, roc_auc_score, roc_curve
 
+from compress.bootstrap import identity_draws
 from compress.metrics import (
     Metrics,
     choose_threshold,
     compute_figures,
     compute_metrics,
     eer_point,
-    identity_draws,
     weighted_figures,
 )
 from compress.scoring import ClipScores
