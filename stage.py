@@ -37,6 +37,11 @@ PALETTES: dict[Scheme, int] = {"palette4": 4, "palette6": 6, "palette8": 8}
 """Bits of a weight that says which value of a table it has, by scheme: Core ML alone stores such."""
 STATIC_INT8 = ("int8", "int8-qat")
 """Integer programs with scales that were calibrated."""
+NOT_WRITABLE = (
+    *(errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOTEMPTY),
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
+)
+"""What the system says where a file or folder cannot be put: it may not be, or does not fit."""
 Seed = Annotated[int, typer.Option(help="Seed of everything that is drawn at random.", min=0)]
 
 
@@ -71,7 +76,7 @@ def written_whole(target: Path, keep_existing: bool = False) -> Iterator[Path]:
         else:
             aside.replace(target)
     except OSError as error:
-        if error.errno in (errno.EACCES, errno.EROFS, errno.ENOSPC, errno.ENOTDIR, errno.EEXIST, errno.ENOTEMPTY):
+        if error.errno in NOT_WRITABLE:
             raise StageError(f"cannot write {target}: {error.strerror}") from error
         raise
     finally:

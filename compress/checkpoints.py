@@ -62,8 +62,13 @@ def restore_random(states: dict[str, Tensor], device: torch.device) -> None:
 
 def save_checkpoint(path: Path, position: Position, states: dict[str, Any]) -> None:
     """Write a checkpoint, whole or not at all. ``states``: tensors and plain containers by name."""
-    with written_whole(path) as aside:
-        torch.save({"position": vars(position)} | states, aside)
+    with written_whole(path) as aside, aside.open("wb") as file:
+        try:
+            torch.save({"position": vars(position)} | states, file)
+        except RuntimeError as error:  # torch hides behind one of its own what the system said, of a full disk say
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
 
 
 def load_checkpoint(path: Path) -> tuple[Position, dict[str, Any]]:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from models.detector import Architecture, Detector, Preprocessing
 from models.origin import DataSource, Parent, Weights
@@ -58,7 +58,7 @@ class RunInfo(BaseModel):
 
 def _write(folder: Path, info: RunInfo, detector: Detector, metrics: dict[str, Any], **files: str) -> None:
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in detector.state_dict().items()}
-    save_file(state, folder / "model.safetensors")
+    (folder / "model.safetensors").write_bytes(save(state))  # save_file says of a full disk what is no OSError
     texts = {"model": info.model_dump_json(indent=2), "metrics": json.dumps(metrics, indent=2)} | files
     for name, text in texts.items():
         (folder / f"{name}.json").write_text(text + "\n", encoding="utf-8")

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from compress import training
-from compress.checkpoints import load_checkpoint, save_checkpoint
+from compress.checkpoints import Position, load_checkpoint, save_checkpoint
 from compress.distill import distill
 from compress.teach import teach
 from stage import StageError
@@ -105,3 +105,11 @@ def test_other_settings_start_anew_and_a_spoiled_checkpoint_is_named(
     teach("dino", demo_store, tmp_path / "run", **TEACHER | {"epochs": 1})
     assert "is of other settings, weights or data: starting anew" in capfd.readouterr().err
     assert len(json.loads((tmp_path / "run" / "metrics.json").read_text())["training"]["passes"]) == 1
+
+
+def test_a_checkpoint_that_does_not_fit_says_so_and_leaves_the_last_one(tmp_path: Path, small_disk: None) -> None:
+    path = tmp_path / "last.pt"
+    save_checkpoint(path, Position(passes=1), {})
+    with pytest.raises(StageError, match=r"cannot write .*last\.pt: File too large"):
+        save_checkpoint(path, Position(passes=2), {"weights": torch.zeros(10_000)})
+    assert load_checkpoint(path)[0].passes == 1 and [file.name for file in tmp_path.iterdir()] == ["last.pt"]

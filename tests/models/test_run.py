@@ -79,3 +79,9 @@ def test_damaged_weights_are_refused(copy):
     (copy / "model.safetensors").write_bytes(data[: len(data) // 2])
     with pytest.raises(StageError, match=r"model.safetensors is missing, damaged, or does not fit"):
         Run(copy).detector()
+
+
+def test_a_run_that_does_not_fit_on_the_disk_leaves_nothing(drawn_run, tmp_path, small_disk):
+    with pytest.raises(StageError, match=r"cannot write .*run: File too large"):
+        drawn_run(tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
