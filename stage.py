@@ -236,6 +236,10 @@ def call(app: Callable[[], Any]) -> None:
     """Run a command; bad input ends it with one line and exit code 1, never with a traceback."""
     try:
         app()
+    except UnicodeEncodeError as error:  # in a name that Python has read byte by byte
+        said = f"{ascii(error.object)} cannot be written in UTF-8"
+        say(f"error: {said}: rename it, or set a locale of UTF-8 (LC_ALL=C.UTF-8)", everywhere=True)
+        sys.exit(1)
     except StageError as error:
         say(f"error: {' '.join(str(error).split())}", everywhere=True)
         sys.exit(1)

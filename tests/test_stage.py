@@ -201,6 +201,15 @@ def test_a_missing_file_ends_with_one_line_and_one(tmp_path: Path, capsys: pytes
     assert capsys.readouterr().err == f"error: No such file or directory: {tmp_path / 'a.txt'}\n"
 
 
+def test_a_name_that_is_not_utf_8_ends_with_one_line_and_one(capsys: pytest.CaptureFixture[str]) -> None:
+    name = os.fsdecode(b"caf\xe9.mp4")
+    with pytest.raises(SystemExit) as ended:
+        call(lambda: name.encode())
+    assert ended.value.code == 1
+    said = "error: 'caf\\udce9.mp4' cannot be written in UTF-8: rename it, or set a locale of UTF-8 (LC_ALL=C.UTF-8)\n"
+    assert capsys.readouterr().err == said
+
+
 def test_a_defect_keeps_its_traceback() -> None:
     with pytest.raises(ZeroDivisionError):
         call(lambda: 1 // 0)
