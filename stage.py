@@ -237,7 +237,7 @@ def call(app: Callable[[], Any]) -> None:
     try:
         app()
     except UnicodeEncodeError as error:  # in a name that Python has read byte by byte
-        said = f"{ascii(error.object)} cannot be written in UTF-8"
+        said = f"{error.object!a} cannot be written in UTF-8"
         say(f"error: {said}: rename it, or set a locale of UTF-8 (LC_ALL=C.UTF-8)", everywhere=True)
         sys.exit(1)
     except StageError as error:
