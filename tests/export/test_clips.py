@@ -15,6 +15,7 @@ from compress.quantize import quantize
 from export import coreml
 from export import onnx as onnx_writer
 from export.bundle import Bundle
+from export.evaluate import evaluate
 from export.export import export
 from export.forms import Form
 from export.gate import Source, gate, mistaken_scores
@@ -312,5 +313,9 @@ def test_clips_of_another_length_than_in_training_are_refused(demo_store, tmp_pa
     model = json.loads((run / "model.json").read_text())
     model["data"]["frames"] = 20
     (run / "model.json").write_text(json.dumps(model))
-    with pytest.raises(StageError, match=r"was trained on clips of 20 frames, and .* holds clips of 4"):
+    message = r"was trained on clips of 20 frames, and .* holds clips of 4"
+    with pytest.raises(StageError, match=message):
         export([run], demo_store, tmp_path / "bundle")
+    with pytest.raises(StageError, match=message):
+        evaluate(run, demo_store)
+    assert not (run / "evaluations").exists()
