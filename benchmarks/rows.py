@@ -40,7 +40,7 @@ class Subject:
     """The hash of the fp32 run that this is, or was made from."""
     takes: Takes = field(default_factory=Takes)
     frames: int | None = None
-    """The length of the clips that a clip artifact takes."""
+    """The length of the clips that a clip artifact takes, or that a clip run was trained on."""
     artifact: Artifact | None = None
     units: ComputeUnits = "all"
     """What Core ML may use."""
@@ -133,7 +133,9 @@ def _run_subjects(path: Path, machine: str, threads: int) -> Iterator[Subject]:
             reason=cannot or info.meaningless or slow,
             bytes=bytes_of(path / "model.safetensors"),
         )
-        yield Subject(row, path, info.kind == "teacher", None, info.meaningless, student, takes(info))
+        looks = takes(info)
+        length = info.data.frames if looks.per == "clip" else None
+        yield Subject(row, path, info.kind == "teacher", None, info.meaningless, student, looks, length)
 
 
 def list_subjects(paths: list[Path], threads: list[int], machine: str) -> list[Subject]:

@@ -351,6 +351,24 @@ def test_clip_artifact_needs_clips_of_its_length(clip_artifacts, opened_store):
         check_fits(subject, opened_store)
 
 
+def test_clips_and_crops_of_another_size_than_in_training_are_refused(clip_run_and_store, tmp_path):
+    made, path = clip_run_and_store
+    run, store = shutil.copytree(made, tmp_path / "run"), shutil.copytree(path, tmp_path / "store")
+    model = json.loads((run / "model.json").read_text())
+    model["data"]["frames"] = 20
+    (run / "model.json").write_text(json.dumps(model))
+    with pytest.raises(StageError, match=r"was trained on clips of 20 frames, and .* holds clips of 4"):
+        reference(run, store, tmp_path / "reference.json", device="cpu")
+    with pytest.raises(StageError, match=r"run takes clips of 20 frames, .*store holds 4"):
+        check_fits(list_subjects([run], [1], "here")[0], ClipStore(store))
+    info = json.loads((store / "store.json").read_text())
+    info["settings"]["crop"]["size"] = 96
+    (store / "store.json").write_text(json.dumps(info))
+    with pytest.raises(StageError, match=r"run takes 64 px crops, .*store holds 96 px"):
+        reference(run, store, tmp_path / "reference.json", device="cpu")
+    assert not (tmp_path / "reference.json").exists()
+
+
 def test_autocast_is_not_timed_where_it_would_be_emulated(student_run, monkeypatch):
     monkeypatch.setattr("benchmarks.rows.fast_dtype", lambda _: None)
     found = {own.row.scheme: (own.row.status, own.row.reason) for own in list_subjects([student_run], [1], "here")}
