@@ -181,7 +181,7 @@ def _version(text: str) -> object:
     """Return the schema version that a report states, or None if it cannot be told: rows may be of any version."""
     try:
         return json.loads(text)["schema_version"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None
 
 

@@ -119,7 +119,7 @@ class Lesson:
             rule = ViewRule.model_validate(views | {"views": passes})
             losses = OF_TEACHER if teacher else OF_ITSELF
             return cls(run, teacher or run, store, rule, int(history["batch_size"]), losses, seed)
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise StageError(
                 f"{run.path} does not say on what it was trained: int8-qat cannot go on with it"
             ) from error

@@ -107,7 +107,7 @@ def own_threshold(run: Run) -> "Threshold":
         raise StageError(f"{run.path} has no threshold: {run.info.meaningless}")
     try:
         return Threshold.model_validate(json.loads(run.read("metrics.json"))["threshold"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise StageError(f"{run.path / 'metrics.json'} holds no threshold: train or quantize the run again") from error
 
 
@@ -117,7 +117,7 @@ def diagnosis_of(run: Run) -> Diagnosis | None:
         return None
     try:
         return Diagnosis.model_validate(json.loads(run.read("metrics.json"))["diagnosis"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise StageError(f"{run.path / 'metrics.json'} holds no diagnosis: quantize the run again") from error
 
 

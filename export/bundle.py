@@ -26,7 +26,7 @@ def _version(text: str) -> object:
     """Return the schema version that a manifest states, or None if it cannot be told: parts may be of any version."""
     try:
         return json.loads(text)["schema_version"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None
 
 

@@ -184,6 +184,6 @@ def corpus_note(root: Path) -> str | None:
         return None
     try:
         note = json.loads(path.read_text(encoding="utf-8"))["note"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise StageError(f'{path} is not of the form {{"note": "..."}}: mend or remove it') from error
     return str(note)
