@@ -7,6 +7,7 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import json
 import logging
 import multiprocessing
 import os
@@ -230,6 +231,14 @@ def in_processes(
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Parse the JSON of a user's file. Raises ValueError if it is damaged, or nested deeper than Python follows."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
 
 
 def call(app: Callable[[], Any]) -> None:

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from benchmarks.figures import Budget, Latency, MethodFigures, Peak, Profile, Robustness, Sustained
 from compress.fidelity import Diagnosis
-from stage import Scheme, StageError
+from stage import Scheme, StageError, parse_json
 
 SCHEMA_VERSION = 5
 MOST_SPREAD = 0.05
@@ -180,8 +180,8 @@ def report_schema() -> str:
 def _version(text: str) -> object:
     """Return the schema version that a report states, or None if it cannot be told: rows may be of any version."""
     try:
-        return json.loads(text)["schema_version"]
-    except (ValueError, KeyError, TypeError, RecursionError):
+        return parse_json(text)["schema_version"]
+    except (ValueError, KeyError, TypeError):
         return None
 
 

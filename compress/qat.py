@@ -5,7 +5,6 @@ section 3). Ranges of activations stay as they were calibrated; those of weights
 """
 
 import copy
-import json
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
@@ -28,7 +27,7 @@ from data.views import ViewRule, Views
 from models.detector import Detector, PixelDetector
 from models.outputs import example_outputs
 from models.run import Run, UnfinishedRun
-from stage import StageError
+from stage import StageError, parse_json
 
 OF_ITSELF = {"margin": 1.0}
 """Losses where the run that is quantized teaches itself: its own logits are what is to be kept."""
@@ -114,12 +113,12 @@ class Lesson:
         if prepare_compute("fp32").processes > 1:
             raise StageError("int8-qat trains in one process: start it without torchrun")
         try:
-            history: dict[str, Any] = json.loads(run.read("metrics.json"))["training"]
+            history: dict[str, Any] = parse_json(run.read("metrics.json"))["training"]
             views = {name: history["views"][name] for name in ViewRule.model_fields}
             rule = ViewRule.model_validate(views | {"views": passes})
             losses = OF_TEACHER if teacher else OF_ITSELF
             return cls(run, teacher or run, store, rule, int(history["batch_size"]), losses, seed)
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             raise StageError(
                 f"{run.path} does not say on what it was trained: int8-qat cannot go on with it"
             ) from error

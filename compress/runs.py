@@ -3,7 +3,6 @@
 Imports torchao and scikit-learn only where they are needed: a worker that times a float run needs neither.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +21,7 @@ from models.fusing import fuse
 from models.origin import DataSource
 from models.run import Run, RunInfo, UnfinishedRun
 from models.schemes import in_scheme
-from stage import Scheme, StageError, say, speaks
+from stage import Scheme, StageError, parse_json, say, speaks
 
 if TYPE_CHECKING:
     from compress.metrics import Metrics, Threshold
@@ -106,8 +105,8 @@ def own_threshold(run: Run) -> "Threshold":
     if run.info.meaningless:
         raise StageError(f"{run.path} has no threshold: {run.info.meaningless}")
     try:
-        return Threshold.model_validate(json.loads(run.read("metrics.json"))["threshold"])
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        return Threshold.model_validate(parse_json(run.read("metrics.json"))["threshold"])
+    except (ValueError, KeyError, TypeError) as error:
         raise StageError(f"{run.path / 'metrics.json'} holds no threshold: train or quantize the run again") from error
 
 
@@ -116,8 +115,8 @@ def diagnosis_of(run: Run) -> Diagnosis | None:
     if not run.info.integer:
         return None
     try:
-        return Diagnosis.model_validate(json.loads(run.read("metrics.json"))["diagnosis"])
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        return Diagnosis.model_validate(parse_json(run.read("metrics.json"))["diagnosis"])
+    except (ValueError, KeyError, TypeError) as error:
         raise StageError(f"{run.path / 'metrics.json'} holds no diagnosis: quantize the run again") from error
 
 

@@ -1,6 +1,5 @@
 """A bundle: artifacts, golden inputs and outputs, and their manifest; opened, checked and loaded."""
 
-import json
 import math
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from pydantic import ValidationError
 
 from export.manifest import SCHEMA_VERSION, Artifact, Manifest
 from export.runtimes import Programs, Runner, evaluated_by, open_artifact, program_file, runner_of
-from stage import StageError, bytes_of, sha256_of
+from stage import StageError, bytes_of, parse_json, sha256_of
 
 SUMS = "SHA256SUMS"
 
@@ -25,8 +24,8 @@ def write_sums(folder: Path) -> None:
 def _version(text: str) -> object:
     """Return the schema version that a manifest states, or None if it cannot be told: parts may be of any version."""
     try:
-        return json.loads(text)["schema_version"]
-    except (ValueError, KeyError, TypeError, RecursionError):
+        return parse_json(text)["schema_version"]
+    except (ValueError, KeyError, TypeError):
         return None
 
 

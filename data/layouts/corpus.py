@@ -1,6 +1,5 @@
 """Corpora to sources: recognize the layout of each, read it, and take what was asked for."""
 
-import json
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from data.layouts.flat import flat_layout
 from data.layouts.folder import folder_layout
 from data.layouts.source import PHOTO_SUFFIXES, VIDEO_SUFFIXES, Source
 from data.layouts.table import csv_layout
-from stage import StageError
+from stage import StageError, parse_json
 
 LAYOUTS: dict[str, Callable[[Path], list[Source]]] = {
     "ffpp": ffpp_layout,
@@ -183,7 +182,7 @@ def corpus_note(root: Path) -> str | None:
     if not path.is_file():
         return None
     try:
-        note = json.loads(path.read_text(encoding="utf-8"))["note"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        note = parse_json(path.read_text(encoding="utf-8"))["note"]
+    except (ValueError, KeyError, TypeError) as error:
         raise StageError(f'{path} is not of the form {{"note": "..."}}: mend or remove it') from error
     return str(note)
