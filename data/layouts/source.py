@@ -1,7 +1,6 @@
 """What is known of an input file before it is opened, and how layouts find files."""
 
 import hashlib
-import json
 import os
 import re
 from collections.abc import Iterator
@@ -9,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
-from stage import StageError, reason_of
+from stage import StageError, parse_json, reason_of
 
 REAL, FAKE = 0, 1
 SPLITS = ("train", "val", "test")
@@ -80,6 +79,6 @@ def shown(path: PurePath) -> str:
 def read_json(path: Path) -> Any:
     """Read a JSON file that a corpus came with. Raises StageError if it is malformed."""
     try:
-        return json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
+        return parse_json(path.read_bytes())
+    except ValueError as error:
         raise StageError(f"{path} is not JSON ({reason_of(error)}): mend it or download it again") from error
