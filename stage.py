@@ -241,6 +241,19 @@ def parse_json(text: str | bytes) -> Any:
         raise ValueError("it is nested too deeply") from error
 
 
+def check_version(text: str, known: int, path: Path) -> None:
+    """Raise StageError if a JSON text states another schema version than the known one: its parts may be of any form.
+
+    One that states none passes: what else it is, its own schema tells.
+    """
+    try:
+        version = parse_json(text)["schema_version"]
+    except (ValueError, KeyError, TypeError):
+        return
+    if version != known:
+        raise StageError(f"{path} is of schema version {version}, this program reads {known}")
+
+
 def call(app: Callable[[], Any]) -> None:
     """Run a command; bad input ends it with one line and exit code 1, never with a traceback."""
     try:

@@ -19,7 +19,7 @@ from compress.runs import check_clips, check_size, takes
 from data.store import ClipStore
 from models.origin import Parent
 from models.run import Run
-from stage import StageError, refuse_existing, run_as_script, say, written_whole
+from stage import StageError, check_version, refuse_existing, run_as_script, say, written_whole
 
 SCHEMA_VERSION = 3
 
@@ -82,7 +82,9 @@ class Reference(BaseModel):
 def read_reference(path: Path) -> Reference:
     """Read a ``reference.json``. Raises StageError if it is missing, damaged or of another version."""
     try:
-        return Reference.model_validate_json(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        check_version(text, SCHEMA_VERSION, path)
+        return Reference.model_validate_json(text)
     except (OSError, UnicodeError) as error:
         raise StageError(f"{path} cannot be read: make it with pocketproof reference") from error
     except ValidationError as error:

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from benchmarks.figures import Budget, Latency, MethodFigures, Peak, Profile, Robustness, Sustained
 from compress.fidelity import Diagnosis
-from stage import Scheme, StageError, parse_json
+from stage import Scheme, StageError, check_version
 
 SCHEMA_VERSION = 5
 MOST_SPREAD = 0.05
@@ -177,20 +177,11 @@ def report_schema() -> str:
     return json.dumps(Report.model_json_schema(), indent=2) + "\n"
 
 
-def _version(text: str) -> object:
-    """Return the schema version that a report states, or None if it cannot be told: rows may be of any version."""
-    try:
-        return parse_json(text)["schema_version"]
-    except (ValueError, KeyError, TypeError):
-        return None
-
-
 def read_report(path: Path) -> Report:
     """Read a ``report.json``. Raises StageError if it is missing, damaged or of another version."""
     try:
         text = path.read_text(encoding="utf-8")
-        if (version := _version(text)) not in (None, SCHEMA_VERSION):
-            raise StageError(f"{path} is of schema version {version}, this program reads {SCHEMA_VERSION}")
+        check_version(text, SCHEMA_VERSION, path)
         return Report.model_validate_json(text)
     except (OSError, UnicodeError) as error:
         raise StageError(f"{path} cannot be read: {error}") from error

@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from benchmarks.figures import Profile, Sustained
 from compress.scoring import ClipScores
@@ -89,6 +89,14 @@ class Scores(BaseModel):
     frames: list[list[float | None]] | None
     """None where a frame is not valid; no list at all from a clip model."""
     whole: list[float] | None
+
+    @model_validator(mode="after")
+    def _of_the_same_clips(self) -> "Scores":
+        scores = [by for by in (self.frames, self.whole) if by is not None]
+        parts = (self.clip_ids, self.video_ids, self.labels, self.methods, self.identities, *scores)
+        if len(scores) != 1 or len(set(map(len, parts))) > 1 or len(set(map(len, self.frames or ()))) > 1:
+            raise ValueError("scores are of frames, or of clips, and as many as their clips")
+        return self
 
 
 def clip_scores(scores: Scores) -> ClipScores:

@@ -20,10 +20,11 @@ from data.augment import generator
 from data.clips import bridge
 from data.faces import DETECTORS, Detector, Face, iou
 from data.layouts import is_photo
+from data.parquet import RowWriter
 from data.photo import Photo
 from data.prepare_video import forged, surroundings
 from data.recompress import through_jpeg
-from data.store import CLIP_SCHEMA, VIDEO_SCHEMA, Clip, ClipStore, RowWriter, StoreInfo, StoreSettings, encode_png
+from data.store import CLIP_SCHEMA, VIDEO_SCHEMA, Clip, ClipStore, StoreInfo, StoreSettings, encode_png
 from data.video import Frame, Picture, Video, recompressed
 from stage import StageError, in_processes, sha256_of
 

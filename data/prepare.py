@@ -18,10 +18,11 @@ from data.forge import WEAKEST
 from data.journal import KILLER, Journal, in_noted_processes
 from data.layouts import Selection, Source, read_sources
 from data.modalities import Modalities
+from data.parquet import RowWriter
 from data.prepare_video import Recipe, prepare_video, unreadable
 from data.remote import at_hand, is_remote, place, upload
 from data.splits import parse_ratios, split_sources
-from data.store import CLIP_SCHEMA, ClipStore, RowWriter, Start, StoreInfo, StoreSettings
+from data.store import CLIP_SCHEMA, ClipStore, Start, StoreInfo, StoreSettings
 from data.unfinished import Unfinished, clips_of, is_done, note
 from data.views import WeakestForgery
 from stage import (

@@ -7,19 +7,21 @@ status, ``store.json`` the settings and counts. Pictures are PNG, so that no pix
 import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, BinaryIO, Literal, get_args
+from pathlib import Path, PurePath
+from typing import Any, Literal
 
 import cv2
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from data.crops import CropRule
 from data.depth import DepthWeights
-from stage import Modality, StageError, say
+from data.layouts import FAKE, REAL, SPLITS
+from data.parquet import read_rows
+from stage import Modality, StageError, reason_of, say
 
 SCHEMA_VERSION = 2
 Status = Literal["ok", "no_face", "too_short", "unreadable"]
@@ -71,7 +73,7 @@ class StoreSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    frames: int
+    frames: int = Field(ge=1)
     crop: CropRule
     detector: Literal["dlib", "mtcnn"] = "dlib"
     all_faces: bool = False
@@ -145,54 +147,24 @@ def decode_png(data: bytes) -> NDArray[np.uint8]:
     return np.asarray(picture, np.uint8)
 
 
-class RowWriter:
-    """Writes rows to a Parquet file as they come, one row a group for clips; no file if there is no row."""
-
-    def __init__(self, target: Path | BinaryIO, schema: pa.Schema) -> None:
-        self._target, self._schema = target, schema
-        self._writer: pq.ParquetWriter | None = None
-
-    def write(self, *rows: dict[str, Any]) -> None:
-        """Append rows as one group."""
-        if self._writer is None:
-            # Pictures are compressed already.
-            codecs = {f.name: "none" if f.name in get_args(Modality) else "zstd" for f in self._schema}
-            compression = {_leaf(self._schema, name): codec for name, codec in codecs.items()}
-            self._writer = pq.ParquetWriter(self._target, self._schema, compression=compression, use_dictionary=False)
-        self._writer.write_table(pa.Table.from_pylist(list(rows), schema=self._schema))
-
-    def __enter__(self) -> "RowWriter":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._writer is not None:
-            self._writer.close()
+def _clip(entry: dict[str, Any], row: int, video: str, frames: int) -> Clip:
+    """Return what a row says of a clip. Raises ValueError if it is not one of the video, or of other frames."""
+    boxes, valid = np.array(entry["boxes"], np.float32), np.array(entry["valid"], np.bool_)
+    if boxes.shape != (frames, 4) or valid.shape != (frames,) or not np.isfinite(boxes).all():
+        raise ValueError(f"clip {row} has no box for each of {frames} frames")
+    identities = tuple(entry["identities"] or ())
+    if entry["video_id"] != video or entry["label"] not in (REAL, FAKE) or not identities:
+        raise ValueError(f"clip {row} is not of {video}")
+    return Clip(**entry | {"identities": identities, "valid": valid, "boxes": boxes, "row": row})
 
 
-def _leaf(schema: pa.Schema, name: str) -> str:
-    """Return the column path under which Parquet knows a (nested) field."""
-    path, kind = name, schema.field(name).type
-    while pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind):
-        path, kind = f"{path}.list.element", kind.value_type
-    return path
-
-
-def _read_clips(file: Path) -> list[Clip]:
-    """Read what a video's file says of its clips. Raises OSError or ArrowException if it is missing or damaged."""
+def _read_clips(file: Path, video: str, number: int, frames: int) -> list[Clip]:
+    """Read what a video's file says of its clips. Raises ValueError if it is damaged or not what was written."""
     columns = ["clip_id", "video_id", "label", "method", "identities", "valid", "boxes"]
-    entries = pq.read_table(file, columns=columns).to_pylist()
-    return [
-        Clip(
-            **entry
-            | {
-                "identities": tuple(entry["identities"]),
-                "valid": np.array(entry["valid"], np.bool_),
-                "boxes": np.array(entry["boxes"], np.float32),
-                "row": row,
-            }
-        )
-        for row, entry in enumerate(entries)
-    ]
+    entries = read_rows(file, CLIP_SCHEMA, columns)
+    if len(entries) != number:
+        raise ValueError(f"{len(entries)} of {number} clips are there")
+    return [_clip(entry, row, video, frames) for row, entry in enumerate(entries)]
 
 
 class ClipStore:
@@ -208,11 +180,11 @@ class ClipStore:
             raise StageError(f"{path} holds no clip: see the reasons in {path / 'videos.parquet'}")
         self._clips: dict[str, list[Clip]] = {}
         self._damaged: dict[str, list[Path]] = {}
-        for video, split in videos:
+        for video, split, number in videos:
             file = path / "clips" / f"{video}.parquet"
             try:
-                self._clips.setdefault(split, []).extend(_read_clips(file))
-            except (OSError, pa.ArrowException):
+                self._clips.setdefault(split, []).extend(_read_clips(file, video, number, self.frames))
+            except ValueError:
                 self._damaged.setdefault(split, []).append(file)
 
     @staticmethod
@@ -234,8 +206,8 @@ class ClipStore:
             )
         return info
 
-    def _videos_with_clips(self) -> list[tuple[str, str]]:
-        """Return the ids and splits of videos that gave clips."""
+    def _videos_with_clips(self) -> list[tuple[str, str, int]]:
+        """Return id, split and number of clips of the videos that gave some."""
         file = self.path / "videos.parquet"
         try:
             data = file.read_bytes()
@@ -243,8 +215,15 @@ class ClipStore:
             raise StageError(f"{file} is missing or damaged: prepare the store again") from error
         if hashlib.sha256(data).hexdigest() != self.info.fingerprint:
             raise StageError(f"{file} was changed after prepare: prepare the store again")
-        table = pq.read_table(pa.BufferReader(data), columns=["video_id", "split", "clips"])
-        return [(row["video_id"], row["split"]) for row in table.to_pylist() if row["clips"]]
+        try:
+            rows = read_rows(data, VIDEO_SCHEMA, ["video_id", "split", "clips"])
+        except ValueError as error:
+            raise StageError(f"{file} is damaged ({reason_of(error)}): prepare the store again") from error
+        videos = [(row["video_id"], row["split"], row["clips"]) for row in rows if row["clips"]]
+        for video, split, _ in videos:
+            if PurePath(video or "/").name != video or split not in SPLITS:
+                raise StageError(f"{file} names the video {video!r} in the split {split!r}: prepare the store again")
+        return videos
 
     def clips(self, split: str, both: bool = True) -> list[Clip]:
         """Return the clips of ``train``, ``val`` or ``test``.
@@ -287,10 +266,18 @@ class ClipStore:
         try:
             table = pq.ParquetFile(file, memory_map=True).read_row_group(clip.row, columns=[modality])
             pictures = table[modality][0].values
+            if pictures is None or len(pictures) != self.frames:
+                raise StageError(f"clip {clip.clip_id} has no {modality} of each frame")
             wanted = range(len(pictures)) if frames is None else frames
-            return np.stack([decode_png(pictures[frame].as_py()) for frame in wanted])
+            return np.stack([self._crop(pictures[frame].as_py()) for frame in wanted])
         except (OSError, pa.ArrowException, StageError) as error:
             raise StageError(f"{file} is missing or damaged: prepare the store again") from error
+
+    def _crop(self, png: bytes) -> NDArray[np.uint8]:
+        crop = decode_png(png)
+        if crop.shape != (self.size, self.size, 3):
+            raise StageError(f"a picture of {crop.shape[1]} x {crop.shape[0]} pixels is no crop of {self.size}")
+        return crop
 
     def scored_clips(self, split: str) -> Iterator[tuple[Clip, NDArray[np.uint8]]]:
         """Yield every clip of a split with its crops, uint8 [T, S, S, 3] RGB, in a fixed order."""

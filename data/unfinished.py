@@ -12,7 +12,8 @@ from typing import Any
 
 from data.journal import Journal
 from data.layouts import SPLITS, Source
-from data.store import CLIP_SCHEMA, VIDEO_SCHEMA, RowWriter, StoreInfo, StoreSettings
+from data.parquet import RowWriter
+from data.store import CLIP_SCHEMA, VIDEO_SCHEMA, StoreInfo, StoreSettings
 from stage import locked, refuse_existing, say, sha256_of, written_whole
 
 

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from export.manifest import SCHEMA_VERSION, Artifact, Manifest
 from export.runtimes import Programs, Runner, evaluated_by, open_artifact, program_file, runner_of
-from stage import StageError, bytes_of, parse_json, sha256_of
+from stage import StageError, bytes_of, check_version, sha256_of
 
 SUMS = "SHA256SUMS"
 
@@ -19,14 +19,6 @@ def write_sums(folder: Path) -> None:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     lines = [f"{sha256_of(path)}  {path.relative_to(folder).as_posix()}\n" for path in files]
     (folder / SUMS).write_text("".join(lines), encoding="utf-8")
-
-
-def _version(text: str) -> object:
-    """Return the schema version that a manifest states, or None if it cannot be told: parts may be of any version."""
-    try:
-        return parse_json(text)["schema_version"]
-    except (ValueError, KeyError, TypeError):
-        return None
 
 
 def is_bundle(path: Path) -> bool:
@@ -42,9 +34,7 @@ class Bundle:
         file = path / "manifest.json"
         try:
             text = file.read_text(encoding="utf-8")
-            version = _version(text)
-            if version not in (None, SCHEMA_VERSION):
-                raise StageError(f"{file} is of schema version {version}, this program reads {SCHEMA_VERSION}")
+            check_version(text, SCHEMA_VERSION, file)
             self.manifest = Manifest.model_validate_json(text)
         except (OSError, UnicodeError) as error:
             raise StageError(f"{path} is not a bundle: it has no readable manifest.json") from error

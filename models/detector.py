@@ -10,7 +10,7 @@ from typing import Literal
 
 import timm
 import torch
-from pydantic import BaseModel, ConfigDict, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from torch import Tensor, nn
 
 from models.megatron import Megatron, MegatronSettings
@@ -40,11 +40,11 @@ class Architecture(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     backbone: str
-    size: int
+    size: int = Field(ge=16, le=1024)
     """Side of the input picture in pixels."""
     modalities: tuple[Modality, ...] = ("rgb",)
     """What it looks at, in this order."""
-    head_hidden: int | None = None
+    head_hidden: int | None = Field(default=None, ge=1, le=65536)
     """Width of the head's hidden layer (Linear, ReLU, Dropout, Linear); None for one linear layer."""
     megatron: MegatronSettings | None = None
     """The head over a clip's frames, in place of one over single frames."""

@@ -14,7 +14,7 @@ from models.temporal import ClipHead, Encoder, EncoderSettings, check_width, sin
 class MegatronSettings(EncoderSettings):
     """The size of a Megatron head; ``heads`` are those of the cross-attention too, ``layers`` of each modality."""
 
-    feed_forward: int = Field(default=1024, ge=1)
+    feed_forward: int = Field(default=1024, ge=1, le=65536)
 
 
 class CrossAttention(nn.Module):

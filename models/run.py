@@ -17,7 +17,18 @@ from safetensors.torch import load_file, save
 
 from models.detector import Architecture, Detector, Preprocessing
 from models.origin import DataSource, Parent, Weights
-from stage import STATIC_INT8, Scheme, StageError, locked, refuse_existing, say, sha256_of, speaks, written_whole
+from stage import (
+    STATIC_INT8,
+    Scheme,
+    StageError,
+    locked,
+    reason_of,
+    refuse_existing,
+    say,
+    sha256_of,
+    speaks,
+    written_whole,
+)
 
 SCHEMA_VERSION = 1
 TOOLS = ("torch", "torchvision", "timm", "torchao", "executorch", "numpy")
@@ -143,7 +154,10 @@ class Run:
 
     def detector(self) -> Detector:
         """Build the detector, in float32 and eval mode: of int8 with the weights before rounding, of fp16 after it."""
-        detector = Detector(self.info.architecture)
+        try:
+            detector = Detector(self.info.architecture)
+        except Exception as error:  # timm's backbones have reasons of their own to be of no such size
+            raise StageError(f"{self.path / 'model.json'} is of no network: {reason_of(error)}") from error
         path = self.path / "model.safetensors"
         try:
             detector.load_state_dict(load_file(path))

@@ -23,10 +23,10 @@ class EncoderSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    heads: int = Field(default=2, ge=1)
+    heads: int = Field(default=2, ge=1, le=256)
     """Attention heads."""
-    layers: int = Field(default=1, ge=1)
-    feed_forward: int = Field(default=256, ge=1)
+    layers: int = Field(default=1, ge=1, le=256)
+    feed_forward: int = Field(default=256, ge=1, le=65536)
     """Hidden width of a layer's feed-forward network."""
     dropout: float = Field(default=0.1, ge=0, lt=1)
     pooling: Literal["avg", "max"] = "avg"
@@ -36,7 +36,7 @@ class EncoderSettings(BaseModel):
 class TemporalSettings(EncoderSettings):
     """The size of a clip student's head."""
 
-    width: int = Field(default=128, ge=2)
+    width: int = Field(default=128, ge=2, le=65536)
     """To which embeddings are projected before the encoder."""
 
 

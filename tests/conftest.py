@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import skimage.data
 from filelock import FileLock
+from hypothesis import HealthCheck, settings
 from numpy.typing import NDArray
 
 from data.demo import render_corpora
@@ -22,6 +23,12 @@ from data.store import ClipStore
 
 if TYPE_CHECKING:
     from models.detector import Detector
+
+settings.register_profile(
+    "few", max_examples=50, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
+)
+settings.register_profile("many", settings.get_profile("few"), max_examples=500, derandomize=False)
+settings.load_profile("few")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

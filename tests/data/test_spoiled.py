@@ -23,8 +23,9 @@ from PIL import Image
 from data.crops import CropRule
 from data.layouts import Source
 from data.modalities import Modalities
+from data.parquet import RowWriter
 from data.prepare_video import Recipe, prepare_video
-from data.store import CLIP_SCHEMA, VIDEO_SCHEMA, RowWriter, StoreSettings
+from data.store import CLIP_SCHEMA, VIDEO_SCHEMA, StoreSettings
 from data.video import Video
 
 ROOT = Path(__file__).parents[2]

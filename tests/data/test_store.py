@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from data.demo import NOTE
-from data.store import CLIP_SCHEMA, ClipStore, RowWriter, decode_png, encode_png
+from data.parquet import RowWriter
+from data.store import CLIP_SCHEMA, ClipStore, decode_png, encode_png
 from stage import StageError
 
 LIST = "list<element: {}>".format

@@ -1,0 +1,56 @@
+"""Parquet files: rows written as they come, and read only where they are of the columns that were written."""
+
+from pathlib import Path
+from typing import Any, BinaryIO, get_args
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from stage import Modality, reason_of
+
+
+class RowWriter:
+    """Writes rows to a Parquet file as they come, one row a group for clips; no file if there is no row."""
+
+    def __init__(self, target: Path | BinaryIO, schema: pa.Schema) -> None:
+        self._target, self._schema = target, schema
+        self._writer: pq.ParquetWriter | None = None
+
+    def write(self, *rows: dict[str, Any]) -> None:
+        """Append rows as one group."""
+        if self._writer is None:
+            # Pictures are compressed already.
+            codecs = {f.name: "none" if f.name in get_args(Modality) else "zstd" for f in self._schema}
+            compression = {_leaf(self._schema, name): codec for name, codec in codecs.items()}
+            self._writer = pq.ParquetWriter(self._target, self._schema, compression=compression, use_dictionary=False)
+        self._writer.write_table(pa.Table.from_pylist(list(rows), schema=self._schema))
+
+    def __enter__(self) -> "RowWriter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+
+def _leaf(schema: pa.Schema, name: str) -> str:
+    """Return the column path under which Parquet knows a (nested) field."""
+    path, kind = name, schema.field(name).type
+    while pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind):
+        path, kind = f"{path}.list.element", kind.value_type
+    return path
+
+
+def read_rows(source: Path | bytes, schema: pa.Schema, columns: list[str] | None = None) -> list[dict[str, Any]]:
+    """Return the rows of a file, or of its bytes, as far as ``columns`` name them.
+
+    Raises ValueError with the reason if it is missing, damaged, or of another schema.
+    """
+    try:
+        with pq.ParquetFile(pa.BufferReader(source) if isinstance(source, bytes) else source) as file:
+            if not file.schema_arrow.equals(schema):
+                raise ValueError("its columns are others")
+            rows: list[dict[str, Any]] = file.read(columns=columns).to_pylist()
+    except (OSError, pa.ArrowException) as error:
+        raise ValueError(reason_of(error)) from error
+    return rows

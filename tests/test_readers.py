@@ -1,0 +1,245 @@
+"""Every reader of a file that a user hands in: whatever it meets, it reads it or ends with one line on what is wrong.
+
+``python -m pytest tests/test_readers.py --hypothesis-profile many`` tries ten times as much.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from benchmarks.merging import merge
+from benchmarks.reference import read_reference
+from benchmarks.render import write_report
+from benchmarks.report import read_report
+from benchmarks.task import clip_scores
+from compress.int8 import rebuild
+from compress.runs import diagnosis_of, own_threshold
+from data.layouts import corpus_note
+from data.store import ClipStore
+from export.bundle import Bundle
+from export.verify import check_crops
+from models.run import Run
+from models.weights import read_state
+from stage import StageError
+from tests.spoiling import spoiled_bytes, spoiled_json, spoiled_table
+
+ROOT = Path(__file__).parents[1]
+
+
+@contextmanager
+def one_line() -> Iterator[None]:
+    """Let an error of ours pass if it says its reason; any other fails."""
+    try:
+        yield
+    except StageError as error:
+        assert str(error).strip()
+
+
+class Spoilt:
+    """A copy of a folder whose files are spoilt one by one and made whole again."""
+
+    def __init__(self, source: Path, folder: Path) -> None:
+        self.path = shutil.copytree(source, folder / source.name)
+
+    @contextmanager
+    def with_file(self, name: str, data: bytes) -> Iterator[Path]:
+        file = self.path / name
+        before = file.read_bytes()
+        file.write_bytes(data)
+        try:
+            yield self.path
+        finally:
+            file.write_bytes(before)
+
+
+def use_store(path: Path) -> None:
+    store = ClipStore(path)
+    for split in ("train", "val", "test"):
+        for clip in store.clips(split, both=False):
+            assert store.boxes_in_crops(clip).shape == (store.frames, 4)
+            assert clip.valid.shape == (store.frames,)
+            assert store.pixels(clip, [0]).shape == (1, store.size, store.size, 3)
+
+
+@pytest.fixture(scope="module")
+def store(demo_store, tmp_path_factory):
+    return Spoilt(demo_store, tmp_path_factory.mktemp("store"))
+
+
+@given(data=st.data())
+def test_store_json(store, data):
+    text = data.draw(spoiled_json((store.path / "store.json").read_text()))
+    with store.with_file("store.json", text.encode()) as path, one_line():
+        use_store(path)
+
+
+@given(data=st.data())
+def test_tables_of_a_store(store, data, tmp_path_factory):
+    clips = sorted(file.relative_to(store.path).as_posix() for file in (store.path / "clips").iterdir())[:4]
+    name = data.draw(st.sampled_from(["videos.parquet", *clips]))
+    file = store.path / name
+    if data.draw(st.booleans()):
+        spoilt = data.draw(spoiled_bytes(file.read_bytes()))
+    else:
+        other = tmp_path_factory.getbasetemp() / "spoilt.parquet"
+        pq.write_table(data.draw(spoiled_table(pq.read_table(file))), other, row_group_size=1)
+        spoilt = other.read_bytes()
+    info = json.loads((store.path / "store.json").read_text())
+    if name == "videos.parquet":  # as one who means it would
+        info["fingerprint"] = hashlib.sha256(spoilt).hexdigest()
+    with store.with_file(name, spoilt) as path, store.with_file("store.json", json.dumps(info).encode()), one_line():
+        use_store(path)
+
+
+@pytest.mark.parametrize("name", ["../outside", "/tmp/outside", "a/../../outside"])
+def test_a_store_that_names_files_elsewhere_is_refused(store, name, tmp_path):
+    other = tmp_path / "videos.parquet"
+    table = pq.read_table(store.path / "videos.parquet")
+    place = table.column_names.index("video_id")
+    pq.write_table(table.set_column(place, "video_id", pa.array([name] * len(table))), other)
+    info = json.loads((store.path / "store.json").read_text())
+    info["fingerprint"] = hashlib.sha256(other.read_bytes()).hexdigest()
+    spoilt = store.with_file("videos.parquet", other.read_bytes())
+    refused = pytest.raises(StageError, match=r"videos.parquet names the video '.*' in the split")
+    with spoilt as path, store.with_file("store.json", json.dumps(info).encode()), refused:
+        ClipStore(path)
+
+
+def test_a_file_that_lost_a_clip_is_damaged(store, tmp_path):
+    videos = pq.read_table(store.path / "videos.parquet", columns=["video_id", "split"]).to_pylist()
+    video = next(row["video_id"] for row in videos if row["split"] == "val")
+    pq.write_table(pq.read_table(store.path / "clips" / f"{video}.parquet").slice(0, 0), tmp_path / "shorter.parquet")
+    refused = pytest.raises(StageError, match=rf"{video}.parquet is missing or damaged")
+    with store.with_file(f"clips/{video}.parquet", (tmp_path / "shorter.parquet").read_bytes()) as path, refused:
+        ClipStore(path).clips("val")
+
+
+@pytest.fixture(scope="module")
+def run(drawn_run, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    return Spoilt(drawn_run(folder / "drawn", {"kind": "student"}), folder / "copy")
+
+
+@pytest.fixture(scope="module")
+def int8(int8_run, tmp_path_factory):
+    return Spoilt(int8_run, tmp_path_factory.mktemp("int8"))
+
+
+@given(data=st.data())
+def test_model_json(run, data):
+    text = data.draw(spoiled_json((run.path / "model.json").read_text()))
+    with run.with_file("model.json", text.encode()) as path, one_line():
+        opened = Run(path)
+        opened.detector()
+
+
+@given(data=st.data())
+def test_figures_of_a_run(int8, data):
+    text = data.draw(spoiled_json((int8.path / "metrics.json").read_text()))
+    with int8.with_file("metrics.json", text.encode()) as path:
+        with one_line():
+            own_threshold(Run(path))
+        with one_line():
+            diagnosis_of(Run(path))
+
+
+@settings(max_examples=5)
+@given(data=st.data())
+def test_quantization_json(int8, data):
+    text = data.draw(spoiled_json((int8.path / "quantization.json").read_text()))
+    with int8.with_file("quantization.json", text.encode()) as path, one_line():
+        rebuild(Run(path), dynamic_batch=False)
+
+
+@given(data=st.data())
+def test_weights_of_a_run(run, data):
+    spoilt = data.draw(spoiled_bytes((run.path / "model.safetensors").read_bytes()))
+    with run.with_file("model.safetensors", spoilt) as path:
+        with one_line():
+            Run(path).detector()
+        with one_line():
+            read_state(path / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def bundle(bundle_path, tmp_path_factory):
+    return Spoilt(bundle_path, tmp_path_factory.mktemp("bundle"))
+
+
+@settings(max_examples=25)
+@given(data=st.data())
+def test_manifest_json(bundle, data):
+    text = data.draw(spoiled_json((bundle.path / "manifest.json").read_text()))
+    with bundle.with_file("manifest.json", text.encode()) as path, one_line():
+        opened = Bundle(path)
+        check_crops(opened)
+        opened.golden_inputs()
+        opened.chosen(None)
+        for artifact in opened.manifest.artifacts:
+            opened.check_programs(artifact)
+            opened.golden_outputs(artifact)
+
+
+@given(data=st.data())
+def test_sums(bundle, data):
+    spoilt = data.draw(spoiled_bytes((bundle.path / "SHA256SUMS").read_bytes()))
+    with bundle.with_file("SHA256SUMS", spoilt) as path, one_line():
+        Bundle(path).check_files()
+
+
+@given(data=st.data())
+def test_reference_json(reference_file, data, tmp_path_factory):
+    file = tmp_path_factory.getbasetemp() / "spoilt-reference.json"
+    file.write_text(data.draw(spoiled_json(reference_file.read_text())))
+    with one_line():
+        reference = read_reference(file)
+        reference.summary()
+        assert len(clip_scores(reference.scores).clips) == len(reference.scores.labels)
+
+
+@settings(max_examples=8)
+@given(data=st.data())
+def test_report_json(data, tmp_path_factory):
+    file = tmp_path_factory.getbasetemp() / "spoilt-report.json"
+    file.write_text(data.draw(spoiled_json((ROOT / "docs" / "report.json").read_text())))
+    out = tmp_path_factory.getbasetemp() / "spoilt-report"
+    shutil.rmtree(out, ignore_errors=True)
+    with one_line():
+        write_report(merge([read_report(file), read_report(file)]), out)
+
+
+NESTED = {"objects": '{"schema_version":' * 50_000, "lists": "[" * 200_000}
+
+
+@pytest.fixture(params=NESTED.values(), ids=NESTED)
+def nested(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """Return a folder of files that are nested deeper than Python follows."""
+    for name in ("report.json", "manifest.json", "model.json", "corpus.json"):
+        (tmp_path / name).write_text(request.param, encoding="utf-8")
+    return tmp_path
+
+
+def test_json_that_is_nested_without_end(nested, student_run):
+    with pytest.raises(StageError, match=r"report.json is not a report of schema version"):
+        read_report(nested / "report.json")
+    with pytest.raises(StageError, match=r"report.json is not a reference of schema version"):
+        read_reference(nested / "report.json")
+    with pytest.raises(StageError, match=r"manifest.json is not valid at : Invalid JSON"):
+        Bundle(nested)
+    with pytest.raises(StageError, match=r"model.json"):
+        _ = Run(nested).info
+    with pytest.raises(StageError, match=r"corpus.json is not of the form"):
+        corpus_note(nested)
+    run = Run(student_run)
+    run.read = lambda name: (nested / "report.json").read_bytes()
+    with pytest.raises(StageError, match=r"metrics.json holds no threshold"):
+        own_threshold(run)
