@@ -227,7 +227,11 @@ def perturbed_stores(
 
 def _finish(folder: Path, store: ClipStore, videos: list[dict[str, Any]]) -> None:
     """Write what makes a folder of clips a store."""
-    kept = [video for video in videos if (folder / "clips" / f"{video['video_id']}.parquet").exists()]
+    kept = []
+    for video in videos:
+        clips = folder / "clips" / f"{video['video_id']}.parquet"
+        if clips.exists():
+            kept.append(video | {"clips": pq.read_metadata(clips).num_rows, "clips_sha256": sha256_of(clips)})
     with RowWriter(folder / "videos.parquet", VIDEO_SCHEMA) as file:
         file.write(*kept)
     settings = store.info.settings.model_copy(update={"modalities": ("rgb",)})

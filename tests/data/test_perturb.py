@@ -129,6 +129,19 @@ def test_another_detector_s_boxes_cut_the_same_face(stores, opened_store):
         assert np.corrcoef(*grey)[0, 1] > 0.3
 
 
+def test_a_clip_in_which_another_detector_sees_no_face_is_left_out_alone(
+    here, opened_store, demo_corpus, tmp_path, monkeypatch
+):
+    """A video keeps its other clips, and the store knows how many it has."""
+    prepare([demo_corpus], tmp_path / "store", frames=2, size=64, ratios="0,0,1", clips_per_video=2, max_videos=2)
+    store = ClipStore(tmp_path / "store")
+    blind, cut = store.clips("test")[0].clip_id, perturb._perturbed
+    monkeypatch.setattr(perturb, "_perturbed", lambda clip, *rest: None if clip.clip_id == blind else cut(clip, *rest))
+    made = dict(perturbed_stores(store, "test", [demo_corpus], tmp_path / "cut", 1))
+    left = [clip.clip_id for clip in ClipStore(made[PERTURBATIONS[0]]).clips("test")]
+    assert left == [clip.clip_id for clip in store.clips("test")][1:] and len(left) >= 3
+
+
 def test_forgeries_are_made_again(here, tmp_path, tmp_path_factory):
     renders = shared(tmp_path_factory, "perturbed-renders", lambda out: render_corpora(out, 3, 0, 1, 1))
     originals = renders / "corpus" / "original_sequences"
