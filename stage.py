@@ -241,17 +241,17 @@ def parse_json(text: str | bytes) -> Any:
         raise ValueError("it is nested too deeply") from error
 
 
-def check_version(text: str, known: int, path: Path) -> None:
+def check_version(text: str | bytes, known: int, path: Path, mend: str = "") -> None:
     """Raise StageError if a JSON text states another schema version than the known one: its parts may be of any form.
 
-    One that states none passes: what else it is, its own schema tells.
+    One that states none passes: what else it is, its own schema tells. ``mend`` ends the line.
     """
     try:
         version = parse_json(text)["schema_version"]
     except (ValueError, KeyError, TypeError):
         return
     if version != known:
-        raise StageError(f"{path} is of schema version {version}, this program reads {known}")
+        raise StageError(f"{path} is of schema version {version}, this program reads {known}{mend and f': {mend}'}")
 
 
 def call(app: Callable[[], Any]) -> None:

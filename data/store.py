@@ -21,7 +21,7 @@ from data.crops import CropRule
 from data.depth import DepthWeights
 from data.layouts import FAKE, REAL, SPLITS
 from data.parquet import read_rows
-from stage import Modality, StageError, reason_of, say
+from stage import Modality, StageError, check_version, reason_of, say
 
 SCHEMA_VERSION = 2
 Status = Literal["ok", "no_face", "too_short", "unreadable"]
@@ -195,16 +195,11 @@ class ClipStore:
             raise StageError(
                 f"{path} is not a ClipStore: it has no store.json; make one with pocketproof prepare"
             ) from error
+        check_version(text, SCHEMA_VERSION, path, "prepare the store again")
         try:
-            info = StoreInfo.model_validate_json(text)
+            return StoreInfo.model_validate_json(text)
         except ValidationError as error:
             raise StageError(f"{path / 'store.json'} is not of schema version {SCHEMA_VERSION}: {error}") from error
-        if info.schema_version != SCHEMA_VERSION:
-            raise StageError(
-                f"{path} is of schema version {info.schema_version}, this program reads {SCHEMA_VERSION}: "
-                "prepare the store again"
-            )
-        return info
 
     def _videos_with_clips(self) -> list[tuple[str, str, int]]:
         """Return id, split and number of clips of the videos that gave some."""

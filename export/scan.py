@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from data.cluster import on_ray
 from data.journal import KILLER, Journal, Row, in_noted_processes
 from data.layouts import PHOTO_SUFFIXES, VIDEO_SUFFIXES, media, shown
+from data.parquet import read_rows
 from data.remote import is_remote
 from data.video import UnreadableVideo
 from export.bundle import Bundle
@@ -175,16 +176,13 @@ def _read_table(out: Path, artifact: Artifact, scorer: str) -> list[Row]:
     if not out.exists():
         return []
     try:
-        table = pq.read_table(out)
-    except (OSError, pa.ArrowException) as error:
+        rows = read_rows(out, TABLE_SCHEMA)
+    except ValueError as error:
         raise StageError(f"{out} is not a table of scores ({reason_of(error)}): give another --out") from error
-    if not table.schema.equals(TABLE_SCHEMA):
-        raise StageError(f"{out} is not a table of scores: give another --out")
-    if (table.schema.metadata or {}).get(SCORER_KEY) != scorer.encode():
+    if (pq.read_schema(out).metadata or {}).get(SCORER_KEY) != scorer.encode():
         raise StageError(
             f"{out} holds scores of another artifact or manifest than {artifact.file}'s: give another --out"
         )
-    rows: list[Row] = table.to_pylist()
     return rows
 
 

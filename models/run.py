@@ -21,6 +21,7 @@ from stage import (
     STATIC_INT8,
     Scheme,
     StageError,
+    check_version,
     locked,
     reason_of,
     refuse_existing,
@@ -134,16 +135,13 @@ class Run:
     def __init__(self, path: Path) -> None:
         self.path = path
         text = self.read("model.json")
+        check_version(text, SCHEMA_VERSION, path)
         try:
             self.info = RunInfo.model_validate_json(text)
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
             raise StageError(f"{path / 'model.json'} is not valid: {where}: {first['msg']}") from error
-        if self.info.schema_version != SCHEMA_VERSION:
-            raise StageError(
-                f"{path} is of schema version {self.info.schema_version}, this program reads {SCHEMA_VERSION}"
-            )
 
     def read(self, file: str) -> str:
         """Return the text of one of the run's files."""
