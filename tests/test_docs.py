@@ -1,5 +1,6 @@
-"""The commands in README.md and docs/: each is one that the command line takes, and its pages are there."""
+"""README.md and docs/: commands, options, defaults and error lines are the code's, and every stage has a page."""
 
+import ast
 import re
 import shlex
 import subprocess
@@ -26,7 +27,7 @@ def shell_lines(page: Path) -> list[str]:
 
 def stage_of(line: str) -> tuple[str, list[str]] | None:
     """Return the stage that a line calls, as a sub-command or as a script, and its arguments; None for other lines."""
-    words = shlex.split(line, comments=True)
+    words = shlex.split(line.partition(" > ")[0], comments=True)
     if "pocketproof" in words:
         name, *arguments = words[words.index("pocketproof") + 1 :]
         return name, arguments
@@ -72,6 +73,85 @@ def test_readme_calls_every_stage():
     called = {parameters.values[0] for parameters in COMMANDS}
     assert called >= set(pocketproof.STAGES) - {"demo"}  # which make calls
     assert "make demo" in shell_lines(PAGES[0]) and "make test" in shell_lines(PAGES[0])
+
+
+def stages_of(page: Path) -> list[str]:
+    """Return the stages that a page is of: its title names them, as in ``# `prepare` and `inspect`: ...``."""
+    title = page.read_text(encoding="utf-8").partition("\n")[0]
+    return [name for name in re.findall(r"`(\w+)`", title.partition(":")[0]) if name in pocketproof.STAGES]
+
+
+STAGE_PAGES = [page for page in PAGES if stages_of(page)]
+
+
+def test_every_stage_has_a_page():
+    assert sorted(stage for page in STAGE_PAGES for stage in stages_of(page)) == sorted(
+        set(pocketproof.STAGES) - {"demo", "doctor"}
+    )
+
+
+def rows_of(page: Path) -> list[tuple[str, str]]:
+    """Return each option of a page's table of options with its default, as they are written there."""
+    section = page.read_text(encoding="utf-8").partition("\n## Options\n")[2].partition("\n## ")[0]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines() if "--" in line]
+    rows = [row for row in rows if row[0].startswith("`--")]
+    found = []
+    for names, defaults, _ in rows:
+        options = re.findall(r"`(--[\w-]+)`", names)
+        several = [cell.strip() for cell in re.split(r"[,;] (?=`|none$|off$|none,|off,)", defaults)]
+        found += zip(options, several if len(options) > 1 else [defaults], strict=True)
+    return found
+
+
+def written(default: object) -> str | None:
+    """Return how a table of options writes a default; None where it says in words what takes its place."""
+    if default is None or default is False:
+        return "none" if default is None else "off"
+    return f"`{default}`"
+
+
+@pytest.mark.parametrize("page", STAGE_PAGES, ids=lambda page: page.name)
+def test_tables_name_every_option_and_its_default(page):
+    options: dict[str, set[str | None]] = {}
+    for stage in stages_of(page):
+        for parameter in typer.main.get_command(pocketproof.build_app(stage)).commands[stage].params:
+            if parameter.opts[0].startswith("--") and not parameter.required:
+                options.setdefault(parameter.opts[0], set()).add(written(parameter.default))
+    rows = rows_of(page)
+    assert {option for option, _ in rows} == set(options)
+    for option, default in rows:
+        in_words = "none" in options[option] and not default.startswith("`")
+        assert in_words or default in options[option], f"{option}: {default}"
+
+
+def sayings(path: Path) -> list[str]:
+    """Return what a module's strings can become, as regular expressions; not those that are of values alone."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        parts = node.values if isinstance(node, ast.JoinedStr) else [node]
+        texts = [part.value if isinstance(part, ast.Constant) else None for part in parts]
+        fixed = "".join(text for text in texts if isinstance(text, str))
+        if all(text is None or isinstance(text, str) for text in texts) and len(fixed) > 12:
+            found.append("".join(".*" if text is None else re.escape(text) for text in texts))
+    return found
+
+
+SAYINGS = [
+    saying
+    for room in ("data", "models", "compress", "export", "benchmarks")
+    for path in (ROOT / room).rglob("*.py")
+    for saying in sayings(path)
+] + sayings(ROOT / "stage.py")
+ERRORS = [
+    pytest.param(error, id=f"{page.name}: {error}")
+    for page in STAGE_PAGES
+    for error in re.findall(r"^error: (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+]
+
+
+@pytest.mark.parametrize("error", ERRORS)
+def test_errors_are_what_the_code_says(error):
+    assert any(re.fullmatch(saying, error) for saying in SAYINGS)
 
 
 def test_studies_that_pages_name_are_there():
