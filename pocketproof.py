@@ -30,7 +30,7 @@ STAGES = {
 }
 """Sub-command to its module, which has a function of the same name, and one line of help."""
 
-RENDERS, CONTROLS, FRAMES, SIZE, EPOCHS = 80, 12, 4, 196, 2
+RENDERS, CONTROLS, FRAMES, SIZE = 80, 12, 4, 168
 RATIOS = "0.65,0.1,0.25"
 TEACHER, STUDENT, LARGE_TEACHER = "repvit_m1_0", "repvit_m0_9", "vit_base_patch14_dinov2"
 
@@ -81,7 +81,7 @@ def demo(
         ),
         f"teach {TEACHER} from scratch": (
             teacher,
-            lambda: teach("dino", store, teacher, backbone=TEACHER, epochs=EPOCHS, **scratch),
+            lambda: teach("dino", store, teacher, backbone=TEACHER, epochs=1, batch_size=8, **scratch),
         ),
         f"create {LARGE_TEACHER} for its latency": (
             large,
@@ -89,7 +89,7 @@ def demo(
         ),
         f"distill into {STUDENT}": (
             student,
-            lambda: distill(store, student, teacher, student=STUDENT, epochs=EPOCHS, seed=seed),
+            lambda: distill(store, student, teacher, student=STUDENT, epochs=2, seed=seed),
         ),
         "quantize to int8": (int8, lambda: quantize(student, store, int8, calibration_clips=32, seed=seed)),
         "export to three runtimes": (bundle, lambda: export([student, int8], store, bundle)),

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import IO, Annotated, Any, Literal, TypeVar
 
 import typer
+from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import track
 
@@ -55,9 +56,23 @@ class WorkerDied(StageError):
 
 
 def reason_of(error: Exception) -> str:
-    """Return an error's reason as one line, or its class where it gives none."""
+    """Return an error's reason as one line, or its class where it gives none; of a schema its first fault and where."""
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return ": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"])))
     text = getattr(error, "strerror", None) or str(error)
     return text.strip().splitlines()[0].strip() if text.strip() else type(error).__name__
+
+
+@contextlib.contextmanager
+def writing(target: Path) -> Iterator[None]:
+    """Raise StageError that names ``target`` where the system says that it cannot be put there, or does not fit."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in NOT_WRITABLE:
+            raise StageError(f"cannot write {target}: {os.strerror(error.errno)}") from error
+        raise
 
 
 @contextlib.contextmanager
@@ -69,17 +84,14 @@ def written_whole(target: Path, keep_existing: bool = False) -> Iterator[Path]:
     """
     aside = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        yield aside
-        if keep_existing:
-            with contextlib.suppress(FileExistsError):
-                os.link(aside, target)
-        else:
-            aside.replace(target)
-    except OSError as error:
-        if error.errno in NOT_WRITABLE:
-            raise StageError(f"cannot write {target}: {error.strerror}") from error
-        raise
+        with writing(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            yield aside
+            if keep_existing:
+                with contextlib.suppress(FileExistsError):
+                    os.link(aside, target)
+            else:
+                aside.replace(target)
     finally:
         if aside.is_dir():
             shutil.rmtree(aside, ignore_errors=True)

@@ -22,8 +22,9 @@ from benchmarks.timing import peak_mb, reset_peak
 from data.clips import FaceClip, face_clips
 from data.crops import CropRule
 from data.faces import DETECTORS
+from data.picture import Picture
 from data.tracks import Tracker
-from data.video import Picture, Video
+from data.video import Video
 from export.runtimes import Method, Runtime, open_artifact, runner_of
 from stage import Modality, Scheme, StageError
 

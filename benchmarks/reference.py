@@ -15,7 +15,7 @@ from benchmarks.measuring import measure_apart, write_timed_crops
 from benchmarks.report import ReferenceSummary
 from benchmarks.task import BatchTiming, Scores, Task, Timing, clip_scores
 from compress.metrics import Metrics, choose_threshold
-from compress.runs import check_clips, check_size, takes
+from compress.runs import check_store, takes
 from data.store import ClipStore
 from models.origin import Parent
 from models.run import Run
@@ -118,10 +118,8 @@ def reference(
         raise StageError(f"{run} is in {source.info.scheme}: the reference is the run that it came from")
     if reason := source.info.meaningless:
         raise StageError(f"{run} cannot be a reference: {reason}")
-    check_size(run, source.info.architecture.size, store)
-    check_clips(source, store)
+    check_store(source, store)
     where, looks = choose_device(device), takes(source.info)
-    store.require(looks.modalities)
     with tempfile.TemporaryDirectory() as folder:
         task = Task(
             path=run,

@@ -95,14 +95,14 @@ def training_speed(compute: Compute, objective: nn.Module, inputs: tuple[Tensor,
     Weights, buffers and random numbers stay as they are. Returns medians in milliseconds.
     """
     chosen = compute.dtype or fast_dtype(compute.device)
-    types = {"fp32": None} | ({} if chosen is None else {str(chosen).removeprefix("torch."): chosen})
+    if chosen is None:
+        return {"step_ms": {}, "reason": "not timed: no fast 16-bit type on this device to hold against fp32"}
+    types = {"fp32": None, str(chosen).removeprefix("torch."): chosen}
     with _untouched(objective):
         try:
             found = {name: _step_ms(compute.device, objective, inputs, dtype) for name, dtype in types.items()}
         except torch.OutOfMemoryError:
             return {"step_ms": {}, "reason": "not timed: a step in fp32 does not fit into this device's memory"}
-    if chosen is None:
-        return {"step_ms": found, "reason": "autocast was not timed: no fast 16-bit type on this device"}
     fp32, cast = found.values()
     return {"step_ms": found, "autocast_speedup": round(fp32 / cast, 2)}
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from compress.caches import CacheFolder, default_cache
 from compress.compute import Compute, Precision, check_batch, prepare_compute
 from compress.objective import CLASSIFICATION, FEWEST_RELATED, RELATIONS, StudentObjective, parse_losses
-from compress.runs import check_size, data_source, finish_run
+from compress.runs import check_store, data_source, finish_run
 from compress.schedule import Accumulate, Balance, BatchSize, Curve, Ema, Patience, Schedule, class_weights
 from compress.scoring import Takes, from_pixels
 from compress.taught import Taught
@@ -48,8 +48,7 @@ def load_teacher(path: Path, store: ClipStore, kind: str) -> Run:
         raise StageError(
             f"{path} scores {architecture.per}s: a {kind} student learns from a teacher of {kind}s, {other}"
         )
-    check_size(path, architecture.size, store)
-    store.require(architecture.modalities)
+    check_store(run, store)
     return run
 
 

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from compress.metrics import RATES, Figures, Metrics
-from compress.runs import check_clips, check_size, own_threshold, pixel_detector, takes, torch_scorer
+from compress.runs import check_store, own_threshold, pixel_detector, takes, torch_scorer
 from compress.scoring import Scorer, Source, Takes, score_clip_list
 from data.recompress import RecompressedStore, Recompression, depth_of, parse_recompressions
 from data.store import ClipStore
@@ -51,13 +51,12 @@ class Evaluated:
     def of_run(cls, path: Path, store: ClipStore) -> "Evaluated":
         """Load a run of any scheme, on a GPU where there is one; integer programs are of the CPU.
 
-        Raises StageError if its scores mean nothing, or if it takes crops or clips of another size than a store holds.
+        Raises StageError if its scores mean nothing, or if a store holds no crops or clips that it takes.
         """
         run = Run(path)
         if reason := run.info.meaningless:
             raise StageError(f"{path} cannot be evaluated: {reason}")
-        check_size(path, run.info.architecture.size, store)
-        check_clips(run, store)
+        check_store(run, store)
         threshold = own_threshold(run).value
         on_gpu = torch.cuda.is_available() and not (run.info.integer or run.info.scheme == "int8-dynamic")
         device = torch.device("cuda" if on_gpu else "cpu")
@@ -144,7 +143,6 @@ def _sources(store: ClipStore, looks: Takes, text: str | None, weights: Path | N
     recompressions: list[Recompression] = parse_recompressions(text) if text is not None else []
     if weights and not (recompressions and "depth" in looks.modalities):
         raise StageError("--depth-weights is for --recompress and runs that look at depth: leave it out")
-    store.require(looks.modalities)
     if recompressions and "flow" in looks.modalities:
         raise StageError(f"--recompress {text}: flow cannot be computed from recompressed crops; evaluate without it")
     depth = depth_of(store, weights) if recompressions and "depth" in looks.modalities else None

@@ -26,7 +26,7 @@ from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 from compress.observers import OBSERVERS, Candidates, Cut, ObserverName
 from models.detector import Detector
 from models.run import Run
-from stage import StageError
+from stage import StageError, reason_of
 
 aten = torch.ops.aten
 LAYERS = (aten.conv2d.default, aten.linear.default)
@@ -272,5 +272,5 @@ def rebuild(run: Run, dynamic_batch: bool) -> Detector:
     try:
         quantization = Quantization.model_validate_json(run.read("quantization.json"))
     except ValidationError as error:
-        raise StageError(f"{run.path / 'quantization.json'} is not valid: {error.errors()[0]['msg']}") from error
+        raise StageError(f"{run.path / 'quantization.json'} is not valid: {reason_of(error)}") from error
     return quantized(run.detector(), quantization, dynamic_batch)

@@ -31,7 +31,7 @@ from compress.equalization import equalize
 from compress.fidelity import Diagnosis, LayerNoise, snr_db
 from compress.int8 import Quantization
 from compress.qat import Lesson, train_rounded
-from compress.runs import check_clips, check_size, own_metrics, takes
+from compress.runs import check_store, own_metrics, takes
 from compress.scoring import ClipScores, Takes
 from data.store import ClipStore
 from models.detector import Detector
@@ -71,9 +71,7 @@ class Source:
         if run.info.scheme != "fp32":
             raise StageError(f"{run.path} is quantized already ({run.info.scheme}): give the run that it came from")
         looks = takes(run.info)
-        check_size(run.path, run.info.architecture.size, store)
-        check_clips(run, store)
-        store.require(looks.modalities)
+        check_store(run, store)
         validation = drawn_inputs(run, looks, store, "val", VALIDATION[looks.per], seed)
         return cls(run, store, fuse(run.detector(), *validation[0]), validation, max_auc_drop, seed)
 

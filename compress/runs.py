@@ -65,8 +65,13 @@ def check_length(path: Path, frames: int, store: ClipStore) -> None:
         raise StageError(f"{path} takes clips of {frames} frames, {store.path} holds {store.frames}")
 
 
-def check_clips(run: Run, store: ClipStore) -> None:
-    """Raise StageError if a run scores whole clips, and a store holds none, or of another length than it learned."""
+def check_store(run: Run, store: ClipStore) -> None:
+    """Raise StageError unless a store holds what a run takes: crops of its size, its modalities, and clips.
+
+    A run that scores whole clips takes those of the length that it learned.
+    """
+    check_size(run.path, run.info.architecture.size, store)
+    store.require(run.info.architecture.modalities)
     if run.info.architecture.per == "frame":
         return
     if store.frames == 1:

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.faces import Face, area
+from data.picture import Picture
 from data.tracks import Seen
-from data.video import Picture
 
 BRIDGED_FRAMES = 5
 """A gap of at most this many frames without a face is bridged by interpolated boxes; a longer one is not valid."""

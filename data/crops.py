@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from data.video import Frame
+from data.picture import Frame
 
 Fit = Literal["resize", "pad"]
 

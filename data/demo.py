@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from data.faces import DlibHog, whole
 from data.forge import Forgery
-from data.video import Frame, Picture, write_video
+from data.picture import Frame, Picture
+from data.video import write_video
 from stage import in_processes, written_whole
 
 FPS = 25

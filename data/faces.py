@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from data.video import Frame, Picture
+from data.picture import Frame, Picture
 from stage import StageError
 
 Box = NDArray[np.float64]

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from data.video import Frame
+from data.picture import Frame
 
 WEAKEST = 0.25
 """Strength from which forgeries are drawn unless another is asked for; 1 are coarse ones alone.

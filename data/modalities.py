@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from data.crops import CropRule
 from data.depth import DepthAnything, DepthWeights, depth_pictures
 from data.flow import Estimate, clip_flow, flow_estimator
-from data.video import Frame
+from data.picture import Frame
 from stage import Modality, sha256_of
 
 

@@ -6,31 +6,37 @@ from typing import Any, BinaryIO, get_args
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stage import Modality, reason_of
+from stage import Modality, reason_of, writing
 
 
 class RowWriter:
-    """Writes rows to a Parquet file as they come, one row a group for clips; no file if there is no row."""
+    """Writes rows to a Parquet file as they come, one row a group for clips; no file if there is no row.
+
+    Raises StageError where the file cannot be written.
+    """
 
     def __init__(self, target: Path | BinaryIO, schema: pa.Schema) -> None:
         self._target, self._schema = target, schema
+        self._name = target if isinstance(target, Path) else Path("memory")
         self._writer: pq.ParquetWriter | None = None
 
     def write(self, *rows: dict[str, Any]) -> None:
         """Append rows as one group."""
-        if self._writer is None:
-            # Pictures are compressed already.
-            codecs = {f.name: "none" if f.name in get_args(Modality) else "zstd" for f in self._schema}
-            compression = {_leaf(self._schema, name): codec for name, codec in codecs.items()}
-            self._writer = pq.ParquetWriter(self._target, self._schema, compression=compression, use_dictionary=False)
-        self._writer.write_table(pa.Table.from_pylist(list(rows), schema=self._schema))
+        with writing(self._name):
+            if self._writer is None:
+                # Pictures are compressed already.
+                codecs = {f.name: "none" if f.name in get_args(Modality) else "zstd" for f in self._schema}
+                codec_of = {_leaf(self._schema, name): codec for name, codec in codecs.items()}
+                self._writer = pq.ParquetWriter(self._target, self._schema, compression=codec_of, use_dictionary=False)
+            self._writer.write_table(pa.Table.from_pylist(list(rows), schema=self._schema))
 
     def __enter__(self) -> "RowWriter":
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._writer is not None:
-            self._writer.close()
+            with writing(self._name):
+                self._writer.close()
 
 
 def _leaf(schema: pa.Schema, name: str) -> str:

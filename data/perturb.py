@@ -22,10 +22,11 @@ from data.faces import DETECTORS, Detector, Face, iou
 from data.layouts import is_photo
 from data.parquet import RowWriter
 from data.photo import Photo
+from data.picture import Frame, Picture
 from data.prepare_video import forged, surroundings
 from data.recompress import through_jpeg
 from data.store import CLIP_SCHEMA, VIDEO_SCHEMA, Clip, ClipStore, StoreInfo, StoreSettings, encode_png
-from data.video import Frame, Picture, Video, recompressed
+from data.video import Video, recompressed
 from stage import StageError, in_processes, sha256_of
 
 REACH = 0.5

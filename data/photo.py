@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from data.video import Frame, Picture, UnreadableVideo, VideoInfo
+from data.picture import Frame, Picture, UnreadableVideo
+from data.video import VideoInfo
 from stage import reason_of
 
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF")

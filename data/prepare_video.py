@@ -16,10 +16,11 @@ from data.forge import Forgery
 from data.layouts import FAKE, REAL, Source
 from data.modalities import Modalities
 from data.photo import Photo
+from data.picture import Frame, Picture, UnreadableVideo
 from data.remote import fetched
 from data.store import Start, StoreSettings, encode_png
 from data.tracks import STRIDE, Tracker
-from data.video import Frame, Picture, UnreadableVideo, Video, recompressed
+from data.video import Video, recompressed
 
 FORGED = "SelfBlended"
 """Method of the clips that ``--forge`` makes."""

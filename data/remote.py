@@ -13,7 +13,7 @@ from typing import Any, cast
 
 from upath import UPath
 
-from data.video import UnreadableVideo
+from data.picture import UnreadableVideo
 from stage import StageError, reason_of
 
 TABLES = frozenset({".json", ".csv", ".txt"})

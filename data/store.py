@@ -199,7 +199,9 @@ class ClipStore:
         try:
             return StoreInfo.model_validate_json(text)
         except ValidationError as error:
-            raise StageError(f"{path / 'store.json'} is not of schema version {SCHEMA_VERSION}: {error}") from error
+            raise StageError(
+                f"{path / 'store.json'} is not valid: {reason_of(error)}: prepare the store again"
+            ) from error
 
     def _videos_with_clips(self) -> list[tuple[str, str, int]]:
         """Return id, split and number of clips of the videos that gave some."""

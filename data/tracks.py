@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.faces import Box, Detector, Face, area, iou, whole
-from data.video import Picture
+from data.picture import Picture
 
 STRIDE = 6
 SEARCH_EVERY = 30

@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.clips import FaceClip
+from data.picture import Frame
 from data.remote import fetched
-from data.video import Frame, Video, write_video
+from data.video import Video, write_video
 from export.scorer import Detection
 from stage import written_whole
 

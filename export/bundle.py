@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from export.manifest import SCHEMA_VERSION, Artifact, Manifest
 from export.runtimes import Programs, Runner, evaluated_by, open_artifact, program_file, runner_of
-from stage import StageError, bytes_of, check_version, sha256_of
+from stage import StageError, bytes_of, check_version, reason_of, sha256_of
 
 SUMS = "SHA256SUMS"
 
@@ -39,8 +39,7 @@ class Bundle:
         except (OSError, UnicodeError) as error:
             raise StageError(f"{path} is not a bundle: it has no readable manifest.json") from error
         except ValidationError as error:
-            where = ".".join(str(part) for part in error.errors()[0]["loc"])
-            raise StageError(f"{file} is not valid at {where}: {error.errors()[0]['msg']}") from error
+            raise StageError(f"{file} is not valid: {reason_of(error)}") from error
 
     def check_files(self) -> int:
         """Compare every file with ``SHA256SUMS``; return how many there are.

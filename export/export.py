@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from compress.metrics import choose_threshold
-from compress.runs import check_clips, check_rgb, data_source, diagnosis_of, pixel_detector, student_of, takes
+from compress.runs import check_rgb, check_store, data_source, diagnosis_of, pixel_detector, student_of, takes
 from compress.scoring import score_split
 from data.store import ClipStore
 from export import coreml, executorch, onnx
@@ -203,7 +203,7 @@ def _one_student(runs: list[Run], store: ClipStore) -> Architecture:
     """
     for run in runs:
         check_rgb(run)
-        check_clips(run, store)
+        check_store(run, store)
         if run.info.scheme in ONLY_TORCH:
             raise StageError(
                 f"{run.path} is in {run.info.scheme}, which no runtime of a phone has: bench the run itself, and "
@@ -243,7 +243,7 @@ def export(
     forms = parse_forms(format, batch, delegate, etrecord, ort)
     store = ClipStore(data)
     inputs = golden_inputs(store, _one_student([Run(path) for path in run], store).per)
-    sources = [Source.load(path, store, inputs) for path in run]
+    sources = [Source.load(path, inputs) for path in run]
     manifest = build_bundle(sources, forms, store, inputs, out)
     for artifact in manifest.artifacts:
         say(f"{out / artifact.file}: {artifact.bytes / 1e6:.2f} MB, {artifact.near()}")

@@ -9,8 +9,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from compress.metrics import Threshold
-from compress.runs import check_size, own_threshold, pixel_detector, torch_scorer
-from data.store import ClipStore
+from compress.runs import own_threshold, pixel_detector, torch_scorer
 from export import coreml
 from export.forms import Form
 from export.golden import Inputs
@@ -60,10 +59,9 @@ class Source:
     threshold: Threshold
 
     @classmethod
-    def load(cls, path: Path, store: ClipStore, inputs: Inputs) -> "Source":
+    def load(cls, path: Path, inputs: Inputs) -> "Source":
         """Load a run, verify its fusing on the golden inputs, and score them."""
         run = Run(path)
-        check_size(path, run.info.architecture.size, store)
         detector, cpu = pixel_detector(run, inputs=inputs), torch.device("cpu")
         golden, fused = torch_scorer(detector, cpu)(*inputs), None
         if not run.info.architecture.fused:

@@ -18,8 +18,8 @@ from data.cluster import on_ray
 from data.journal import KILLER, Journal, Row, in_noted_processes
 from data.layouts import PHOTO_SUFFIXES, VIDEO_SUFFIXES, media, shown
 from data.parquet import read_rows
+from data.picture import UnreadableVideo
 from data.remote import is_remote
-from data.video import UnreadableVideo
 from export.bundle import Bundle
 from export.manifest import Artifact
 from export.scorer import NoFace, VideoScorer
@@ -177,6 +177,8 @@ def _read_table(out: Path, artifact: Artifact, scorer: str) -> list[Row]:
         return []
     try:
         rows = read_rows(out, TABLE_SCHEMA)
+        if not all(row["video"] and row["status"] for row in rows):
+            raise ValueError("a row has no video or no status")
     except ValueError as error:
         raise StageError(f"{out} is not a table of scores ({reason_of(error)}): give another --out") from error
     if (pq.read_schema(out).metadata or {}).get(SCORER_KEY) != scorer.encode():

@@ -139,9 +139,7 @@ class Run:
         try:
             self.info = RunInfo.model_validate_json(text)
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"])
-            raise StageError(f"{path / 'model.json'} is not valid: {where}: {first['msg']}") from error
+            raise StageError(f"{path / 'model.json'} is not valid: {reason_of(error)}") from error
 
     def read(self, file: str) -> str:
         """Return the text of one of the run's files."""

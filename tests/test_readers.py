@@ -10,9 +10,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -21,27 +23,21 @@ from benchmarks.reference import read_reference
 from benchmarks.render import write_report
 from benchmarks.report import read_report
 from benchmarks.task import clip_scores
+from compress.caches import _mapped as mapped
+from compress.checkpoints import Position, load_checkpoint, save_checkpoint
 from compress.int8 import rebuild
 from compress.runs import diagnosis_of, own_threshold
 from data.layouts import corpus_note
 from data.store import ClipStore
 from export.bundle import Bundle
+from export.scan import scan
 from export.verify import check_crops
 from models.run import Run
 from models.weights import read_state
 from stage import StageError
-from tests.spoiling import spoiled_bytes, spoiled_json, spoiled_table
+from tests.spoiling import one_line, spoiled_bytes, spoiled_json, spoiled_table
 
 ROOT = Path(__file__).parents[1]
-
-
-@contextmanager
-def one_line() -> Iterator[None]:
-    """Let an error of ours pass if it says its reason; any other fails."""
-    try:
-        yield
-    except StageError as error:
-        assert str(error).strip()
 
 
 class Spoilt:
@@ -217,6 +213,46 @@ def test_report_json(data, tmp_path_factory):
         write_report(merge([read_report(file), read_report(file)]), out)
 
 
+@given(data=st.data())
+def test_checkpoints(data, tmp_path_factory):
+    file = tmp_path_factory.getbasetemp() / "checkpoints" / "last.pt"
+    save_checkpoint(file, Position(), {"weights": {"a": torch.ones(3)}, "where": "here"})
+    file.write_bytes(data.draw(spoiled_bytes(file.read_bytes())))
+    with one_line():
+        load_checkpoint(file)
+
+
+@given(data=st.data())
+def test_arrays_of_a_cache(data, tmp_path_factory):
+    file = tmp_path_factory.getbasetemp() / "cache" / "0.npy"
+    file.unlink(missing_ok=True)
+    mapped(file, np.float16, (4, 3))
+    file.write_bytes(data.draw(spoiled_bytes(file.read_bytes())))
+    with one_line():
+        assert mapped(file, np.float16, (4, 3)).sum() is not None
+
+
+SCORED = {"video": "a.mp4", "bytes": 1, "modified_ns": 2, "status": "ok", "score": 0.5, "clips": [{"score": 0.5}]}
+
+
+@given(data=st.data())
+def test_tables_of_scores(bundle, data, tmp_path_factory):
+    opened, file = Bundle(bundle.path), tmp_path_factory.getbasetemp() / "scores" / "scores.parquet"
+    file.unlink(missing_ok=True)
+    scan([], opened, opened.chosen(None), file, 1, None)
+    table = pa.Table.from_pylist([SCORED, SCORED | {"video": "b.mp4"}], schema=pq.read_schema(file))
+    if data.draw(st.booleans()):
+        table = data.draw(spoiled_table(table))
+    pq.write_table(table, file)
+    if data.draw(st.booleans()):
+        file.write_bytes(data.draw(spoiled_bytes(file.read_bytes())))
+    before = file.read_bytes()
+    try:
+        scan([], opened, opened.chosen(None), file, 1, None)
+    except StageError:
+        assert file.read_bytes() == before
+
+
 NESTED = {"objects": '{"schema_version":' * 50_000, "lists": "[" * 200_000}
 
 
@@ -233,7 +269,7 @@ def test_json_that_is_nested_without_end(nested, student_run):
         read_report(nested / "report.json")
     with pytest.raises(StageError, match=r"report.json is not a reference of schema version"):
         read_reference(nested / "report.json")
-    with pytest.raises(StageError, match=r"manifest.json is not valid at : Invalid JSON"):
+    with pytest.raises(StageError, match=r"manifest.json is not valid: Invalid JSON"):
         Bundle(nested)
     with pytest.raises(StageError, match=r"model.json"):
         _ = Run(nested).info

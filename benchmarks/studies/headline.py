@@ -25,8 +25,9 @@ from compress.quantize import quantize
 from compress.teach import teach
 from data.demo import FPS, Camera, Photo
 from data.faces import DlibHog, whole
+from data.picture import Picture
 from data.prepare import prepare
-from data.video import Picture, write_video
+from data.video import write_video
 from export.export import export
 from stage import Scheme, in_processes, run_as_script, say, written_whole
 

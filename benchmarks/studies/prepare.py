@@ -25,11 +25,12 @@ from data.faces import DlibHog, Face, Mtcnn, iou, whole
 from data.layouts import Source
 from data.modalities import Modalities
 from data.parquet import RowWriter
+from data.picture import Picture
 from data.prepare import prepare
 from data.prepare_video import Recipe, prepare_video
 from data.store import CLIP_SCHEMA, StoreSettings
 from data.tracks import Tracker
-from data.video import Picture, Video
+from data.video import Video
 from stage import progress, run_as_script, say
 
 FOUND_IOU = 0.5

@@ -67,9 +67,8 @@ def test_what_a_run_looks_at_is_in_its_model(several: Path, megatron: Path) -> N
     metrics = json.loads((megatron / "metrics.json").read_text())
     assert metrics["test"]["frame"] is None
     assert metrics["cost"]["per"] == "clip"
-    steps = metrics["training"]["speed"]["step_ms"]
-    assert set(steps) <= {"fp32", "bfloat16"}
-    assert min(steps.values()) > 0
+    speed = metrics["training"]["speed"]
+    assert set(speed["step_ms"]) == {"fp32", "bfloat16"} or "no fast 16-bit type" in speed["reason"]
     assert list((megatron / "log").glob("events.out.tfevents.*"))
 
 

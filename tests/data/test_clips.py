@@ -6,8 +6,8 @@ from numpy.typing import NDArray
 
 from data.clips import BRIDGED_FRAMES, FaceClip, bridge, face_clips
 from data.faces import DlibHog, Face
+from data.picture import Frame, Picture
 from data.tracks import Seen, Tracker
-from data.video import Frame, Picture
 
 EMPTY = Picture.of(np.full((200, 240, 3), 128, np.uint8))
 

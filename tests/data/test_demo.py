@@ -10,7 +10,7 @@ import pytest
 
 from data.demo import NOTE, Camera, Photo, render_corpora, render_pair
 from data.faces import DlibHog, Face, iou, whole
-from data.video import Frame, Picture
+from data.picture import Frame, Picture
 
 
 def files(root: Path) -> dict[str, bytes]:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from data.faces import DETECTORS, Detector, DlibHog, Face, Mtcnn, area, iou, whole
 from data.photo import Photo
-from data.video import Frame, Picture
+from data.picture import Frame, Picture
 from stage import StageError
 
 EYES_AND_MOUTH = np.array([[204, 101], [247, 103], [225, 146]])

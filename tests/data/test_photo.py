@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from data.photo import Photo
-from data.video import UnreadableVideo
+from data.picture import UnreadableVideo
 
 ORIENTATION = 0x0112
 TURNS = {

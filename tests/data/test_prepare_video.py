@@ -14,9 +14,10 @@ from data.crops import CropRule
 from data.forge import Forgery
 from data.layouts import Source
 from data.modalities import Modalities
+from data.picture import Frame
 from data.prepare_video import Recipe, prepare_video
 from data.store import StoreSettings
-from data.video import Frame, Video, recompressed, write_video
+from data.video import Video, recompressed, write_video
 
 Row = dict[str, Any]
 LENGTH = 60

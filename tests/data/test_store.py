@@ -248,14 +248,14 @@ def test_another_schema_version_is_refused(copy: Path) -> None:
 
 def test_store_json_with_other_keys_is_refused(copy: Path) -> None:
     edit_json(copy, lambda content: content.pop("fingerprint"))
-    with pytest.raises(StageError, match=r"store\.json is not of schema version 2: (.|\n)*fingerprint\n"):
+    with pytest.raises(StageError, match=r"store\.json is not valid: fingerprint: "):
         ClipStore(copy)
 
 
 @pytest.mark.parametrize("content", [b"", b"no json", b"\xff\xfe"])
 def test_store_json_that_is_no_json_is_refused(copy: Path, content: bytes) -> None:
     (copy / "store.json").write_bytes(content)
-    with pytest.raises(StageError, match=r"store\.json is not of schema version 2: "):
+    with pytest.raises(StageError, match=r"store\.json is not valid: "):
         ClipStore(copy)
 
 

@@ -9,8 +9,9 @@ import pytest
 from numpy.typing import NDArray
 
 from data.faces import DlibHog, Face, iou, whole
+from data.picture import Frame, Picture
 from data.tracks import FORGET_AFTER, SEARCH_EVERY, STRIDE, Seen, Tracker
-from data.video import Frame, Picture, Video
+from data.video import Video
 
 TALKING = Path(__file__).parents[3] / "shared" / "data" / "talking"
 HEAD = (140, 30)

@@ -19,7 +19,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from data.video import Picture, UnreadableVideo, Video, recompressed, write_video
+from data.picture import Picture, UnreadableVideo
+from data.video import Video, recompressed, write_video
 
 UPRIGHT = (1, 0, 0, 1)
 TURNED_CLOCKWISE = (0, 1, -1, 0)

@@ -172,7 +172,7 @@ class Heedless(nn.Module):
 
 @pytest.fixture(scope="module")
 def source(run_path, opened_store) -> Source:
-    return Source.load(run_path, opened_store, golden_inputs(opened_store, "clip"))
+    return Source.load(run_path, golden_inputs(opened_store, "clip"))
 
 
 @pytest.mark.parametrize(("program", "mistaken"), [("embed", Swapped), ("score", Heedless)])

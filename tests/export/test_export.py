@@ -74,9 +74,7 @@ class Mistaken(nn.Module):
 @pytest.fixture(scope="module")
 def sources(student_run, int8_run, opened_store):
     crops = golden_inputs(opened_store, "frame")
-    return {
-        scheme: Source.load(run, opened_store, crops) for scheme, run in (("fp32", student_run), ("int8", int8_run))
-    }
+    return {scheme: Source.load(run, crops) for scheme, run in (("fp32", student_run), ("int8", int8_run))}
 
 
 @pytest.fixture(scope="module")
@@ -238,7 +236,7 @@ def test_each_artifact_has_its_own_threshold(bundle, opened_store):
         (lambda path: (path / "test_byobnet-fp32.onnx").write_bytes(b"other"), r"SHA-256 differs"),
         (lambda path: (path / "test_byobnet-fp32.onnx").unlink(), "lacks its artifact test_byobnet-fp32.onnx"),
         (lambda path: (path / "manifest.json").unlink(), "is not a bundle: it has no readable manifest.json"),
-        (lambda path: (path / "manifest.json").write_text("{}"), "manifest.json is not valid at backbone"),
+        (lambda path: (path / "manifest.json").write_text("{}"), "manifest.json is not valid: backbone"),
     ],
 )
 def test_spoiled_bundle_is_refused(bundle, tmp_path, spoil, message):

@@ -119,8 +119,8 @@ def test_golden_outputs_of_another_model_are_refused(copy, scheme, failure):
             lambda m: m["artifacts"][0]["programs"][0].update(file="../x"),
             r"names \.\./x where test_byobnet-int8.pte",
         ),
-        (lambda m: m["golden"].update(shape=[]), r"manifest.json is not valid at golden.shape"),
-        (lambda m: m["golden"].update(pixels="../x"), r"manifest.json is not valid at golden.pixels"),
+        (lambda m: m["golden"].update(shape=[]), r"manifest.json is not valid: golden.shape"),
+        (lambda m: m["golden"].update(pixels="../x"), r"manifest.json is not valid: golden.pixels"),
         (lambda m: m["crop"]["examples"][1].update(side=7), r"the crop of the box .* is not what the manifest's rule"),
     ],
 )
