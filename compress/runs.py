@@ -50,7 +50,8 @@ def pixel_detector(
     if inputs:
         pixels, *valid = map(torch.from_numpy, inputs)
         given = (PixelDetector(nn.Identity(), info.preprocessing).pictures(pixels), *valid)
-    return PixelDetector(in_scheme(fuse(detector, *given), scheme or info.scheme), info.preprocessing).eval()
+    deployed = PixelDetector(in_scheme(fuse(detector, *given), scheme or info.scheme), info.preprocessing)
+    return deployed.eval().requires_grad_(False)
 
 
 def check_size(path: Path, size: int, store: ClipStore) -> None:
