@@ -158,7 +158,9 @@ def _mapped(path: Path, dtype: Any, shape: tuple[int, ...]) -> Any:
     try:
         rows = np.lib.format.open_memmap(path, "r")
         whole = rows.offset + rows.nbytes == path.stat().st_size
-    except Exception as error:  # a damaged header makes NumPy's reader raise nearly anything
+    except OSError:
+        raise
+    except Exception as error:  # a damaged header makes NumPy's reader raise nearly anything else
         raise damaged from error
     if rows.shape != shape or rows.dtype != dtype or not whole:
         raise damaged

@@ -92,7 +92,7 @@ def prepare_compute(precision: Precision) -> Compute:
 def training_speed(compute: Compute, objective: nn.Module, inputs: tuple[Tensor, ...]) -> dict[str, Any]:
     """Time forward and backward passes of ``objective(*inputs)`` in fp32 and in the 16-bit type that is trained in.
 
-    Weights, buffers and random numbers stay as they are. Returns medians in milliseconds.
+    Weights, buffers and random numbers stay as they are. Returns medians in milliseconds, or why there are none.
     """
     chosen = compute.dtype or fast_dtype(compute.device)
     if chosen is None:

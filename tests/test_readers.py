@@ -229,7 +229,9 @@ def test_arrays_of_a_cache(data, tmp_path_factory):
     mapped(file, np.float16, (4, 3))
     file.write_bytes(data.draw(spoiled_bytes(file.read_bytes())))
     with one_line():
-        assert mapped(file, np.float16, (4, 3)).sum() is not None
+        rows = mapped(file, np.float16, (4, 3))
+        assert (rows.shape, rows.dtype) == ((4, 3), np.float16)
+        assert rows.sum() is not None
 
 
 SCORED = {"video": "a.mp4", "bytes": 1, "modified_ns": 2, "status": "ok", "score": 0.5, "clips": [{"score": 0.5}]}
