@@ -1,6 +1,7 @@
 """Students of every kind: what they look at, learn from and start from, and what is refused."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -176,6 +177,11 @@ def test_teachers_that_cannot_teach_are_refused(
     refused("holds no depth: prepare it with --modalities rgb,depth", demo_store, out, depth_teacher)
     message = "scores clips: a frame student learns from a teacher of frames, teach dino"
     refused(message, modal_store, out, megatron)
+    longer = shutil.copytree(megatron, tmp_path / "longer")
+    model = json.loads((longer / "model.json").read_text())
+    model["data"]["frames"] = 20
+    (longer / "model.json").write_text(json.dumps(model))
+    refused("longer was trained on clips of 20 frames, and ", modal_store, out, longer, kind="clip")
     message = "scores frames: a clip student learns from a teacher of clips, teach megatron"
     refused(message, modal_store, out, depth_teacher, kind="clip")
     untrained = drawn_run(tmp_path / "untrained", {"trained_steps": 0})
