@@ -13,6 +13,7 @@ from executorch.runtime import Runtime
 from export.bundle import Bundle
 from export.export import export
 from export.forms import Form, parse_forms
+from export.onnx import session_options
 from export.runtimes import in_batches
 from export.verify import verify
 from stage import StageError
@@ -40,6 +41,17 @@ def exact_sums():
     options = onnxruntime.SessionOptions()
     options.add_session_config_entry("session.x64quantprecision", "1")
     return options
+
+
+@pytest.mark.parametrize("instructions", [None, "avx512_vnni", "i8mm"])
+def test_only_processors_whose_byte_sums_overflow_pay_for_exact_ones(monkeypatch, instructions):
+    monkeypatch.setattr("export.onnx.int8_instructions", lambda: instructions)
+    options = session_options(1)
+    if instructions is None:
+        assert options.get_session_config_entry("session.x64quantprecision") == "1"
+    else:
+        with pytest.raises(RuntimeError, match="x64quantprecision"):
+            options.get_session_config_entry("session.x64quantprecision")
 
 
 @pytest.mark.parametrize("ending", ["onnx", "ort"])
