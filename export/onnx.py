@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from export.onnx_passes import EXACT_ON_X86, rewrite
 from export.runtimes import ORT, Loaded, Programs, in_batches, int8_instructions, program_file
 
 if TYPE_CHECKING:
@@ -23,8 +24,6 @@ OPSET = 20
 """The first with Gelu as one operator."""
 WORTH = {"YES": "worth it", "MAYBE": "perhaps worth it", "NO": "not worth it"}
 BRACES = r"\{[^{}]*\}"
-EXACT_ON_X86 = "session.x64quantprecision"
-"""Of ONNX Runtime's session options: products of bytes that cannot overflow."""
 REQUIRED = ".required_operators.config"
 REQUIRED_MEANING = "operators and types that a build of ONNX Runtime for the .ort must have (--include_ops_by_config)"
 
@@ -42,9 +41,7 @@ def write(graphs: Sequence["Graph"], path: Path, ort: bool = False) -> dict[str,
     with tempfile.TemporaryDirectory() as folder:
         for graph in graphs:
             model = _converted(graph)
-            make_activations_unsigned(model)
-            part_zero_points(model)
-            remove_traces(model)
+            rewrite(model)
             onnx.checker.check_model(model)
             plain = Path(folder) / f"{graph.name}.onnx"
             onnx.save(model, plain)
@@ -104,32 +101,6 @@ def _checked_for_phones(file: Path) -> str:
     )
 
 
-def remove_traces(model: Any) -> None:
-    """Remove, in place, where each node came from in Python: a seventh of an int8 file."""
-    graph = model.graph
-    for entry in (model, graph, *graph.node, *graph.input, *graph.output, *graph.initializer):
-        del entry.metadata_props[:]
-        entry.ClearField("doc_string")
-
-
-def part_zero_points(model: Any) -> None:
-    """Give, in place, the weights of each layer zero points of their own.
-
-    Where layers share them ONNX Runtime (1.31) fails with ``EXACT_ON_X86``: it converts each layer's under one name.
-    """
-    constants = {constant.name: constant for constant in model.graph.initializer}
-    taken: set[str] = set()
-    for number, node in enumerate(model.graph.node):
-        if node.op_type != "DequantizeLinear" or node.input[0] not in constants or len(node.input) < 3:
-            continue
-        name = node.input[2]
-        if name in taken:
-            own = model.graph.initializer.add()
-            own.CopyFrom(constants[name])
-            own.name = node.input[2] = f"{name}_{number}"
-        taken.add(name)
-
-
 def _converted(graph: "Graph") -> Any:
     import torch
 
@@ -146,37 +117,6 @@ def _converted(graph: "Graph") -> Any:
         )
     assert exported is not None
     return exported.model_proto
-
-
-def make_activations_unsigned(model: Any) -> None:
-    """Move every int8 activation's zero point by 128 to uint8, in place: the same values are represented.
-
-    ONNX Runtime has fast kernels for unsigned activations with signed weights; on signed ones int8 is slower than
-    fp32. Weights (constants behind a DequantizeLinear) stay signed. See ONNX Runtime's quantization documentation.
-    """
-    from onnx import TensorProto, numpy_helper
-
-    constants = {constant.name: constant for constant in model.graph.initializer}
-    shifted: dict[str, str] = {}
-    quantized = {node.output[0] for node in model.graph.node if node.op_type == "QuantizeLinear"}
-    for node in model.graph.node:
-        activation = node.op_type == "QuantizeLinear" or (
-            node.op_type == "DequantizeLinear" and node.input[0] in quantized
-        )
-        if not activation or constants[node.input[2]].data_type != TensorProto.INT8:
-            continue
-        name = node.input[2]
-        if name not in shifted:
-            shifted[name] = f"{name}_unsigned"
-            zero_point = numpy_helper.to_array(constants[name]).astype(np.int16) + 128
-            model.graph.initializer.append(numpy_helper.from_array(zero_point.astype(np.uint8), shifted[name]))
-        node.input[2] = shifted[name]
-    # Value types recorded for the graph's inner tensors are those before the move.
-    del model.graph.value_info[:]
-    used = {name for node in model.graph.node for name in node.input}
-    kept = [constant for constant in model.graph.initializer if constant.name in used]
-    del model.graph.initializer[:]
-    model.graph.initializer.extend(kept)
 
 
 def session_options(threads: int) -> Any:
