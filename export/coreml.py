@@ -132,7 +132,7 @@ def delegate_partitioner() -> Any:
         compute_precision=ct.precision.FLOAT32, minimum_deployment_target=ct.target.iOS17
     )
     # Core ML has no tensors of bytes: pixels become floats before it.
-    cast = ["dim_order_ops._to_dim_order_copy.default"]
+    cast = ["aten._to_copy.default"]
     return CoreMLPartitioner(skip_ops_for_coreml_delegation=cast, compile_specs=specs)
 
 

@@ -15,6 +15,8 @@ from export.runtimes import BACKENDS, Delegate, Loaded, ProgramName, Programs, i
 from stage import StageError, reason_of
 
 if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
     from export.programs import Graph
 
 ETRECORD = ".etrecord"
@@ -44,14 +46,22 @@ def write(
     Returns what the manifest says of it: by program the operators left to portable kernels, and the delegated share of
     all operations (operations inside the delegate / all). Raises StageError if the delegate does not take them.
     """
-    from executorch.exir import to_edge_transform_and_lower
+    from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
 
     with warnings.catch_warnings(), without_native_messages():
         warnings.simplefilter("ignore")
         exported = {graph.name: graph.exported for graph in graphs}
+        for program in exported.values():
+            keep_pooled_dimensions(program)
         try:
             partitioner = [_partitioner(delegate)]
-            edge = to_edge_transform_and_lower(exported, partitioner=partitioner, generate_etrecord=etrecord)
+            edge = to_edge_transform_and_lower(
+                exported,
+                partitioner=partitioner,
+                # ExecuTorch 1.5's copy that knows of orders of dimensions casts the pixels ten times as slowly.
+                compile_config=EdgeCompileConfig(_skip_dim_order=True),
+                generate_etrecord=etrecord,
+            )
             lowered = edge.to_executorch()
         except Exception as error:
             if delegate == "xnnpack":
@@ -70,6 +80,28 @@ def write(
         "delegate": delegate,
         "companions": {path.with_suffix(ETRECORD).name: ETRECORD_MEANING} if etrecord else {},
     }
+
+
+def keep_pooled_dimensions(program: "ExportedProgram") -> None:
+    """Average over height and width, in place, as XNNPACK takes it: both are kept as 1, and then left out.
+
+    A mean that leaves them out at once would part the network in two delegates with a portable kernel between.
+    """
+    average, reshape = torch.ops.aten.mean.dim, torch.ops.aten.view.default
+    graph = program.graph_module.graph
+    for node in graph.find_nodes(op="call_function", target=average):
+        pictures, axes, *kept = node.args
+        shape = pictures.meta["val"].shape
+        if len(shape) != 4 or sorted(axis % 4 for axis in axes) != [2, 3] or kept or node.kwargs:
+            continue
+        with graph.inserting_before(node):
+            pooled = graph.call_function(average, (pictures, [2, 3], True))
+            left = graph.call_function(reshape, (pooled, list(shape[:2])))
+        pooled.meta = {**node.meta, "val": pictures.meta["val"].mean((2, 3), keepdim=True)}
+        left.meta = node.meta
+        node.replace_all_uses_with(left)
+        graph.erase_node(node)
+    program.graph_module.recompile()
 
 
 def _count_operations(program: Any) -> tuple[int, int]:

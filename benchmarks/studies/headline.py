@@ -115,7 +115,7 @@ def make_runs(corpus: Path, out: Path) -> dict[str, Path]:
             epochs=1, views=3, batch_size=32, learning_rate=5e-4, forge=True,
         ),
         "student": lambda to: distill(
-            made["frames"], to, made["frame-teacher"], student=STUDENT, epochs=1, views=4, batch_size=32,
+            made["frames"], to, made["frame-teacher"], student=STUDENT, epochs=1, views=10, batch_size=32,
             learning_rate=1e-3, patience=4, forge=True, live_teacher=True,
         ),
         "clip-student": lambda to: distill(

@@ -1,0 +1,40 @@
+"""What ExecuTorch's programs leave to portable kernels, and what is rewritten so that XNNPACK takes it."""
+
+import pytest
+import torch
+from torch import nn
+
+from export.bundle import Bundle
+from export.executorch import keep_pooled_dimensions
+
+
+class Mean(nn.Module):
+    """A mean over some dimensions."""
+
+    def __init__(self, dims, keepdim):
+        super().__init__()
+        self.dims, self.keepdim = dims, keepdim
+
+    def forward(self, pictures):
+        """Average, and count on."""
+        return pictures.relu().mean(self.dims, keepdim=self.keepdim) * 2
+
+
+@pytest.mark.parametrize(
+    ("dims", "keepdim", "rewritten"),
+    [((2, 3), False, True), ((-1, -2), False, True), ((2, 3), True, False), ((1, 2), False, False)],
+)
+def test_only_pools_that_drop_their_dimensions_are_rewritten(dims, keepdim, rewritten):
+    pictures = torch.randn(1, 8, 5, 4, generator=torch.Generator().manual_seed(0))
+    program = torch.export.export(Mean(dims, keepdim), (pictures,))
+    expected = program.module()(pictures)
+    keep_pooled_dimensions(program)
+    operators = [node.target for node in program.graph.nodes if node.op == "call_function"]
+    assert (torch.ops.aten.view.default in operators) == rewritten
+    assert torch.equal(program.module()(pictures), expected)
+
+
+@pytest.mark.parametrize("scheme", ["fp32", "int8"])
+def test_students_pool_inside_the_delegate_and_cast_pixels_with_the_fast_kernel(bundle_path, scheme):
+    operators = Bundle(bundle_path).artifact(f"test_byobnet-{scheme}.pte").programs[0].operators
+    assert "aten::mean" not in operators and "aten::_to_copy" in operators
