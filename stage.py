@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import IO, Annotated, Any, Literal, TypeVar
 
 import typer
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from rich.console import Console
 from rich.progress import track
 
@@ -31,6 +31,7 @@ from rich.progress import track
 logging.getLogger("torch.utils._pytree").addFilter(lambda record: record.levelno >= logging.ERROR)
 
 T = TypeVar("T")
+Schema = TypeVar("Schema", bound=BaseModel)
 Modality = Literal["rgb", "depth", "flow"]
 """What a model looks at: each is a picture of S x S x 3 bytes per frame."""
 Scheme = Literal["fp32", "autocast", "fp16", "int8", "int8-dynamic", "int8-qat", "palette4", "palette6", "palette8"]
@@ -253,17 +254,24 @@ def parse_json(text: str | bytes) -> Any:
         raise ValueError("it is nested too deeply") from error
 
 
-def check_version(text: str | bytes, known: int, path: Path, mend: str = "") -> None:
-    """Raise StageError if a JSON text states another schema version than the known one: its parts may be of any form.
+def read_json(path: Path, schema: type[Schema], version: int, missing: str, mend: str = "") -> Schema:
+    """Read a file of Pocketproof's own.
 
-    One that states none passes: what else it is, its own schema tells. ``mend`` ends the line.
+    Raises StageError: ``missing`` where there is none, or what is wrong with it and then ``mend``. Another version than
+    the known one is told first, as its parts may be of any form.
     """
+    mend = mend and f": {mend}"
     try:
-        version = parse_json(text)["schema_version"]
-    except (ValueError, KeyError, TypeError):
-        return
-    if version != known:
-        raise StageError(f"{path} is of schema version {version}, this program reads {known}{mend and f': {mend}'}")
+        text = path.read_bytes()
+    except OSError as error:
+        raise StageError(missing) from error
+    with contextlib.suppress(ValueError, KeyError, TypeError):  # which its schema tells better
+        if (stated := parse_json(text)["schema_version"]) != version:
+            raise StageError(f"{path} is of schema version {stated}, this program reads {version}{mend}")
+    try:
+        return schema.model_validate_json(text)
+    except ValidationError as error:
+        raise StageError(f"{path} is not valid: {reason_of(error)}{mend}") from error
 
 
 def call(app: Callable[[], Any]) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import torch
 import typer
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from benchmarks.figures import Latency
 from benchmarks.machine import Machine, describe_machine
@@ -19,7 +19,7 @@ from compress.runs import check_store, takes
 from data.store import ClipStore
 from models.origin import Parent
 from models.run import Run
-from stage import StageError, check_version, refuse_existing, run_as_script, say, written_whole
+from stage import StageError, read_json, refuse_existing, run_as_script, say, written_whole
 
 SCHEMA_VERSION = 3
 
@@ -81,14 +81,8 @@ class Reference(BaseModel):
 
 def read_reference(path: Path) -> Reference:
     """Read a ``reference.json``. Raises StageError if it is missing, damaged or of another version."""
-    try:
-        text = path.read_text(encoding="utf-8")
-        check_version(text, SCHEMA_VERSION, path)
-        return Reference.model_validate_json(text)
-    except (OSError, UnicodeError) as error:
-        raise StageError(f"{path} cannot be read: make it with pocketproof reference") from error
-    except ValidationError as error:
-        raise StageError(f"{path} is not a reference of schema version {SCHEMA_VERSION}: measure it again") from error
+    missing = f"{path} cannot be read: make it with pocketproof reference"
+    return read_json(path, Reference, SCHEMA_VERSION, missing, "measure it again")
 
 
 def choose_device(device: str) -> str:

@@ -4,11 +4,11 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from benchmarks.figures import Budget, Latency, MethodFigures, Peak, Profile, Robustness, Sustained
 from compress.fidelity import Diagnosis
-from stage import Scheme, StageError, check_version
+from stage import Scheme, read_json
 
 SCHEMA_VERSION = 5
 MOST_SPREAD = 0.05
@@ -179,11 +179,5 @@ def report_schema() -> str:
 
 def read_report(path: Path) -> Report:
     """Read a ``report.json``. Raises StageError if it is missing, damaged or of another version."""
-    try:
-        text = path.read_text(encoding="utf-8")
-        check_version(text, SCHEMA_VERSION, path)
-        return Report.model_validate_json(text)
-    except (OSError, UnicodeError) as error:
-        raise StageError(f"{path} cannot be read: {error}") from error
-    except ValidationError as error:
-        raise StageError(f"{path} is not a report of schema version {SCHEMA_VERSION}: measure it again") from error
+    missing = f"{path} cannot be read: make it with pocketproof bench"
+    return read_json(path, Report, SCHEMA_VERSION, missing, "measure it again")

@@ -15,13 +15,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from data.crops import CropRule
 from data.depth import DepthWeights
 from data.layouts import FAKE, REAL, SPLITS
 from data.parquet import read_rows
-from stage import Modality, StageError, check_version, reason_of, say
+from stage import Modality, StageError, read_json, reason_of, say
 
 SCHEMA_VERSION = 2
 Status = Literal["ok", "no_face", "too_short", "unreadable"]
@@ -172,7 +172,8 @@ class ClipStore:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.info = self._read_info(path)
+        missing = f"{path} is not a ClipStore: it has no store.json; make one with pocketproof prepare"
+        self.info = read_json(path / "store.json", StoreInfo, SCHEMA_VERSION, missing, "prepare the store again")
         self.size = self.info.settings.crop.size
         self.frames = self.info.settings.frames
         videos = self._videos_with_clips()
@@ -186,22 +187,6 @@ class ClipStore:
                 self._clips.setdefault(split, []).extend(_read_clips(file, video, number, self.frames))
             except ValueError:
                 self._damaged.setdefault(split, []).append(file)
-
-    @staticmethod
-    def _read_info(path: Path) -> StoreInfo:
-        try:
-            text = (path / "store.json").read_bytes()
-        except OSError as error:
-            raise StageError(
-                f"{path} is not a ClipStore: it has no store.json; make one with pocketproof prepare"
-            ) from error
-        check_version(text, SCHEMA_VERSION, path, "prepare the store again")
-        try:
-            return StoreInfo.model_validate_json(text)
-        except ValidationError as error:
-            raise StageError(
-                f"{path / 'store.json'} is not valid: {reason_of(error)}: prepare the store again"
-            ) from error
 
     def _videos_with_clips(self) -> list[tuple[str, str, int]]:
         """Return id, split and number of clips of the videos that gave some."""

@@ -5,11 +5,10 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ValidationError
 
 from export.manifest import SCHEMA_VERSION, Artifact, Manifest
 from export.runtimes import Programs, Runner, evaluated_by, open_artifact, program_file, runner_of
-from stage import StageError, bytes_of, check_version, reason_of, sha256_of
+from stage import StageError, bytes_of, read_json, sha256_of
 
 SUMS = "SHA256SUMS"
 
@@ -31,15 +30,8 @@ class Bundle:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        file = path / "manifest.json"
-        try:
-            text = file.read_text(encoding="utf-8")
-            check_version(text, SCHEMA_VERSION, file)
-            self.manifest = Manifest.model_validate_json(text)
-        except (OSError, UnicodeError) as error:
-            raise StageError(f"{path} is not a bundle: it has no readable manifest.json") from error
-        except ValidationError as error:
-            raise StageError(f"{file} is not valid: {reason_of(error)}") from error
+        missing = f"{path} is not a bundle: it has no readable manifest.json"
+        self.manifest = read_json(path / "manifest.json", Manifest, SCHEMA_VERSION, missing)
 
     def check_files(self) -> int:
         """Compare every file with ``SHA256SUMS``; return how many there are.

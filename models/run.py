@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
@@ -21,8 +21,8 @@ from stage import (
     STATIC_INT8,
     Scheme,
     StageError,
-    check_version,
     locked,
+    read_json,
     reason_of,
     refuse_existing,
     say,
@@ -134,12 +134,8 @@ class Run:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        text = self.read("model.json")
-        check_version(text, SCHEMA_VERSION, path)
-        try:
-            self.info = RunInfo.model_validate_json(text)
-        except ValidationError as error:
-            raise StageError(f"{path / 'model.json'} is not valid: {reason_of(error)}") from error
+        missing = f"{path} is not a run: it has no readable model.json"
+        self.info = read_json(path / "model.json", RunInfo, SCHEMA_VERSION, missing)
 
     def read(self, file: str) -> str:
         """Return the text of one of the run's files."""
