@@ -52,13 +52,15 @@ def demo(
 ) -> None:
     """Run the whole chain on videos that it renders itself: no network, a few minutes on two cores.
 
-    A second call goes on after what an interrupted one has made.
+    A second call goes on after what an interrupted one has made, and shows the figures again.
 
     Example: **pocketproof demo --out demo**
     """
     # Imported here, so that the other commands start without them.
     from benchmarks.bench import bench
     from benchmarks.reference import reference
+    from benchmarks.render import table_text
+    from benchmarks.report import read_report
     from compress.distill import distill
     from compress.quantize import quantize
     from compress.teach import teach
@@ -99,7 +101,10 @@ def demo(
             lambda: bench([bundle, large, student], store, ref, report, rounds=1, control=control_store),
         ),
     }
+    measured_before = report.exists()
     seconds = {name: _run_step(name, made, step) for name, (made, step) in steps.items()}
+    if measured_before:
+        print(table_text(read_report(report / "report.json")))
     say("seconds: " + ", ".join(f"{name} {spent:.0f}" for name, spent in seconds.items()))
     say(f"demo finished in {sum(seconds.values()):.0f} s")
     for path in (report / "report.html", report / "report.md", report / "report.json", bundle):
