@@ -93,6 +93,7 @@ def make_runs(corpus: Path, out: Path) -> dict[str, Path]:
             "frames",
             "clips",
             "frame-teacher",
+            "student-first",
             "student",
             "clip-student",
             "megatron-random",
@@ -114,9 +115,13 @@ def make_runs(corpus: Path, out: Path) -> dict[str, Path]:
             "dino", made["frames"], to, backbone=TEACHER, weights=imagenet_weights(TEACHER, out), unfreeze="all",
             epochs=1, views=3, batch_size=32, learning_rate=5e-4, forge=True,
         ),
-        "student": lambda to: distill(
+        "student-first": lambda to: distill(
             made["frames"], to, made["frame-teacher"], student=STUDENT, epochs=1, views=10, batch_size=32,
             learning_rate=1e-3, patience=4, forge=True, live_teacher=True,
+        ),
+        "student": lambda to: distill(
+            made["frames"], to, made["frame-teacher"], student=STUDENT, weights=str(made["student-first"]),
+            epochs=1, views=12, batch_size=32, learning_rate=7e-4, ema=0.98, forge=True, live_teacher=True,
         ),
         "clip-student": lambda to: distill(
             made["clips"], to, student=STUDENT, kind="clip", loss="classification", weights=str(made["student"]),
