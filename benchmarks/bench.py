@@ -261,11 +261,18 @@ def bench(
     return report
 
 
+def command_of_this_process() -> str:
+    """Return the command that measures: Pocketproof's own, or that of a study."""
+    module = getattr(sys.modules["__main__"], "__spec__", None)
+    study = module is not None and module.name.startswith("benchmarks.studies.")
+    return shlex.join([*(["python", "-m", module.name] if study else ["pocketproof"]), *sys.argv[1:]])
+
+
 def _session(machine: Machine, peaks: list[Peak], phone: PhoneTimer | None) -> Session:
     return Session(
         machine=machine.name,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        command=shlex.join(["pocketproof", *sys.argv[1:]]),
+        command=command_of_this_process(),
         environment=machine.model_dump() | ({"phone": phone.properties} if phone else {}),
         peaks=peaks,
     )

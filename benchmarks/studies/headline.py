@@ -170,9 +170,10 @@ def headline(
     if not (out / "reference.json").exists():
         reference(made["frame-teacher"], made["clips"], out / "reference.json")
     runs = [made[name] for name in ("dinov2-base-random", "megatron-random", "student", "clip-student")]
+    runs += [out / f"student-{scheme}" for scheme in SCHEMES]
     video = max(videos.glob("*.mp4"), key=lambda path: path.stat().st_size)
     options: dict[str, Any] = {"video": video, "depth_weights": out / "depth-small-random"}
-    options |= {"threads": "1,2", "sustain": 5, "profile": True}
+    options |= {"sustain": 5, "profile": True}
     bench([*bundles, *runs], made["clips"], out / "reference.json", out / "report", **options)
 
 

@@ -4,13 +4,14 @@ import json
 import shutil
 import sys
 import time
+from importlib.machinery import ModuleSpec
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
 
-from benchmarks.bench import bench
+from benchmarks.bench import bench, command_of_this_process
 from benchmarks.machine import describe_machine, diagnose
 from benchmarks.measuring import measure_apart, write_timed_crops
 from benchmarks.reference import Reference, read_reference, reference
@@ -399,3 +400,17 @@ def test_doctor_knows_this_machine():
     assert diagnosis["runtimes"]["onnxruntime"] == "runs here"
     assert describe_machine().cores >= 1
     assert describe_machine().versions["torch"].startswith("2.")
+
+
+@pytest.mark.parametrize(
+    ("module", "called"),
+    [
+        ("benchmarks.studies.headline", "python -m benchmarks.studies.headline photos 'my videos'"),
+        ("pocketproof", "pocketproof photos 'my videos'"),
+        (None, "pocketproof photos 'my videos'"),
+    ],
+)
+def test_a_report_names_the_command_that_can_be_called_again(monkeypatch, module, called):
+    monkeypatch.setattr(sys, "argv", ["anything", "photos", "my videos"])
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", module and ModuleSpec(module, None), raising=False)
+    assert command_of_this_process() == called
