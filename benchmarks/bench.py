@@ -263,9 +263,9 @@ def bench(
 
 def command_of_this_process() -> str:
     """Return the command that measures: Pocketproof's own, or that of a study."""
-    module = getattr(sys.modules["__main__"], "__spec__", None)
-    study = module is not None and module.name.startswith("benchmarks.studies.")
-    return shlex.join([*(["python", "-m", module.name] if study else ["pocketproof"]), *sys.argv[1:]])
+    module = getattr(getattr(sys.modules["__main__"], "__spec__", None), "name", "")
+    study = module.startswith("benchmarks.studies.")
+    return shlex.join([*(["python", "-m", module] if study else ["pocketproof"]), *sys.argv[1:]])
 
 
 def _session(machine: Machine, peaks: list[Peak], phone: PhoneTimer | None) -> Session:
