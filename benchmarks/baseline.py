@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.columns import threads_of
 from benchmarks.report import Report, Row, read_report
 from stage import StageError
 
@@ -60,7 +61,7 @@ class Baseline:
         ]
 
     def _worse(self, before: Row, now: Row | None) -> Iterable[str]:
-        name = f"{before.name} ({before.runtime} {before.scheme}, {before.device}, {before.threads} threads)"
+        name = f"{before.name} ({before.runtime} {before.scheme}, {before.device}, {threads_of(before.threads)})"
         if now is None:
             yield f"{name} is not measured any more"
             return

@@ -13,6 +13,7 @@ import typer
 
 from benchmarks.baseline import Baseline
 from benchmarks.budget import BudgetTask, measure_budget
+from benchmarks.columns import threads_of
 from benchmarks.comparing import against_peaks, compare_rows
 from benchmarks.figures import Budget, Peak
 from benchmarks.kept import Kept
@@ -42,12 +43,13 @@ def _notes(subjects: list[Subject], store: ClipStore, reference: Reference, phon
     if lost:
         said = ", ".join(f"{count} {status}" for status, count in lost.items())
         notes.append(f"Input files that gave no clip: {said}; the reasons are in {store.path.name}/videos.parquet.")
-    for subject in subjects:
-        if subject.row.status != "measured":
-            said = "evaluated" if subject.row.status == "evaluated" else "not measured:"
-            notes.append(f"{subject.row.name} in {subject.row.scheme} was {said} {subject.row.reason}.")
+    others: dict[str, list[str]] = {}
+    for row in (subject.row for subject in subjects if subject.row.status != "measured"):
+        said = "Evaluated" if row.status == "evaluated" else "Not measured:"
+        others.setdefault(f"{said} {row.reason}", []).append(f"{row.name} ({row.scheme})")
+    notes += [f"{said}: {', '.join(dict.fromkeys(names))}." for said, names in others.items()]
     if unstable := [subject.row for subject in subjects if subject.row.unstable]:
-        named = ", ".join(f"{row.name} ({row.scheme}, {row.threads} threads)" for row in unstable)
+        named = ", ".join(f"{row.name} ({row.scheme}, {threads_of(row.threads)})" for row in unstable)
         notes.append(f"Unstable: the medians of these rows' rounds lie more than {MOST_SPREAD:.0%} apart: {named}.")
     if (slow := slow_int8()) and any(subject.row.device == "cpu" for subject in subjects):
         notes.append(slow)

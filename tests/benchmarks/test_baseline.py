@@ -39,7 +39,7 @@ def test_slower_rows_are_named_beyond_what_is_allowed(gate):
     rows = rows_of(gate)
     rows[1].latency_ms, rows[2].latency_ms = (Latency(p50=p50, p90=99, p99=99) for p50 in (13.1, 4.45))
     assert gate.regressions(rows) == [
-        "student-int8.pte (executorch int8, cpu, 1 threads) is 11.3% slower: 4 to 4.45 ms, and 0.1 of it is allowed"
+        "student-int8.pte (executorch int8, cpu, 1 thread) is 11.3% slower: 4 to 4.45 ms, and 0.1 of it is allowed"
     ]
     rows[2].spread = 0.2
     assert gate.regressions(rows)[0].endswith(", though it is unstable")
@@ -53,10 +53,10 @@ def test_lost_accuracy_lost_figures_and_lost_rows_are_named(gate):
     rows[1].latency_ms, rows[1].status, rows[1].reason = None, "failed", "killed by signal 9"
     del rows[0]
     assert gate.regressions(rows) == [
-        "runs/dino (torch fp32, cpu, 1 threads) is not measured any more",
-        "student-fp32.pte (executorch fp32, cpu, 1 threads) has no latency any more (killed by signal 9)",
-        "student-int8.pte (executorch int8, cpu, 1 threads) loses 0.0051 AUC: 0.9712 to 0.9661",
-        "student-int8.onnx (onnxruntime int8, cpu, 1 threads) has no AUC any more (no clips)",
+        "runs/dino (torch fp32, cpu, 1 thread) is not measured any more",
+        "student-fp32.pte (executorch fp32, cpu, 1 thread) has no latency any more (killed by signal 9)",
+        "student-int8.pte (executorch int8, cpu, 1 thread) loses 0.0051 AUC: 0.9712 to 0.9661",
+        "student-int8.onnx (onnxruntime int8, cpu, 1 thread) has no AUC any more (no clips)",
     ]
 
 
