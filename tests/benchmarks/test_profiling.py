@@ -11,7 +11,7 @@ from torch import nn
 
 from benchmarks.bench import bench
 from benchmarks.measuring import measure_apart, write_timed_crops
-from benchmarks.profiling import LISTED, RUNS, _by_run, profile
+from benchmarks.profiling import LISTED, PROFILERS, RUNS, _by_run, profile
 from benchmarks.report import read_report
 from benchmarks.task import Task
 from benchmarks.worker import WARM_UPS, load_scorer, measure
@@ -90,30 +90,35 @@ def test_total_is_about_what_a_clock_says(profiles, tasks, name):
     assert 0.3 * _clocked_ms(tasks[name]) < _total(profiles[name]) < 6 * _clocked_ms(tasks[name])
 
 
-def _everything(monkeypatch, task):
+def _everything(task, folder):
+    """Return the name and kind of every operation, those too fast for the profiler's clock too."""
+    _, trace_of = PROFILERS[task.runtime]
+    return list(trace_of(task, folder))
+
+
+def _sine(monkeypatch, task):
     monkeypatch.setattr("benchmarks.profiling.LISTED", 10_000)
-    return profile(task).operations
+    (sine,) = [operation for operation in profile(task).operations if operation.kind == "sin"]
+    return sine
 
 
-def test_convolutions_of_a_onnx_are_those_of_its_graph(monkeypatch, tasks):
+def test_convolutions_of_a_onnx_are_those_of_its_graph(tasks, tmp_path):
     graph = onnx.load(tasks["onnx"].path).graph
     # The optimizer joins a convolution with what follows, and names it for the value that comes out.
     values = {node.name for node in graph.node} | {output for node in graph.node for output in node.output}
-    found = _everything(monkeypatch, tasks["onnx"])
-    convolutions = [operation.name.removesuffix("_nchwc") for operation in found if operation.kind == "Conv"]
+    found = _everything(tasks["onnx"], tmp_path)
+    convolutions = [name.removesuffix("_nchwc") for name, kind in found if kind == "Conv"]
     assert len(convolutions) == sum(node.op_type == "Conv" for node in graph.node)
     assert set(convolutions) <= values
     linear = [node.name for node in graph.node if node.op_type == "Gemm"]
-    assert [operation.name for operation in found if operation.kind == "Gemm"] == linear
+    assert [name for name, kind in found if kind == "Gemm"] == linear
 
 
-def test_a_onnx_s_programs_are_told_apart(monkeypatch, tasks):
-    found = _everything(monkeypatch, tasks["steps in onnx"])
+def test_a_onnx_s_programs_are_told_apart(tasks, tmp_path):
+    found = _everything(tasks["steps in onnx"], tmp_path)
     for program in ("embed", "score"):
         graph = onnx.load(tasks["steps in onnx"].path / f"{program}.onnx").graph
-        named = {
-            operation.name.removeprefix(f"{program}: ") for operation in found if operation.name.startswith(program)
-        }
+        named = {name.removeprefix(f"{program}: ") for name, _ in found if name.startswith(program)}
         for kind in ("Gemm", "ReduceMean"):
             assert {node.name for node in graph.node if node.op_type == kind} <= named | {""}
 
@@ -121,8 +126,7 @@ def test_a_onnx_s_programs_are_told_apart(monkeypatch, tasks):
 def test_warm_ups_do_not_count(monkeypatch, tasks):
     sizes = iter([4_000_000] * WARM_UPS + [1] * RUNS)
     monkeypatch.setattr("benchmarks.profiling.load_scorer", lambda task: lambda *_: torch.zeros(next(sizes)).sin())
-    (sine,) = [operation for operation in _everything(monkeypatch, tasks["torch"]) if operation.kind == "sin"]
-    assert sine.ms < 0.5
+    assert _sine(monkeypatch, tasks["torch"]).ms < 0.5
     times = [run + part for run in range(WARM_UPS + RUNS) for part in (0, 100)]  # two times a run
     assert _by_run(times).tolist() == [2 * run + 100 for run in range(WARM_UPS, WARM_UPS + RUNS)]
 
@@ -130,24 +134,23 @@ def test_warm_ups_do_not_count(monkeypatch, tasks):
 def test_one_interrupted_run_does_not_count(monkeypatch, tasks):
     sizes = iter([1] * (WARM_UPS + RUNS - 3) + [8_000_000] * 3)
     monkeypatch.setattr("benchmarks.profiling.load_scorer", lambda task: lambda *_: torch.zeros(next(sizes)).sin())
-    (sine,) = [operation for operation in _everything(monkeypatch, tasks["torch"]) if operation.kind == "sin"]
-    assert sine.ms < 0.5
+    assert _sine(monkeypatch, tasks["torch"]).ms < 0.5
 
 
-def test_operations_of_a_pte_are_in_delegates_or_are_those_that_the_manifest_lists(monkeypatch, tasks, bundle_path):
+def test_operations_of_a_pte_are_in_delegates_or_are_those_that_the_manifest_lists(tasks, bundle_path, tmp_path):
     artifact = Bundle(bundle_path).artifact("test_byobnet-int8.pte")
     left = {name.removeprefix("aten::") for name in artifact.programs[0].operators} - {"XnnpackBackend"}
-    found = _everything(monkeypatch, tasks["pte"])
-    outside = {operation.kind for operation in found if not operation.name.startswith(("delegate ", "ExecuTorch"))}
+    found = _everything(tasks["pte"], tmp_path)
+    outside = {kind for name, kind in found if not name.startswith(("delegate ", "ExecuTorch"))}
     assert {kind.partition(".")[0] for kind in outside} == {name.partition("::")[2] or name for name in left}
-    inside = Counter(operation.kind.partition(" (")[0] for operation in found if operation.name.startswith("delegate "))
+    inside = Counter(kind.partition(" (")[0] for name, kind in found if name.startswith("delegate "))
     assert inside["Convolution"] + inside["Fully Connected"] > 10
 
 
-def test_torch_s_operators_are_those_of_the_network(monkeypatch, tasks):
+def test_torch_s_operators_are_those_of_the_network(tasks, tmp_path):
     detector = pixel_detector(Run(tasks["torch"].path))
     layers = {type(module) for module in detector.modules()}
-    kinds = {operation.kind for operation in _everything(monkeypatch, tasks["torch"])}
+    kinds = {kind for _, kind in _everything(tasks["torch"], tmp_path)}
     known = {nn.Conv2d: "conv2d", nn.BatchNorm2d: "batch_norm", nn.AvgPool2d: "avg_pool2d", nn.Linear: "linear"}
     assert {known[layer] for layer in layers & set(known)} <= kinds
     assert {"conv2d", "linear"} <= kinds
