@@ -13,9 +13,9 @@ Key = tuple[object, ...]
 
 
 def parse_share(text: str, option: str) -> float:
-    """Return 0.1 of ``10%`` or ``0.1``. Raises StageError for anything else."""
+    """Return 0.1 of ``10%`` or ``0.1``. Raises StageError for anything else, and for ``10``, which is not ten times."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)(%?)", text.strip())
-    if not found:
+    if not found or (float(found[1]) >= 1 and not found[2]):
         raise StageError(f"{option} {text}: give a share, as 10% or 0.1")
     return float(found[1]) / (100 if found[2] else 1)
 
@@ -52,11 +52,11 @@ class Baseline:
     def regressions(self, rows: Iterable[Row]) -> list[str]:
         """Return a sentence for each row that is worse than the baseline allows, is gone, or has lost a figure."""
         now = {_key(row): row for row in rows}
-        machines = {row.machine for row in now.values()}
+        places = {(row.machine, row.device) for row in now.values()}
         return [
             said
             for before in self.report.rows
-            if before.machine in machines
+            if (before.machine, before.device) in places
             for said in self._worse(before, now.get(_key(before)))
         ]
 

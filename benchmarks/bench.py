@@ -27,11 +27,13 @@ from benchmarks.rounds import Corpora, Effort, measure_all
 from benchmarks.rows import Subject, check_fits, list_subjects
 from compress.fidelity import Diagnosis
 from compress.runs import diagnosis_of
+from data.depth import DepthAnything
 from data.perturb import PERTURBATIONS, perturbed_stores
 from data.store import ClipStore
+from data.video import Video
 from export.bundle import Bundle, is_bundle
 from models.run import Run
-from stage import StageError, progress, refuse_existing, run_as_script, say
+from stage import StageError, progress, refuse_existing, run_as_script, say, sha256_of
 
 
 def _notes(subjects: list[Subject], store: ClipStore, reference: Reference, phone: PhoneTimer | None) -> list[str]:
@@ -43,6 +45,10 @@ def _notes(subjects: list[Subject], store: ClipStore, reference: Reference, phon
     if lost:
         said = ", ".join(f"{count} {status}" for status, count in lost.items())
         notes.append(f"Input files that gave no clip: {said}; the reasons are in {store.path.name}/videos.parquet.")
+    elsewhere = [s.row.name for s in subjects if s.threshold_store not in (None, store.info.fingerprint)]
+    if elsewhere:
+        named = ", ".join(dict.fromkeys(elsewhere))
+        notes.append(f"Thresholds were set on another store than {store.path.name}: {named}.")
     others: dict[str, list[str]] = {}
     for row in (subject.row for subject in subjects if subject.row.status != "measured"):
         said = "Evaluated" if row.status == "evaluated" else "Not measured:"
@@ -50,7 +56,7 @@ def _notes(subjects: list[Subject], store: ClipStore, reference: Reference, phon
     notes += [f"{said}: {', '.join(dict.fromkeys(names))}." for said, names in others.items()]
     if unstable := [subject.row for subject in subjects if subject.row.unstable]:
         named = ", ".join(f"{row.name} ({row.scheme}, {threads_of(row.threads)})" for row in unstable)
-        notes.append(f"Unstable: the medians of these rows' rounds lie more than {MOST_SPREAD:.0%} apart: {named}.")
+        notes.append(f"Unstable: medians at different times lie more than {MOST_SPREAD:.0%} apart: {named}.")
     if (slow := slow_int8()) and any(subject.row.device == "cpu" for subject in subjects):
         notes.append(slow)
     return list(dict.fromkeys(notes))
@@ -67,9 +73,11 @@ def _diagnoses(paths: list[Path]) -> dict[str, Diagnosis]:
     found: dict[str, Diagnosis] = {}
     for path in paths:
         if is_bundle(path):
-            found |= Bundle(path).manifest.diagnoses
-        elif diagnosis := diagnosis_of(Run(path)):
-            found[path.name] = diagnosis
+            own = Bundle(path).manifest.diagnoses
+        else:
+            own = {path.name: diagnosis} if (diagnosis := diagnosis_of(Run(path))) else {}
+        for name, told in own.items():
+            found[name if found.get(name, told) == told else f"{path.name}/{name}"] = told
     return found
 
 
@@ -103,8 +111,9 @@ def _budgets(
         if subject.row.kind == "artifact" or subject.row.scheme == "fp32"
         if subject.row.runtime != "coreml" or subject.units == "all"
     }
+    of_video = sha256_of(video)
     return [
-        kept.once(f"{task.model_dump_json()} {sha256}", functools.partial(measure_budget, task), Budget)
+        kept.once(f"{task.model_dump_json()} {sha256} {of_video}", functools.partial(measure_budget, task), Budget)
         for sha256, task in progress(tasks.items(), "budget", len(tasks))
     ]
 
@@ -155,10 +164,14 @@ def _phone(device: str, runner: list[Path] | None, only_here: list[str]) -> Phon
     return PhoneTimer.connect(runner or [])
 
 
-def _parse_threads(text: str) -> list[int]:
+def _parse_threads(text: str, most: int | None) -> list[int]:
+    """Return counts, each once. Raises StageError for what is none, or above ``most``."""
     if not all(part.isdecimal() and int(part) > 0 for part in text.split(",")):
         raise StageError(f"--threads {text!r}: give one or more counts, as 1 or 1,2")
-    return [int(part) for part in text.split(",")]
+    counts = list(dict.fromkeys(int(part) for part in text.split(",")))
+    if most is not None and max(counts) > most:
+        raise StageError(f"--threads {text}: this machine has {threads_of(most).replace('thread', 'core')}")
+    return counts
 
 
 def _opened(paths: list[Path], threads: list[int], corpora: Corpora, machine: str) -> list[Subject]:
@@ -168,8 +181,9 @@ def _opened(paths: list[Path], threads: list[int], corpora: Corpora, machine: st
         check_fits(subject, corpora.store)
         if corpora.control is not None and subject.row.kind == "artifact":
             check_fits(subject, ClipStore(corpora.control))
-    for scored in (corpora.split, "val"):
-        corpora.store.clips(scored)  # says now, and once, if one holds one label alone
+    scored = {place for subject in subjects for place in corpora.of(subject, first_threads=True).values()}
+    for path, split in sorted({*scored, (corpora.store.path, corpora.split)}):
+        ClipStore(path).clips(split)  # says now, and once, if one holds one label alone
     return subjects
 
 
@@ -232,10 +246,14 @@ def bench(
     before = Baseline.read(baseline, max_slower, max_auc_drop) if baseline else None
     if before:
         before.check_comparable(machine.name, store.info.fingerprint)
-    corpora, counts = Corpora(store, against.split, control), _parse_threads(threads)
+    if video:
+        Video(video).close()
+    if depth_weights:
+        DepthAnything(folder=depth_weights)
+    corpora, counts = Corpora(store, against.split, control), _parse_threads(threads, None if phone else machine.cores)
     subjects, diagnoses = _opened(path, counts, corpora, machine.name), _diagnoses(path)
     effort = Effort(repeats, rounds, sustain, profile)
-    with Kept(out) as kept:
+    with Kept(out, machine.model_dump_json()) as kept:
         if phone:
             phone.measure(subjects, effort)
             peaks = []
@@ -283,6 +301,7 @@ def _session(machine: Machine, peaks: list[Peak], phone: PhoneTimer | None) -> S
 def _check(report: Report, out: Path, before: Baseline | None) -> None:
     """Raise StageError if a row failed, or is worse than an earlier report allows."""
     failed = [row.name for row in report.rows if row.status == "failed"]
+    failed += [f"{budget.row} (clip budget)" for budget in report.budgets if not budget.stages]
     if failed:
         raise StageError(f"the report is in {out}, but these rows failed: {', '.join(failed)}")
     if before and (worse := before.regressions(report.rows)):

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict
 from benchmarks.figures import Budget, Stage
 from benchmarks.measuring import answer_of
 from benchmarks.processor import bound_to
+from benchmarks.task import end_with_parent
 from benchmarks.timing import peak_mb, reset_peak
 from data.clips import FaceClip, face_clips
 from data.crops import CropRule
@@ -232,13 +233,14 @@ def measure_budget(task: BudgetTask) -> Budget:
     try:
         return answer_of("benchmarks.budget", task, Budget)
     except StageError as error:
-        return task.empty(str(error).removeprefix("stage.StageError: "))
+        return task.empty(str(error))
 
 
 def main() -> None:
     """Read a task, measure, write the result."""
     import cv2
 
+    end_with_parent()
     task_file, result_file = map(Path, sys.argv[1:3])
     task = BudgetTask.model_validate_json(task_file.read_text())
     cv2.setNumThreads(task.threads)

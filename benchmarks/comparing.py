@@ -28,7 +28,7 @@ def compare_rows(subjects: Sequence[Subject]) -> None:
         row = subject.row
         base = next((s.row for s in teachers if s.path == teachers[0].path and s.row.threads == row.threads), None)
         if base and base.latency_ms:
-            row.speedup_over = f"{base.name} ({base.model}, torch fp32)"
+            row.speedup_over = base.as_teacher
             row.size_ratio = base.bytes / row.bytes
             if row.latency_ms:
                 row.speedup = base.latency_ms.p50 / row.latency_ms.p50
@@ -97,8 +97,9 @@ def _earned(subject: Subject, base: Subject | None) -> tuple[bool | None, str]:
     told = f"{speed:.3g}x as fast as fp32, AUC {point:+z.4f}"
     told += f" ({interval[0]:+z.4f} to {interval[1]:+z.4f})" if interval else " (too few persons for an interval)"
     faults = []
-    if speed <= 1:
-        faults.append("not faster here")
+    varies = max(subject.row.spread or 0, base.row.spread or 0)
+    if speed <= 1 + varies:
+        faults.append("not faster here" if speed <= 1 else f"by less than these latencies vary, {varies:.1%}")
     if point < -MOST_LOST or (interval and interval[0] < LEAST_BOUND):
         faults.append(f"loses more than {MOST_LOST} AUC" if point < -MOST_LOST else f"may lose {-LEAST_BOUND} AUC")
     return not faults, "; ".join([told, *faults])

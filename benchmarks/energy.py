@@ -10,8 +10,9 @@ class Joules:
     """The energy of whole processors since this was made, everything else that ran on them included."""
 
     def __init__(self, root: Path = POWERCAP) -> None:
-        # Zones of processors (intel-rapl:0), not of their parts (intel-rapl:0:0), which are counted in them.
-        zones = [zone for zone in sorted(root.glob("*-rapl:*")) if zone.name.count(":") == 1]
+        # Zones of processors (intel-rapl:0), not of their parts (intel-rapl:0:0), which are counted in them, nor of the
+        # whole platform (psys), in which processors are counted.
+        zones = [zone for zone in sorted(root.glob("*-rapl:*")) if zone.name.count(":") == 1 and _of_package(zone)]
         self._start = {zone: value for zone in zones if (value := _microjoules(zone)) is not None}
         if self._start:
             self.origin = f"{', '.join(zone.name for zone in self._start)} in {root}, all that the processor did"
@@ -31,6 +32,13 @@ class Joules:
                 return None
             total += after - before if after >= before else after - before + _range(zone)
         return total / 1e6
+
+
+def _of_package(zone: Path) -> bool:
+    try:
+        return (zone / "name").read_text().startswith("package")
+    except OSError:
+        return False
 
 
 def _microjoules(zone: Path) -> int | None:

@@ -17,14 +17,15 @@ class Latency(BaseModel):
     p50: float
     """The mean where a phone's runner tells nothing else; the sum where it times two programs one after the other."""
     p90: float | None
-    """None in both cases; from several calls of a runner the median of theirs."""
+    """None in both cases, and below 10 repeats; from several calls of a runner the median of theirs."""
     p99: float | None
+    """The same, and None below 100 repeats."""
 
     @classmethod
     def of(cls, times_ms: list[float] | NDArray[np.float64]) -> "Latency":
         """Return the percentiles of single times, float [N]."""
         p50, p90, p99 = np.percentile(times_ms, [50, 90, 99])
-        return cls(p50=p50, p90=p90, p99=p99)
+        return cls(p50=p50, p90=p90 if len(times_ms) >= 10 else None, p99=p99 if len(times_ms) >= 100 else None)
 
 
 class MethodFigures(BaseModel):

@@ -17,6 +17,13 @@ def _fastest(report: Report, int8: bool) -> Row | None:
     return report.rows[min(candidates)[-1]] if candidates else None
 
 
+def _teacher(best: Row, report: Report) -> Row | None:
+    """Return the row to which the speedup refers."""
+    place = (best.machine, best.threads, "run", "fp32")
+    teachers = [row for row in report.rows if (row.machine, row.threads, row.kind, row.scheme) == place]
+    return next((row for row in teachers if row.as_teacher == best.speedup_over), None)
+
+
 def _cost(best: Row, where: str) -> str:
     text = {title: column.text(best) for title, column in COLUMNS.items()}
     cost = f"{best.name} ({text['Runtime']}, {best.scheme}, {where}, {threads_of(best.threads)})"
@@ -29,7 +36,8 @@ def _cost(best: Row, where: str) -> str:
 
 
 def _kept(best: Row, report: Report) -> str:
-    kept = f"Its AUC is {fixed(best.auc)}; the reference's is {fixed(report.reference.auc)}"
+    against = report.reference
+    kept = f"Its AUC is {fixed(best.auc)}; the reference's ({against.run}, {against.backbone}) is {fixed(against.auc)}"
     for student in [row for row in report.rows if (row.name, row.scheme) == (best.student, "fp32")][:1]:
         kept += f" and the fp32 student's {fixed(student.auc)}"
     if best.verdict_flips is not None:
@@ -45,6 +53,11 @@ def headline(report: Report) -> str:
         return f"{NO_INT8} Neither was one of another scheme."
     sentences = [] if int8 else [f"{NO_INT8} The fastest of the others:"]
     sentences += [_cost(best, best.device if len(report.sessions) < 2 else f"{best.device} of {best.machine}")]
-    if best.unstable:
-        sentences += [f"Its latency is unstable: the medians of its rounds lie {percent(best.spread)} apart."]
-    return " ".join([*sentences, _kept(best, report)])
+    teacher = _teacher(best, report)
+    for whose, row in (("Its", best), ("The teacher's", teacher)):
+        if row and row.unstable:
+            sentences += [f"{whose} latency is unstable: medians at different times lie {percent(row.spread)} apart."]
+    sentences += [_kept(best, report)]
+    if teacher and teacher.auc is None:
+        sentences += [f"{teacher.name} has no AUC to compare with: {teacher.reason or teacher.status}."]
+    return " ".join(sentences)

@@ -18,13 +18,14 @@ def _of_time(report: Report) -> dict[str, str]:
         "p50, ms; p90, ms; p99, ms": "Milliseconds per frame. "
         "Runs before the clock starts warm it up and do not count. "
         f"Percentiles over {_span(report, lambda row: row.repeats)} repeats of all rounds; "
-        "one that too few repeats support is a dash. "
+        "below 10 of them p90 is a dash, and below 100 p99. "
         "A model of whole clips is timed on clips, and each time divided by their frames; a batch's by its frames. "
         "Where clips overlap, as the manifest's do by half, a file in steps runs score twice as often, and a "
         "whole-clip file takes twice as long.",
         "Spread; Medians, ms; Verdict": "A round is a fresh process of each row, one round of all rows after another. "
         "Spread is the largest less the smallest of the rounds' medians, as a share of their median; of a single "
-        f"round, of its three thirds. Above {MOST_SPREAD:.0%} a row is unstable: its latency is no ground to choose.",
+        f"round, of the three thirds of its one process. Above {MOST_SPREAD:.0%} a row is unstable: its latency is no "
+        "ground to choose.",
         "Cores": "Processors that a process was bound to while it was timed, by number; a dash where the system has no "
         "way to do it.",
         "Load, ms; First run, ms": "From the file on disk to a model that is ready to run, once its runtime is "
@@ -56,10 +57,12 @@ def _of_size() -> dict[str, str]:
         "Of peak": "Multiply-accumulates a second in the median run, as a share of the fastest matrix product (1024 by "
         "1024, ONNX Runtime) that was measured on the same cores before and after the rows: in bytes for static int8, "
         "in float32 for all else. Runs in torch have it in float32 alone. The environments tell these peaks.",
-        "Delegated": "Share of operations that the accelerated backend runs; ExecuTorch alone says it.",
+        "Delegated": "Of ExecuTorch, the share of operations that its accelerated backend runs; of Core ML on a Mac, "
+        "the share that it prefers to run off the CPU. ONNX Runtime and torch do not say.",
         "Model; Runtime; Scheme; Machine; Device; Threads; Batch; Input, px": "What was measured and where: the "
         "backbone, what runs it, how numbers are stored and computed, the session, what computes, on how many threads, "
-        "how many crops or clips at once, and the side of the crop.",
+        "how many crops or clips at once, and the side of the crop. Core ML chooses its own number of threads, "
+        "whatever the column says.",
         "Row; Status": "The artifact's file or the run's folder. Evaluated: scored by something in the runtime's "
         "place, and not timed. What was not measured, or failed, says why.",
     }
@@ -79,7 +82,8 @@ def _of_accuracy(report: Report) -> dict[str, str]:
         "TPR at 1% FPR; TPR at 5% FPR": "Share of fakes found where that share of reals is called fake; a dash where "
         "the split has too few reals to tell.",
         "By method of forgery": "The AUC of one method's fake clips against all real ones, with its interval of 95%.",
-        "Delta AUC": f"AUC less that of the reference {report.reference.run} on the same clips.",
+        "Delta AUC": f"AUC less that of the reference {report.reference.run} ({report.reference.backbone}) on the "
+        "same clips.",
         "Control AUC": f"AUC on forgeries with the identity transform ({report.control_clips or 'no'} clips): 0.5 when "
         "the forgery was learned, higher when traces of how the file was made were.",
     }

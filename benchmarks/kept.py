@@ -17,11 +17,13 @@ Found = TypeVar("Found", bound=BaseModel)
 class Kept:
     """The folder beside ``out`` in which measurements lie until the report is there.
 
+    ``where``: the machine and versions that measure; what others have measured is not gone on with.
+
     Raises StageError while another command makes the same report, until the end of the ``with`` block.
     """
 
-    def __init__(self, out: Path) -> None:
-        self._lock = locked(out)
+    def __init__(self, out: Path, where: str) -> None:
+        self._lock, self._where = locked(out), where
         self.folder = out.with_name(f".{out.name}.unfinished")
         self.folder.mkdir(exist_ok=True)
 
@@ -30,7 +32,7 @@ class Kept:
 
         ``asked`` names all that decides the figures. What raises is not kept.
         """
-        file = self.folder / f"{hashlib.sha256(asked.encode()).hexdigest()}.json"
+        file = self.folder / f"{hashlib.sha256(f'{self._where} {asked}'.encode()).hexdigest()}.json"
         try:
             return kind.model_validate_json(file.read_text(encoding="utf-8"))
         except (FileNotFoundError, ValidationError):  # after a power cut what was kept can be empty

@@ -1,6 +1,7 @@
 """Measure in a fresh process, on real crops."""
 
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -37,18 +38,25 @@ def write_timed_crops(store: ClipStore, split: str, folder: Path, takes: Takes |
 
 
 def answer_of(module: str, task: BaseModel, kind: type[Answer], environment: Mapping[str, str] | None = None) -> Answer:
-    """Return what ``python -m MODULE TASK.json RESULT.json`` answers in a fresh process.
+    """Return what ``python -m MODULE TASK.json RESULT.json`` answers in a fresh process, which ends with this one.
 
-    Raises StageError with the process's last line if it fails.
+    Raises StageError with the process's last line if it fails, or with what killed it.
     """
     with tempfile.TemporaryDirectory() as folder:
         task_file, result_file = Path(folder) / "task.json", Path(folder) / "result.json"
         task_file.write_text(task.model_dump_json())
         command = [sys.executable, "-W", "ignore", "-m", module, str(task_file), str(result_file)]
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+        watched, held = os.pipe()  # closed when this process ends, however it does: see ``end_with_parent``
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, stdin=watched)
+        finally:
+            os.close(held)
+            os.close(watched)
+        if done.returncode < 0:
+            raise StageError(f"killed by signal {-done.returncode}, perhaps for want of memory")
         if done.returncode or not result_file.exists():
             lines = [line for line in done.stderr.splitlines() if line.strip()] or [f"exit code {done.returncode}"]
-            raise StageError(lines[-1])
+            raise StageError(re.sub(r"^(\w+\.)+\w+: ", "", lines[-1]))  # without the path of the error's class
         return kind.model_validate_json(result_file.read_text())
 
 

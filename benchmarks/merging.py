@@ -1,5 +1,6 @@
 """Reports of several machines, or of several calls, in one."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -14,16 +15,19 @@ from stage import StageError, refuse_existing, run_as_script, say
 def _renamed(report: Report, taken: set[str]) -> Report:
     """Return a report whose sessions' names are none of those taken: a second call on a machine gets a number."""
     report = report.model_copy(deep=True)
+    names: dict[str, str] = {}
     for session in report.sessions:
         before, number = session.machine, 1
+        machine = re.sub(r" \(\d+\)$", "", before)
         while session.machine in taken:
             number += 1
-            session.machine = f"{before} ({number})"
+            session.machine = f"{machine} ({number})"
         taken.add(session.machine)
-        for row in report.rows:
-            row.machine = session.machine if row.machine == before else row.machine
-        for budget in report.budgets:
-            budget.machine = session.machine if budget.machine == before else budget.machine
+        names[before] = session.machine
+    for row in report.rows:
+        row.machine = names[row.machine]
+    for budget in report.budgets:
+        budget.machine = names[budget.machine]
     return report
 
 
@@ -37,10 +41,11 @@ def merge(reports: Sequence[Report]) -> Report:
     for report in reports[1:]:
         if (report.fingerprint, report.split) != (first.fingerprint, first.split):
             raise StageError("the reports are of different stores or splits, and cannot be compared: measure one again")
-        if report.reference.sha256 != first.reference.sha256:
+        if report.reference != first.reference:
+            one, other = (f"{own.run} ({own.precision} on {own.device})" for own in (first.reference, report.reference))
             raise StageError(
-                f"the reports have different references, {first.reference.run} and {report.reference.run}: measure one "
-                "again with --reference of the other"
+                f"the reports have different references, {one} and {other}: measure one again with --reference of the "
+                "other"
             )
     taken: set[str] = set()
     parts = [_renamed(report, taken) for report in reports]

@@ -36,7 +36,7 @@ class Reference(BaseModel):
     device: str
     precision: str
     tf32: bool
-    """Whether float32 matrix products may round to TF32 (NVIDIA GPUs only)."""
+    """Whether float32 convolutions or matrix products may round to TF32 (NVIDIA GPUs only)."""
     machine: Machine
     split: str
     fingerprint: str
@@ -140,7 +140,7 @@ def reference(
         backbone=source.info.architecture.backbone,
         device=machine.accelerators[0] if where == "cuda" else f"cpu, {task.threads} threads",
         precision=precision,
-        tf32=torch.backends.cuda.matmul.allow_tf32,
+        tf32=where == "cuda" and (torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32),
         machine=machine,
         split="test",
         fingerprint=store.info.fingerprint,

@@ -35,7 +35,7 @@ class Row(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     name: str
-    """The artifact's file, or the run's folder."""
+    """The artifact's file, or the run's folder; with the folders before it where others have that name too."""
     kind: Literal["artifact", "run"]
     model: str
     """The backbone."""
@@ -124,6 +124,11 @@ class Row(BaseModel):
         """Whether its medians lie too far apart to be believed."""
         return self.spread is not None and self.spread > MOST_SPREAD
 
+    @property
+    def as_teacher(self) -> str:
+        """What ``speedup_over`` says of rows that are compared with this one."""
+        return f"{self.name} ({self.model}, torch fp32)"
+
 
 class ReferenceSummary(BaseModel):
     """The teacher that rows are compared with, and where it was measured."""
@@ -143,7 +148,7 @@ class ReferenceSummary(BaseModel):
     """Frames a second in the batch of the best throughput."""
     best_batch: int
     tf32: bool
-    """Whether float32 matrix products might round to TF32 (NVIDIA GPUs only)."""
+    """Whether float32 convolutions or matrix products might round to TF32 (NVIDIA GPUs only)."""
     peak_memory_mb: float
     device_memory_mb: float | None
     """Largest sum of tensors on the GPU; None on a CPU."""

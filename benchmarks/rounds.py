@@ -1,5 +1,6 @@
 """Measure the rows of a report, round by round, each row in processes of its own."""
 
+import functools
 import os
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -91,6 +92,7 @@ class Rounds:
     def __init__(self, corpora: Corpora, kept: Kept) -> None:
         self._corpora, self._kept = corpora, kept
         self._found: dict[int, list[Measurement]] = {}
+        self._fingerprint = functools.cache(lambda path: ClipStore(path).info.fingerprint)
 
     def measure(self, subject: Subject, task: Task, number: int = 0) -> None:
         """Measure a row once, in round ``number``, or say in it why it failed."""
@@ -98,7 +100,8 @@ class Rounds:
             return
         # Where the crops lie differs from call to call; what is in them follows from the store.
         said = task.model_dump_json(exclude={"crops", "scored"}) + "".join(sorted(task.scored))
-        asked = f"{said} {subject.sha256} {self._corpora.store.info.fingerprint} {self._corpora.control} {number}"
+        scored = [self._fingerprint(path) for path, _ in task.scored.values()]
+        asked = f"{said} {subject.sha256} {self._corpora.store.info.fingerprint} {scored} {number}"
         try:
             found = self._kept.once(asked, lambda: measure_apart(task), Measurement)
             self._found.setdefault(id(subject), []).append(found)

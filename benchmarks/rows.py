@@ -1,7 +1,7 @@
 """The rows of a report: what is to be measured, and how what was measured fills them."""
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import get_args
@@ -14,7 +14,7 @@ from benchmarks.report import Row
 from benchmarks.robustness import robustness_of
 from benchmarks.task import Measurement, Timing, clip_scores
 from compress.metrics import Metrics, Threshold, choose_threshold
-from compress.runs import check_length, check_size, student_of, takes
+from compress.runs import check_length, check_size, own_threshold, student_of, takes
 from compress.scoring import ClipScores, Takes
 from data.perturb import PERTURBATIONS
 from data.store import ClipStore
@@ -23,7 +23,7 @@ from export.manifest import Artifact
 from export.runtimes import ComputeUnits, evaluated_by
 from models.run import Run
 from models.schemes import fast_dtype
-from stage import PALETTES, Scheme, bytes_of
+from stage import PALETTES, Scheme, StageError, bytes_of
 
 
 @dataclass
@@ -34,7 +34,7 @@ class Subject:
     path: Path
     teacher: bool
     threshold: Threshold | None
-    """An artifact's own; a run's is set on its validation scores while it is measured."""
+    """Its own; None of autocast, which gets one on its validation scores while it is measured."""
     meaningless: str | None
     student: str | None
     """The hash of the fp32 run that this is, or was made from."""
@@ -44,6 +44,8 @@ class Subject:
     artifact: Artifact | None = None
     units: ComputeUnits = "all"
     """What Core ML may use."""
+    threshold_store: str | None = None
+    """Fingerprint of the store on which its own threshold was set."""
     scores: ClipScores | None = None
 
     @functools.cached_property
@@ -61,6 +63,18 @@ class Subject:
     def student_fp32(self) -> bool:
         """Whether verdict flips may refer to this row."""
         return self.row.kind == "run" and not self.teacher and self.row.scheme == "fp32"
+
+
+def shortest_names(paths: Iterable[Path]) -> dict[Path, str]:
+    """Return each path's last part, with as many before it as tell it from the others."""
+    parts = {path: path.resolve().parts for path in paths}
+    names = {}
+    for path, own in parts.items():
+        most = 1
+        while sum(other[-most:] == own[-most:] for other in parts.values()) > 1 and most < len(own):
+            most += 1
+        names[path] = "/".join(own[-most:])
+    return names
 
 
 def _macs_a_frame(artifact: Artifact, frames: int) -> int:
@@ -82,7 +96,7 @@ def _artifact_subject(
     by = evaluated_by(artifact.runtime)
     cannot = artifact.cannot_run() or (artifact.not_checked if by else "")
     row = Row(
-        name=artifact.file,
+        name=path.name,
         kind="artifact",
         model=bundle.manifest.backbone,
         runtime=artifact.runtime,
@@ -101,7 +115,8 @@ def _artifact_subject(
     )
     looks, length = Takes(per=clip.per), clip.frames if clip.per == "clip" else None
     student, threshold = artifact.student, artifact.threshold
-    return Subject(row, path, False, threshold, None, student, looks, length, artifact, units or "all")
+    set_on = bundle.manifest.data.fingerprint
+    return Subject(row, path, False, threshold, None, student, looks, length, artifact, units or "all", set_on)
 
 
 def _run_subjects(path: Path, machine: str, threads: int) -> Iterator[Subject]:
@@ -135,11 +150,20 @@ def _run_subjects(path: Path, machine: str, threads: int) -> Iterator[Subject]:
         )
         looks = takes(info)
         length = info.data.frames if looks.per == "clip" else None
-        yield Subject(row, path, info.kind == "teacher", None, info.meaningless, student, looks, length)
+        subject = Subject(row, path, info.kind == "teacher", None, info.meaningless, student, looks, length)
+        if scheme == info.scheme and not info.meaningless:
+            subject.threshold, subject.threshold_store = own_threshold(run), info.data.fingerprint
+        yield subject
 
 
 def list_subjects(paths: list[Path], threads: list[int], machine: str) -> list[Subject]:
-    """Return the rows of the report before they are measured: every artifact of bundles, every run."""
+    """Return the rows of the report before they are measured: every artifact of bundles, every run.
+
+    Raises StageError if a bundle or run is named twice.
+    """
+    resolved = [path.resolve() for path in paths]
+    if twice := next((path for path in paths if resolved.count(path.resolve()) > 1), None):
+        raise StageError(f"{twice} is named twice: name each bundle and run once")
     subjects: list[Subject] = []
     for path in paths:
         for count in threads:
@@ -153,6 +177,9 @@ def list_subjects(paths: list[Path], threads: list[int], machine: str) -> list[S
                 ]
             else:
                 subjects += _run_subjects(path, machine, count)
+    names = shortest_names({subject.path for subject in subjects})
+    for subject in subjects:
+        subject.row.name = names[subject.path]
     return subjects
 
 

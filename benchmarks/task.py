@@ -1,5 +1,7 @@
 """What a worker is asked to measure, and what it answers: the JSON between two processes."""
 
+import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
@@ -97,6 +99,16 @@ class Scores(BaseModel):
         if len(scores) != 1 or len(set(map(len, parts))) > 1 or len(set(map(len, self.frames or ()))) > 1:
             raise ValueError("scores are of frames, or of clips, and as many as their clips")
         return self
+
+
+def end_with_parent() -> None:
+    """In a process that answers: end when the one that asked has ended, which closes this one's standard input."""
+
+    def watch() -> None:
+        os.read(0, 1)  # not sys.stdin, whose lock a thread must not hold when Python ends
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def clip_scores(scores: Scores) -> ClipScores:

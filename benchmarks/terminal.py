@@ -28,7 +28,7 @@ def _reasons(report: Report) -> Iterator[str]:
         if status_of(row) != "measured":
             yield f"{name}: {status_of(row)}"
         if row.unstable:
-            yield f"{name}: unstable, the medians of its rounds lie {percent(row.spread)} apart"
+            yield f"{name}: unstable, medians at different times lie {percent(row.spread)} apart"
 
 
 def _width(title: str, texts: list[str]) -> int | None:

@@ -13,7 +13,7 @@ from typing import cast
 import numpy as np
 
 from benchmarks.processor import bound_to
-from benchmarks.task import Inputs, Measurement, Scores, Task, Timing
+from benchmarks.task import Inputs, Measurement, Scores, Task, Timing, end_with_parent
 from benchmarks.timing import (
     Score,
     device_mb,
@@ -177,6 +177,7 @@ def measure(task: Task) -> Measurement:
 
 def main() -> None:
     """Read a task, measure, write the result."""
+    end_with_parent()
     task_file, result_file = map(Path, sys.argv[1:3])
     result = measure(Task.model_validate_json(task_file.read_text()))
     result_file.write_text(result.model_dump_json())

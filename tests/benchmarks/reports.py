@@ -49,7 +49,7 @@ def measured(name: str, p50: float, size: int, **changes: Any) -> Row:
         "peak_memory_mb": 142.0,
         "auc": 0.9745,
         "control_auc": 0.51,
-        "speedup_over": "runs/dino",
+        "speedup_over": "runs/dino (vit_base_patch14_dinov2, torch fp32)",
         "speedup": 600 / p50,
         "size_ratio": 346e6 / size,
     }
@@ -112,7 +112,7 @@ def plain_report() -> Report:
         diagnoses={"student-int8": DIAGNOSIS},
         notes=["Random weights | <b>no pretraining</b>."],
         rows=[
-            measured("runs/dino", 600.0, 346_000_000, kind="run", runtime="torch"),
+            measured("runs/dino", 600.0, 346_000_000, kind="run", model="vit_base_patch14_dinov2", runtime="torch"),
             measured("student-fp32.pte", 12.0, 19_300_000),
             measured("student-int8.pte", 4.0, 5_300_000, **int8),
             measured("student-int8.pte", 2.5, 5_300_000, threads=2, **int8),

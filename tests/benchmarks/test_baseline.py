@@ -13,7 +13,7 @@ def test_shares(text, share):
     assert parse_share(text, "--max-slower") == pytest.approx(share)
 
 
-@pytest.mark.parametrize("text", ["-1%", "ten", "", "10 percent", "nan"])
+@pytest.mark.parametrize("text", ["-1%", "ten", "10", "", "10 percent", "nan"])
 def test_what_is_no_share_is_said(text):
     with pytest.raises(StageError, match=r"--max-slower .*: give a share, as 10% or 0.1"):
         parse_share(text, "--max-slower")

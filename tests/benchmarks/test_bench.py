@@ -25,6 +25,7 @@ from compress.scoring import Takes, score_split
 from compress.teach import teach
 from data.prepare import prepare
 from data.store import ClipStore
+from data.video import write_video
 from export.bundle import Bundle
 from models.detector import Architecture, Detector
 from models.megatron import MegatronSettings
@@ -201,7 +202,8 @@ def test_schemes_are_judged_against_fp32_in_their_own_runtime(report):
         row, base = (_row(report, f"test_byobnet-{scheme}.{runtime}", scheme) for scheme in ("int8", "fp32"))
         speed = base.latency_ms.p50 / row.latency_ms.p50
         assert row.earned_because.startswith(f"{speed:.3g}x as fast as fp32, AUC {row.auc - base.auc:+z.4f}")
-        assert row.earned == (speed > 1 and row.auc >= base.auc - 0.005)
+        varies = max(row.spread, base.spread)
+        assert row.earned == (speed > 1 + varies and row.auc >= base.auc - 0.005)
         assert (base.earned, base.earned_because) == (None, "")
     assert _row(report, "test_byobnet-int8.mlpackage", "int8").earned is None
 
@@ -240,7 +242,7 @@ def test_peak_memory_is_of_the_worker_and_not_of_its_parent(bundle_path, demo_st
 def test_failing_worker_is_a_line(demo_store, tmp_path):
     task = _onnx_task(tmp_path / "none.onnx", demo_store, tmp_path)
     with pytest.raises(
-        StageError, match=r"measuring .*none.onnx failed: .*StageError: .* cannot be loaded by onnxruntime"
+        StageError, match=r"measuring .*none.onnx failed: /\S*none.onnx cannot be loaded by onnxruntime"
     ):
         measure_apart(task)
 
@@ -415,3 +417,30 @@ def test_a_report_names_the_command_that_can_be_called_again(monkeypatch, module
     monkeypatch.setattr(sys, "argv", ["anything", "photos", "my videos"])
     monkeypatch.setattr(sys.modules["__main__"], "__spec__", module and ModuleSpec(module, None), raising=False)
     assert command_of_this_process() == called
+
+
+def test_more_threads_than_cores_or_one_run_twice_is_refused_before_anything_is_measured(
+    student_run, demo_store, reference_file, tmp_path
+):
+    with pytest.raises(StageError, match=r"--threads 1,4096: this machine has \d+ cores?$"):
+        bench([student_run], demo_store, reference_file, tmp_path / "out", threads="1,4096")
+    with pytest.raises(StageError, match=r"student is named twice: name each bundle and run once"):
+        bench([student_run, student_run.parent / "." / student_run.name], demo_store, reference_file, tmp_path / "out")
+
+
+def test_a_missing_video_or_depth_network_is_said_before_anything_is_measured(
+    student_run, demo_store, reference_file, tmp_path
+):
+    with pytest.raises(StageError, match=r"typo.mp4"):
+        bench([student_run], demo_store, reference_file, tmp_path / "out", video=tmp_path / "typo.mp4")
+    video = tmp_path / "some.mp4"
+    write_video(video, [np.zeros((120, 160, 3), np.uint8)] * 4)
+    with pytest.raises(StageError, match=r"no-weights"):
+        bench(
+            [student_run],
+            demo_store,
+            reference_file,
+            tmp_path / "out",
+            video=video,
+            depth_weights=tmp_path / "no-weights",
+        )

@@ -48,6 +48,9 @@ def test_a_second_call_on_one_machine_gets_a_number_and_its_rows_too(report):
     count = len(report.rows)
     assert [merged.rows[place].machine for place in (0, count, 2 * count)] == names
     assert report.rows[0].machine == names[0]
+    again = merge([report, merge([report, report])])
+    assert [session.machine for session in again.sessions] == names
+    assert [again.rows[place].machine for place in (0, count, 2 * count)] == names
 
 
 def test_what_was_measured_on_other_clips_or_against_another_reference_is_refused(report):
@@ -55,7 +58,11 @@ def test_what_was_measured_on_other_clips_or_against_another_reference_is_refuse
         merge([report, report.model_copy(update={"fingerprint": "ffff"})])
     other = report.model_copy(deep=True)
     other.reference.sha256, other.reference.run = "cd" * 32, "runs/other"
-    with pytest.raises(StageError, match=r"different references, runs/dino and runs/other: measure one again"):
+    with pytest.raises(StageError, match=r"different references, runs/dino \(fp32 on cuda:0\) and runs/other \("):
+        merge([report, other])
+    other = report.model_copy(deep=True)
+    other.reference.precision = "autocast"
+    with pytest.raises(StageError, match=r"and runs/dino \(autocast on cuda:0\): measure one again"):
         merge([report, other])
 
 

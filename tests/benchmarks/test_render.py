@@ -172,7 +172,7 @@ def test_terminal_table_has_every_row_and_reason_within_150_columns(report: Repo
     assert f"fast|but_.onnx: measured: {NO_ACCURACY}" in text
     assert "Spread" not in text, "a column in which nothing was measured"
     whole = table_text(full)
-    assert "student-int8.onnx: unstable, the medians of its rounds lie 11.7% apart" in whole
+    assert "student-int8.onnx: unstable, medians at different times lie 11.7% apart" in whole
     assert whole.partition("student-int8.onnx: ")[0].count("unstable") == 1
     for page in (text, whole):
         assert max(len(line) for line in page.splitlines()[1:]) <= 150

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
+from benchmarks.figures import Latency
 from benchmarks.report import Row
-from benchmarks.rows import Subject, fill_row, list_subjects
+from benchmarks.rows import Subject, fill_row, list_subjects, shortest_names
 from benchmarks.task import Measurement, Scores, Timing
 from compress.metrics import Threshold
 from export.bundle import Bundle
@@ -41,8 +42,7 @@ def test_rounds_are_pooled_and_their_medians_tell_the_spread(tmp_path):
     assert row.medians_ms == [10.0, 10.4, 10.2]
     assert row.spread == pytest.approx(0.4 / 10.2)
     assert not row.unstable
-    p50, p90, p99 = np.percentile(np.concatenate(rounds), [50, 90, 99])
-    assert (row.latency_ms.p50, row.latency_ms.p90, row.latency_ms.p99) == (p50, p90, p99)
+    assert row.latency_ms == Latency(p50=np.median(np.concatenate(rounds)), p90=None, p99=None)
     assert row.repeats == 9
     assert row.throughput == pytest.approx(1e3 / np.mean(rounds))
     assert (row.load_ms, row.peak_memory_mb, row.peak_memory_over_idle_mb) == (0.0, 100.0, 60.0)
@@ -103,3 +103,17 @@ def test_macs_of_a_clip_student_are_a_frame_s_share(demo_store, tmp_path_factory
         else:
             assert by_form[artifact.file] == counts["embed"] + counts["score"] // frames
     assert max(by_form.values()) - min(by_form.values()) <= 1
+
+
+@pytest.mark.parametrize(
+    ("count", "p90", "p99"), [(9, None, None), (10, 9.1, None), (99, 89.2, None), (100, 90.1, 99.01)]
+)
+def test_a_percentile_needs_a_time_above_it(count, p90, p99):
+    found = Latency.of([float(ms) for ms in range(1, count + 1)])
+    assert (found.p50, found.p90, found.p99) == (pytest.approx((count + 1) / 2), pytest.approx(p90), pytest.approx(p99))
+
+
+def test_rows_of_one_file_name_are_told_apart_by_their_folders(tmp_path):
+    paths = [tmp_path / place / "small-int8.pte" for place in ("a/bundle", "b/bundle", "c")] + [tmp_path / "student"]
+    names = shortest_names(paths)
+    assert list(names.values()) == ["a/bundle/small-int8.pte", "b/bundle/small-int8.pte", "c/small-int8.pte", "student"]

@@ -1,0 +1,92 @@
+"""Processes that measure: they end with the one that asked, and say what ended them."""
+
+import os
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from pydantic import BaseModel
+
+from benchmarks.measuring import answer_of
+from stage import StageError
+
+
+class Figure(BaseModel):
+    """What a process is asked, and answers."""
+
+    value: float
+
+
+def ended(process: int) -> bool:
+    try:
+        return psutil.Process(process).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(Path.cwd())]))
+
+    def write(body: str) -> str:
+        (tmp_path / "answering.py").write_text(textwrap.dedent(body))
+        return "answering"
+
+    return write
+
+
+def test_a_process_that_was_killed_is_said_to_be(module):
+    name = module("""
+        import os, signal, sys
+        print("score test: 12 of 40", file=sys.stderr, flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+    """)
+    with pytest.raises(StageError, match=r"^killed by signal 9, perhaps for want of memory$"):
+        answer_of(name, Figure(value=1), Figure)
+
+
+def test_an_error_is_told_without_the_path_of_its_class(module):
+    name = module("""
+        from stage import StageError
+        raise StageError("nothing to measure")
+    """)
+    with pytest.raises(StageError, match=r"^nothing to measure$"):
+        answer_of(name, Figure(value=1), Figure)
+
+
+def test_a_process_ends_with_the_one_that_asked(module):
+    name = module("""
+        import sys, time
+        from benchmarks.task import end_with_parent
+        end_with_parent()
+        print("asked", file=sys.stderr, flush=True)
+        time.sleep(600)
+    """)
+    asking = f"""
+        import os, signal, subprocess, threading, time
+        from benchmarks.measuring import answer_of
+        from tests.benchmarks.test_measuring import Figure
+        started = []
+        call = subprocess.Popen.__init__
+        def noting(self, *args, **options):
+            call(self, *args, **options)
+            print(self.pid, flush=True)
+            started.append(self)
+        subprocess.Popen.__init__ = noting
+        threading.Thread(target=answer_of, args=({name!r}, Figure(value=1), Figure), daemon=True).start()
+        while not started:
+            time.sleep(0.01)
+        time.sleep(3)
+        os.kill(os.getpid(), signal.SIGKILL)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(asking)], capture_output=True, text=True, timeout=60, check=False
+    )
+    child, started = int(done.stdout), time.monotonic()
+    while not ended(child):
+        assert time.monotonic() - started < 10
+        time.sleep(0.05)
