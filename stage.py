@@ -1,17 +1,11 @@
-"""What every stage of Pocketproof shares: its error, whole-or-nothing files, progress and the way it is called.
+"""What every stage of Pocketproof shares: its error, its words, progress, processes and the way it is called.
 
 This module stands beside ``pocketproof.py`` because every room uses it and it uses none of them.
 """
 
-import contextlib
-import errno
-import fcntl
-import hashlib
-import json
 import logging
 import multiprocessing
 import os
-import shutil
 import signal
 import sys
 import threading
@@ -19,11 +13,10 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sized
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from pathlib import Path
-from typing import IO, Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import typer
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import track
 
@@ -31,7 +24,6 @@ from rich.progress import track
 logging.getLogger("torch.utils._pytree").addFilter(lambda record: record.levelno >= logging.ERROR)
 
 T = TypeVar("T")
-Schema = TypeVar("Schema", bound=BaseModel)
 Modality = Literal["rgb", "depth", "flow"]
 """What a model looks at: each is a picture of S x S x 3 bytes per frame."""
 Scheme = Literal["fp32", "autocast", "fp16", "int8", "int8-dynamic", "int8-qat", "palette4", "palette6", "palette8"]
@@ -40,11 +32,6 @@ PALETTES: dict[Scheme, int] = {"palette4": 4, "palette6": 6, "palette8": 8}
 """Bits of a weight that says which value of a table it has, by scheme: Core ML alone stores such."""
 STATIC_INT8 = ("int8", "int8-qat")
 """Integer programs with scales that were calibrated."""
-NOT_WRITABLE = (
-    *(errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOTEMPTY),
-    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
-)
-"""What the system says where a file or folder cannot be put: it may not be, or does not fit."""
 Seed = Annotated[int, typer.Option(help="Seed of everything that is drawn at random.", min=0)]
 
 
@@ -63,116 +50,6 @@ def reason_of(error: Exception) -> str:
         return ": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"])))
     text = getattr(error, "strerror", None) or str(error)
     return text.strip().splitlines()[0].strip() if text.strip() else type(error).__name__
-
-
-@contextlib.contextmanager
-def writing(target: Path) -> Iterator[None]:
-    """Raise StageError that names ``target`` where the system says that it cannot be put there, or does not fit."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in NOT_WRITABLE:
-            raise StageError(f"cannot write {target}: {os.strerror(error.errno)}") from error
-        raise
-
-
-@contextlib.contextmanager
-def written_whole(target: Path, keep_existing: bool = False) -> Iterator[Path]:
-    """Give a path beside ``target`` to write a file or a folder at; it becomes ``target`` only when all went well.
-
-    After an error or a kill, ``target`` is as it was before. With ``keep_existing``, a file that another process has
-    put there meanwhile stays. Raises StageError where the folder cannot be written.
-    """
-    aside = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    try:
-        with writing(target):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            yield aside
-            if keep_existing:
-                with contextlib.suppress(FileExistsError):
-                    os.link(aside, target)
-            else:
-                aside.replace(target)
-    finally:
-        if aside.is_dir():
-            shutil.rmtree(aside, ignore_errors=True)
-        else:
-            with contextlib.suppress(OSError):
-                aside.unlink()
-
-
-def refuse_existing(out: Path) -> None:
-    """Raise StageError if there already is something at ``out``: no stage overwrites the work of another."""
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise StageError(f"{out} already exists: remove it or give another --out")
-    if out.is_dir():
-        out.rmdir()
-
-
-def locked(out: Path) -> IO[str]:
-    """Return a locked file beside ``out``; the lock ends with this process, however that ends.
-
-    Raises StageError while another process holds it.
-    """
-    out.parent.mkdir(parents=True, exist_ok=True)
-    lock = out.with_name(f".{out.name}.lock").open("w")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        lock.close()
-        raise StageError(f"{out} is being made by another process: wait for it or give another --out") from error
-    except OSError as error:  # some network file systems have no locks
-        say(f"{lock.name} cannot be locked ({reason_of(error)}): start no second command with this --out")
-    return lock
-
-
-def sha256_of(path: Path) -> str:
-    """Return the hexadecimal SHA-256 of a file, or of a folder's files in the order of their relative paths.
-
-    Raises FileNotFoundError if there is nothing.
-    """
-    if not path.is_dir():
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    digest = hashlib.sha256()
-    for file_path in sorted(p for p in path.rglob("*") if p.is_file()):
-        digest.update(f"{file_path.relative_to(path).as_posix()}\0{sha256_of(file_path)}\n".encode())
-    return digest.hexdigest()
-
-
-def load_tensors(path: Path) -> Any:
-    """Read what a .safetensors or torch file holds, without unpickling anything but tensors and plain containers.
-
-    Raises ValueError with the reason if the file is damaged or would have to be unpickled without restriction.
-    """
-    import torch
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
-    except Exception as error:  # a damaged pickle makes its reader raise nearly anything
-        raise ValueError(reason_of(error)) from error
-
-
-def card_licence(folder: Path) -> str:
-    """Return the licence in the front matter of a model card (README.md). Raises StageError if it is damaged."""
-    from huggingface_hub.repocard import metadata_load
-
-    card = folder / "README.md"
-    if not card.is_file():
-        return "unknown (no model card beside the weights)"
-    try:
-        licence = (metadata_load(card) or {}).get("license")
-    except Exception as error:  # the card is anybody's YAML
-        raise StageError(f"{card} cannot be read as a model card: {reason_of(error)}; mend or remove it") from error
-    return str(licence or "unknown (the model card names none)")
-
-
-def bytes_of(path: Path) -> int:
-    """Return the size of a file in bytes, or the sum over a folder's files. Raises FileNotFoundError for nothing."""
-    if not path.is_dir():
-        return path.stat().st_size
-    return sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
 
 
 def speaks() -> bool:
@@ -244,34 +121,6 @@ def in_processes(
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-
-
-def parse_json(text: str | bytes) -> Any:
-    """Parse the JSON of a user's file. Raises ValueError if it is damaged, or nested deeper than Python follows."""
-    try:
-        return json.loads(text)
-    except RecursionError as error:
-        raise ValueError("it is nested too deeply") from error
-
-
-def read_json(path: Path, schema: type[Schema], version: int, missing: str, mend: str = "") -> Schema:
-    """Read a file of Pocketproof's own.
-
-    Raises StageError: ``missing`` where there is none, or what is wrong with it and then ``mend``. Another version than
-    the known one is told first, as its parts may be of any form.
-    """
-    mend = mend and f": {mend}"
-    try:
-        text = path.read_bytes()
-    except OSError as error:
-        raise StageError(missing) from error
-    with contextlib.suppress(ValueError, KeyError, TypeError):  # which its schema tells better
-        if (stated := parse_json(text)["schema_version"]) != version:
-            raise StageError(f"{path} is of schema version {stated}, this program reads {version}{mend}")
-    try:
-        return schema.model_validate_json(text)
-    except ValidationError as error:
-        raise StageError(f"{path} is not valid: {reason_of(error)}{mend}") from error
 
 
 def call(app: Callable[[], Any]) -> None:

@@ -32,8 +32,9 @@ from data.perturb import PERTURBATIONS, perturbed_stores
 from data.store import ClipStore
 from data.video import Video
 from export.bundle import Bundle, is_bundle
+from files import refuse_existing, sha256_of
 from models.run import Run
-from stage import StageError, progress, refuse_existing, run_as_script, say, sha256_of
+from stage import StageError, progress, run_as_script, say
 
 
 def _notes(subjects: list[Subject], store: ClipStore, reference: Reference, phone: PhoneTimer | None) -> list[str]:

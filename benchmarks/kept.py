@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from stage import locked, written_whole
+from files import locked, written_whole
 
 Found = TypeVar("Found", bound=BaseModel)
 

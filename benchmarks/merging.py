@@ -9,7 +9,8 @@ import typer
 
 from benchmarks.render import write_report
 from benchmarks.report import Report, read_report
-from stage import StageError, refuse_existing, run_as_script, say
+from files import refuse_existing
+from stage import StageError, run_as_script, say
 
 
 def _renamed(report: Report, taken: set[str]) -> Report:

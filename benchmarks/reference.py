@@ -17,9 +17,10 @@ from benchmarks.task import BatchTiming, Scores, Task, Timing, clip_scores
 from compress.metrics import Metrics, choose_threshold
 from compress.runs import check_store, takes
 from data.store import ClipStore
+from files import read_json, refuse_existing, written_whole
 from models.origin import Parent
 from models.run import Run
-from stage import StageError, read_json, refuse_existing, run_as_script, say, written_whole
+from stage import StageError, run_as_script, say
 
 SCHEMA_VERSION = 3
 

@@ -16,7 +16,7 @@ from benchmarks.columns import COLUMNS, deciding, differing, words
 from benchmarks.headline import headline
 from benchmarks.report import Report, Row
 from benchmarks.sections import sections
-from stage import written_whole
+from files import written_whole
 
 HERE = Path(__file__).parent
 FILTERS = ("Runtime", "Scheme", "Machine", "Device", "Threads")

@@ -8,7 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from benchmarks.figures import Budget, Latency, MethodFigures, Peak, Profile, Robustness, Sustained
 from compress.fidelity import Diagnosis
-from stage import Scheme, read_json
+from files import read_json
+from stage import Scheme
 
 SCHEMA_VERSION = 5
 MOST_SPREAD = 0.05

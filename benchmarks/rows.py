@@ -21,9 +21,10 @@ from data.store import ClipStore
 from export.bundle import Bundle, is_bundle
 from export.manifest import Artifact
 from export.runtimes import ComputeUnits, evaluated_by
+from files import bytes_of
 from models.run import Run
 from models.schemes import fast_dtype
-from stage import PALETTES, Scheme, StageError, bytes_of
+from stage import PALETTES, Scheme, StageError
 
 
 @dataclass

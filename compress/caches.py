@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from compress.compute import Compute
 from data.views import View, ViewRule, Views
-from stage import Modality, StageError, progress, say, written_whole
+from files import written_whole
+from stage import Modality, StageError, progress, say
 
 KEY_FILE = "key.json"
 FLUSHED_VIEWS = 32

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stage import StageError, load_tensors, reason_of, written_whole
+from files import load_tensors, written_whole
+from stage import StageError, reason_of
 
 
 @dataclass

@@ -23,12 +23,13 @@ from data.batches import Batch, read_batch
 from data.forge import WEAKEST
 from data.store import ClipStore
 from data.views import Forge, Policy, ViewCount, ViewRule, Views, WeakestForgery
+from files import refuse_existing
 from models.detector import Architecture, PixelDetector, Preprocessing, check_backbone
 from models.outputs import example_outputs
 from models.run import Run, RunInfo, UnfinishedRun
 from models.start import Start
 from models.temporal import TemporalSettings
-from stage import Modality, Seed, StageError, refuse_existing, run_as_script
+from stage import Modality, Seed, StageError, run_as_script
 
 DEFAULT_LOSS = "classification,kl,embedding-kl"
 BATCH = {"frame": 16, "clip": 4}

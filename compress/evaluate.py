@@ -17,9 +17,10 @@ from compress.runs import check_store, own_threshold, pixel_detector, takes, tor
 from compress.scoring import Scorer, Source, Takes, score_clip_list
 from data.recompress import RecompressedStore, Recompression, depth_of, parse_recompressions
 from data.store import ClipStore
+from files import written_whole
 from models.origin import Parent
 from models.run import Run
-from stage import StageError, say, written_whole
+from stage import StageError, say
 
 COLUMNS = {
     "AUC": "auc",

@@ -34,11 +34,12 @@ from compress.qat import Lesson, train_rounded
 from compress.runs import check_store, own_metrics, takes
 from compress.scoring import ClipScores, Takes
 from data.store import ClipStore
+from files import refuse_existing
 from models.detector import Detector
 from models.fusing import fuse
 from models.run import Run, UnfinishedRun, save_run
 from models.schemes import dynamic_layers, in_scheme
-from stage import PALETTES, STATIC_INT8, Scheme, Seed, StageError, progress, refuse_existing, run_as_script, say
+from stage import PALETTES, STATIC_INT8, Scheme, Seed, StageError, progress, run_as_script, say
 
 VALIDATION = {"frame": 64, "clip": 16}
 """Frames or clips on which observers are compared, and noise is measured."""

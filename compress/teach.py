@@ -20,12 +20,13 @@ from data.batches import Batch
 from data.forge import WEAKEST
 from data.store import ClipStore
 from data.views import Forge, Policy, ViewCount, ViewRule, Views, WeakestForgery
+from files import refuse_existing
 from models.detector import Architecture, PixelDetector, Preprocessing, check_backbone
 from models.freezing import freeze
 from models.megatron import MegatronSettings
 from models.run import RunInfo, UnfinishedRun
 from models.start import Start
-from stage import Modality, Seed, StageError, refuse_existing, run_as_script
+from stage import Modality, Seed, StageError, run_as_script
 
 HEAD_HIDDEN = 256
 """Width of the hidden layer in the head over single frames."""

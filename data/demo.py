@@ -18,7 +18,8 @@ from data.faces import DlibHog, whole
 from data.forge import Forgery
 from data.picture import Frame, Picture
 from data.video import write_video
-from stage import in_processes, written_whole
+from files import written_whole
+from stage import in_processes
 
 FPS = 25
 FRAMES = 30

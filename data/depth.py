@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from stage import StageError, card_licence, reason_of, sha256_of
+from files import card_licence, sha256_of
+from stage import StageError, reason_of
 
 if TYPE_CHECKING:
     from torch import Tensor

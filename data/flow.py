@@ -12,7 +12,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from stage import StageError, load_tensors, reason_of
+from files import load_tensors
+from stage import StageError, reason_of
 
 if TYPE_CHECKING:
     from torch import nn

@@ -15,7 +15,8 @@ from rich.text import Text
 
 from data.layouts import SPLITS
 from data.store import Clip, ClipStore
-from stage import StageError, run_as_script, say, written_whole
+from files import written_whole
+from stage import StageError, run_as_script, say
 
 SHEET_CLIPS, SHEET_FRAMES = 12, 4
 THUMBNAIL, CAPTION = 112, 18

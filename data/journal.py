@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from stage import StageError, WorkerDied, in_processes, say, written_whole
+from files import written_whole
+from stage import StageError, WorkerDied, in_processes, say
 
 Row = dict[str, Any]
 KILLER = "a process died of it, perhaps for want of memory"

@@ -12,7 +12,8 @@ from data.crops import CropRule
 from data.depth import DepthAnything, DepthWeights, depth_pictures
 from data.flow import Estimate, clip_flow, flow_estimator
 from data.picture import Frame
-from stage import Modality, sha256_of
+from files import sha256_of
+from stage import Modality
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ from typing import Any, BinaryIO, get_args
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stage import Modality, reason_of, writing
+from files import writing
+from stage import Modality, reason_of
 
 
 class RowWriter:

@@ -27,7 +27,8 @@ from data.prepare_video import forged, surroundings
 from data.recompress import through_jpeg
 from data.store import CLIP_SCHEMA, VIDEO_SCHEMA, Clip, ClipStore, StoreInfo, StoreSettings, encode_png
 from data.video import Video, recompressed
-from stage import StageError, in_processes, sha256_of
+from files import sha256_of
+from stage import StageError, in_processes
 
 REACH = 0.5
 """Share of a square's side by which frames are kept around it, so that moved boxes still lie in the picture."""

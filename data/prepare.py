@@ -25,15 +25,8 @@ from data.splits import parse_ratios, split_sources
 from data.store import CLIP_SCHEMA, ClipStore, Start, StoreInfo, StoreSettings
 from data.unfinished import Unfinished, clips_of, is_done, note
 from data.views import WeakestForgery
-from stage import (
-    Modality,
-    Seed,
-    StageError,
-    refuse_existing,
-    run_as_script,
-    say,
-    written_whole,
-)
+from files import refuse_existing, written_whole
+from stage import Modality, Seed, StageError, run_as_script, say
 
 LayoutName = Literal["auto", "ffpp", "dfdc", "celebdf", "folder", "csv"]
 Label = Literal["real", "fake"]

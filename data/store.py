@@ -21,7 +21,8 @@ from data.crops import CropRule
 from data.depth import DepthWeights
 from data.layouts import FAKE, REAL, SPLITS
 from data.parquet import read_rows
-from stage import Modality, StageError, read_json, reason_of, say
+from files import read_json
+from stage import Modality, StageError, reason_of, say
 
 SCHEMA_VERSION = 2
 Status = Literal["ok", "no_face", "too_short", "unreadable"]

@@ -4,7 +4,6 @@ An interrupted ``prepare`` goes on with it; nothing of it is a store before ever
 """
 
 import contextlib
-import os
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,7 +13,8 @@ from data.journal import Journal
 from data.layouts import SPLITS, Source
 from data.parquet import RowWriter
 from data.store import CLIP_SCHEMA, VIDEO_SCHEMA, StoreInfo, StoreSettings
-from stage import locked, refuse_existing, say, sha256_of, written_whole
+from files import aside_of, locked, refuse_existing, sha256_of, written_whole
+from stage import say
 
 
 class Unfinished:
@@ -91,7 +91,7 @@ def is_done(folder: Path, video_id: str) -> bool:
 def clips_of(folder: Path, video_id: str) -> Iterator[RowWriter]:
     """Give a writer for a video's clips; its file is there, whole, only when all went well."""
     file = folder / "clips" / f"{video_id}.parquet"
-    aside = file.with_name(f".{file.name}.{os.getpid()}.partial")
+    aside = aside_of(file)
     with RowWriter(aside, CLIP_SCHEMA) as writer:
         yield writer
     if aside.exists():

@@ -15,7 +15,7 @@ from data.picture import Frame
 from data.remote import fetched
 from data.video import Video, write_video
 from export.scorer import Detection
-from stage import written_whole
+from files import written_whole
 
 FAKE, REAL, AXIS, BAND = (214, 69, 53), (38, 128, 199), (230, 230, 230), (24, 24, 24)
 """Colours, RGB; words and a dashed outline say the same as they do."""

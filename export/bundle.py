@@ -8,9 +8,12 @@ from numpy.typing import NDArray
 
 from export.manifest import SCHEMA_VERSION, Artifact, Manifest
 from export.runtimes import Programs, Runner, evaluated_by, open_artifact, program_file, runner_of
-from stage import StageError, bytes_of, read_json, sha256_of
+from files import bytes_of, read_json, sha256_of
+from stage import StageError
 
 SUMS = "SHA256SUMS"
+GOLDEN = "golden"
+LEFT_BY_SYSTEMS = (".DS_Store", "Thumbs.db", "desktop.ini")
 
 
 def write_sums(folder: Path) -> None:
@@ -36,7 +39,8 @@ class Bundle:
     def check_files(self) -> int:
         """Compare every file with ``SHA256SUMS``; return how many there are.
 
-        Raises StageError if one was changed, added or taken away.
+        Raises StageError if one was changed, added or taken away, but for ``golden/``, whose faces a bundle that is
+        passed on may lack as a whole, and what a system's file manager leaves.
         """
         try:
             lines = (self.path / SUMS).read_text(encoding="utf-8").splitlines()
@@ -44,7 +48,10 @@ class Bundle:
         except (OSError, UnicodeError, ValueError) as error:
             raise StageError(f"{self.path / SUMS} is missing or damaged: export the bundle again") from error
         entries = [path for path in self.path.rglob("*") if path.is_symlink() or not path.is_dir()]
+        entries = [path for path in entries if path.name not in LEFT_BY_SYSTEMS]
         found = {path.relative_to(self.path).as_posix() for path in entries} - {SUMS}
+        if not self.has_golden:
+            expected = {name: digest for name, digest in expected.items() if not name.startswith(f"{GOLDEN}/")}
         for name in sorted(found ^ set(expected)):
             said = "is missing" if name in expected else "was not exported with it"
             raise StageError(f"{self.path} is not as it was exported: {name} {said}")
@@ -55,6 +62,11 @@ class Bundle:
             if sha256_of(self.path / name) != digest:
                 raise StageError(f"{self.path / name} is not the file that was exported: its SHA-256 differs")
         return len(found)
+
+    @property
+    def has_golden(self) -> bool:
+        """Whether the golden inputs are there: they show faces, and may be taken out of a bundle."""
+        return (self.path / GOLDEN).exists()
 
     def artifact(self, file: str) -> Artifact:
         """Return an artifact by its file name. Raises StageError naming those there are."""

@@ -38,6 +38,8 @@ UNITS: dict[ComputeUnits, str] = {
     "all": "ALL",
 }
 """Names of coremltools' ``ComputeUnit``."""
+DEBUG_HANDLES = "executorch_debug_handle_mapping.json"
+"""What coremltools puts into each package for ExecuTorch's debugger: a tenth of an int8 one, and nothing to Core ML."""
 LAST = ("softmax", "slice_by_index")
 """What turns logits into P(fake), in this order, at the end of a program."""
 MEANING = {
@@ -66,6 +68,7 @@ def write(graphs: Sequence["Graph"], path: Path) -> dict[str, Any]:
             model.input_description[tensor.name] = tensor.meaning
         model.output_description[graph.output.name] = graph.output.meaning
         model.save(str(file))
+        (file / DEBUG_HANDLES).unlink(missing_ok=True)
         functions = model.get_spec().mlProgram.functions["main"].block_specializations
         found = {operation.type for block in functions.values() for operation in block.operations}
         operators[graph.name] = sorted(found - {"const"})

@@ -73,13 +73,18 @@ def write(
     counts = [_count_operations(edge.exported_program(graph.name)) for graph in graphs]
     delegated, left = (sum(count) for count in zip(*counts, strict=True))
     plans = lowered.executorch_program.execution_plan
-    operators = {plan.name: [*sorted({op.name for op in plan.operators}), BACKENDS[delegate]] for plan in plans}
+    operators = {plan.name: [*sorted(map(_full_name, plan.operators)), BACKENDS[delegate]] for plan in plans}
     return {
         "operators": operators,
         "delegated_fraction": delegated / max(1, delegated + left),
         "delegate": delegate,
         "companions": {path.with_suffix(ETRECORD).name: ETRECORD_MEANING} if etrecord else {},
     }
+
+
+def _full_name(operator: Any) -> str:
+    """Return an operator's name as an app's selective build lists it: ``aten::_to_copy.out``."""
+    return f"{operator.name}.{operator.overload}" if operator.overload else str(operator.name)
 
 
 def keep_pooled_dimensions(program: "ExportedProgram") -> None:

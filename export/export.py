@@ -26,26 +26,19 @@ from export.programs import Graph, graphs_of, in_torch
 from export.readme import readme
 from export.rules import ClipRule, CropGeometry
 from export.runtimes import evaluated_by, program_file, runner_of
+from files import bytes_of, refuse_existing, sha256_of, written_whole
 from models.detector import Architecture, PixelDetector
-from models.run import Run, RunInfo
-from stage import (
-    Scheme,
-    StageError,
-    bytes_of,
-    in_processes,
-    refuse_existing,
-    run_as_script,
-    say,
-    sha256_of,
-    written_whole,
-)
+from models.run import TOOLS as RUN_TOOLS
+from models.run import Run, RunInfo, versions_of
+from stage import Scheme, StageError, in_processes, run_as_script, say
 
+TOOLS = (*RUN_TOOLS, "onnx", "onnxruntime", "coremltools")
 ONLY_TORCH: tuple[Scheme, ...] = ("autocast", "int8-dynamic")
 """Schemes that the runtimes of phones do not have."""
 MINIMUM_OS = {
     "coreml": coreml.MINIMUM_OS,
     "executorch": "as the ExecuTorch runtime that the app links; the file asks for nothing more",
-    "onnxruntime": "as the ONNX Runtime that the app links (opset 20: version 1.17 or newer)",
+    "onnxruntime": f"as the ONNX Runtime that the app links ({onnx.NEEDS})",
     "vulkan": "Android with Vulkan 1.1, and an ExecuTorch runtime with its Vulkan backend",
 }
 """By delegate, or else by runtime."""
@@ -192,7 +185,7 @@ def _manifest(asked: list[Job], store: ClipStore, artifacts: list[Artifact], gol
         weights=first.weights,
         data=data_source(store),
         diagnoses={name: diagnosis for name, run in runs.items() if (diagnosis := diagnosis_of(run))},
-        tools=first.tools,
+        tools=versions_of(TOOLS),
     )
 
 
@@ -212,6 +205,8 @@ def _one_student(runs: list[Run], store: ClipStore) -> Architecture:
     architectures = [run.info.architecture.model_copy(update={"fused": True}) for run in runs]
     if any(architecture != architectures[0] for architecture in architectures):
         raise StageError("the runs hold different students: export them into bundles of their own")
+    if len({student_of(run) for run in runs}) > 1:
+        raise StageError("the runs come from different fp32 runs: export them into bundles of their own")
     if len({run.info.scheme for run in runs}) < len(runs):
         raise StageError("two of the runs have the same student and scheme: export them into bundles of their own")
     return architectures[0]

@@ -36,14 +36,17 @@ class NormalizedTwice(nn.Module):
 def mistaken_scores(detector: PixelDetector, inputs: Inputs) -> list[NDArray[np.float32]]:
     """Return what a detector gives after the usual mistakes of an integration, float32 [N] each.
 
-    Swapped channels, a transposed picture, a second normalization.
+    Swapped channels, a transposed picture, a second normalization; of clips also flags that are not heeded.
     """
     cpu = torch.device("cpu")
     score = torch_scorer(detector, cpu)
     pixels, *valid = inputs
     swapped, transposed = np.ascontiguousarray(pixels[..., ::-1]), np.ascontiguousarray(pixels.swapaxes(-3, -2))
     twice = torch_scorer(NormalizedTwice(detector), cpu)
-    return [score(swapped, *valid), score(transposed, *valid), twice(pixels, *valid)]
+    mistaken = [score(swapped, *valid), score(transposed, *valid), twice(pixels, *valid)]
+    if valid:
+        mistaken.append(score(pixels, np.ones_like(valid[0])))
+    return mistaken
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ class Source:
     fused: Parity | None
     """How near the fused network comes to the trained one; None of a run that was fused before it was quantized."""
     least_snr_db: float
-    """What the logits of an artifact of rounded numbers must reach against ``golden``."""
+    """What the logits of an artifact must reach against ``golden``."""
     threshold: Threshold
 
     @classmethod
@@ -64,10 +67,10 @@ class Source:
         run = Run(path)
         detector, cpu = pixel_detector(run, inputs=inputs), torch.device("cpu")
         golden, fused = torch_scorer(detector, cpu)(*inputs), None
+        least = least_snr_db(golden, mistaken_scores(detector, inputs))
         if not run.info.architecture.fused:
             trained = PixelDetector(run.detector(), run.info.preprocessing).eval()
-            fused = compare(torch_scorer(trained, cpu)(*inputs), golden, "fp32", step="fused")
-        least = least_snr_db(golden, mistaken_scores(detector, inputs) if run.info.scheme != "fp32" else ())
+            fused = compare(torch_scorer(trained, cpu)(*inputs), golden, "fp32", least, "fused")
         return cls(run, golden, fused, least, own_threshold(run))
 
 

@@ -3,7 +3,7 @@
 import json
 from typing import Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, model_validator
 
 from compress.fidelity import Diagnosis
 from compress.metrics import Threshold
@@ -11,9 +11,9 @@ from export.parity import Parity
 from export.rules import ClipRule, CropGeometry, Frozen
 from export.runtimes import ORT, PROGRAMS, Delegate, Method, ProgramName, Runtime, cannot_run
 from models.origin import DataSource, Parent, Weights
-from stage import STATIC_INT8, Scheme, StageError
+from stage import STATIC_INT8, Scheme
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 
 
 class Tensor(Frozen):
@@ -37,9 +37,11 @@ class Program(Frozen):
     sha256: str
     """Of the file; of a folder (``.mlpackage``) over the names and hashes of its files."""
     bytes: int
-    inputs: list[Tensor]
+    inputs: list[Tensor] = Field(min_length=1)
     output: Tensor
     operators: list[str]
+    """What the app's build of the runtime must have; of a ``.pte`` portable kernels, by their full names, and the
+    delegate."""
     macs: int
     """Multiply-accumulates of one sample: convolutions and matrix products."""
 
@@ -82,7 +84,7 @@ class Artifact(Frozen):
         for method, wanted in PROGRAMS.items():
             if names == wanted:
                 return method
-        raise StageError(f"{self.file} has the programs {', '.join(names) or 'none'}: export the bundle again")
+        raise ValueError(f"{self.file} has the programs {', '.join(names) or 'none'}")
 
     @property
     def batch(self) -> int | None:
@@ -141,6 +143,24 @@ class Manifest(Frozen):
     diagnoses: dict[str, Diagnosis]
     """What int8 cost, and in which layers, by int8 run."""
     tools: dict[str, str]
+    """Versions on the exporting machine."""
+
+    @model_validator(mode="after")
+    def _of_one_kind(self) -> "Manifest":
+        """Refuse parts that contradict each other."""
+        size, clip, shape = self.crop.rule.size, self.clip, self.golden.shape
+        pictures = [size, size, 3]
+        if shape[1:] != (pictures if clip.per == "frame" else [clip.frames, *pictures]):
+            raise ValueError(f"golden inputs of {shape} are no crops of {size} pixels in clips of {clip.frames}")
+        files = [artifact.file for artifact in self.artifacts]
+        if not files or len(set(files)) < len(files):
+            raise ValueError("it has no artifact, or two of one name")
+        for artifact in self.artifacts:
+            if (artifact.method == "forward") != (clip.per == "frame"):
+                raise ValueError(f"{artifact.file} does not score {clip.per}s")
+            if artifact.programs[0].inputs[0].shape.count(size) < 2:
+                raise ValueError(f"{artifact.file} does not take crops of {size} pixels")
+        return self
 
 
 def manifest_schema() -> str:

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 OPSET = 20
 """The first with Gelu as one operator."""
+IR_VERSION = 9
+"""The oldest that goes with it."""
+NEEDS = f"opset {OPSET}, IR version {IR_VERSION}: version 1.17 or newer"
 WORTH = {"YES": "worth it", "MAYBE": "perhaps worth it", "NO": "not worth it"}
 BRACES = r"\{[^{}]*\}"
 REQUIRED = ".required_operators.config"
@@ -42,6 +45,7 @@ def write(graphs: Sequence["Graph"], path: Path, ort: bool = False) -> dict[str,
         for graph in graphs:
             model = _converted(graph)
             rewrite(model)
+            model.ir_version = IR_VERSION
             onnx.checker.check_model(model)
             plain = Path(folder) / f"{graph.name}.onnx"
             onnx.save(model, plain)

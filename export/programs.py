@@ -18,10 +18,11 @@ from torch.export import ExportedProgram
 from export.forms import MOST_AT_ONCE, Form
 from export.manifest import Program, Tensor
 from export.runtimes import Loaded, ProgramName, Programs, in_batches
+from files import bytes_of, sha256_of
 from models.cost import macs_of
 from models.detector import Detector, ImageDetector, PixelDetector, Preprocessing, fake_probability
 from models.run import RunInfo
-from stage import STATIC_INT8, Scheme, bytes_of, sha256_of
+from stage import STATIC_INT8, Scheme
 
 DTYPES = {"uint8": torch.uint8, "float32": torch.float32}
 

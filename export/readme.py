@@ -38,5 +38,7 @@ def readme(manifest: Manifest) -> str:
         minimum_os=MINIMUM_OS,
         batch=(onnx and onnx.batch) or 1,
         file=file,
-        stem=lambda runtime: PurePath(file(runtime)).stem or "THE-MODEL",
+        stem=lambda runtime: PurePath(file(runtime)).stem,
+        rule=manifest.artifacts[0].threshold.rule,
+        tools=", ".join(f"{tool} {version}" for tool, version in manifest.tools.items()),
     )

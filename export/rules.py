@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, PositiveInt
 
 from data.clips import BRIDGED_FRAMES
 from data.crops import CropRule
@@ -84,26 +84,33 @@ class CropGeometry(Frozen):
         return cls(rule=rule, detector=detector, text=text, examples=examples)
 
 
-MEAN_RULE = "Score consecutive frames of one tracked face; the mean of their P(fake) above the threshold is a fake."
+COUNTING = (
+    "A clip begins at a frame with a face: the first such from there on. Of several faces in a clip, take the "
+    "largest of those seen in at least half of its frames, or else the largest. A frame counts if that face was found "
+    f"in it, or is missing for at most {BRIDGED_FRAMES} frames on end within the clip, with boxes that are "
+    "interpolated, and held at the clip's ends; frames of longer gaps do not count, nor those beyond the video's end. "
+)
+MEAN_RULE = (
+    "Cut the video into clips of `frames` consecutive frames of one tracked face, one after another. "
+    f"{COUNTING}Score each frame that counts; the mean of all their P(fake) above the threshold is a fake. Of a photo, "
+    "its own P(fake) decides."
+)
 SCORE_RULE = (
     "Cut the video into clips of exactly `frames` consecutive frames of one tracked face, each `hop` frames after the "
     "one before. Run embed once on every frame that counts, and put the embeddings in the order of the frames into "
-    "score's input, with valid 1; other frames have an embedding of zeros and valid 0. A clip begins at a frame with "
-    "the face: the first such from there on. A frame counts if the face was found in it, or is missing for at most "
-    f"{BRIDGED_FRAMES} frames on end within the clip, with boxes that are interpolated, and held at the clip's ends; "
-    "frames of longer gaps do not count, nor those beyond the video's end. Leave out clips of which less than half of "
-    "the frames count, and one at the video's end whose frames were all in the clip before. score gives a clip's "
-    "P(fake); the mean over the clips above the threshold is a fake."
+    "score's input, with valid 1; other frames have an embedding of zeros and valid 0. "
+    f"{COUNTING}Leave out clips of which less than half of the frames count, and one at the video's end whose frames "
+    "were all in the clip before. score gives a clip's P(fake); the mean over the clips above the threshold is a fake."
 )
 
 
 class ClipRule(Frozen):
     """How frames make a verdict."""
 
-    frames: int
-    stride: int = 1
+    frames: PositiveInt
+    stride: Literal[1] = 1
     """Steps from one frame of a clip to the next, in frames of the video."""
-    hop: int
+    hop: PositiveInt
     """Frames from the beginning of one clip to that of the next."""
     aggregation: Literal["mean", "score"] = "mean"
     """``mean`` of the frames' scores, or the program ``score`` over exactly ``frames`` embeddings."""

@@ -172,12 +172,27 @@ def open_artifact(path: Path, runtime: Runtime, threads: int, method: Method, un
         raise StageError(f"{path.name} cannot run here: {reason}")
     try:
         opened = _opened(path, runtime, threads, units)
-        programs = {name: opened(name) for name in PROGRAMS[method]}
+        programs = {name: _told(opened(name), path, name) for name in PROGRAMS[method]}
     except StageError:
         raise
     except Exception as error:  # each runtime raises classes of its own for a file that it cannot load
         raise StageError(f"{path} cannot be loaded by {runtime}: {reason_of(error)}") from error
     return programs.__getitem__
+
+
+def _told(program: Loaded, path: Path, name: ProgramName) -> Loaded:
+    """Return a program that raises StageError for inputs that its runtime refuses."""
+
+    def run(*inputs: NDArray[np.generic]) -> NDArray[np.float32]:
+        try:
+            return program(*inputs)
+        except (StageError, MemoryError):
+            raise
+        except Exception as error:
+            shapes = ", ".join(str(list(array.shape)) for array in inputs)
+            raise StageError(f"{path}: {name} does not take inputs of {shapes}: {reason_of(error)}") from error
+
+    return run
 
 
 def load_artifact(

@@ -23,7 +23,8 @@ from data.remote import is_remote
 from export.bundle import Bundle
 from export.manifest import Artifact
 from export.scorer import NoFace, VideoScorer
-from stage import StageError, locked, reason_of, say, written_whole
+from files import locked, written_whole
+from stage import StageError, reason_of, say
 
 CLIP = pa.struct([("start_frame", pa.int32()), ("score", pa.float64()), ("frames", pa.int32())])
 STAGES = ("decode", "faces", "crop", "embed", "score", "whole")
@@ -144,19 +145,19 @@ def _scan_here(video: Path, name: str, bundle: Path, file: str, folder: Path) ->
 
 
 _SCORERS: dict[str, VideoScorer] = {}
-"""Of a process on a cluster, by the hash of the artifact."""
+"""Of a process on a cluster, by the hash of the artifact and of its rules."""
 
 
-def _scan_there(video: Path, file: str, files: dict[str, bytes], sha256: str) -> Row:
+def _scan_there(video: Path, file: str, files: dict[str, bytes], scorer: str) -> Row:
     """Score a video on a cluster, with a bundle that came with the job."""
-    if sha256 not in _SCORERS:
+    if scorer not in _SCORERS:
         folder = Path(tempfile.mkdtemp())
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
         for name, content in files.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(content)
-        _SCORERS[sha256] = VideoScorer.load(Bundle(folder), file)
-    return {"row": json.dumps(_row(video, _SCORERS[sha256]))}
+        _SCORERS[scorer] = VideoScorer.load(Bundle(folder), file)
+    return {"row": json.dumps(_row(video, _SCORERS[scorer]))}
 
 
 def _parcel(bundle: Bundle, artifact: Artifact) -> dict[str, bytes]:
@@ -197,7 +198,7 @@ def _write_table(out: Path, rows: list[Row], scorer: str) -> None:
 def scan(
     videos: Sequence[Path], bundle: Bundle, artifact: Artifact, out: Path, workers: int, ray: str | None
 ) -> Counter[str]:
-    """Score videos into a table, and return how many of its rows have which status.
+    """Score videos into a table, and return how many of them have which status.
 
     Rows that it has already, of unchanged files, stay. What an interrupted scan has done is kept beside ``out``. Raises
     StageError if ``out`` holds something else, or scores of another artifact or by another manifest.
@@ -223,7 +224,7 @@ def scan(
         _write_table(out, [rows[video] for video in sorted(rows)], scorer)
         shutil.rmtree(folder)
         Path(lock.name).unlink(missing_ok=True)
-    return Counter(row["status"] for row in rows.values())
+    return Counter(rows[shown(path)]["status"] for path in absolute)
 
 
 def _go_on(folder: Path, scorer: str) -> None:
@@ -251,6 +252,7 @@ def _on_ray(
 ) -> None:
     """Score on a cluster, whose machines reach the videos by the same paths and need nothing else of this one."""
     files = _parcel(bundle, artifact)
-    jobs = [(path, artifact.file, files, artifact.sha256) for path in videos.values()]
+    scorer = _scorer_hash(bundle, artifact)
+    jobs = [(path, artifact.file, files, scorer) for path in videos.values()]
     for (path, *_), result in on_ray(_scan_there, jobs, address, workers, "detect"):
         journal.note(_name(path), json.loads(result["row"]) if result else _killed(path, artifact))

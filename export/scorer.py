@@ -154,13 +154,15 @@ class VideoScorer:
         watch = Stopwatch()
         found = _Found()
         with watch.stage("whole"), fetched(path) as file, Photo(file) if is_photo(path) else Video(file) as video:
-            self._score_clips(video, watch, found, on_clip)
+            self._score_clips(path, video, watch, found, on_clip)
         if not found.clips:
             seen = f" in half of {self.manifest.clip.frames} frames on end" if found.left_out else ""
             raise NoFace(shown(path), f"no face was found{seen}")
         return self._detection(path, found, watch)
 
-    def _score_clips(self, video: Video | Photo, watch: Stopwatch, found: "_Found", on_clip: OnClip | None) -> None:
+    def _score_clips(
+        self, path: Path, video: Video | Photo, watch: Stopwatch, found: "_Found", on_clip: OnClip | None
+    ) -> None:
         rule, runner = self.manifest.clip, self._runner(watch)
         tracker = Tracker(DETECTORS[self.manifest.crop.detector]())
 
@@ -175,6 +177,8 @@ class VideoScorer:
                 found.left_out += 1
                 continue
             scores = runner(*self._inputs(clip, watch))
+            if not np.isfinite(scores).all():
+                raise StageError(f"{self.artifact.file} gives no number for frames of {shown(path)}: export it again")
             counts = clip.start + np.flatnonzero(clip.valid)
             found.used.update(counts.tolist())
             found.clips.append(ScoredClip(start_frame=clip.start, score=float(scores.mean()), frames=len(counts)))

@@ -31,6 +31,8 @@ def check_outputs(bundle: Bundle, artifact: Artifact) -> str:
     Raises StageError if they differ by more than rounding does between machines.
     """
     bundle.check_programs(artifact)
+    if not bundle.has_golden:
+        return "by its hash only: golden/ was taken out"
     inputs = bundle.golden_inputs()
     if reason := artifact.cannot_run():
         return f"by its hash only: {reason}"
@@ -38,7 +40,7 @@ def check_outputs(bundle: Bundle, artifact: Artifact) -> str:
         outputs = bundle.load(artifact)(*inputs)
     except NotEvaluated as error:
         return f"by its hash only: {error}"
-    least = max([LEAST_SNR_DB, *(step.least_snr_db for step in artifact.parity if step.least_snr_db is not None)])
+    least = max([LEAST_SNR_DB, *(step.least_snr_db for step in artifact.parity)])
     parity = compare(bundle.golden_outputs(artifact), outputs, artifact.scheme, least)
     if not parity.passed:
         raise StageError(f"{bundle.path / artifact.file} does not give its golden outputs: {parity.failure}")

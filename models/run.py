@@ -7,6 +7,7 @@ import hashlib
 import json
 import platform
 import shutil
+from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -15,24 +16,18 @@ from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
+from files import locked, read_json, refuse_existing, sha256_of, written_whole
 from models.detector import Architecture, Detector, Preprocessing
 from models.origin import DataSource, Parent, Weights
-from stage import (
-    STATIC_INT8,
-    Scheme,
-    StageError,
-    locked,
-    read_json,
-    reason_of,
-    refuse_existing,
-    say,
-    sha256_of,
-    speaks,
-    written_whole,
-)
+from stage import STATIC_INT8, Scheme, StageError, reason_of, say, speaks
 
 SCHEMA_VERSION = 1
 TOOLS = ("torch", "torchvision", "timm", "torchao", "executorch", "numpy")
+
+
+def versions_of(tools: Iterable[str]) -> dict[str, str]:
+    """Return the versions of installed packages."""
+    return {tool: version(tool) for tool in tools}
 
 
 class RunInfo(BaseModel):
@@ -52,7 +47,7 @@ class RunInfo(BaseModel):
     parents: list[Parent] = Field(default_factory=list)
     data: DataSource
     seed: int
-    tools: dict[str, str] = Field(default_factory=lambda: {tool: version(tool) for tool in TOOLS})
+    tools: dict[str, str] = Field(default_factory=lambda: versions_of(TOOLS))
     python: str = Field(default_factory=platform.python_version)
 
     @property

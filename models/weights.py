@@ -11,9 +11,10 @@ import timm
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from torch import Tensor, nn
 
+from files import card_licence, load_tensors, sha256_of
 from models.detector import create_backbone
 from models.origin import Weights
-from stage import StageError, card_licence, load_tensors, reason_of, say, sha256_of
+from stage import StageError, reason_of, say
 
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 

@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from data.demo import render_corpora  # noqa: E402
-from stage import sha256_of  # noqa: E402
+from files import sha256_of  # noqa: E402
 
 KILLS = 3
 MUTATED = 300

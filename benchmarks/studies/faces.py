@@ -21,8 +21,9 @@ from benchmarks.machine import describe_machine
 from compress.teach import teach
 from data.forge import WEAKEST
 from data.prepare import prepare
+from files import written_whole
 from models.weights import read_state
-from stage import StageError, run_as_script, say, written_whole
+from stage import StageError, run_as_script, say
 
 FORGERIES = 4
 PROBE_PASSES = 2

@@ -29,7 +29,8 @@ from data.picture import Picture
 from data.prepare import prepare
 from data.video import write_video
 from export.export import export
-from stage import Scheme, in_processes, run_as_script, say, written_whole
+from files import written_whole
+from stage import Scheme, in_processes, run_as_script, say
 
 STUDENT, TEACHER, LARGE_TEACHER = "repvit_m0_9", "tf_efficientnet_lite0", "vit_base_patch14_dinov2"
 SIZE, FRAMES = 224, 20

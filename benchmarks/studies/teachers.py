@@ -18,7 +18,8 @@ import typer
 
 from data.prepare import prepare
 from export.evaluate import evaluate
-from stage import StageError, run_as_script, say, sha256_of
+from files import sha256_of
+from stage import StageError, run_as_script, say
 
 FAMILIES = {
     "dino": ["--backbone=vit_small_patch14_dinov2", "--modality=rgb+depth", "--unfreeze=1", "--epochs=3"],

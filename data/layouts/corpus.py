@@ -14,7 +14,8 @@ from data.layouts.flat import flat_layout
 from data.layouts.folder import folder_layout
 from data.layouts.source import PHOTO_SUFFIXES, VIDEO_SUFFIXES, Source
 from data.layouts.table import csv_layout
-from stage import StageError, parse_json
+from files import parse_json
+from stage import StageError
 
 LAYOUTS: dict[str, Callable[[Path], list[Source]]] = {
     "ffpp": ffpp_layout,

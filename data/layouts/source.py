@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
-from stage import StageError, parse_json, reason_of
+from files import parse_json
+from stage import StageError, reason_of
 
 REAL, FAKE = 0, 1
 SPLITS = ("train", "val", "test")

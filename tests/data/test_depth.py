@@ -10,7 +10,8 @@ import pytest
 from numpy.typing import NDArray
 
 from data.depth import SIZES, DepthAnything, depth_pictures
-from stage import StageError, sha256_of
+from files import sha256_of
+from stage import StageError
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,8 @@ from data.crops import CropRule
 from data.depth import DepthAnything, depth_pictures
 from data.flow import picture_flow
 from data.modalities import Modalities
-from stage import StageError, sha256_of
+from files import sha256_of
+from stage import StageError
 
 RULE = CropRule(size=96, margin=1.0)
 ALL = np.ones(5, np.bool_)

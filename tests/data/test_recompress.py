@@ -12,7 +12,8 @@ from PIL import Image
 from data.depth import DepthAnything, depth_pictures
 from data.recompress import RecompressedStore, Recompression, depth_of, parse_recompressions
 from data.store import ClipStore
-from stage import StageError, sha256_of
+from files import sha256_of
+from stage import StageError
 
 
 def psnr(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> float:

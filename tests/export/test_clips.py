@@ -24,10 +24,11 @@ from export.mil import MilProgram
 from export.parity import compare
 from export.programs import step_graphs
 from export.scorer import VideoScorer
+from files import sha256_of
 from models.detector import Architecture, PixelDetector, Preprocessing
 from models.run import Run
 from models.temporal import TemporalSettings
-from stage import StageError, sha256_of
+from stage import StageError
 from tests.conftest import export_here
 from tests.export.clip_student import NAME, clip_bundle, clip_run, clip_student
 

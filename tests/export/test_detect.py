@@ -54,6 +54,17 @@ def test_frames_without_a_face_are_counted(bundle, astronaut, tmp_path):
         VideoScorer.load(bundle, "test_byobnet-fp32.onnx").detect(tmp_path / "black.mp4")
 
 
+def test_an_artifact_that_gives_no_number_gives_no_verdict(bundle, astronaut, tmp_path):
+    write_video(tmp_path / "face.mp4", [astronaut[:256, 80:336]] * 4)
+    scorer = VideoScorer(
+        bundle.manifest,
+        bundle.artifact("test_byobnet-fp32.onnx"),
+        lambda _: lambda crops: np.full(len(crops), np.nan, np.float32),
+    )
+    with pytest.raises(StageError, match=r"test_byobnet-fp32.onnx gives no number for frames of .*face.mp4"):
+        scorer.detect(tmp_path / "face.mp4")
+
+
 def test_a_photo_is_a_clip_of_one_frame(bundle, astronaut, tmp_path, capsys):
     Image.fromarray(astronaut).save(tmp_path / "face.png")
     detect([tmp_path / "face.png"], bundle.path, as_json=True)

@@ -37,4 +37,4 @@ def test_only_pools_that_drop_their_dimensions_are_rewritten(dims, keepdim, rewr
 @pytest.mark.parametrize("scheme", ["fp32", "int8"])
 def test_students_pool_inside_the_delegate_and_cast_pixels_with_the_fast_kernel(bundle_path, scheme):
     operators = Bundle(bundle_path).artifact(f"test_byobnet-{scheme}.pte").programs[0].operators
-    assert "aten::mean" not in operators and "aten::_to_copy" in operators
+    assert not any(name.startswith("aten::mean") for name in operators) and "aten::_to_copy.out" in operators

@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -23,10 +24,11 @@ from export.golden import golden_crops, golden_inputs
 from export.parity import TOLERANCES, compare
 from export.programs import Graph, pixel_input, probability
 from export.runtimes import load_artifact
+from files import sha256_of
 from models.detector import Architecture, Detector, PixelDetector, Preprocessing
 from models.fusing import fuse
 from models.run import Run
-from stage import StageError, sha256_of
+from stage import StageError
 from tests.conftest import export_here
 
 SOURCES = {"fp32": "student_run", "int8": "int8_run"}
@@ -87,7 +89,8 @@ MISTAKES = ("channels swapped", "normalized twice", "transposed")
 
 @pytest.mark.parametrize(
     ("runtime", "scheme", "mistake"),
-    [("onnxruntime", scheme, mistake) for scheme in ("fp32", "int8") for mistake in MISTAKES],
+    [("onnxruntime", scheme, mistake) for scheme in ("fp32", "int8") for mistake in MISTAKES]
+    + [("executorch", "fp32", mistake) for mistake in MISTAKES],
 )
 def test_gate_refuses_a_mistaken_artifact(runtime, scheme, mistake, sources, detectors, opened_store, tmp_path):
     source, detector = sources[scheme], detectors[scheme]
@@ -290,7 +293,7 @@ def _changed(bundle: Bundle, out: Path, **changes: object) -> Path:
 
 def test_a_bundle_of_another_schema_version_is_told_by_its_version(bundle, tmp_path):
     path = _changed(bundle, tmp_path / "old", schema_version=1, artifacts=[{"input": "as it was in version 1"}])
-    with pytest.raises(StageError, match=r"manifest.json is of schema version 1, this program reads 5"):
+    with pytest.raises(StageError, match=r"manifest.json is of schema version 1, this program reads 6"):
         Bundle(path)
 
 
@@ -306,3 +309,28 @@ def test_golden_pixels_of_another_shape_are_refused(bundle, tmp_path):
     opened = Bundle(_changed(bundle, tmp_path / "out", golden=golden))
     with pytest.raises(StageError, match=r"is not of the shape that manifest.json states: export the bundle again"):
         opened.golden_inputs()
+
+
+def test_runs_of_two_students_are_refused(student_run, int8_run, demo_store, tmp_path):
+    other = shutil.copytree(int8_run, tmp_path / "other-int8")
+    model = json.loads((other / "model.json").read_text())
+    for parent in model["parents"]:
+        parent["sha256"] = "ab" * 32
+    (other / "model.json").write_text(json.dumps(model))
+    with pytest.raises(StageError, match=r"the runs come from different fp32 runs: export them into bundles of their"):
+        export([student_run, other], demo_store, tmp_path / "bundle")
+
+
+def test_onnx_files_are_of_a_version_that_the_oldest_runtime_they_name_reads(bundle):
+    artifact = bundle.artifact("test_byobnet-int8.onnx")
+    model = onnx.load(bundle.path / artifact.file)
+    assert (model.ir_version, model.opset_import[0].version) == (9, 20)
+    assert "opset 20, IR version 9: version 1.17 or newer" in artifact.minimum_os
+    assert bundle.manifest.tools["onnxruntime"] == version("onnxruntime")
+
+
+def test_core_ml_packages_hold_what_core_ml_reads_and_no_more(bundle):
+    assert sorted(path.name for path in (bundle.path / "test_byobnet-int8.mlpackage").iterdir()) == [
+        "Data",
+        "Manifest.json",
+    ]

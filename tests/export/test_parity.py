@@ -31,6 +31,16 @@ def test_fp32_tolerance(shift, passed):
     assert parity.max_difference == pytest.approx(shift, rel=0.01)
 
 
+def test_saturated_scores_hide_no_other_network():
+    rng = np.random.default_rng(0)
+    signs = rng.choice([-1.0, 1.0], 64)
+    one, other, swapped = ((1 / (1 + np.exp(-signs * rng.uniform(9.5, 12, 64)))).astype(np.float32) for _ in range(3))
+    assert np.abs(one - other).max() < 1e-4
+    assert compare(one, one + np.float32(3e-8), "fp32", least_snr_db(one, [swapped])).passed
+    parity = compare(one, other, "fp32", least_snr_db(one, [swapped]))
+    assert not parity.passed and "logits are" in parity.failure
+
+
 @pytest.mark.parametrize("scheme", ["fp32", "int8"])
 def test_nan_fails(scheme):
     expected = np.array([0.2, 0.8], np.float32)

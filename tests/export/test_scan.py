@@ -17,7 +17,8 @@ from export.bundle import Bundle
 from export.detect import detect
 from export.scan import scan
 from export.scorer import VideoScorer
-from stage import StageError, WorkerDied, locked
+from files import locked
+from stage import StageError, WorkerDied
 from tests.export.clip_student import clip_bundle
 
 FILE = "test_byobnet-fp32.onnx"

@@ -109,7 +109,7 @@ def test_golden_outputs_of_another_model_are_refused(copy, scheme, failure):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda m: m.update(schema_version=99), r"is of schema version 99, this program reads 5"),
+        (lambda m: m.update(schema_version=99), r"is of schema version 99, this program reads 6"),
         (lambda m: m["golden"]["outputs"].popitem(), r"has 0 golden outputs of .* for 32 inputs"),
         (
             lambda m: m["artifacts"][0]["programs"][0].update(bytes=7),
@@ -120,6 +120,15 @@ def test_golden_outputs_of_another_model_are_refused(copy, scheme, failure):
             r"names \.\./x where test_byobnet-int8.pte",
         ),
         (lambda m: m["golden"].update(shape=[]), r"manifest.json is not valid: golden.shape"),
+        (lambda m: m["golden"].update(shape=[32, 128, 32, 3]), r"golden inputs of .* are no crops of 64 pixels"),
+        (lambda m: m["crop"]["rule"].update(size=224), r"manifest.json is not valid: .* no crops of 224 pixels"),
+        (lambda m: m["clip"].update(aggregation="score"), r"manifest.json is not valid: .* in clips of 4"),
+        (lambda m: m["clip"].update(frames=0), r"manifest.json is not valid: clip.frames"),
+        (lambda m: m["artifacts"][0].update(programs=[]), r"has the programs none"),
+        (lambda m: m["artifacts"][0]["threshold"].update(value=float("nan")), r"manifest.json is not valid: NaN is no"),
+        (lambda m: m["crop"]["examples"][1]["box"].__setitem__(0, float("inf")), r"not valid: Infinity is no number"),
+        (lambda m: m.update(artifacts=[]), r"it has no artifact, or two of one name"),
+        (lambda m: m["artifacts"].append(m["artifacts"][0]), r"it has no artifact, or two of one name"),
         (lambda m: m["golden"].update(pixels="../x"), r"manifest.json is not valid: golden.pixels"),
         (lambda m: m["crop"]["examples"][1].update(side=7), r"the crop of the box .* is not what the manifest's rule"),
     ],
@@ -128,6 +137,17 @@ def test_a_manifest_that_is_not_this_bundle_s_is_refused(copy, change, message):
     _rewritten(copy, change)
     with pytest.raises(StageError, match=message):
         verify(copy)
+
+
+def test_a_bundle_without_its_faces_is_checked_by_hashes_and_still_detects(copy, demo_control, capsys):
+    shutil.rmtree(copy / "golden")
+    (copy / ".DS_Store").write_bytes(b"Finder")
+    verify(copy)
+    said = capsys.readouterr().out
+    assert said.count("by its hash only: golden/ was taken out") == 6
+    video = next(demo_control.rglob("*.mp4"))
+    detect([video], copy, as_json=True)
+    assert json.loads(capsys.readouterr().out)["verdict"] in ("real", "fake")
 
 
 def test_published_schema_is_the_manifest_s(bundle_path):

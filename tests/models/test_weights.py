@@ -10,9 +10,10 @@ import timm
 import torch
 from safetensors.torch import save_file
 
+from files import sha256_of
 from models.detector import create_backbone
 from models.weights import backbone_with_weights, read_state
-from stage import StageError, sha256_of
+from stage import StageError
 
 
 @pytest.fixture

@@ -1,0 +1,226 @@
+"""Files on disk: written whole or not at all, locked, hashed, and those of a user read without trust.
+
+This module stands beside ``stage.py``: every room uses it and it uses none of them.
+"""
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import math
+import os
+import platform
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from stage import StageError, reason_of, say
+
+Schema = TypeVar("Schema", bound=BaseModel)
+NOT_WRITABLE = (
+    *(errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOTEMPTY),
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
+)
+"""What the system says where a file or folder cannot be put: it may not be, or does not fit."""
+
+
+@contextlib.contextmanager
+def writing(target: Path) -> Iterator[None]:
+    """Raise StageError that names ``target`` where the system says that it cannot be put there, or does not fit."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in NOT_WRITABLE:
+            raise StageError(f"cannot write {target}: {os.strerror(error.errno)}") from error
+        raise
+
+
+@contextlib.contextmanager
+def written_whole(target: Path, keep_existing: bool = False) -> Iterator[Path]:
+    """Give a path beside ``target`` to write a file or a folder at; it becomes ``target`` only when all went well.
+
+    After an error, a kill or a power cut, ``target`` is as it was before. With ``keep_existing``, a file that another
+    process has put there meanwhile stays. Raises StageError where the folder cannot be written.
+    """
+    aside = aside_of(target)
+    try:
+        with writing(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            yield aside
+            _flush(aside)
+            if keep_existing:
+                with contextlib.suppress(FileExistsError):
+                    os.link(aside, target)
+            else:
+                aside.replace(target)
+    finally:
+        _remove(aside)
+
+
+def aside_of(target: Path) -> Path:
+    """Return where this process writes what becomes ``target``."""
+    return target.with_name(f".{target.name}.{platform.node()}.{os.getpid()}.partial")
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
+def _remove_stale(target: Path) -> None:
+    """Remove what processes of this machine that have ended left beside ``target``."""
+    of_ended = re.compile(re.escape(f".{target.name}.{platform.node()}.") + r"(\d+)\.partial")
+    for path in target.parent.iterdir():
+        if (found := of_ended.fullmatch(path.name)) and not _runs(int(found[1])):
+            _remove(path)
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # another user's
+        return True
+    return True
+
+
+def _flush(path: Path) -> None:
+    """Have the system put a file, or a folder's files, on disk: else a power cut may leave a new name on nothing."""
+    for file in [path] if path.is_file() else (file for file in path.rglob("*") if file.is_file()):
+        with file.open("rb") as opened:
+            os.fsync(opened.fileno())
+
+
+def refuse_existing(out: Path) -> None:
+    """Raise StageError if there already is something at ``out``: no stage overwrites the work of another.
+
+    What a killed process of this machine was writing there is removed.
+    """
+    if out.parent.is_dir():
+        _remove_stale(out)
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise StageError(f"{out} already exists: remove it or give another --out")
+    if out.is_dir():
+        out.rmdir()
+
+
+def locked(out: Path) -> IO[str]:
+    """Return a locked file beside ``out``; the lock ends with this process, however that ends.
+
+    Raises StageError while another process holds it.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    lock = out.with_name(f".{out.name}.lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        lock.close()
+        raise StageError(f"{out} is being made by another process: wait for it or give another --out") from error
+    except OSError as error:  # some network file systems have no locks
+        say(f"{lock.name} cannot be locked ({reason_of(error)}): start no second command with this --out")
+    return lock
+
+
+def sha256_of(path: Path) -> str:
+    """Return the hexadecimal SHA-256 of a file, or of a folder's files in the order of their relative paths.
+
+    Raises FileNotFoundError if there is nothing.
+    """
+    if not path.is_dir():
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    digest = hashlib.sha256()
+    for file_path in sorted(p for p in path.rglob("*") if p.is_file()):
+        digest.update(f"{file_path.relative_to(path).as_posix()}\0{sha256_of(file_path)}\n".encode())
+    return digest.hexdigest()
+
+
+def load_tensors(path: Path) -> Any:
+    """Read what a .safetensors or torch file holds, without unpickling anything but tensors and plain containers.
+
+    Raises ValueError with the reason if the file is damaged or would have to be unpickled without restriction.
+    """
+    import torch
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+    except Exception as error:  # a damaged pickle makes its reader raise nearly anything
+        raise ValueError(reason_of(error)) from error
+
+
+def card_licence(folder: Path) -> str:
+    """Return the licence in the front matter of a model card (README.md). Raises StageError if it is damaged."""
+    from huggingface_hub.repocard import metadata_load
+
+    card = folder / "README.md"
+    if not card.is_file():
+        return "unknown (no model card beside the weights)"
+    try:
+        licence = (metadata_load(card) or {}).get("license")
+    except Exception as error:  # the card is anybody's YAML
+        raise StageError(f"{card} cannot be read as a model card: {reason_of(error)}; mend or remove it") from error
+    return str(licence or "unknown (the model card names none)")
+
+
+def bytes_of(path: Path) -> int:
+    """Return the size of a file in bytes, or the sum over a folder's files. Raises FileNotFoundError for nothing."""
+    if not path.is_dir():
+        return path.stat().st_size
+    return sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
+
+
+class NotFinite(ValueError):
+    """A file holds NaN or an infinity."""
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise NotFinite(f"{text} is no number")
+    return value
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Parse the JSON of a user's file.
+
+    Raises ValueError if it is damaged, or nested deeper than Python follows, and NotFinite for NaN and infinities,
+    which JSON does not have and Python takes.
+    """
+    try:
+        return json.loads(text, parse_constant=_finite, parse_float=_finite)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def read_json(path: Path, schema: type[Schema], version: int, missing: str, mend: str = "") -> Schema:
+    """Read a file of Pocketproof's own.
+
+    Raises StageError: ``missing`` where there is none, or what is wrong with it and then ``mend``. Another version than
+    the known one is told first, as its parts may be of any form.
+    """
+    mend = mend and f": {mend}"
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        raise StageError(missing) from error
+    try:
+        if (stated := parse_json(text)["schema_version"]) != version:
+            raise StageError(f"{path} is of schema version {stated}, this program reads {version}{mend}")
+    except NotFinite as error:
+        raise StageError(f"{path} is not valid: {error}{mend}") from error
+    except (ValueError, KeyError, TypeError):
+        pass  # its schema tells it better
+    try:
+        return schema.model_validate_json(text)
+    except ValidationError as error:
+        raise StageError(f"{path} is not valid: {reason_of(error)}{mend}") from error
