@@ -44,6 +44,8 @@ def usable_draws(labels: Labels, identities: Identities) -> Iterator[Values]:
     found = 0
     for _ in range(MOST_DRAWS):
         weights = next(draws)
-        if found < DRAWS and all(weights[own].any() for own in of_label):
+        if all(weights[own].any() for own in of_label):
             found += 1
             yield weights
+        if found == DRAWS:
+            return

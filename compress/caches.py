@@ -10,14 +10,16 @@ import numpy as np
 import torch
 import typer
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from torch import Tensor, nn
 
 from compress.compute import Compute
 from data.views import View, ViewRule, Views
 from files import written_whole
+from models.run import versions_of
 from stage import Modality, StageError, progress, say
 
+PACKAGES = ("pocketproof", "torch", "torchvision", "timm", "opencv-python-headless")
 KEY_FILE = "key.json"
 FLUSHED_VIEWS = 32
 """Views after which what was computed is forced to the disk."""
@@ -32,6 +34,7 @@ OfView = Callable[[NDArray[np.uint8], NDArray[np.bool_]], Tensor]
 
 def default_cache(store: Path) -> Path:
     """Return the folder beside a store in which outputs of frozen networks are kept."""
+    store = store.resolve()  # of ``.``, which has no name
     return store.with_name(f"{store.name}.cache")
 
 
@@ -55,6 +58,8 @@ class CacheKey(BaseModel):
     weights: str
     network: str
     precision: str
+    versions: dict[str, str] = Field(default_factory=lambda: versions_of(PACKAGES))
+    """Of what draws views and computes."""
     maps: str = ""
     """Shapes of feature maps that are kept beside embedding and logits."""
     modalities: tuple[Modality, ...] = ("rgb",)
@@ -196,6 +201,8 @@ class _Filling:
         """Fill the rows of a block of views, whose first has the number ``first``; return them and which are done."""
         frames, file = self.views.store.frames, self.folder / f"block-{number}"
         shape = (len(block) * frames, *self.shape)
+        if not file.with_suffix(".npy").exists():  # removed to free the disk: what was done is not any more
+            file.with_suffix(".done.npy").unlink(missing_ok=True)
         rows = _mapped(file.with_suffix(".npy"), np.float16, shape)
         done = _mapped(file.with_suffix(".done.npy"), np.bool_, (len(block),))
         rank, processes = self.share

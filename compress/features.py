@@ -15,6 +15,7 @@ from data.batches import Batch, read_batch
 from data.store import Clip
 from data.views import Views
 from models.detector import Detector, PixelDetector, classify, fake_probability
+from models.outputs import of_valid
 from stage import Modality
 
 PICTURES_AT_ONCE = 32
@@ -39,6 +40,8 @@ class Cut:
     def logits(self, features: Tensor, *valid: Tensor) -> Tensor:
         """Return logits [N, 2] of what ``Features`` gives."""
         architecture = self.detector.architecture
+        if architecture.per == "clip" and not self.cached:
+            return classify(self.detector.head, of_valid(self.top, features, *valid), *valid)
         lead = 1 + (architecture.per == "clip") + (len(architecture.modalities) > 1)
         flat = self.top(features.flatten(0, lead - 1))
         return classify(self.detector.head, flat.view(*features.shape[:lead], -1), *valid)

@@ -118,7 +118,13 @@ def choose_threshold(labels: Labels, scores: Values) -> Threshold:
     if len(real) < REALS_FOR_LOW_FPR:
         rule = f"equal error rate ({len(real)} real validation clips; 1 % false positives needs {REALS_FOR_LOW_FPR})"
         return Threshold(value=equal_error, false_positive_rate=rate, rule=rule, equal_error=equal_error)
-    value = float(np.quantile(real, 0.99, method="higher"))
+    allowed = float(np.quantile(real, 0.99, method="higher"))
+    above = scores[scores > allowed]
+    if not len(above):
+        rule = "equal error rate (1 % of the real validation clips have the highest score there is)"
+        return Threshold(value=equal_error, false_positive_rate=rate, rule=rule, equal_error=equal_error)
+    # Between two scores, so that no clip's verdict hangs on rounding.
+    value = _midpoint_below(scores, float(above.min()))
     rate = float((real > value).mean())
     return Threshold(value=value, false_positive_rate=rate, rule="1 % false positives", equal_error=equal_error)
 

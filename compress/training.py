@@ -165,13 +165,19 @@ class _Training:
     def _step(self, batch: Batch) -> float:
         """Take one step of the optimizer and return the loss over this process's share of the batch."""
         accelerator, parts, total = self.compute.accelerator, self.schedule.accumulate, 0.0
-        for part in range(parts):
-            inputs = self._inputs(batch, part)
-            with accelerator.no_sync(self.module) if part + 1 < parts else contextlib.nullcontext():
-                with self.compute.context():
-                    loss = self.module(*inputs) / parts
-                self.scaler.scale(loss).backward()
-            total += float(loss.detach())
+        try:
+            for part in range(parts):
+                inputs = self._inputs(batch, part)
+                with accelerator.no_sync(self.module) if part + 1 < parts else contextlib.nullcontext():
+                    with self.compute.context():
+                        loss = self.module(*inputs) / parts
+                    self.scaler.scale(loss).backward()
+                total += float(loss.detach())
+        except torch.OutOfMemoryError as error:
+            raise StageError(
+                f"{len(batch.rows)} samples at once do not fit the memory of {self.compute.device}: give a smaller "
+                f"--batch-size, or --accumulate {2 * parts}"
+            ) from error
         self.scaler.unscale_(self.optimizer)
         nn.utils.clip_grad_norm_(self.parameters, self.schedule.clip_norm)
         self.scaler.step(self.optimizer)

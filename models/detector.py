@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from models.megatron import Megatron, MegatronSettings
 from models.temporal import ClipHead, Temporal, TemporalSettings
-from stage import Modality, StageError
+from stage import Modality, StageError, reason_of
 
 BYTE_MAX = 255.0
 
@@ -98,12 +98,24 @@ class Preprocessing(BaseModel):
 def create_backbone(name: str, size: int, **pretrained: object) -> nn.Module:
     """Create a timm backbone without its classifier: [N, 3, size, size] -> [N, D] pooled embeddings.
 
-    A backbone of fixed input size (a vision transformer) is created for ``size``; timm resamples its positions.
+    A backbone of fixed input size (a vision transformer) is created for ``size``; timm resamples its positions. Raises
+    StageError if it cannot be of that size.
     """
     cfg = timm.get_pretrained_cfg(check_backbone(name))
     shape = {"img_size": size} if cfg is not None and cfg.fixed_input_size else {}
-    backbone: nn.Module = timm.create_model(name, num_classes=0, **shape, **pretrained)
+    try:
+        backbone: nn.Module = timm.create_model(name, num_classes=0, **shape, **pretrained)
+    except AssertionError as error:
+        raise cannot_take(name, size, error) from error
     return backbone
+
+
+def cannot_take(name: str, size: int, error: Exception) -> StageError:
+    """Return what to raise where a backbone refuses crops of a size."""
+    return StageError(
+        f"{name} cannot take crops of {size} px ({reason_of(error)}): prepare the store with another --size, or choose "
+        "another network"
+    )
 
 
 def classify(head: nn.Module, embeddings: Tensor, valid: Tensor | None = None) -> Tensor:

@@ -65,7 +65,7 @@ def outputs(detector: Detector, pictures: Tensor, valid: Tensor | None = None, *
     backbone: Any = detector.backbone
     if isinstance(head, ClipHead):
         assert valid is not None
-        frames = head.fused(_of_valid(backbone, pictures, valid), valid)
+        frames = head.fused(of_valid(backbone, pictures, valid), valid)
         embedding = head.pooled(frames, valid)
         return Outputs(head.classifier(embedding), embedding, frames=frames, valid=valid)
     if not with_maps:
@@ -78,7 +78,7 @@ def outputs(detector: Detector, pictures: Tensor, valid: Tensor | None = None, *
     return Outputs(logits, embedding, tuple(_side_by_side(stage, len(pictures)) for stage in maps))
 
 
-def _of_valid(backbone: nn.Module, pictures: Tensor, valid: Tensor) -> Tensor:
+def of_valid(backbone: nn.Module, pictures: Tensor, valid: Tensor) -> Tensor:
     """Return embeddings of clips, [N, T, ..., D]; zeros for frames not valid, which batch norms must not see."""
     shown = pictures[valid]
     seen = per_picture(backbone, shown.contiguous(memory_format=torch.channels_last) if shown.ndim == 4 else shown)

@@ -22,7 +22,9 @@ from models.origin import DataSource, Parent, Weights
 from stage import STATIC_INT8, Scheme, StageError, reason_of, say, speaks
 
 SCHEMA_VERSION = 1
-TOOLS = ("torch", "torchvision", "timm", "torchao", "executorch", "numpy")
+FILES = ("metrics.json", "model.json", "model.safetensors", "quantization.json")
+"""What a run is; whatever else lies in its folder does not count."""
+TOOLS = ("pocketproof", "torch", "torchvision", "timm", "torchao", "executorch", "numpy")
 
 
 def versions_of(tools: Iterable[str]) -> dict[str, str]:
@@ -42,8 +44,7 @@ class RunInfo(BaseModel):
     preprocessing: Preprocessing
     weights: Weights
     trained_steps: int
-    """Optimizer steps since the starting weights, also those of a run that was gone on from; 0 with random weights
-    means that scores mean nothing."""
+    """Optimizer steps of the head, with those of a run whose head was gone on from; 0: scores mean nothing."""
     parents: list[Parent] = Field(default_factory=list)
     data: DataSource
     seed: int
@@ -58,9 +59,10 @@ class RunInfo(BaseModel):
     @property
     def meaningless(self) -> str | None:
         """Say why this run's scores mean nothing, or None if they mean something."""
-        if self.weights.source == "random" and self.trained_steps == 0:
-            return "random weights, never trained: only latency, memory and size mean anything"
-        return None
+        if self.trained_steps > 0:
+            return None
+        what = "random weights" if self.weights.source == "random" else "a random head"
+        return f"{what}, never trained: only latency, memory and size mean anything"
 
 
 def _write(folder: Path, info: RunInfo, detector: Detector, metrics: dict[str, Any], **files: str) -> None:
@@ -152,10 +154,10 @@ class Run:
             raise StageError(f"{path} is missing, damaged, or does not fit model.json") from error
         return detector.eval()
 
-    def start(self, detector: Detector) -> None:
+    def start(self, detector: Detector) -> bool:
         """Put this run's weights into a detector of the same backbone as its starting weights; its head if it fits.
 
-        Raises StageError if the run cannot be gone on from.
+        Returns whether that did. Raises StageError if the run cannot be gone on from.
         """
         own, wanted = self.info.architecture, detector.architecture
         if own.backbone != wanted.backbone or own.fused:
@@ -171,17 +173,18 @@ class Run:
         except RuntimeError as error:
             raise StageError(f"{self.path} takes {own.size} px crops, and its weights fit no other size") from error
         shapes = [{name: tensor.shape for name, tensor in d.head.state_dict().items()} for d in (trained, detector)]
-        if shapes[0] == shapes[1]:
-            detector.head.load_state_dict(trained.head.state_dict())
-        else:
+        if shapes[0] != shapes[1]:
             say(f"the head of {self.path} is of another kind: the new one starts at random")
+            return False
+        detector.head.load_state_dict(trained.head.state_dict())
+        return True
 
     @property
     def sha256(self) -> str:
         """The hash of what the run is; its logs and what was evaluated since do not count."""
-        files = sorted(path for path in self.path.iterdir() if path.is_file())
+        files = [path for name in FILES if (path := self.path / name).is_file()]
         return hashlib.sha256("".join(f"{path.name} {sha256_of(path)}\n" for path in files).encode()).hexdigest()
 
     def as_parent(self) -> Parent:
         """Return how a child run names this one."""
-        return Parent(name=self.path.name, sha256=self.sha256)
+        return Parent(name=self.path.resolve().name, sha256=self.sha256)

@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 
-from models.detector import Architecture, Detector, gelus
+from models.detector import Architecture, Detector, cannot_take, gelus
 from models.origin import Parent, Weights
 from models.run import Run
 from models.weights import backbone_with_weights, check_one_source
@@ -21,7 +22,7 @@ class Start:
     """Of a run that is gone on from: where that one's came from."""
     parents: list[Parent]
     trained_steps: int = 0
-    """Of a run that is gone on from."""
+    """Of the head of a run that is gone on from."""
 
     @classmethod
     def of(cls, architecture: Architecture, given: Path | None, random: bool, seed: int) -> "Start":
@@ -36,10 +37,22 @@ class Start:
         body, source = backbone_with_weights(name, size, None if run else given, random or run is not None)
         if architecture.activation and not gelus(body):
             raise StageError(f"--activation {architecture.activation}: {name} has no GELU to replace: leave it out")
+        _check_takes(body, name, size)
         detector = Detector(architecture, body)
         if run:
-            run.start(detector)
-            return cls(detector, run.info.weights, [run.as_parent()], run.info.trained_steps)
+            steps = run.info.trained_steps if run.start(detector) else 0
+            return cls(detector, run.info.weights, [run.as_parent()], steps)
         if source.source == "random":
             say(f"{name} starts from random weights, and its run says so")
         return cls(detector, source, [])
+
+
+def _check_takes(backbone: nn.Module, name: str, size: int) -> None:
+    """Raise StageError if a backbone cannot take crops of a size, of which some tell only when they see one."""
+    training = backbone.training
+    try:
+        with torch.inference_mode():
+            backbone.eval()(torch.zeros(1, 3, size, size))
+    except (AssertionError, RuntimeError, ValueError) as error:
+        raise cannot_take(name, size, error) from error
+    backbone.train(training)

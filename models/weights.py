@@ -141,7 +141,7 @@ def _from_hub(name: str, size: int) -> nn.Module:
         raise StageError(unreachable)
     try:
         return create_backbone(name, size, pretrained=True)
-    except (LocalEntryNotFoundError, HfHubHTTPError, ConnectionError) as error:
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         raise StageError(unreachable) from error
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from compress.caches import CacheKey, FrameCache, weights_fingerprint
+from compress.caches import CacheKey, FrameCache, default_cache, weights_fingerprint
 from data.store import ClipStore
 from data.views import ViewRule, Views
 from stage import StageError
@@ -142,6 +142,19 @@ def test_a_damaged_file_is_refused_and_not_filled_with_zeros(opened_store: ClipS
             FrameCache.fill(tmp_path, key_of(views), views, Means())
     file.write_bytes(content)
     check(FrameCache.fill(tmp_path, key_of(views), views, Means()), views)
+
+
+def test_rows_that_were_removed_are_computed_again(opened_store: ClipStore, tmp_path: Path) -> None:
+    views = Views(opened_store, ViewRule())
+    FrameCache.fill(tmp_path, key_of(views), views, Means())
+    next(tmp_path.glob("*/block-0.npy")).unlink()
+    check(FrameCache.fill(tmp_path, key_of(views), views, Means()), views)
+
+
+def test_the_cache_of_the_folder_one_stands_in_lies_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "store" / "clips").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "store")
+    assert default_cache(Path()) == default_cache(Path("clips/..")) == tmp_path / "store.cache"
 
 
 def test_numbers_beyond_half_precision_are_refused(opened_store: ClipStore, tmp_path: Path) -> None:

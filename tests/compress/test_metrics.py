@@ -81,6 +81,15 @@ def test_one_per_cent_false_positives_from_300_reals_on():
     threshold = choose_threshold(labels, scores)
     assert (scores[labels == 0] > threshold.value).mean() == threshold.false_positive_rate <= 0.01
     assert threshold.false_positive_rate > 0.005
+    assert np.abs(scores - threshold.value).min() > 0  # no verdict hangs on rounding
+
+
+def test_a_low_rate_that_no_threshold_reaches_is_said():
+    labels = np.repeat([0, 1], [400, 20])
+    scores = np.r_[np.linspace(0, 0.9, 395), np.ones(25)]
+    threshold = choose_threshold(labels, scores)
+    assert threshold.rule == "equal error rate (1 % of the real validation clips have the highest score there is)"
+    assert threshold.value < 1 and threshold.false_positive_rate == pytest.approx(5 / 400)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,9 @@ import shutil
 
 import numpy as np
 import pytest
+import timm
 import torch
+from safetensors.torch import save_file
 
 from compress import training
 from compress.caches import CacheKey, FrameCache
@@ -60,6 +62,17 @@ def test_run_that_was_never_trained_says_so(demo_store, tmp_path):
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["test"] is None
     with pytest.raises(StageError, match=r"has nothing to teach: random weights, never trained"):
         load_teacher(tmp_path / "run", ClipStore(demo_store), "frame")
+
+
+def test_a_head_that_was_never_trained_says_so_whatever_its_backbone_knows(demo_store, teacher_run, tmp_path):
+    weights, run = tmp_path / "vit.safetensors", tmp_path / "of-file"
+    save_file(timm.create_model("test_vit", img_size=64).state_dict(), weights)
+    teach("dino", demo_store, run, backbone="test_vit", weights=weights, epochs=0)
+    assert Run(run).info.meaningless.startswith("a random head, never trained")
+    with pytest.raises(StageError, match=r"has nothing to teach: a random head, never trained"):
+        load_teacher(run, ClipStore(demo_store), "frame")
+    teach("dino", demo_store, tmp_path / "of-run", backbone="test_vit", weights=teacher_run, epochs=0)
+    assert Run(tmp_path / "of-run").info.meaningless is None
 
 
 def test_student_s_metrics_hold_history_threshold_and_both_splits(student_run):

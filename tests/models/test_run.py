@@ -85,3 +85,12 @@ def test_a_run_that_does_not_fit_on_the_disk_leaves_nothing(drawn_run, tmp_path,
     with pytest.raises(StageError, match=r"cannot write .*run: File too large"):
         drawn_run(tmp_path / "run")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_files_that_systems_and_editors_leave_do_not_change_what_a_run_is(copy):
+    before = Run(copy).sha256
+    (copy / ".DS_Store").write_bytes(b"Finder")
+    (copy / "metrics.json~").write_text("{}")
+    assert Run(copy).sha256 == before
+    (copy / "metrics.json").write_text("{}")
+    assert Run(copy).sha256 != before

@@ -56,6 +56,13 @@ def test_relu_is_refused_where_there_is_no_gelu() -> None:
         Start.of(SMALL.model_copy(update={"activation": "relu"}), None, random=True, seed=0)
 
 
+@pytest.mark.parametrize("backbone", ["test_vit", "levit_128s"])
+def test_crops_of_a_size_that_a_backbone_refuses_are_told(backbone: str) -> None:
+    architecture = SMALL.model_copy(update={"backbone": backbone, "size": 100})
+    with pytest.raises(StageError, match=rf"{backbone} cannot take crops of 100 px .*: prepare the store with another"):
+        Start.of(architecture, None, random=True, seed=0)
+
+
 def test_a_run_is_gone_on_from_with_its_very_weights(drawn_run: Callable[..., Path], tmp_path: Path) -> None:
     path = drawn_run(tmp_path / "run", backbone="test_byobnet")
     start = Start.of(SMALL, path, random=False, seed=1)
