@@ -24,12 +24,12 @@ THUMBNAIL, CAPTION = 112, 18
 
 
 def count(store: ClipStore) -> dict[str, Any]:
-    """Return the number of files and clips by split, label, method and status, and the reasons of files without."""
+    """Return the number of files and clips by split, label, method and status, and why files gave none or too few."""
     videos = pd.read_parquet(store.path / "videos.parquet")
     videos["label"] = videos["label"].map({0: "real", 1: "fake"})
     groups = videos.groupby(["split", "label", "method", "status"], sort=True)
     rows = groups.agg(files=("video_id", "count"), clips=("clips", "sum"), forged=("forged_clips", "sum")).reset_index()
-    reasons = videos.loc[videos["status"] != "ok", "reason"].value_counts()
+    reasons = videos.loc[videos["reason"] != "", "reason"].value_counts()
     info = store.info
     return {
         "store": str(store.path),
@@ -89,7 +89,7 @@ def _print(counts: dict[str, Any]) -> None:
         table.add_row(*(Text(str(value)) for value in group.values()))  # in plain text, brackets are no markup
     Console().print(table)
     for reason, number in counts["reasons"].items():
-        print(f"{number} without a clip: {reason}")
+        print(f"{number} file{'' if number == 1 else 's'}: {reason}")
     for note in counts["notes"]:
         print(f"note: {note}")
 
@@ -118,6 +118,9 @@ def inspect(
         print(json.dumps(counts))
     else:
         _print(counts)
+    if not any(sum(clips.values()) for clips in opened.info.clips.values()):
+        say(f"{store} holds no clip: there is nothing to draw")
+        return
     picture = contact_sheet(opened)
     with written_whole(target) as aside:
         picture.save(aside, format="PNG")

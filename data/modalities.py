@@ -44,6 +44,11 @@ class Modalities:
             made["flow"] = np.concatenate([flow, flow[-1:]])
         return made
 
+    @property
+    def in_torch(self) -> bool:
+        """Whether a network makes one of them."""
+        return "depth" in self.names or ("flow" in self.names and self.flow == "raft")
+
     def depth_settings(self) -> DepthWeights | None:
         """Describe the depth network. Raises StageError if its weights are missing or damaged."""
         return _depth(self.depth_size, self.depth_weights).weights if "depth" in self.names else None

@@ -1,8 +1,10 @@
 """Videos to a ClipStore: every input file accounted for, in many processes, resumable."""
 
+import contextlib
 import hashlib
 import io
 import json
+import platform
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -16,11 +18,11 @@ from data.crops import CropRule, Fit
 from data.faces import DETECTORS
 from data.forge import WEAKEST
 from data.journal import KILLER, Journal, in_noted_processes
-from data.layouts import Selection, Source, read_sources
+from data.layouts import SPLITS, Selection, Source, read_sources
 from data.modalities import Modalities
 from data.parquet import RowWriter
 from data.prepare_video import Recipe, prepare_video, unreadable
-from data.remote import at_hand, is_remote, place, upload
+from data.remote import answering, at_hand, is_remote, place, upload
 from data.splits import parse_ratios, split_sources
 from data.store import CLIP_SCHEMA, ClipStore, Start, StoreInfo, StoreSettings
 from data.unfinished import Unfinished, clips_of, is_done, note
@@ -37,12 +39,21 @@ Job = tuple[Source, str, Recipe, Path]
 """A source, its split, what to make of it, and the folder of the unfinished store."""
 
 
+def _on_one_thread(recipe: Recipe) -> None:
+    """Compute on one thread: the processes are the threads, and sums in networks depend on their number."""
+    cv2.setNumThreads(1)
+    if recipe.modalities.in_torch:
+        import torch
+
+        torch.set_num_threads(1)
+
+
 def _prepare_one(source: Source, split: str, recipe: Recipe, folder: Path) -> None:
     """Prepare one video unless an interrupted run has."""
     if is_done(folder, source.video_id):
         return
     Journal(folder).begin(source.video_id)
-    cv2.setNumThreads(1)  # the processes are the threads; and sums in MTCNN depend on their number
+    _on_one_thread(recipe)
     with clips_of(folder, source.video_id) as clips:
         row = prepare_video(source, split, recipe, clips.write)
     note(folder, row)
@@ -58,9 +69,14 @@ def _prepare_here(jobs: list[Job], store: Unfinished, workers: int) -> None:
     in_noted_processes(_prepare_one, named, store.journal, workers, "prepare", killed)
 
 
-def _prepare_there(source: Source, split: str, recipe: Recipe) -> dict[str, Any]:
-    """Prepare one video on a cluster: its row as JSON and the file of its clips, for this machine to write."""
-    cv2.setNumThreads(1)
+def _prepare_there(source: Source, split: str, recipe: Recipe, found: bool) -> dict[str, Any]:
+    """Prepare one video on a cluster: its row as JSON and the file of its clips, for this machine to write.
+
+    ``found``: whether the machine that asks has the file.
+    """
+    _on_one_thread(recipe)
+    if found and not is_remote(source.path) and not source.path.exists():
+        return {"error": f"{source.path} is not on {platform.node()}: share the disk with the cluster, or give a URL"}
     file = io.BytesIO()
     with RowWriter(file, CLIP_SCHEMA) as clips:
         row = prepare_video(source, split, recipe, clips.write)
@@ -69,8 +85,12 @@ def _prepare_there(source: Source, split: str, recipe: Recipe) -> dict[str, Any]
 
 def _prepare_on_ray(jobs: list[Job], store: Unfinished, address: str, workers: int) -> None:
     """Prepare on a cluster, whose machines need not share a disk with this one."""
-    todo = [job[:3] for job in jobs if not is_done(store.folder, job[0].video_id)]
-    for (source, split, _), result in on_ray(_prepare_there, todo, address, workers, "prepare"):
+    todo = [
+        (*job[:3], not is_remote(job[0].path) and job[0].path.exists())
+        for job in jobs
+        if not is_done(store.folder, job[0].video_id)
+    ]
+    for (source, split, *_), result in on_ray(_prepare_there, todo, address, workers, "prepare"):
         row = json.loads(result["row"]) if result else unreadable(source, split, KILLER)
         if result and result["clips"]:
             with written_whole(store.folder / "clips" / f"{row['video_id']}.parquet") as aside:
@@ -92,9 +112,9 @@ def _make(
 
 
 def _fingerprint(sources: list[Source]) -> str:
-    """Return the SHA-256 of what the sources are and how long their files are."""
-    listing = "\n".join(f"{s.name}\0{s.label}\0{s.method}\0{s.split}\0{_bytes(s.path)}" for s in sources)
-    return hashlib.sha256(listing.encode()).hexdigest()
+    """Return the SHA-256 of what the sources are, whose faces they show and how long their files are."""
+    lines = (f"{s.name}\0{s.label}\0{s.method}\0{s.identities}\0{s.split}\0{_bytes(s.path)}" for s in sources)
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def _bytes(path: Path) -> int:
@@ -111,6 +131,8 @@ def _modalities(
         raise StageError(f"--modalities {text!r}: give rgb, and depth and flow if wanted, as rgb,depth,flow")
     if "depth" not in names and (depth_size or depth_weights):
         raise StageError("--depth-size and --depth-weights are for depth: add it to --modalities")
+    if "flow" not in names and flow_weights:
+        raise StageError("--flow-weights is for flow: add it to --modalities")
     ordered: list[Modality] = [name for name in get_args(Modality) if name in names]
     files = [path and path.absolute() for path in (flow_weights, depth_weights)]
     return Modalities(tuple(ordered), flow, files[0], depth_size, files[1])
@@ -122,6 +144,17 @@ def _frames_of(sources: list[Source], frames: int | None, modalities: Modalities
     if length == 1 and "flow" in modalities.names:
         raise StageError("--modalities flow needs clips of at least 2 frames: a photo has no motion")
     return length
+
+
+def _lacking(info: StoreInfo) -> list[str]:
+    """Say which of the splits that training looks at lacks a label, though files were to go there."""
+    shares = dict(zip(SPLITS, info.settings.ratios, strict=True))
+    return [
+        f"The {split} split has {counts['real']} real and {counts['fake']} fake clips, and teach and distill need "
+        "both: other --ratios, --seed or --forge may mend it; persons who are in one video are kept in one split."
+        for split, counts in info.clips.items()
+        if split != "train" and shares[split] and not all(counts.values())
+    ]
 
 
 def prepare(
@@ -170,7 +203,10 @@ def prepare(
 
     Example: **pocketproof prepare FaceForensics++ --out store --workers 4**
     """
-    refuse_existing(out / "store.json" if is_remote(out) else out)
+    with answering(out) if is_remote(out) else contextlib.nullcontext():
+        refuse_existing(out / "store.json" if is_remote(out) else out)
+    if not 1 <= margin <= 4:
+        raise StageError(f"--margin {margin}: give a number from 1 to 4")
     shares = parse_ratios(ratios)
     selection = Selection(layout, label, identity_pattern, methods, max_videos, compression, official_splits)
     wanted = _modalities(modalities, flow, flow_weights, depth_size, depth_weights)
@@ -210,7 +246,7 @@ def prepare(
         shutil.rmtree(local)
     statuses = ", ".join(f"{count} {status}" for status, count in info.videos.items())
     say(f"{out}: {len(sources)} files ({statuses}); clips by split: {info.clips}")
-    for line in notes:
+    for line in (*notes, *_lacking(info)):
         say(f"note: {line}")
     if not info.videos["ok"]:
         raise StageError(f"no file of {len(sources)} gave a clip: the reasons are in {out / 'videos.parquet'}")

@@ -7,6 +7,7 @@ prepares a video fetches it then. A store is made here and uploaded when it is w
 import contextlib
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, cast
@@ -16,6 +17,8 @@ from upath import UPath
 from data.picture import UnreadableVideo
 from stage import StageError, reason_of
 
+PAUSES = (1.0, 5.0)
+"""Seconds before a file that could not be fetched is tried again."""
 TABLES = frozenset({".json", ".csv", ".txt"})
 """Suffixes of the files whose content layouts read."""
 
@@ -24,7 +27,7 @@ def place(text: str) -> Path:
     """Return a local path, or for ``scheme://...`` a path of universal_pathlib, which is used alike."""
     if "://" not in text:
         return Path(text)
-    with _answering(text):
+    with answering(text):
         return cast(Path, UPath(text))
 
 
@@ -34,7 +37,7 @@ def is_remote(path: Path) -> bool:
 
 
 @contextlib.contextmanager
-def _answering(path: object) -> Iterator[None]:
+def answering(path: object) -> Iterator[None]:
     """Turn what fsspec's many file systems raise into one line."""
     try:
         yield
@@ -76,13 +79,15 @@ def _shadow(root: Path, folder: Path) -> Path:
     Tables keep their content, other files are holes.
     """
     remote: Any = root
-    with _answering(root):
+    with answering(root):
         table = root.suffix.lower() == ".csv"
         files = {remote.path: remote.fs.info(remote.path)} if table else _listing(remote)
         base = PurePosixPath(remote.path).parent if table else PurePosixPath(remote.path)
         if not files:
             raise StageError(f"{root} does not exist or is empty: give the folder of a corpus")
         for path, info in files.items():
+            if ".." in PurePosixPath(path).parts:
+                raise StageError(f"{path} leads out of {root}: remove it, or give its folder")
             copy = folder / PurePosixPath(path).relative_to(base)
             copy.parent.mkdir(parents=True, exist_ok=True)
             copy.write_bytes(remote.fs.cat_file(path) if copy.suffix.lower() in TABLES else b"")
@@ -107,12 +112,16 @@ def fetched(path: Path) -> Iterator[Path]:
     remote: Any = path
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / path.name
-        try:
-            remote.fs.get_file(remote.path, str(copy))
-        except FileNotFoundError as error:
-            raise UnreadableVideo(path, "cannot be fetched: there is no such file") from error
-        except Exception as error:  # each storage client has its own errors
-            raise UnreadableVideo(path, f"cannot be fetched: {reason_of(error)}") from error
+        for pause in (*PAUSES, None):
+            try:
+                remote.fs.get_file(remote.path, str(copy))
+                break
+            except FileNotFoundError as error:
+                raise UnreadableVideo(path, "cannot be fetched: there is no such file") from error
+            except Exception as error:  # each storage client has its own errors
+                if pause is None:
+                    raise UnreadableVideo(path, f"cannot be fetched: {reason_of(error)}") from error
+                time.sleep(pause)
         yield copy
 
 
@@ -120,7 +129,7 @@ def upload(store: Path, out: Path) -> None:
     """Copy a whole local store to a URL, ``store.json`` last: without it, it is no store."""
     remote: Any = out
     files = sorted(path for path in store.rglob("*") if path.is_file())
-    with _answering(out):
+    with answering(out):
         for path in sorted(files, key=lambda path: path.name == "store.json"):
             target = remote / path.relative_to(store).as_posix()
             target.parent.mkdir(parents=True, exist_ok=True)

@@ -169,7 +169,7 @@ def _read_clips(file: Path, video: str, number: int, frames: int) -> list[Clip]:
 
 
 class ClipStore:
-    """A whole store on disk. Raises StageError if it is missing, unfinished, of another version, or without clips."""
+    """A whole store on disk. Raises StageError if it is missing, unfinished or of another version."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -178,8 +178,6 @@ class ClipStore:
         self.size = self.info.settings.crop.size
         self.frames = self.info.settings.frames
         videos = self._videos_with_clips()
-        if not videos:
-            raise StageError(f"{path} holds no clip: see the reasons in {path / 'videos.parquet'}")
         self._clips: dict[str, list[Clip]] = {}
         self._damaged: dict[str, list[Path]] = {}
         for video, split, number in videos:
@@ -214,6 +212,8 @@ class ClipStore:
         Raises StageError if there is none, if ``both`` labels are needed and one is missing, or if a file is missing or
         damaged; training does without such files, and says so.
         """
+        if not self._clips and not self._damaged:
+            raise StageError(f"{self.path} holds no clip: see the reasons in {self.path / 'videos.parquet'}")
         clips, damaged = self._clips.get(split, []), self._damaged.get(split, [])
         if damaged and split != "train":
             raise StageError(f"{damaged[0]} is missing or damaged: prepare the store again")

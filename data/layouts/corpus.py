@@ -12,7 +12,7 @@ from data.layouts.dfdc import dfdc_layout, dfdc_notes
 from data.layouts.ffpp import COMPRESSIONS, ffpp_layout, of_compression, with_official_split
 from data.layouts.flat import flat_layout
 from data.layouts.folder import folder_layout
-from data.layouts.source import PHOTO_SUFFIXES, VIDEO_SUFFIXES, Source
+from data.layouts.source import PHOTO_SUFFIXES, VIDEO_SUFFIXES, Source, media
 from data.layouts.table import csv_layout
 from files import parse_json
 from stage import StageError
@@ -25,6 +25,8 @@ LAYOUTS: dict[str, Callable[[Path], list[Source]]] = {
     "csv": csv_layout,
 }
 """Functions from the folder (of csv: the table) of a corpus to its files."""
+NOT_READ = frozenset({".heic", ".heif", ".avif", ".gif", ".flv", ".mts", ".m2ts", ".vob", ".ogv"})
+"""Suffixes of videos and photos that no layout takes."""
 MARKS = {
     "ffpp": ("original_sequences/", "manipulated_sequences/"),
     "celebdf": ("Celeb-real/", "Celeb-synthesis/", "YouTube-real/"),
@@ -127,7 +129,24 @@ def read_sources(roots: Sequence[Path], selection: Selection) -> tuple[list[Sour
 
 def _notes(root: Path, layout: str, sources: Sequence[Source]) -> list[str]:
     note = corpus_note(root.parent if layout == "csv" else root)
-    return ([note] if note else []) + (dfdc_notes(root, sources) if layout == "dfdc" else [])
+    left_out = {"csv": _nothing, "dfdc": dfdc_notes}.get(layout, _left_out)
+    return ([note] if note else []) + left_out(root, sources)
+
+
+def _nothing(_root: Path, _sources: Sequence[Source]) -> list[str]:
+    return []
+
+
+def _left_out(root: Path, sources: Sequence[Source]) -> list[str]:
+    """Say which videos and photos a layout does not look for where they lie, or not by their suffix."""
+    taken = {source.path for source in sources}
+    names = [
+        name for path, name in media(root, suffixes=VIDEO_SUFFIXES | PHOTO_SUFFIXES | NOT_READ) if path not in taken
+    ]
+    if not names:
+        return []
+    some = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    return [f"{len(names)} files of {root.name} are not where or what its layout looks for: {some}."]
 
 
 def _asked(selection: Selection) -> str:

@@ -1,5 +1,6 @@
 """The layout ``ffpp``: FaceForensics++ (Roessler et al., ICCV 2019) and its official split."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path, PurePath
@@ -7,12 +8,19 @@ from pathlib import Path, PurePath
 from data.layouts.source import FAKE, REAL, SPLITS, Source, media, read_json
 from stage import StageError
 
-COMPRESSIONS = {"raw": ("raw", "c0"), "c0": ("raw", "c0"), "c23": ("c23",), "c40": ("c40",)}
+COMPRESSIONS = {"c0": ("c0", "raw"), "c23": ("c23",), "c40": ("c40",)}
 """Names of a compression: the folders that hold it."""
 
 
-def _identities(stem: str, actors: bool) -> tuple[str, ...]:
-    """Return the identities in an FF++ file name: ``000``, ``000_003``, ``01__walking``, ``01_02__walking__ABC``."""
+def _identities(name: str, actors: bool) -> tuple[str, ...]:
+    """Return the identities in an FF++ file name: ``000``, ``000_003``, ``01__walking``, ``01_02__walking__ABC``.
+
+    Raises StageError for another name: split wrongly, one person would be in two splits.
+    """
+    stem = PurePath(name).stem
+    if not re.fullmatch(r"\d+(_\d+)?(__.*)?", stem, re.DOTALL):
+        shown = " ".join(name.splitlines())
+        raise StageError(f"{shown} is not named like 000 or 000_003, its identities are not known: rename or remove it")
     numbers = stem.split("__")[0].split("_")
     return tuple(dict.fromkeys(f"actor{number}" if actors else number for number in numbers))
 
@@ -30,7 +38,7 @@ def ffpp_layout(root: Path) -> list[Source]:
             if len(parts) < 5 or parts[3] != "videos" or parts[2] == "masks":
                 continue
             method = parts[1]
-            identities = _identities(PurePath(name).stem, method in ("actors", "DeepFakeDetection"))
+            identities = _identities(name, method in ("actors", "DeepFakeDetection"))
             sources.append(Source(path, name, label, method, identities))
     return sources
 
@@ -40,7 +48,8 @@ def of_compression(sources: Sequence[Source], compression: str) -> list[Source]:
     folders = [source.name.split("/")[2] for source in sources]
     chosen = [source for source, folder in zip(sources, folders, strict=True) if folder in COMPRESSIONS[compression]]
     if not chosen:
-        present = ", ".join(sorted(set(folders)))
+        named = {folder: compression for compression, names in COMPRESSIONS.items() for folder in names}
+        present = ", ".join(sorted({named.get(folder, folder) for folder in folders}))
         raise StageError(f"no FaceForensics++ video is of --compression {compression}: give one of {present}")
     return chosen
 

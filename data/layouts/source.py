@@ -13,7 +13,7 @@ from stage import StageError, reason_of
 
 REAL, FAKE = 0, 1
 SPLITS = ("train", "val", "test")
-VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v"})
+VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".ts", ".3gp", ".wmv"})
 PHOTO_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
 
 
@@ -60,16 +60,19 @@ def _unless_missing(error: OSError) -> None:
 def media(root: Path, below: str = "", suffixes: frozenset[str] = VIDEO_SUFFIXES) -> Iterator[tuple[Path, str]]:
     """Yield path and name (below ``root``) of everything with such a suffix in ``root/below``, in the order of paths.
 
-    A folder named like a video counts too. Raises OSError for a folder that cannot be read; a missing one is empty.
+    A folder named like a video counts too, and linked folders are gone into. Raises OSError for a folder that cannot be
+    read; a missing one is empty.
     """
-    found = [
-        Path(folder, name)
-        for folder, folders, files in os.walk(root / below, onerror=_unless_missing)
-        for name in (*folders, *files)
-        if PurePath(name).suffix.lower() in suffixes
-    ]
-    for path in sorted(found):
+    for path in sorted(path for path in _below(root / below) if path.suffix.lower() in suffixes):
         yield path, shown(path.relative_to(root))
+
+
+def _below(root: Path) -> Iterator[Path]:
+    """Yield all that lies in a folder and in folders that it links to, but for links that lead back."""
+    for folder, folders, files in os.walk(root, onerror=_unless_missing, followlinks=True):
+        yield from (Path(folder, name) for name in (*folders, *files))
+        own = Path(os.path.realpath(folder))
+        folders[:] = [name for name in folders if not own.is_relative_to(os.path.realpath(Path(folder, name)))]
 
 
 def shown(path: PurePath) -> str:

@@ -135,7 +135,7 @@ def test_odd_names_and_methods_are_printed_as_they_are(
     inspect(odd_store, sheet=odd_store.with_name("a.png"))
     printed = capfd.readouterr().out
     assert "[/red] [red] [bold]q'uo\"te" in printed
-    assert re.search(r"^1 without a clip: \[red\] \[bold\]q'uo\"te newline .*cannot be read as a video", printed, re.M)
+    assert re.search(r"^1 file: \[red\] \[bold\]q'uo\"te newline .*cannot be read as a video", printed, re.M)
     counts = count(ClipStore(odd_store))
     assert counts["clips"]["test"] == {"real": 2, "fake": 0}
     assert {group["method"] for group in counts["groups"]} == {f"[/red] {ODD}", "plain"}

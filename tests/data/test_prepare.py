@@ -18,13 +18,16 @@ import cv2
 import numpy as np
 import pandas as pd
 import psutil
+import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
 from data.faces import iou
+from data.inspect import inspect
 from data.prepare import prepare
 from data.store import ClipStore, StoreInfo
+from data.unfinished import Unfinished
 from data.video import Video, write_video
 from stage import StageError
 
@@ -256,6 +259,32 @@ def test_an_unfinished_run_of_other_settings_is_begun_anew(
     assert ClipStore(out).info.videos["ok"] == 2
 
 
+def test_an_unfinished_run_is_begun_anew_when_it_is_known_better_whose_faces_they_are(
+    small_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    videos = [shutil.copy(path, tmp_path / f"{n}.mp4") for n, path in enumerate(small_corpus.rglob("*.mp4")) if n < 3]
+    table, out = tmp_path / "corpus.csv", tmp_path / "store"
+    for persons in ("abc", "aaa"):
+        lines = [f"{path.name},real,{person}" for path, person in zip(videos, persons, strict=True)]
+        table.write_text("\n".join(["path,label,identity", *lines]))
+        with monkeypatch.context() as patched:
+            if persons == "abc":
+                patched.setattr(Unfinished, "finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+                with pytest.raises(KeyboardInterrupt):
+                    made(table, out)
+            else:
+                made(table, out)
+    assert "is of other settings or inputs: starting anew" in capfd.readouterr().err
+    found = pq.read_table(out / "videos.parquet").to_pylist()
+    assert {tuple(row["identities"]) for row in found} == {("a",)} and len({row["split"] for row in found}) == 1
+
+
+@pytest.mark.parametrize("margin", [0.5, 9.0, float("nan")])
+def test_a_margin_beyond_what_crops_can_be_is_refused(demo_corpus: Path, tmp_path: Path, margin: float) -> None:
+    with pytest.raises(StageError, match=rf"--margin {margin}: give a number from 1 to 4"):
+        prepare([demo_corpus], tmp_path / "store", margin=margin)
+
+
 @pytest.mark.parametrize(
     "fill", [Path.touch, lambda out: (out.mkdir(), (out / "mine").touch())], ids=["file", "folder"]
 )
@@ -278,7 +307,9 @@ def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(line, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
 
 
-def test_a_corpus_that_gives_no_clip_ends_with_one_line_and_its_reasons(tmp_path: Path) -> None:
+def test_a_corpus_that_gives_no_clip_ends_with_one_line_and_its_reasons(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "corpus/real").mkdir(parents=True)
     (tmp_path / "corpus/real/a.mp4").write_text("not a video")
     ended = run("corpus", "--out", "store", cwd=tmp_path)
@@ -286,7 +317,11 @@ def test_a_corpus_that_gives_no_clip_ends_with_one_line_and_its_reasons(tmp_path
     assert ended.stderr.splitlines()[-1] == ("error: no file of 1 gave a clip: the reasons are in store/videos.parquet")
     assert list(videos_of(tmp_path / "store")) == ["real/a.mp4"]
     with pytest.raises(StageError, match="store holds no clip: see the reasons in"):
-        ClipStore(tmp_path / "store")
+        ClipStore(tmp_path / "store").clips("train")
+    inspect(tmp_path / "store")
+    told = capfd.readouterr()
+    assert "1 file: real/a.mp4 cannot be read as a video" in told.out
+    assert told.err.endswith("store holds no clip: there is nothing to draw\n")
 
 
 def test_a_missing_corpus_ends_with_one_line(tmp_path: Path) -> None:

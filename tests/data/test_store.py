@@ -329,4 +329,4 @@ def test_a_store_without_clips_is_refused(copy: Path) -> None:
     fingerprint = hashlib.sha256((copy / "videos.parquet").read_bytes()).hexdigest()
     edit_json(copy, lambda content: content.update(fingerprint=fingerprint))
     with pytest.raises(StageError, match=r"store holds no clip: see the reasons in .*videos\.parquet"):
-        ClipStore(copy)
+        ClipStore(copy).clips("train")

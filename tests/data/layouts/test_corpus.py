@@ -40,9 +40,9 @@ def test_a_corpus_that_is_no_folder_is_refused(touch: Callable[..., Path]) -> No
 @pytest.mark.parametrize(
     ("options", "looked_for"),
     [
-        ({}, r"video \(\.avi, .*\.webm\) or photo \(\.bmp, .*\.webp\) where the layout 'folder'"),
-        ({"label": "fake"}, r"video \(\.avi, .*\.webm\) or photo \(\.bmp, .*\.webp\) where the layout 'flat'"),
-        ({"layout": "celebdf"}, r"video \(\.avi, .*\.webm\) where the layout 'celebdf'"),
+        ({}, r"video \(\.3gp, .*\.wmv\) or photo \(\.bmp, .*\.webp\) where the layout 'folder'"),
+        ({"label": "fake"}, r"video \(\.3gp, .*\.wmv\) or photo \(\.bmp, .*\.webp\) where the layout 'flat'"),
+        ({"layout": "celebdf"}, r"video \(\.3gp, .*\.wmv\) where the layout 'celebdf'"),
     ],
 )
 def test_a_corpus_without_files_says_what_was_looked_for(
@@ -60,7 +60,7 @@ def test_a_corpus_without_files_says_what_was_looked_for(
         ({"label": "fake", "layout": "ffpp"}, "--label fake and --layout ffpp: a layout has its own labels, give one"),
         ({"identity_pattern": "a"}, "--identity-pattern needs --label: a layout has its own identities"),
         ({"max_videos": 0}, "--max-videos 0: give at least 1"),
-        ({"compression": "c1"}, "--compression 'c1' is not known: give raw, c0, c23, c40"),
+        ({"compression": "c1"}, "--compression 'c1' is not known: give c0, c23, c40"),
     ],
 )
 def test_options_that_are_not_legal_are_refused(options: dict[str, Any], message: str) -> None:
@@ -144,3 +144,9 @@ def test_a_malformed_note_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "corpus.json").write_bytes(content)
     with pytest.raises(StageError, match=r'corpus\.json is not of the form \{"note": "\.\.\."\}: mend or remove it'):
         corpus_note(tmp_path)
+
+
+def test_videos_and_photos_that_a_layout_does_not_take_are_noted(touch: Callable[..., Path]) -> None:
+    root = touch("real/a.mp4", "fake/b.mp4", "real/c.heic", "extra/d.mp4", "real/notes.txt")
+    _, notes = read_sources([root], Selection())
+    assert notes == [f"2 files of {root.name} are not where or what its layout looks for: extra/d.mp4, real/c.heic."]

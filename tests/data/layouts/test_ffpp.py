@@ -1,6 +1,7 @@
 """The layout ``ffpp`` against a hand-written list, and its official split."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 
 from data.layouts import Selection, read_sources
+from data.layouts.ffpp import ffpp_layout
 from stage import StageError
 
 FFPP = {
@@ -53,9 +55,7 @@ def test_names_labels_methods_and_identities(touch: Callable[..., Path], rows: C
     assert rows(touch(*FFPP, *NOT_A_SOURCE), layout=layout) == FFPP
 
 
-@pytest.mark.parametrize(
-    ("compression", "folders"), [("raw", ("raw", "c0")), ("c0", ("raw", "c0")), ("c23", ("c23",)), ("c40", ("c40",))]
-)
+@pytest.mark.parametrize(("compression", "folders"), [("c0", ("c0", "raw")), ("c23", ("c23",)), ("c40", ("c40",))])
 def test_one_compression(
     touch: Callable[..., Path], rows: Callable[..., Any], compression: str, folders: tuple[str, ...]
 ) -> None:
@@ -65,7 +65,7 @@ def test_one_compression(
 
 def test_a_compression_that_is_not_there_lists_those_that_are(touch: Callable[..., Path]) -> None:
     root = touch(original("000"), "original_sequences/youtube/raw/videos/000.mp4")
-    with pytest.raises(StageError, match=r"no .* video is of --compression c40: give one of c23, raw"):
+    with pytest.raises(StageError, match=r"no .* video is of --compression c40: give one of c0, c23"):
         read_sources([root], Selection(compression="c40"))
 
 
@@ -118,3 +118,10 @@ def test_a_missing_list_is_named(touch: Callable[..., Path], tmp_path: Path) -> 
 def test_lists_of_other_videos_are_refused(touch: Callable[..., Path], tmp_path: Path) -> None:
     with pytest.raises(StageError, match="name none of the videos: give those of FaceForensics"):
         read_sources([touch(original("001"))], Selection(official_splits=lists(tmp_path)))
+
+
+@pytest.mark.parametrize("stem", ["000 (1)", "000-003", "000_003_c23", "copy"])
+def test_names_that_do_not_tell_whose_face_it_is_are_refused(touch: Callable[..., Path], stem: str) -> None:
+    root = touch(f"original_sequences/youtube/c23/videos/{stem}.mp4")
+    with pytest.raises(StageError, match=rf"{re.escape(stem)}.mp4 is not named like 000 or 000_003, its"):
+        ffpp_layout(root)

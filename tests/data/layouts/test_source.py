@@ -49,9 +49,9 @@ def test_media_are_found_below_a_folder_in_one_order(touch: Callable[..., Path])
 
 
 def test_names_that_are_no_utf8_are_spelled_out(touch: Callable[..., Path], rows: Callable[..., Any]) -> None:
-    root = touch(*(os.fsdecode(b"manipulated_sequences/M\xfe/c23/videos/%s.mp4" % stem) for stem in (b"\xff", b"1")))
+    root = touch(*(os.fsdecode(b"manipulated_sequences/M\xfe/c23/videos/%s.mp4" % stem) for stem in (b"2__\xff", b"1")))
     assert rows(root) == {
-        r"manipulated_sequences/M\xfe/c23/videos/\xff.mp4": (1, r"M\xfe", (r"\xff",)),
+        r"manipulated_sequences/M\xfe/c23/videos/2__\xff.mp4": (1, r"M\xfe", ("2",)),
         r"manipulated_sequences/M\xfe/c23/videos/1.mp4": (1, r"M\xfe", ("1",)),
     }
 
@@ -61,3 +61,14 @@ def test_what_is_not_json_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.json").write_bytes(content)
     with pytest.raises(StageError, match=r"a\.json is not JSON \(.+\): mend it or download it again"):
         read_json(tmp_path / "a.json")
+
+
+def test_linked_folders_are_gone_into_once(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "b.mp4").touch()
+    corpus = tmp_path / "corpus"
+    (corpus / "real").mkdir(parents=True)
+    (corpus / "real" / "a.mpg").touch()
+    (corpus / "real" / "more").symlink_to(tmp_path / "elsewhere")
+    (corpus / "real" / "loop").symlink_to(corpus)
+    assert [name for _, name in media(corpus)] == ["real/a.mpg", "real/more/b.mp4"]
