@@ -278,15 +278,16 @@ def bench(
         write_report(report, out)
     print(table_text(report))
     say(f"{out / 'report.html'}: {len(report.rows)} rows")
-    _check(report, out, before)
+    check_measured(report, out)
+    _check_not_worse(report, out, before)
     return report
 
 
 def command_of_this_process() -> str:
-    """Return the command that measures: Pocketproof's own, or that of a study."""
+    """Return the command that measures: Pocketproof's own, or that of a module of it, a study for example."""
     module = getattr(getattr(sys.modules["__main__"], "__spec__", None), "name", "")
-    study = module.startswith("benchmarks.studies.")
-    return shlex.join([*(["python", "-m", module] if study else ["pocketproof"]), *sys.argv[1:]])
+    called = ["python", "-m", module] if module.startswith("benchmarks.") else ["pocketproof"]
+    return shlex.join([*called, *sys.argv[1:]])
 
 
 def _session(machine: Machine, peaks: list[Peak], phone: PhoneTimer | None) -> Session:
@@ -299,12 +300,16 @@ def _session(machine: Machine, peaks: list[Peak], phone: PhoneTimer | None) -> S
     )
 
 
-def _check(report: Report, out: Path, before: Baseline | None) -> None:
-    """Raise StageError if a row failed, or is worse than an earlier report allows."""
+def check_measured(report: Report, out: Path) -> None:
+    """Raise StageError if a row or a clip budget failed."""
     failed = [row.name for row in report.rows if row.status == "failed"]
     failed += [f"{budget.row} (clip budget)" for budget in report.budgets if not budget.stages]
     if failed:
         raise StageError(f"the report is in {out}, but these rows failed: {', '.join(failed)}")
+
+
+def _check_not_worse(report: Report, out: Path, before: Baseline | None) -> None:
+    """Raise StageError if a row is worse than an earlier report allows."""
     if before and (worse := before.regressions(report.rows)):
         raise StageError(f"the report is in {out}, and is worse than {before.path}: {'; '.join(worse)}")
 

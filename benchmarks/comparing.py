@@ -8,7 +8,7 @@ from benchmarks.figures import Peak
 from benchmarks.rows import Subject
 from compress.metrics import auc_difference
 from compress.scoring import ClipScores
-from stage import PALETTES, STATIC_INT8
+from stage import STATIC_INT8
 
 MOST_LOST = 0.005
 """AUC that a scheme may cost against fp32."""
@@ -27,7 +27,7 @@ def compare_rows(subjects: Sequence[Subject]) -> None:
     for subject in subjects:
         row = subject.row
         base = next((s.row for s in teachers if s.path == teachers[0].path and s.row.threads == row.threads), None)
-        if base and base.latency_ms:
+        if base and base.latency_ms and not row.simulated:
             row.speedup_over = base.as_teacher
             row.size_ratio = base.bytes / row.bytes
             if row.latency_ms:
@@ -81,7 +81,7 @@ def _in_fp32(subject: Subject, subjects: Sequence[Subject]) -> Subject | None:
 
 def _earned(subject: Subject, base: Subject | None) -> tuple[bool | None, str]:
     """Say whether a scheme is faster than fp32 and as accurate, and by how much; None if it cannot be told."""
-    if subject.row.kind == "run" and subject.row.scheme in (*STATIC_INT8, *PALETTES):
+    if subject.row.simulated:
         return None, "computed in float32 by torch: its latency says nothing"
     if base is None:
         return None, "no fp32 row of the same student, runtime and device to compare with"

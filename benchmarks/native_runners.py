@@ -30,6 +30,8 @@ class Told:
     p99_ms: float | None = None
     load_ms: float | None = None
     first_run_ms: float | None = None
+    mean_alone: bool = False
+    """Whether the runner tells a mean and no single times, warm-ups included."""
     peak_memory_mb: float | None = None
     """Largest resident set of the runner's process, in MiB."""
 
@@ -73,7 +75,7 @@ def read_executorch(text: str) -> Told:
     each = [float(ms) for ms in re.findall(rf"Iteration \d+ of \d+: {NUMBER} ms", text)]
     if len(each) <= WARM_UPS:
         mean = float(done[2]) / int(done[1])
-        return Told(runs=int(done[1]), p50_ms=mean, mean_ms=mean, load_ms=load)
+        return Told(runs=int(done[1]), p50_ms=mean, mean_ms=mean, load_ms=load, mean_alone=True)
     p50, p90, p99 = (float(value) for value in np.percentile(each[WARM_UPS:], [50, 90, 99]))
     mean = float(np.mean(each[WARM_UPS:]))
     return Told(len(each) - WARM_UPS, p50, mean, p90, p99, load, each[0])
@@ -97,6 +99,7 @@ def read_onnxruntime(text: str) -> Told:
         runs=int(runs),
         p50_ms=mean if p50 is None else p50,
         mean_ms=mean,
+        mean_alone=p50 is None,
         p90_ms=p90,
         p99_ms=p99,
         load_ms=_found(rf"Session creation time cost: {NUMBER} s", text, 1e3),

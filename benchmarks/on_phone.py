@@ -120,6 +120,8 @@ class _Calls:
         frames = self._subject.frames or 1
         shares = [_frames_of(program, frames) for program in self._artifact.programs]
         _fill(row, self._rounds, shares)
+        if any(told.mean_alone for programs in self._rounds for told in programs):
+            row.reason += f"; p50 is the mean of {row.repeats} runs, the only figure that {self._tool.in_name} told"
 
 
 def _frames_of(program: Program, frames: int) -> int:

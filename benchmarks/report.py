@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from benchmarks.figures import Budget, Latency, MethodFigures, Peak, Profile, Robustness, Sustained
 from compress.fidelity import Diagnosis
 from files import read_json
-from stage import Scheme
+from stage import PALETTES, STATIC_INT8, Scheme
 
 SCHEMA_VERSION = 5
 MOST_SPREAD = 0.05
@@ -124,6 +124,11 @@ class Row(BaseModel):
     def unstable(self) -> bool:
         """Whether its medians lie too far apart to be believed."""
         return self.spread is not None and self.spread > MOST_SPREAD
+
+    @property
+    def simulated(self) -> bool:
+        """Whether torch computes in float32 what a phone computes in fewer bits: time and bytes then say nothing."""
+        return self.kind == "run" and self.scheme in (*STATIC_INT8, *PALETTES)
 
     @property
     def as_teacher(self) -> str:

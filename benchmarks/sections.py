@@ -62,8 +62,9 @@ def _latency_caption(own: Sequence[Row], on: str, several: bool, report: Report)
     caption = f"Rows on {on}{'; those on more threads are in the table alone' if several else ''}. Up and to the left "
     caption += "is better. No other row is both as fast and as accurate as one on the Pareto front. Upright bars are "
     caption += "intervals of 95%."
-    if missing := [f"{label(row, report.rows)} ({status_of(row)})" for row in own if not row.latency_ms]:
-        caption += f" Without a latency, and so not in the picture: {'; '.join(missing)}."
+    left_out = [row for row in own if not row.latency_ms or row.simulated]
+    if missing := [f"{label(row, report.rows)} ({status_of(row)})" for row in left_out]:
+        caption += f" Without a latency that counts, and so not in the picture: {'; '.join(missing)}."
     return caption
 
 
@@ -83,7 +84,7 @@ def _latency_picture(machine: str, report: Report) -> Picture | None:
             f"{shortened(label(row, drawn))}, {figure(row.bytes / 1e6)} MB",
         )
         for row in drawn
-        if row.latency_ms
+        if row.latency_ms and not row.simulated
     ]
     on = f"{threads_of(min(threads))} of {machine}"
     svg = picture(marks, "Median latency per frame, ms", f"Median latency and AUC, one mark per row on {on}")
@@ -94,7 +95,7 @@ def _size_picture(report: Report) -> Picture | None:
     """Draw size against AUC, each file once."""
     files: dict[tuple[str, str, str], Row] = {}
     for row in sorted(report.rows, key=lambda row: row.threads):
-        if row.auc is not None:
+        if row.auc is not None and not row.simulated:
             files.setdefault((row.name, row.runtime, row.scheme), row)
     drawn = list(files.values())
     if not drawn:

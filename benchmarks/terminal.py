@@ -14,7 +14,7 @@ from benchmarks.report import Report
 
 WIDTH = 150
 SHOWN = (
-    "Row", "Runtime", "Scheme", "Threads", "Size, MB", "p50, ms", "Spread", "Peak, MB", "AUC", "Delta AUC",
+    "Row", "Runtime", "Scheme", "Threads", "Size, MB", "p50, ms", "Spread", "Over idle, MB", "AUC", "Delta AUC",
     "Verdict flips", "Control AUC", "Speedup", "Size ratio",
 )  # fmt: skip
 MOST = 12

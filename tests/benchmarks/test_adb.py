@@ -329,6 +329,7 @@ def test_mean_alone_has_no_percentiles(adb, runners, bundle_path):
     row = rows["test_byobnet-fp32.pte", 1]
     assert (row.latency_ms.p90, row.latency_ms.p99, row.spread) == (None, None, None)
     assert row.latency_ms.p50 == pytest.approx(2.904883)
+    assert row.reason.endswith(f"; p50 is the mean of {row.repeats} runs, the only figure that executor_runner told")
     row = rows["test_byobnet-fp32.onnx", 1]
     assert (row.status, row.reason) == ("not measured", "no --runner was given for onnxruntime")
 

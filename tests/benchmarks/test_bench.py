@@ -409,6 +409,7 @@ def test_doctor_knows_this_machine():
     ("module", "called"),
     [
         ("benchmarks.studies.headline", "python -m benchmarks.studies.headline photos 'my videos'"),
+        ("benchmarks.bench", "python -m benchmarks.bench photos 'my videos'"),
         ("pocketproof", "pocketproof photos 'my videos'"),
         (None, "pocketproof photos 'my videos'"),
     ],
