@@ -43,6 +43,8 @@ class Photo:
         self.info = VideoInfo(0.0, width, height)
         self.position = 0
         """Number of the frame that comes next."""
+        self.damaged = 0
+        """As of a video: a damaged photo cannot be read at all."""
 
     def pictures(self, start: int = 0) -> Iterator[Picture]:
         """Yield the one picture, once."""

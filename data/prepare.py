@@ -212,6 +212,8 @@ def prepare(
     wanted = _modalities(modalities, flow, flow_weights, depth_size, depth_weights)
     with at_hand(source) as (roots, origin):
         sources, notes = read_sources(roots, selection)
+        if all_faces and any(entry.label for entry in sources):
+            notes.append("Every face of a fake video counts as fake (--all-faces), also one that nobody forged.")
         fingerprint = _fingerprint(sources)
         # The longest work first, so that no worker is left with it at the end.
         sources.sort(key=lambda entry: _bytes(entry.path), reverse=True)
@@ -246,10 +248,12 @@ def prepare(
         shutil.rmtree(local)
     statuses = ", ".join(f"{count} {status}" for status, count in info.videos.items())
     say(f"{out}: {len(sources)} files ({statuses}); clips by split: {info.clips}")
-    for line in (*notes, *_lacking(info)):
+    for line in notes:
         say(f"note: {line}")
     if not info.videos["ok"]:
         raise StageError(f"no file of {len(sources)} gave a clip: the reasons are in {out / 'videos.parquet'}")
+    for line in _lacking(info):
+        say(f"note: {line}")
     return info
 
 

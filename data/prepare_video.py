@@ -45,6 +45,8 @@ class Found:
     refused: list[tuple[str, str]] = field(default_factory=list)
     """Status and reason."""
     frames_without_face: int = 0
+    damaged: int = 0
+    """Frames that could be decoded in part only."""
 
 
 def _row(source: Source, split: str) -> Row:
@@ -77,7 +79,10 @@ def prepare_video(source: Source, split: str, recipe: Recipe, keep: Callable[[Ro
         try:
             with fetched(source.path) as path, Photo(path) if source.is_photo else Video(path) as video:
                 row |= {"fps": video.info.fps, "width": video.info.width, "height": video.info.height}
-                _find_clips(video, row, recipe, start, found, keep)
+                try:
+                    _find_clips(video, row, recipe, start, found, keep)
+                finally:
+                    found.damaged = video.damaged
         except UnreadableVideo as error:
             # Not the path, so that a store does not depend on where its sources lay; in one line, whatever the name.
             broken = " ".join(f"{source.name} {error.what}".splitlines())
@@ -87,6 +92,13 @@ def prepare_video(source: Source, split: str, recipe: Recipe, keep: Callable[[Ro
 
 
 def _status(found: Found, broken: str, settings: StoreSettings) -> tuple[str, str]:
+    """Return a file's status and its reason, with how much of it is damaged."""
+    status, reason = _outcome(found, broken, settings)
+    damaged = f"damaged frames: {found.damaged}" if found.damaged else ""
+    return status, "; ".join(filter(None, (reason, damaged)))
+
+
+def _outcome(found: Found, broken: str, settings: StoreSettings) -> tuple[str, str]:
     if found.stretches >= settings.clips_per_video:
         return "ok", ""
     why = broken or (found.refused[0][1] if found.refused else "")

@@ -56,6 +56,8 @@ class Video:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.damaged = 0
+        """Frames so far that FFmpeg could decode in part only: it fills the rest with what was there before."""
         self._container = self._open()
         self._next = 0
         try:
@@ -99,6 +101,7 @@ class Video:
         try:
             matrix, rotation = UPRIGHT, None
             for frame in self._container.decode(self._stream):
+                self.damaged += frame.is_corrupt
                 # Asked for seldom, because a frame whose side data was read lives until the garbage collector comes.
                 if frame.rotation != rotation:
                     matrix, rotation = display_matrix(frame), frame.rotation

@@ -1,6 +1,7 @@
 """One video to its clips: where they begin, which faces they show, and forgeries, against the decoded frames."""
 
 import io
+import re
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
@@ -304,3 +305,15 @@ def test_depth_and_flow_are_kept_beside_rgb(swaying: Path, tiny_depth: Path) -> 
     boxes, valid = np.array(clip["boxes"], np.float32), np.array(clip["valid"])
     for name, expected in made.pictures(frames, boxes, valid, CropRule(size=32)).items():
         np.testing.assert_array_equal(pixels(clip, name), expected)
+
+
+def test_frames_that_are_damaged_are_counted_in_the_reason(astronaut: Frame, tmp_path: Path) -> None:
+    whole, damaged = tmp_path / "whole.mp4", tmp_path / "damaged.mp4"
+    write_video(whole, [head(astronaut, x=x) for x in range(30)])
+    content = bytearray(whole.read_bytes())
+    rng, start = np.random.default_rng(3), content.index(b"mdat")
+    for place in rng.integers(start + 200, len(content) - 2000, 40):
+        content[place] = rng.integers(256)
+    damaged.write_bytes(content)
+    for path, said in ((whole, r"^$"), (damaged, r"damaged frames: [1-9]")):
+        assert re.search(said, prepared(source(path), "train", recipe(8))[0]["reason"])
