@@ -20,6 +20,7 @@ from data.store import ClipStore
 from files import read_json, refuse_existing, written_whole
 from models.origin import Parent
 from models.run import Run
+from models.schemes import fast_dtype
 from stage import StageError, run_as_script, say
 
 SCHEMA_VERSION = 3
@@ -115,6 +116,8 @@ def reference(
         raise StageError(f"{run} cannot be a reference: {reason}")
     check_store(source, store)
     where, looks = choose_device(device), takes(source.info)
+    if precision == "autocast" and fast_dtype(torch.device(where)) is None:
+        raise StageError("--precision autocast: this CPU has no bfloat16 instructions to compute in; give fp32")
     with tempfile.TemporaryDirectory() as folder:
         task = Task(
             path=run,

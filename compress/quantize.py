@@ -37,8 +37,8 @@ from data.store import ClipStore
 from files import refuse_existing
 from models.detector import Detector
 from models.fusing import fuse
-from models.run import Run, UnfinishedRun, save_run
-from models.schemes import dynamic_layers, in_scheme
+from models.run import TOOLS, Run, UnfinishedRun, save_run, versions_of
+from models.schemes import dynamic_layers, fast_dtype, in_scheme
 from stage import PALETTES, STATIC_INT8, Scheme, Seed, StageError, progress, run_as_script, say
 
 VALIDATION = {"frame": 64, "clip": 16}
@@ -265,9 +265,10 @@ def quantize(
     source = Source.load(own, store, max_auc_drop, seed)
     taught = load_teacher(teacher, store, own.info.architecture.per) if teacher else None
     parents = [own.as_parent(), *([taught.as_parent()] if taught else [])]
-    info = own.info.model_copy(
-        update={"scheme": scheme, "architecture": source.fused.architecture, "parents": parents, "seed": seed}
-    )
+    changed = {"scheme": scheme, "architecture": source.fused.architecture, "parents": parents, "seed": seed}
+    info = own.info.model_copy(update=changed | {"tools": versions_of(TOOLS)})
+    if scheme == "autocast" and fast_dtype(torch.device("cpu")) is None:
+        say("this CPU has no bfloat16 instructions: autocast is emulated to score the validation clips, which is slow")
     crops = calibration_clips or CALIBRATION_CROPS
     if scheme != "int8-qat":
         found = static_int8(source, crops) if scheme == "int8" else other_numbers(source, scheme)

@@ -445,3 +445,10 @@ def test_a_missing_video_or_depth_network_is_said_before_anything_is_measured(
             video=video,
             depth_weights=tmp_path / "no-weights",
         )
+
+
+def test_a_reference_under_autocast_needs_a_processor_that_has_it(teacher_run, demo_store, tmp_path, monkeypatch):
+    monkeypatch.setattr("benchmarks.reference.fast_dtype", lambda _: None)
+    with pytest.raises(StageError, match=r"--precision autocast: this CPU has no bfloat16 instructions"):
+        reference(teacher_run, demo_store, tmp_path / "r.json", device="cpu", precision="autocast")
+    assert not (tmp_path / "r.json").exists()
