@@ -5,7 +5,7 @@ import os
 import pytest
 
 from benchmarks.energy import Joules
-from benchmarks.processor import bound_to, cores_for, measure_products
+from benchmarks.processor import best_first, bound_to, cores_for, measure_products
 
 linux_only = pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="the system binds no processes")
 
@@ -61,3 +61,23 @@ def test_energy_that_is_not_counted_is_said(tmp_path):
     unread = Joules(tmp_path)
     assert unread.spent() is None
     assert unread.origin == f"not known: {tmp_path / 'intel-rapl:0' / 'energy_uj'} may not be read"
+
+
+def processor(root, number, core, megahertz):
+    for name, value in {"topology/physical_package_id": 0, "topology/core_id": core}.items():
+        file = root / f"cpu{number}" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(f"{value}\n")
+    (root / f"cpu{number}" / "cpufreq").mkdir()
+    (root / f"cpu{number}" / "cpufreq" / "cpuinfo_max_freq").write_text(f"{megahertz}000\n")
+
+
+def test_fast_cores_come_first_and_each_is_taken_once_before_its_second_processor(tmp_path):
+    for number, core, megahertz in [(0, 0, 5000), (1, 0, 5000), (2, 1, 5000), (3, 1, 5000), (4, 2, 3800), (5, 3, 3800)]:
+        processor(tmp_path, number, core, megahertz)
+    assert best_first(range(6), tmp_path) == [3, 1, 2, 0, 5, 4]
+    assert best_first([0, 1, 4], tmp_path) == [1, 0, 4]
+
+
+def test_where_the_system_tells_nothing_the_last_come_first(tmp_path):
+    assert best_first([0, 1, 2, 3], tmp_path) == [3, 2, 1, 0]
