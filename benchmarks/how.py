@@ -26,8 +26,8 @@ def _of_time(report: Report) -> dict[str, str]:
         "Spread is the largest less the smallest of the rounds' medians, as a share of their median; of a single "
         f"round, of the three thirds of its one process. Above {MOST_SPREAD:.0%} a row is unstable: its latency is no "
         "ground to choose.",
-        "Cores": "Processors that a process was bound to while it was timed, by number: those of the highest clock, one "
-        "of each core; a dash where the system has no way to do it.",
+        "Cores": "Processors that a process was bound to while it was timed, by number: those of the highest clock, "
+        "one of each core; a dash where the system has no way to do it.",
         "Load, ms; First run, ms": "From the file on disk to a model that is ready to run, once its runtime is "
         "imported; and its first run, before any warm-up. Runs in torch are fused, and converted to their scheme, "
         "while they load, and the peak of memory has that in it. These figures and memory are the first round's.",
