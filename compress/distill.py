@@ -24,7 +24,7 @@ from data.forge import WEAKEST
 from data.store import ClipStore
 from data.views import Forge, Policy, ViewCount, ViewRule, Views, WeakestForgery
 from files import refuse_existing
-from models.detector import Architecture, PixelDetector, Preprocessing, check_backbone
+from models.detector import Architecture, PixelDetector, check_backbone
 from models.outputs import example_outputs
 from models.run import Run, RunInfo, UnfinishedRun
 from models.start import Start
@@ -177,7 +177,7 @@ def distill(
     info = RunInfo(
         kind="student",
         architecture=architecture,
-        preprocessing=Preprocessing.of(student),
+        preprocessing=start.preprocessing,
         weights=start.weights,
         trained_steps=start.trained_steps,
         parents=list(dict.fromkeys([*([run.as_parent()] if run else []), *start.parents])),

@@ -47,6 +47,11 @@ class Cut:
         return classify(self.detector.head, flat.view(*features.shape[:lead], -1), *valid)
 
 
+def _normalization(detector: PixelDetector) -> str:
+    """Return what a detector takes off pixels and divides them by, as text."""
+    return f"mean {detector.normalize.mean.flatten().tolist()}, scale {detector.normalize.scale.flatten().tolist()}"
+
+
 class Features:
     """Inputs of the part that trains, for the views of a split.
 
@@ -64,7 +69,7 @@ class Features:
             of="frozen features",
             store=views.store.info.fingerprint,
             weights=weights_fingerprint(cut.frozen),
-            network=f"{cut.detector.architecture.backbone}, --unfreeze {cut.unfreeze}",
+            network=f"{cut.detector.architecture.backbone}, --unfreeze {cut.unfreeze}, {_normalization(cut.pixels_in)}",
             precision=self._compute.numbers,
             modalities=(modality,),
             split=views.split,

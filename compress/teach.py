@@ -21,7 +21,7 @@ from data.forge import WEAKEST
 from data.store import ClipStore
 from data.views import Forge, Policy, ViewCount, ViewRule, Views, WeakestForgery
 from files import refuse_existing
-from models.detector import Architecture, PixelDetector, Preprocessing, check_backbone
+from models.detector import Architecture, PixelDetector, check_backbone
 from models.freezing import freeze
 from models.megatron import MegatronSettings
 from models.run import RunInfo, UnfinishedRun
@@ -180,7 +180,7 @@ def teach(
     info = RunInfo(
         kind="teacher",
         architecture=architecture,
-        preprocessing=Preprocessing.of(architecture.backbone),
+        preprocessing=start.preprocessing,
         weights=start.weights,
         trained_steps=start.trained_steps,
         parents=start.parents,
@@ -206,9 +206,8 @@ def teach(
 
 def _cut(start: Start, unfreeze: str) -> Cut:
     """Freeze a detector but for its last blocks and its head."""
-    architecture = start.detector.architecture
     frozen, top = freeze(start.detector.backbone, unfreeze)
-    pixels_in = PixelDetector(start.detector, Preprocessing.of(architecture.backbone))
+    pixels_in = PixelDetector(start.detector, start.preprocessing)
     return Cut(start.detector, pixels_in, frozen, top, unfreeze)
 
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from models.detector import Architecture, Detector, cannot_take, gelus
+from models.detector import Architecture, Detector, Preprocessing, cannot_take, gelus
 from models.origin import Parent, Weights
 from models.run import Run
-from models.weights import backbone_with_weights, check_one_source
+from models.weights import backbone_with_weights, check_one_source, stated_preprocessing
 from stage import StageError, say
 
 
@@ -21,6 +21,8 @@ class Start:
     weights: Weights
     """Of a run that is gone on from: where that one's came from."""
     parents: list[Parent]
+    preprocessing: Preprocessing
+    """What the weights were trained on: of a run its own, of a hub's folder what that states, else what timm states."""
     trained_steps: int = 0
     """Of the head of a run that is gone on from."""
 
@@ -41,10 +43,10 @@ class Start:
         detector = Detector(architecture, body)
         if run:
             steps = run.info.trained_steps if run.start(detector) else 0
-            return cls(detector, run.info.weights, [run.as_parent()], steps)
+            return cls(detector, run.info.weights, [run.as_parent()], run.info.preprocessing, steps)
         if source.source == "random":
             say(f"{name} starts from random weights, and its run says so")
-        return cls(detector, source, [])
+        return cls(detector, source, [], stated_preprocessing(given, name))
 
 
 def _check_takes(backbone: nn.Module, name: str, size: int) -> None:

@@ -11,8 +11,8 @@ import timm
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from torch import Tensor, nn
 
-from files import card_licence, load_tensors, sha256_of
-from models.detector import create_backbone
+from files import card_licence, load_tensors, parse_json, sha256_of
+from models.detector import Preprocessing, create_backbone
 from models.origin import Weights
 from stage import StageError, reason_of, say
 
@@ -162,6 +162,23 @@ def _given(name: str, size: int, given: Path) -> tuple[nn.Module, Weights]:
     file, licence = _file_in(given), card_licence(given)
     backbone = _from_file(name, size, file)
     return backbone, Weights(source="folder", name=given.resolve().name, sha256=sha256_of(file), licence=licence)
+
+
+def stated_preprocessing(given: Path | None, name: str) -> Preprocessing:
+    """Return the mean and deviation that a hub's folder states in its ``config.json``, else timm's of a backbone.
+
+    Raises StageError if the file is damaged.
+    """
+    config = given / "config.json" if given is not None and given.is_dir() else None
+    if config is None or not config.is_file():
+        return Preprocessing.of(name)
+    try:
+        stated = parse_json(config.read_bytes()).get("pretrained_cfg", {})
+        if not {"mean", "std"} <= stated.keys():
+            return Preprocessing.of(name)
+        return Preprocessing(mean=tuple(stated["mean"]), std=tuple(stated["std"]))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise StageError(f"{config} is damaged ({reason_of(error)}): download the folder again") from error
 
 
 def check_one_source(given: Path | None, random: bool) -> None:

@@ -1,5 +1,6 @@
 """Detectors before their first step: from scratch, from a file, from a run; what cannot be gone on from."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -127,3 +128,11 @@ def test_an_activation_that_changes_is_said(
     path = drawn_run(tmp_path / "run", backbone="test_vit", activation="relu")
     Start.of(RELU.model_copy(update={"activation": None}), path, random=False, seed=0)
     assert f"{path} has relu, and goes on with GELU" in capfd.readouterr().err
+
+
+def test_a_run_is_gone_on_from_with_its_normalization(drawn_run: Callable[..., Path], tmp_path: Path) -> None:
+    path = drawn_run(tmp_path / "run", backbone="test_byobnet")
+    model = json.loads((path / "model.json").read_text())
+    model["preprocessing"]["mean"] = [0.1, 0.2, 0.3]
+    (path / "model.json").write_text(json.dumps(model))
+    assert Start.of(SMALL, path, random=False, seed=0).preprocessing.mean == (0.1, 0.2, 0.3)

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import save_file
 
 from files import sha256_of
-from models.detector import create_backbone
-from models.weights import backbone_with_weights, read_state
+from models.detector import Preprocessing, create_backbone
+from models.weights import backbone_with_weights, read_state, stated_preprocessing
 from stage import StageError
 
 
@@ -158,6 +158,19 @@ def test_folder_of_the_hub_gives_its_weights_and_licence(tmp_path, kept):
     torch.testing.assert_close(dict(loaded.state_dict()), dict(state))
     assert (weights.source, weights.name, weights.licence) == ("folder", "tiny-vit", "cc-by-nc-4.0")
     assert weights.sha256 == sha256_of(folder / kept[0])
+
+
+def test_a_folder_states_what_its_weights_were_trained_on(tmp_path):
+    assert stated_preprocessing(tmp_path, "test_vit") == Preprocessing.of("test_vit")
+    config = tmp_path / "config.json"
+    config.write_text('{"architecture": "test_vit", "model_type": "dinov2"}')
+    assert stated_preprocessing(tmp_path, "test_vit") == Preprocessing.of("test_vit")
+    config.write_text('{"pretrained_cfg": {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6], "crop_pct": 0.9}}')
+    assert stated_preprocessing(tmp_path, "test_vit") == Preprocessing(mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
+    for damaged in ("{", "[]", '{"pretrained_cfg": {"mean": [1], "std": [1, 2]}}', '{"pretrained_cfg": 3}'):
+        config.write_text(damaged)
+        with pytest.raises(StageError, match=r"config.json is damaged .*: download the folder again"):
+            stated_preprocessing(tmp_path, "test_vit")
 
 
 def test_folder_without_weights_is_refused(tmp_path):
