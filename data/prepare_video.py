@@ -17,10 +17,11 @@ from data.layouts import FAKE, REAL, Source
 from data.modalities import Modalities
 from data.photo import Photo
 from data.picture import Frame, Picture, UnreadableVideo
-from data.remote import fetched
+from data.remote import NotFetched, fetched
 from data.store import Start, StoreSettings, encode_png
 from data.tracks import STRIDE, Tracker
 from data.video import Video, recompressed
+from stage import StageError
 
 FORGED = "SelfBlended"
 """Method of the clips that ``--forge`` makes."""
@@ -83,6 +84,8 @@ def prepare_video(source: Source, split: str, recipe: Recipe, keep: Callable[[Ro
                     _find_clips(video, row, recipe, start, found, keep)
                 finally:
                     found.damaged = video.damaged
+        except NotFetched as error:
+            raise StageError(f"{error}: what is done is kept, call the command again to go on") from error
         except UnreadableVideo as error:
             # Not the path, so that a store does not depend on where its sources lay; in one line, whatever the name.
             broken = " ".join(f"{source.name} {error.what}".splitlines())

@@ -23,6 +23,10 @@ TABLES = frozenset({".json", ".csv", ".txt"})
 """Suffixes of the files whose content layouts read."""
 
 
+class NotFetched(UnreadableVideo):
+    """The way to a file is broken, which says nothing of the file."""
+
+
 def place(text: str) -> Path:
     """Return a local path, or for ``scheme://...`` a path of universal_pathlib, which is used alike."""
     if "://" not in text:
@@ -81,7 +85,7 @@ def _shadow(root: Path, folder: Path) -> Path:
     remote: Any = root
     with answering(root):
         table = root.suffix.lower() == ".csv"
-        files = {remote.path: remote.fs.info(remote.path)} if table else _listing(remote)
+        files = _table_and_note(remote) if table else _listing(remote)
         base = PurePosixPath(remote.path).parent if table else PurePosixPath(remote.path)
         if not files:
             raise StageError(f"{root} does not exist or is empty: give the folder of a corpus")
@@ -95,6 +99,12 @@ def _shadow(root: Path, folder: Path) -> Path:
     return folder / root.name if table else folder
 
 
+def _table_and_note(remote: Any) -> dict[str, dict[str, Any]]:
+    """Return a table and what its corpus says of itself beside it."""
+    note = str(PurePosixPath(remote.path).with_name("corpus.json"))
+    return {path: remote.fs.info(path) for path in (remote.path, note) if path == remote.path or remote.fs.exists(path)}
+
+
 def _listing(remote: Any) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = remote.fs.find(remote.path, detail=True)
     return found
@@ -104,7 +114,7 @@ def _listing(remote: Any) -> dict[str, dict[str, Any]]:
 def fetched(path: Path) -> Iterator[Path]:
     """Give a local path to a file: its own, or that of a copy of a remote one, removed afterwards.
 
-    Raises UnreadableVideo if it cannot be had.
+    Raises UnreadableVideo if there is none, NotFetched if it does not come though it is tried three times.
     """
     if not is_remote(path):
         yield path
@@ -120,7 +130,7 @@ def fetched(path: Path) -> Iterator[Path]:
                 raise UnreadableVideo(path, "cannot be fetched: there is no such file") from error
             except Exception as error:  # each storage client has its own errors
                 if pause is None:
-                    raise UnreadableVideo(path, f"cannot be fetched: {reason_of(error)}") from error
+                    raise NotFetched(path, f"cannot be fetched: {reason_of(error)}") from error
                 time.sleep(pause)
         yield copy
 

@@ -5,7 +5,7 @@ status, ``store.json`` the settings and counts. Pictures are PNG, so that no pix
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any, Literal
@@ -261,8 +261,3 @@ class ClipStore:
         if crop.shape != (self.size, self.size, 3):
             raise StageError(f"a picture of {crop.shape[1]} x {crop.shape[0]} pixels is no crop of {self.size}")
         return crop
-
-    def scored_clips(self, split: str) -> Iterator[tuple[Clip, NDArray[np.uint8]]]:
-        """Yield every clip of a split with its crops, uint8 [T, S, S, 3] RGB, in a fixed order."""
-        for clip in self.clips(split):
-            yield clip, self.pixels(clip)

@@ -112,7 +112,7 @@ def opened_store(demo_store: Path) -> ClipStore:
 @pytest.fixture(scope="session")
 def real_crops(opened_store: ClipStore) -> NDArray[np.uint8]:
     """Real crops of both labels, uint8 [24, 64, 64, 3] RGB."""
-    return np.concatenate([pixels for _, pixels in opened_store.scored_clips("val")])
+    return np.concatenate([opened_store.pixels(clip) for clip in opened_store.clips("val")])
 
 
 @pytest.fixture(scope="session")

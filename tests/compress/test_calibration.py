@@ -109,7 +109,8 @@ def test_calibration_takes_training_crops_of_both_labels(student_run, opened_sto
     pixels_in = PixelDetector(run.detector(), run.info.preprocessing)
     pictures = torch.cat([one for (one,) in drawn_inputs(run, Takes(), opened_store, "train", 16, seed=0)])
     assert pictures.shape == (16, 3, 64, 64)
-    train = torch.cat([pixels_in.pictures(torch.from_numpy(p)) for _, p in opened_store.scored_clips("train")])
+    crops = [torch.from_numpy(opened_store.pixels(clip)) for clip in opened_store.clips("train")]
+    train = torch.cat([pixels_in.pictures(pixels) for pixels in crops])
     labels = np.repeat([c.label for c in opened_store.clips("train")], opened_store.frames)
     found = [int((train == picture).flatten(1).all(1).nonzero()[0]) for picture in pictures]
     assert sorted(labels[found]) == [0] * 8 + [1] * 8

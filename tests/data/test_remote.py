@@ -5,8 +5,13 @@ from pathlib import Path
 import fsspec
 import pytest
 
+from data.crops import CropRule
+from data.layouts import Source, corpus_note
+from data.modalities import Modalities
 from data.picture import UnreadableVideo
-from data.remote import PAUSES, at_hand, fetched, place
+from data.prepare_video import Recipe, prepare_video
+from data.remote import PAUSES, NotFetched, at_hand, fetched, place
+from data.store import StoreSettings
 from stage import StageError
 
 
@@ -56,9 +61,30 @@ def test_a_file_that_does_not_come_at_once_is_tried_again(
         assert Path(copy).read_bytes() == b"film"
     assert slept == list(PAUSES)
     fails, tries[:] = 99, []
-    with pytest.raises(UnreadableVideo, match="cannot be fetched: no answer"), fetched(place("memory://corpus/a.mp4")):
+    with pytest.raises(NotFetched, match="cannot be fetched: no answer"), fetched(place("memory://corpus/a.mp4")):
         pass
     assert len(tries) == 3
     fails = 0
     with pytest.raises(UnreadableVideo, match="there is no such file"), fetched(place("memory://corpus/none.mp4")):
         pass
+
+
+def test_a_table_comes_with_what_its_corpus_says_of_itself(memory: fsspec.AbstractFileSystem) -> None:
+    memory.pipe({"/corpus/t.csv": b"path,label", "/corpus/corpus.json": b'{"note": "n"}', "/corpus/a.mp4": b"x"})
+    with at_hand([place("memory://corpus/t.csv")]) as ((table,), _):
+        assert sorted(path.name for path in table.parent.iterdir()) == ["corpus.json", "t.csv"]
+        assert corpus_note(table.parent) == "n"
+
+
+def test_prepare_stops_where_the_way_to_a_file_is_broken_and_does_not_blame_the_file(
+    memory: fsspec.AbstractFileSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory.pipe({"/corpus/a.mp4": b"film"})
+    monkeypatch.setattr("data.remote.time.sleep", lambda _: None)
+    monkeypatch.setattr(type(memory), "get_file", lambda *_: (_ for _ in ()).throw(TimeoutError("no answer")))
+    settings = StoreSettings(
+        frames=4, crop=CropRule(size=32), ratios=(1.0, 0.0, 0.0), seed=0, sources_sha256="", clips_per_video=1
+    )
+    source = Source(place("memory://corpus/a.mp4"), "a.mp4", 0, "none", ("a",))
+    with pytest.raises(StageError, match=r"a.mp4 cannot be fetched: no answer: what is done is kept, call the command"):
+        prepare_video(source, "train", Recipe(settings, Modalities()), print)
