@@ -59,7 +59,7 @@ def written_whole(target: Path, keep_existing: bool = False) -> Iterator[Path]:
             else:
                 aside.replace(target)
     finally:
-        _remove(aside)
+        remove(aside)
 
 
 def aside_of(target: Path) -> Path:
@@ -67,7 +67,8 @@ def aside_of(target: Path) -> Path:
     return target.with_name(f".{target.name}.{platform.node()}.{os.getpid()}.partial")
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
+    """Remove a file or a whole folder, if it is there."""
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -80,7 +81,7 @@ def _remove_stale(target: Path) -> None:
     of_ended = re.compile(re.escape(f".{target.name}.{platform.node()}.") + r"(\d+)\.partial")
     for path in target.parent.iterdir():
         if (found := of_ended.fullmatch(path.name)) and not _runs(int(found[1])):
-            _remove(path)
+            remove(path)
 
 
 def _runs(process: int) -> bool:

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from export.parity import Unfit
 from export.runtimes import BACKENDS, Delegate, Loaded, ProgramName, Programs, in_batches
-from stage import StageError, reason_of
+from stage import reason_of
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -66,7 +67,7 @@ def write(
         except Exception as error:
             if delegate == "xnnpack":
                 raise
-            raise StageError(f"{path.name}: --delegate {delegate} does not take it: {reason_of(error)}") from error
+            raise Unfit(f"{path.name}: --delegate {delegate} does not take it: {reason_of(error)}") from error
     path.write_bytes(lowered.buffer)
     if etrecord:
         lowered.get_etrecord().save(str(path.with_suffix(ETRECORD)))

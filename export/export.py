@@ -22,11 +22,12 @@ from export.forms import FORMATS, Form, forms_of, parse_forms
 from export.gate import Source, gate
 from export.golden import Inputs, golden_inputs
 from export.manifest import Absent, Artifact, Golden, Manifest, manifest_schema
+from export.parity import Unfit
 from export.programs import Graph, graphs_of, in_torch
 from export.readme import readme
 from export.rules import ClipRule, CropGeometry
 from export.runtimes import evaluated_by, program_file, runner_of
-from files import bytes_of, refuse_existing, sha256_of, written_whole
+from files import bytes_of, refuse_existing, remove, sha256_of, written_whole
 from models.detector import Architecture, PixelDetector
 from models.run import TOOLS as RUN_TOOLS
 from models.run import Run, RunInfo, versions_of
@@ -61,6 +62,10 @@ class Job:
     def file(self) -> str:
         """Name of the artifact."""
         return self.form.file(self.info)
+
+    def absent(self, reason: str) -> Absent:
+        """Return what the manifest says in the artifact's place."""
+        return Absent(file=self.file, runtime=self.form.runtime, scheme=self.info.scheme, reason=reason)
 
 
 @functools.cache
@@ -104,16 +109,24 @@ def write_artifact(job: Job, folder: Path, inputs: Inputs, frames: int) -> Writt
     return Written(said | {"programs": programs}, scores)
 
 
-def make_artifact(job: Job, folder: Path, inputs: Inputs) -> tuple[Artifact, list[float]]:
+def make_artifact(job: Job, folder: Path, inputs: Inputs) -> tuple[Artifact, list[float]] | Absent:
     """Write one artifact, gate it and set its threshold; return its manifest entry and golden outputs.
 
-    Runs in a process of its own, on one thread, beside others that do the same.
+    One that must not be in a bundle is removed, and why is returned. Runs in a process of its own, on one thread,
+    beside others that do the same.
     """
     torch.set_num_threads(1)
     threadpool_limits(1)  # of NumPy's BLAS
     store, source, path, runtime = ClipStore(job.store), job.source, folder / job.file, job.form.runtime
-    written = write_artifact(job, folder, inputs, store.frames)
-    gated = gate(path, job.form, source, written.in_torch, inputs)
+    files = [path]
+    try:
+        written = write_artifact(job, folder, inputs, store.frames)
+        files += [folder / name for name in written.said.get("companions", ())]
+        gated = gate(path, job.form, source, written.in_torch, inputs)
+    except Unfit as error:
+        for file in files:
+            remove(file)
+        return job.absent(str(error))
     threshold, origin = source.threshold, f"validation scores of {source.run.path.name} in torch: it cannot run here"
     if gated.runner is not None:
         val = score_split(gated.runner, store, "val", takes(job.info))
@@ -138,8 +151,13 @@ def make_artifact(job: Job, folder: Path, inputs: Inputs) -> tuple[Artifact, lis
     return entry, gated.scores.astype(float).tolist()
 
 
-def build_bundle(sources: list[Source], forms: list[Form], store: ClipStore, inputs: Inputs, out: Path) -> Manifest:
-    """Write every artifact, gate it and describe it; ``out`` appears only if all passed."""
+def build_bundle(
+    sources: list[Source], forms: list[Form], store: ClipStore, inputs: Inputs, out: Path
+) -> tuple[Manifest, list[Absent]]:
+    """Write every artifact, gate it and describe it; return also what must not be in the bundle.
+
+    ``out`` appears only if something may be.
+    """
     # The slow ones first: lowering int8 to ExecuTorch takes longest.
     slow_first = sorted(sources, key=lambda source: source.run.info.scheme, reverse=True)
     asked = [Job(source, form, store.path) for source in slow_first for form in forms_of(source.run.info, forms)]
@@ -153,22 +171,29 @@ def build_bundle(sources: list[Source], forms: list[Form], store: ClipStore, inp
         (folder / "golden").mkdir(parents=True)
         inputs[0].tofile(folder / "golden" / "pixels.bin")
         tasks = [(job, folder, inputs) for job in jobs]
-        made = in_processes(make_artifact, tasks, min(len(jobs), os.cpu_count() or 1, 4), "export")
+        found = in_processes(make_artifact, tasks, min(len(jobs), os.cpu_count() or 1, 4), "export")
+        made = [own for own in found if isinstance(own, tuple)]
+        unfit = [own for own in found if isinstance(own, Absent)]
+        if not made:
+            raise StageError(unfit[0].reason)
         golden = Golden(
             shape=list(inputs[0].shape),
             sha256=sha256_of(folder / "golden" / "pixels.bin"),
             valid=inputs[1].tolist() if len(inputs) > 1 else None,
             outputs={entry.file: outputs for entry, outputs in made},
         )
-        manifest = _manifest(asked, store, [entry for entry, _ in made], golden)
+        lacking = [job.absent(reason) for job in asked if (reason := job.form.lacks(job.info.scheme))]
+        manifest = _manifest(asked, store, [entry for entry, _ in made], lacking + unfit, golden)
         (folder / "manifest.json").write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
         (folder / "manifest.schema.json").write_text(manifest_schema(), encoding="utf-8")
         (folder / "README.md").write_text(readme(manifest), encoding="utf-8")
         write_sums(folder)
-    return manifest
+    return manifest, unfit
 
 
-def _manifest(asked: list[Job], store: ClipStore, artifacts: list[Artifact], golden: Golden) -> Manifest:
+def _manifest(
+    asked: list[Job], store: ClipStore, artifacts: list[Artifact], absent: list[Absent], golden: Golden
+) -> Manifest:
     first = asked[0].info
     runs = {job.source.run.path.name: job.source.run for job in asked}
     return Manifest(
@@ -176,11 +201,7 @@ def _manifest(asked: list[Job], store: ClipStore, artifacts: list[Artifact], gol
         crop=CropGeometry.of(store.info.settings),
         clip=ClipRule.of(store.frames, first.architecture.per),
         artifacts=artifacts,
-        absent=[
-            Absent(file=job.file, runtime=job.form.runtime, scheme=job.info.scheme, reason=reason)
-            for job in asked
-            if (reason := job.form.lacks(job.info.scheme))
-        ],
+        absent=absent,
         golden=golden,
         weights=first.weights,
         data=data_source(store),
@@ -239,13 +260,15 @@ def export(
     store = ClipStore(data)
     inputs = golden_inputs(store, _one_student([Run(path) for path in run], store).per)
     sources = [Source.load(path, inputs) for path in run]
-    manifest = build_bundle(sources, forms, store, inputs, out)
+    manifest, unfit = build_bundle(sources, forms, store, inputs, out)
     for artifact in manifest.artifacts:
         say(f"{out / artifact.file}: {artifact.bytes / 1e6:.2f} MB, {artifact.near()}")
         if artifact.phone_check:
             say(f"{out / artifact.file}: {artifact.phone_check}")
     for absent in manifest.absent:
         say(f"{out}: no {absent.file}: {absent.reason}")
+    if unfit:
+        raise StageError(f"{out} is written without {', '.join(own.file for own in unfit)}: the reasons are above")
     return Bundle(out)
 
 

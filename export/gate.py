@@ -13,11 +13,11 @@ from compress.runs import own_threshold, pixel_detector, torch_scorer
 from export import coreml
 from export.forms import Form
 from export.golden import Inputs
-from export.parity import Parity, compare, least_snr_db
+from export.parity import Parity, Unfit, compare, least_snr_db
 from export.runtimes import Method, NotEvaluated, Runner, cannot_run, evaluated_by, load_artifact, runner_of
 from models.detector import BYTE_MAX, PixelDetector, fake_probability
 from models.run import Run, RunInfo
-from stage import StageError, say
+from stage import say
 
 
 class NormalizedTwice(nn.Module):
@@ -89,7 +89,7 @@ class Gated:
 def gate(path: Path, form: Form, source: Source, exported: NDArray[np.float32], inputs: Inputs) -> Gated:
     """Compare an artifact with its source on real inputs, step by step.
 
-    exported: what the program that was written gives in torch, float32 [N]. Raises StageError if a step is beyond its
+    exported: what the program that was written gives in torch, float32 [N]. Raises Unfit if a step is beyond its
     tolerance.
     """
     info, least = source.run.info, source.least_snr_db
@@ -128,6 +128,6 @@ def _evaluated(
 def _refuse_failed(path: Path, steps: list[Parity]) -> None:
     for parity in steps:
         if not parity.passed:
-            raise StageError(
+            raise Unfit(
                 f"{path.name} failed the parity gate ({parity.step}) on {parity.samples} real inputs: {parity.failure}"
             )

@@ -106,7 +106,7 @@ class Artifact(Frozen):
 
 
 class Absent(Frozen):
-    """An artifact that was asked for and does not exist."""
+    """An artifact that was asked for and does not exist, or must not be in a bundle."""
 
     file: str
     runtime: Runtime

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from compress.fidelity import MOST_DB, logits_of, snr_db
-from stage import PALETTES, Scheme
+from stage import PALETTES, Scheme, StageError
 
 Step = Literal["fused", "exported", "lowered", "evaluated"]
 """``fused``: the fused network against the trained one, in torch. ``exported``: the program that is written, while it
@@ -31,6 +31,10 @@ scores alone would let a mistake pass.
 INT8_EXPLAINED = "equal scales on both sides: where a kernel rounds a sum the other way, later roundings turn with it"
 MISTAKE_MARGIN_DB = 6.0
 """By how much nearer to its program such an artifact must be than that program is to itself on mistaken input."""
+
+
+class Unfit(StageError):
+    """An artifact must not be in a bundle: it does not give what its model gives, or a delegate does not take it."""
 
 
 class Parity(BaseModel):

@@ -21,7 +21,7 @@ from export.export import export
 from export.forms import Form
 from export.gate import NormalizedTwice, Source, gate
 from export.golden import golden_crops, golden_inputs
-from export.parity import TOLERANCES, compare
+from export.parity import TOLERANCES, Unfit, compare
 from export.programs import Graph, pixel_input, probability
 from export.runtimes import load_artifact
 from files import sha256_of
@@ -124,6 +124,24 @@ def test_failed_gate_leaves_no_bundle(student_run, demo_store, tmp_path, monkeyp
     with pytest.raises(StageError, match=r"test_byobnet-fp32.onnx failed the parity gate"):
         export_here([student_run], demo_store, tmp_path / "bundle", "onnx")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_artifact_that_fails_the_gate_is_kept_out_and_the_others_are_there(
+    student_run, demo_store, tmp_path, monkeypatch, capfd
+):
+    def unlike(path, *args):
+        if path.suffix == ".onnx":
+            raise Unfit(f"{path.name} failed the parity gate (lowered)")
+        return gate(path, *args)
+
+    monkeypatch.setattr("export.export.gate", unlike)
+    with pytest.raises(StageError, match=r"bundle is written without test_byobnet-fp32.onnx: the reasons are above"):
+        export_here([student_run], demo_store, tmp_path / "bundle", "onnx,coreml")
+    assert "no test_byobnet-fp32.onnx: test_byobnet-fp32.onnx failed the parity gate" in capfd.readouterr().err
+    made = Bundle(tmp_path / "bundle")
+    assert [artifact.file for artifact in made.manifest.artifacts] == ["test_byobnet-fp32.mlpackage"]
+    assert [absent.file for absent in made.manifest.absent] == ["test_byobnet-fp32.onnx"]
+    assert not (tmp_path / "bundle" / "test_byobnet-fp32.onnx").exists() and made.check_files() > 5
 
 
 def test_int8_onnx_has_unsigned_activations_and_signed_weights(bundle):
