@@ -131,6 +131,16 @@ def locked(out: Path) -> IO[str]:
     return lock
 
 
+@contextlib.contextmanager
+def alone(out: Path) -> Iterator[None]:
+    """Make ``out`` with no other process at it: raises StageError while one is."""
+    with locked(out) as lock:
+        try:
+            yield
+        finally:
+            Path(lock.name).unlink(missing_ok=True)
+
+
 def sha256_of(path: Path) -> str:
     """Return the hexadecimal SHA-256 of a file, or of a folder's files in the order of their relative paths.
 

@@ -34,7 +34,7 @@ from compress.qat import Lesson, train_rounded
 from compress.runs import check_store, own_metrics, takes
 from compress.scoring import ClipScores, Takes
 from data.store import ClipStore
-from files import refuse_existing
+from files import alone, refuse_existing
 from models.detector import Detector
 from models.fusing import fuse
 from models.run import TOOLS, Run, UnfinishedRun, save_run, versions_of
@@ -271,9 +271,10 @@ def quantize(
         say("this CPU has no bfloat16 instructions: autocast is emulated to score the validation clips, which is slow")
     crops = calibration_clips or CALIBRATION_CROPS
     if scheme != "int8-qat":
-        found = static_int8(source, crops) if scheme == "int8" else other_numbers(source, scheme)
-        metrics = _check_accuracy(source, found, scheme) | found.metrics
-        save_run(out, info, found.detector, metrics, **found.files)
+        with alone(out):
+            found = static_int8(source, crops) if scheme == "int8" else other_numbers(source, scheme)
+            metrics = _check_accuracy(source, found, scheme) | found.metrics
+            save_run(out, info, found.detector, metrics, **found.files)
     else:
         lesson = Lesson.of(own, taught, store, passes or PASSES, seed)
         asked = {"run": info.model_dump(), "crops": crops, "rule": lesson.rule.model_dump(), "losses": lesson.losses}

@@ -27,7 +27,7 @@ from export.programs import Graph, graphs_of, in_torch
 from export.readme import readme
 from export.rules import ClipRule, CropGeometry
 from export.runtimes import evaluated_by, program_file, runner_of
-from files import bytes_of, refuse_existing, remove, sha256_of, written_whole
+from files import alone, bytes_of, refuse_existing, remove, sha256_of, written_whole
 from models.detector import Architecture, PixelDetector
 from models.run import TOOLS as RUN_TOOLS
 from models.run import Run, RunInfo, versions_of
@@ -259,8 +259,9 @@ def export(
     forms = parse_forms(format, batch, delegate, etrecord, ort)
     store = ClipStore(data)
     inputs = golden_inputs(store, _one_student([Run(path) for path in run], store).per)
-    sources = [Source.load(path, inputs) for path in run]
-    manifest, unfit = build_bundle(sources, forms, store, inputs, out)
+    with alone(out):
+        sources = [Source.load(path, inputs) for path in run]
+        manifest, unfit = build_bundle(sources, forms, store, inputs, out)
     for artifact in manifest.artifacts:
         say(f"{out / artifact.file}: {artifact.bytes / 1e6:.2f} MB, {artifact.near()}")
         if artifact.phone_check:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from files import NotFinite, bytes_of, parse_json, refuse_existing, sha256_of, written_whole
+from files import NotFinite, alone, bytes_of, parse_json, refuse_existing, sha256_of, written_whole
 from stage import StageError
 
 
@@ -142,3 +142,15 @@ def test_json_has_no_infinities(tmp_path: Path) -> None:
         with pytest.raises(NotFinite, match=rf"^{text} is no number$"):
             parse_json(f'{{"a": [{text}]}}')
     assert parse_json('{"a": [1.5, -2e3, 7]}') == {"a": [1.5, -2000.0, 7]}
+
+
+def test_two_processes_do_not_make_one_thing(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with alone(out):
+        with (
+            pytest.raises(StageError, match=r"out is being made by another process: wait for it or give another"),
+            alone(out),
+        ):
+            pass
+        assert [path.name for path in tmp_path.iterdir()] == [".out.lock"]
+    assert not list(tmp_path.iterdir())

@@ -17,6 +17,7 @@ from compress.quantize import VALIDATION, quantize
 from compress.runs import pixel_detector, takes
 from compress.scoring import Takes
 from data.store import ClipStore
+from files import locked
 from models.detector import Detector
 from models.fusing import fuse
 from models.run import Run
@@ -257,3 +258,8 @@ def test_int8_of_what_looks_at_more_than_one_picture(architecture, store_name, d
     validation = drawn_inputs(Run(source), looks, ClipStore(store), "val", VALIDATION[looks.per], seed=0)
     found = snr_db(logits(exact, validation), logits(network, validation))
     assert found == pytest.approx(metrics["logit_snr_db"], abs=0.5)
+
+
+def test_two_commands_do_not_make_one_run(student_run, demo_store, tmp_path):
+    with locked(tmp_path / "run"), pytest.raises(StageError, match=r"run is being made by another process"):
+        quantize(student_run, demo_store, tmp_path / "run")
