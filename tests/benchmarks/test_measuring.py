@@ -80,7 +80,7 @@ def test_a_process_ends_with_the_one_that_asked(module):
         threading.Thread(target=answer_of, args=({name!r}, Figure(value=1), Figure), daemon=True).start()
         while not started:
             time.sleep(0.01)
-        time.sleep(3)
+        time.sleep(1)
         os.kill(os.getpid(), signal.SIGKILL)
     """
     done = subprocess.run(

@@ -90,7 +90,7 @@ MISTAKES = ("channels swapped", "normalized twice", "transposed")
 @pytest.mark.parametrize(
     ("runtime", "scheme", "mistake"),
     [("onnxruntime", scheme, mistake) for scheme in ("fp32", "int8") for mistake in MISTAKES]
-    + [("executorch", "fp32", mistake) for mistake in MISTAKES],
+    + [("executorch", "fp32", "channels swapped")],
 )
 def test_gate_refuses_a_mistaken_artifact(runtime, scheme, mistake, sources, detectors, opened_store, tmp_path):
     source, detector = sources[scheme], detectors[scheme]
