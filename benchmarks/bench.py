@@ -17,56 +17,25 @@ from benchmarks.columns import threads_of
 from benchmarks.comparing import against_peaks, compare_rows
 from benchmarks.figures import Budget, Peak
 from benchmarks.kept import Kept
-from benchmarks.machine import Machine, describe_machine, slow_int8
+from benchmarks.machine import Machine, describe_machine
+from benchmarks.notes import not_cut, notes_of
 from benchmarks.on_phone import PhoneTimer
 from benchmarks.processor import cores_for, measure_products
-from benchmarks.reference import Reference, read_reference
+from benchmarks.reference import read_reference
 from benchmarks.render import table_text, write_report
-from benchmarks.report import MOST_SPREAD, Report, Session
+from benchmarks.report import Report, Session
 from benchmarks.rounds import Corpora, Effort, measure_all
 from benchmarks.rows import Subject, check_fits, list_subjects
 from compress.fidelity import Diagnosis
 from compress.runs import diagnosis_of
 from data.depth import DepthAnything
-from data.perturb import PERTURBATIONS, perturbed_stores
+from data.perturb import perturbed_stores
 from data.store import ClipStore
 from data.video import Video
 from export.bundle import Bundle, is_bundle
 from files import refuse_existing, sha256_of
 from models.run import Run
 from stage import StageError, progress, run_as_script, say
-
-
-def _notes(subjects: list[Subject], store: ClipStore, reference: Reference, phone: PhoneTimer | None) -> list[str]:
-    notes = [*store.info.notes, *reference.notes, *(phone.notes if phone else ())]
-    for subject in subjects:
-        if subject.teacher and subject.meaningless:
-            notes.append(f"{subject.row.name} ({subject.row.model}): {subject.meaningless}.")
-    lost = {status: count for status, count in store.info.videos.items() if status != "ok" and count}
-    if lost:
-        said = ", ".join(f"{count} {status}" for status, count in lost.items())
-        notes.append(f"Input files that gave no clip: {said}; the reasons are in {store.path.name}/videos.parquet.")
-    elsewhere = [s.row.name for s in subjects if s.threshold_store not in (None, store.info.fingerprint)]
-    if elsewhere:
-        named = ", ".join(dict.fromkeys(elsewhere))
-        notes.append(f"Thresholds were set on another store than {store.path.name}: {named}.")
-    others: dict[str, list[str]] = {}
-    for row in (subject.row for subject in subjects if subject.row.status != "measured"):
-        said = "Evaluated" if row.status == "evaluated" else "Not measured:"
-        others.setdefault(f"{said} {row.reason}", []).append(f"{row.name} ({row.scheme})")
-    notes += [f"{said}: {', '.join(dict.fromkeys(names))}." for said, names in others.items()]
-    if unstable := [subject.row for subject in subjects if subject.row.unstable]:
-        named = ", ".join(f"{row.name} ({row.scheme}, {threads_of(row.threads)})" for row in unstable)
-        notes.append(f"Unstable: medians at different times lie more than {MOST_SPREAD:.0%} apart: {named}.")
-    if (slow := slow_int8()) and any(subject.row.device == "cpu" for subject in subjects):
-        notes.append(slow)
-    return list(dict.fromkeys(notes))
-
-
-def _not_cut(perturbed: dict[str, Path] | None) -> list[str]:
-    """Say of which ways to cut crops otherwise there is no clip."""
-    missing = [how.name for how in PERTURBATIONS if perturbed is not None and how.name not in perturbed]
-    return [f"No clip could be cut with {name}: none is found, or its package is not installed." for name in missing]
 
 
 def _diagnoses(paths: list[Path]) -> dict[str, Diagnosis]:
@@ -181,10 +150,10 @@ def _opened(paths: list[Path], threads: list[int], corpora: Corpora, machine: st
     for subject in subjects:
         check_fits(subject, corpora.store)
         if corpora.control is not None and subject.row.kind == "artifact":
-            check_fits(subject, ClipStore(corpora.control))
+            check_fits(subject, corpora.opened(corpora.control))
     scored = {place for subject in subjects for place in corpora.of(subject, first_threads=True).values()}
     for path, split in sorted({*scored, (corpora.store.path, corpora.split)}):
-        ClipStore(path).clips(split)  # says now, and once, if one holds one label alone
+        corpora.opened(path).clips(split)  # says now, and once, if one holds one label alone
     return subjects
 
 
@@ -262,7 +231,7 @@ def bench(
             peaks = _measure_here(subjects, corpora, sources, against.metrics.auc, effort, kept)
         budgets = _budgets(subjects, store, video, depth_weights, kept) if video else []
         compare_rows(subjects)
-        controls = ClipStore(control).info.clips["test"] if control else None
+        controls = corpora.opened(control).info.clips["test"] if control else None
         report = Report(
             sessions=[_session(machine, peaks, phone)],
             fingerprint=store.info.fingerprint,
@@ -271,7 +240,7 @@ def bench(
             control_clips=sum(controls.values()) if controls else None,
             reference=against.summary(),
             diagnoses=diagnoses,
-            notes=[*_notes(subjects, store, against, phone), *_not_cut(corpora.perturbed if sources else None)],
+            notes=[*notes_of(subjects, store, against, phone), *not_cut(corpora.perturbed if sources else None)],
             rows=[subject.row for subject in subjects],
             budgets=budgets,
         )

@@ -1,6 +1,5 @@
 """Measure the rows of a report, round by round, each row in processes of its own."""
 
-import functools
 import os
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -39,6 +38,15 @@ class Corpora:
     control: Path | None = None
     perturbed: dict[str, Path] = field(default_factory=dict)
     """Stores of the same clips cut otherwise, by perturbation."""
+    _others: dict[Path, ClipStore] = field(default_factory=dict)
+
+    def opened(self, path: Path) -> ClipStore:
+        """Return the store at a path; each is read once."""
+        if path == self.store.path:
+            return self.store
+        if path not in self._others:
+            self._others[path] = ClipStore(path)
+        return self._others[path]
 
     def of(self, subject: Subject, first_threads: bool) -> dict[str, tuple[Path, str]]:
         """Return the stores and splits that a row is scored on, by the name under which scores come back."""
@@ -92,7 +100,6 @@ class Rounds:
     def __init__(self, corpora: Corpora, kept: Kept) -> None:
         self._corpora, self._kept = corpora, kept
         self._found: dict[int, list[Measurement]] = {}
-        self._fingerprint = functools.cache(lambda path: ClipStore(path).info.fingerprint)
 
     def measure(self, subject: Subject, task: Task, number: int = 0) -> None:
         """Measure a row once, in round ``number``, or say in it why it failed."""
@@ -100,7 +107,7 @@ class Rounds:
             return
         # Where the crops lie differs from call to call; what is in them follows from the store.
         said = task.model_dump_json(exclude={"crops", "scored"}) + "".join(sorted(task.scored))
-        scored = [self._fingerprint(path) for path, _ in task.scored.values()]
+        scored = [self._corpora.opened(path).info.fingerprint for path, _ in task.scored.values()]
         asked = f"{said} {subject.sha256} {self._corpora.store.info.fingerprint} {scored} {number}"
         try:
             found = self._kept.once(asked, lambda: measure_apart(task), Measurement)

@@ -115,18 +115,16 @@ def choose_threshold(labels: Labels, scores: Values) -> Threshold:
     """Set a threshold on validation scores: 1 % false positives from 300 real clips on, else the EER point."""
     real = scores[labels == 0]
     _, equal_error, rate = eer_point(labels, scores)
+    value, why_not = equal_error, ""
     if len(real) < REALS_FOR_LOW_FPR:
-        rule = f"equal error rate ({len(real)} real validation clips; 1 % false positives needs {REALS_FOR_LOW_FPR})"
-        return Threshold(value=equal_error, false_positive_rate=rate, rule=rule, equal_error=equal_error)
-    allowed = float(np.quantile(real, 0.99, method="higher"))
-    above = scores[scores > allowed]
-    if not len(above):
-        rule = "equal error rate (1 % of the real validation clips have the highest score there is)"
-        return Threshold(value=equal_error, false_positive_rate=rate, rule=rule, equal_error=equal_error)
-    # Between two scores, so that no clip's verdict hangs on rounding.
-    value = _midpoint_below(scores, float(above.min()))
-    rate = float((real > value).mean())
-    return Threshold(value=value, false_positive_rate=rate, rule="1 % false positives", equal_error=equal_error)
+        why_not = f"{len(real)} real validation clips; 1 % false positives needs {REALS_FOR_LOW_FPR}"
+    elif not len(above := scores[scores > np.quantile(real, 0.99, method="higher")]):
+        why_not = "1 % of the real validation clips have the highest score there is"
+    else:
+        value = _midpoint_below(scores, float(above.min()))
+        rate = float((real > value).mean())
+    rule = f"equal error rate ({why_not})" if why_not else "1 % false positives"
+    return Threshold(value=value, false_positive_rate=rate, rule=rule, equal_error=equal_error)
 
 
 def _at_rates(fpr: Values, tpr: Values) -> dict[str, float]:

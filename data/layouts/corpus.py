@@ -129,12 +129,10 @@ def read_sources(roots: Sequence[Path], selection: Selection) -> tuple[list[Sour
 
 def _notes(root: Path, layout: str, sources: Sequence[Source]) -> list[str]:
     note = corpus_note(root.parent if layout == "csv" else root)
-    left_out = {"csv": _nothing, "dfdc": dfdc_notes}.get(layout, _left_out)
-    return ([note] if note else []) + left_out(root, sources)
-
-
-def _nothing(_root: Path, _sources: Sequence[Source]) -> list[str]:
-    return []
+    notes = [note] if note else []
+    if layout != "csv":  # which names its files
+        notes += (dfdc_notes if layout == "dfdc" else _left_out)(root, sources)
+    return notes
 
 
 def _left_out(root: Path, sources: Sequence[Source]) -> list[str]:

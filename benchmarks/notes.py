@@ -1,0 +1,45 @@
+"""What a reader must know before believing a report's figures."""
+
+from pathlib import Path
+
+from benchmarks.columns import threads_of
+from benchmarks.machine import slow_int8
+from benchmarks.on_phone import PhoneTimer
+from benchmarks.reference import Reference
+from benchmarks.report import MOST_SPREAD
+from benchmarks.rows import Subject
+from data.perturb import PERTURBATIONS
+from data.store import ClipStore
+
+
+def notes_of(subjects: list[Subject], store: ClipStore, reference: Reference, phone: PhoneTimer | None) -> list[str]:
+    """Return the notes on what was scored, on what stands in for something, and on latencies that mean little."""
+    notes = [*store.info.notes, *reference.notes, *(phone.notes if phone else ())]
+    for subject in subjects:
+        if subject.teacher and subject.meaningless:
+            notes.append(f"{subject.row.name} ({subject.row.model}): {subject.meaningless}.")
+    lost = {status: count for status, count in store.info.videos.items() if status != "ok" and count}
+    if lost:
+        said = ", ".join(f"{count} {status}" for status, count in lost.items())
+        notes.append(f"Input files that gave no clip: {said}; the reasons are in {store.path.name}/videos.parquet.")
+    elsewhere = [s.row.name for s in subjects if s.threshold_store not in (None, store.info.fingerprint)]
+    if elsewhere:
+        named = ", ".join(dict.fromkeys(elsewhere))
+        notes.append(f"Thresholds were set on another store than {store.path.name}: {named}.")
+    others: dict[str, list[str]] = {}
+    for row in (subject.row for subject in subjects if subject.row.status != "measured"):
+        said = "Evaluated" if row.status == "evaluated" else "Not measured:"
+        others.setdefault(f"{said} {row.reason}", []).append(f"{row.name} ({row.scheme})")
+    notes += [f"{said}: {', '.join(dict.fromkeys(names))}." for said, names in others.items()]
+    if unstable := [subject.row for subject in subjects if subject.row.unstable]:
+        named = ", ".join(f"{row.name} ({row.scheme}, {threads_of(row.threads)})" for row in unstable)
+        notes.append(f"Unstable: medians at different times lie more than {MOST_SPREAD:.0%} apart: {named}.")
+    if (slow := slow_int8()) and any(subject.row.device == "cpu" for subject in subjects):
+        notes.append(slow)
+    return list(dict.fromkeys(notes))
+
+
+def not_cut(perturbed: dict[str, Path] | None) -> list[str]:
+    """Say of which ways to cut crops otherwise there is no clip."""
+    missing = [how.name for how in PERTURBATIONS if perturbed is not None and how.name not in perturbed]
+    return [f"No clip could be cut with {name}: none is found, or its package is not installed." for name in missing]
