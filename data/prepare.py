@@ -21,7 +21,7 @@ from data.journal import KILLER, Journal, in_noted_processes
 from data.layouts import SPLITS, Selection, Source, read_sources
 from data.modalities import Modalities
 from data.parquet import RowWriter
-from data.prepare_video import Recipe, prepare_video, unreadable
+from data.prepare_video import Recipe, prepare_video, without_clips
 from data.remote import answering, at_hand, is_remote, place, upload
 from data.splits import parse_ratios, split_sources
 from data.store import CLIP_SCHEMA, ClipStore, Start, StoreInfo, StoreSettings
@@ -64,7 +64,7 @@ def _prepare_here(jobs: list[Job], store: Unfinished, workers: int) -> None:
     named = {job[0].video_id: job for job in jobs}
 
     def killed(name: str) -> dict[str, Any]:
-        return unreadable(*named[name][:2], KILLER)
+        return without_clips(*named[name][:2], "unreadable", KILLER)
 
     in_noted_processes(_prepare_one, named, store.journal, workers, "prepare", killed)
 
@@ -91,7 +91,7 @@ def _prepare_on_ray(jobs: list[Job], store: Unfinished, address: str, workers: i
         if not is_done(store.folder, job[0].video_id)
     ]
     for (source, split, *_), result in on_ray(_prepare_there, todo, address, workers, "prepare"):
-        row = json.loads(result["row"]) if result else unreadable(source, split, KILLER)
+        row = json.loads(result["row"]) if result else without_clips(source, split, "unreadable", KILLER)
         if result and result["clips"]:
             with written_whole(store.folder / "clips" / f"{row['video_id']}.parquet") as aside:
                 aside.write_bytes(result["clips"])
@@ -99,11 +99,14 @@ def _prepare_on_ray(jobs: list[Job], store: Unfinished, address: str, workers: i
 
 
 def _make(
-    out: Path, sources: list[tuple[Source, str]], recipe: Recipe, notes: list[str], workers: int, ray: str | None
+    out: Path, sources: list[tuple[Source, str | None]], recipe: Recipe, notes: list[str], workers: int, ray: str | None
 ) -> StoreInfo:
-    """Prepare all sources, each with its split, into a store."""
+    """Prepare all sources, each with its split, into a store; those without one get a row that says so."""
     with Unfinished(out, recipe.settings) as store:
-        jobs = [(source, split, recipe, store.folder.absolute()) for source, split in sources]
+        folder = store.folder.absolute()
+        jobs = [(source, split, recipe, folder) for source, split in sources if split]
+        for source in (source for source, split in sources if not split):
+            note(folder, without_clips(source, "", "left_out", "it shows persons of two splits"))
         if ray is None:
             _prepare_here(jobs, store, workers)
         else:
@@ -237,6 +240,11 @@ def prepare(
     DETECTORS[detector]()  # says now, and once, if its extra is not installed
     recipe = Recipe(settings, wanted)
     splits = split_sources(sources, shares, seed)
+    if left_out := splits.count(None):
+        notes.append(
+            "Fakes link most persons, so that a split would lack a label: the persons were split one by one, and "
+            f"{left_out} of {len(sources)} files, which show persons of two splits, are left out."
+        )
     local = Path(f".{out.name}.upload") if is_remote(out) else out
     if is_remote(out) and local.exists() and ClipStore(local).info.settings == settings:
         info = ClipStore(local).info  # made before, and the upload was interrupted

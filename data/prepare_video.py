@@ -18,7 +18,7 @@ from data.modalities import Modalities
 from data.photo import Photo
 from data.picture import Frame, Picture, UnreadableVideo
 from data.remote import NotFetched, fetched
-from data.store import Start, StoreSettings, encode_png
+from data.store import Start, Status, StoreSettings, encode_png
 from data.tracks import STRIDE, Tracker
 from data.video import Video, recompressed
 from stage import StageError
@@ -61,10 +61,10 @@ def _row(source: Source, split: str) -> Row:
     }
 
 
-def unreadable(source: Source, split: str, reason: str) -> Row:
-    """Return the row that ``prepare_video`` gives to a file that cannot be read."""
+def without_clips(source: Source, split: str, status: Status, reason: str) -> Row:
+    """Return the row of a file that is not opened, or whose process died of it."""
     none = {"clips": 0, "forged_clips": 0, "frames_without_face": 0}
-    return _row(source, split) | {"status": "unreadable", "reason": reason} | none
+    return _row(source, split) | {"status": status, "reason": reason} | none
 
 
 def prepare_video(source: Source, split: str, recipe: Recipe, keep: Callable[[Row], None]) -> Row:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from data.layouts import SPLITS, Source
+from data.layouts import FAKE, REAL, SPLITS, Source
 from stage import StageError
 
 __all__ = ["SPLITS", "groups_of", "parse_ratios", "split_sources"]
@@ -65,22 +65,67 @@ def _in_two_splits(one: Source, other: Source, why: str) -> StageError:
     )
 
 
-def split_sources(sources: Sequence[Source], ratios: tuple[float, float, float], seed: int) -> list[str]:
+def split_sources(sources: Sequence[Source], ratios: tuple[float, float, float], seed: int) -> list[str | None]:
     """Return the split of each source, identity-disjoint, with shares of videos as near to ``ratios`` as groups allow.
 
-    A group with a prescribed split gets it whole; the others fill up to the shares. Raises StageError if one has two.
-    Deterministic in ``seed`` and in the identities alone, whatever the order of the sources.
+    A group with a prescribed split gets it whole; the others fill up to the shares. Where a split then lacks a label,
+    because fakes link most persons to one another (all celebrities of Celeb-DF), the persons of the largest group are
+    split one by one if that mends it; a source that shows persons of two splits is left out: None.
+
+    Raises StageError if one group has two prescribed splits. Deterministic in ``seed`` and in the identities alone,
+    whatever the order of the sources.
     """
     groups = sorted(groups_of(sources), key=lambda group: sorted(sources[i].identities for i in group))
-    np.random.default_rng(seed).shuffle(groups)
+    rng = np.random.default_rng(seed)
+    rng.shuffle(groups)
     groups.sort(key=len, reverse=True)
-    filled = dict.fromkeys(SPLITS, 0)
-    wanted = dict(zip(SPLITS, ratios, strict=True))
-    splits = [""] * len(sources)
     prescribed = [_prescribed([sources[i] for i in group]) for group in groups]
-    for group, split in sorted(zip(groups, prescribed, strict=True), key=lambda pair: pair[1] is None):
-        chosen = split or max(SPLITS, key=lambda split: wanted[split] * len(sources) - filled[split])
-        filled[chosen] += len(group)
+    splits: list[str | None] = [None] * len(sources)
+    free = []
+    for group, split in zip(groups, prescribed, strict=True):
+        if split is None:
+            free.append(group)
         for index in group:
-            splits[index] = chosen
-    return splits
+            splits[index] = split
+    whole = _filled_up(splits, free, ratios)
+    if not free or not _lacks_label(sources, whole, ratios):
+        return whole
+    for index, split in _by_persons(sources, free[0], ratios, rng).items():
+        splits[index] = split
+    apart = _filled_up(splits, free[1:], ratios)
+    return whole if _lacks_label(sources, apart, ratios) else apart
+
+
+def _filled_up(
+    splits: Sequence[str | None], groups: list[list[int]], ratios: tuple[float, float, float]
+) -> list[str | None]:
+    """Give each group, one after another, the split that lacks most of its share of what is in a split at the end."""
+    filled_up = list(splits)
+    total = sum(split is not None for split in splits) + sum(map(len, groups))
+    room = {split: ratio * total - splits.count(split) for split, ratio in zip(SPLITS, ratios, strict=True)}
+    for group in groups:
+        chosen = max(SPLITS, key=lambda split: room[split])
+        room[chosen] -= len(group)
+        for index in group:
+            filled_up[index] = chosen
+    return filled_up
+
+
+def _lacks_label(sources: Sequence[Source], splits: Sequence[str | None], ratios: tuple[float, float, float]) -> bool:
+    """Tell whether a split that is to have files lacks one of the two labels, though the corpus has both."""
+    there = {(split, source.label) for split, source in zip(splits, sources, strict=True)}
+    wanted = [split for split, ratio in zip(SPLITS, ratios, strict=True) if ratio]
+    both = {source.label for source in sources} == {REAL, FAKE}
+    return both and any((split, label) not in there for split in wanted for label in (REAL, FAKE))
+
+
+def _by_persons(
+    sources: Sequence[Source], group: list[int], ratios: tuple[float, float, float], rng: np.random.Generator
+) -> dict[int, str | None]:
+    """Split the persons of a group by the shares; return the split of each of its sources, None for two splits."""
+    persons = sorted({person for index in group for person in sources[index].identities})
+    rng.shuffle(persons)
+    drawn = _filled_up([None] * len(persons), [[number] for number in range(len(persons))], ratios)
+    split_of = dict(zip(persons, drawn, strict=True))
+    found = {index: {split_of[person] for person in sources[index].identities} for index in group}
+    return {index: splits.pop() if len(splits) == 1 else None for index, splits in found.items()}

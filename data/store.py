@@ -25,7 +25,8 @@ from files import read_json
 from stage import Modality, StageError, reason_of, say
 
 SCHEMA_VERSION = 2
-Status = Literal["ok", "no_face", "too_short", "unreadable"]
+Status = Literal["ok", "no_face", "too_short", "unreadable", "left_out"]
+"""What became of an input file; ``left_out``: it shows persons of two splits, and was not opened."""
 Start = Literal["first", "random", "spread"]
 """Where a video's clips begin: with its first face, at random frames, or evenly spread over it."""
 

@@ -7,12 +7,12 @@ import contextlib
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from data.journal import Journal
 from data.layouts import SPLITS, Source
 from data.parquet import RowWriter
-from data.store import CLIP_SCHEMA, VIDEO_SCHEMA, StoreInfo, StoreSettings
+from data.store import CLIP_SCHEMA, VIDEO_SCHEMA, Status, StoreInfo, StoreSettings
 from files import aside_of, locked, refuse_existing, sha256_of, written_whole
 from stage import say
 
@@ -50,9 +50,11 @@ class Unfinished:
         with RowWriter(self.folder / "videos.parquet", VIDEO_SCHEMA) as videos_file:
             videos_file.write(*rows)
         clips = {split: {"real": 0, "fake": 0} for split in SPLITS}
-        videos = dict.fromkeys(("ok", "no_face", "too_short", "unreadable"), 0)
+        videos = dict.fromkeys(get_args(Status), 0)
         for row in rows:
             videos[row["status"]] += 1
+            if row["status"] == "left_out":
+                continue
             clips[row["split"]]["fake"] += row["clips"] if row["label"] else row["forged_clips"]
             clips[row["split"]]["real"] += 0 if row["label"] else row["clips"] - row["forged_clips"]
         fingerprint = sha256_of(self.folder / "videos.parquet")

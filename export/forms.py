@@ -31,7 +31,7 @@ class Form:
         """Return the name of the artifact's file, or folder: its student, scheme and form."""
         architecture = info.architecture
         marks = [
-            architecture.backbone,
+            architecture.network,
             architecture.activation,
             {"forward": None, "steps": "clip", "clip": "whole-clip"}[self.method],
             info.scheme,

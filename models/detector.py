@@ -21,11 +21,11 @@ BYTE_MAX = 255.0
 
 
 def check_backbone(name: str) -> str:
-    """Return ``name`` if it is a timm architecture. Raises StageError naming near ones if it is not.
+    """Return ``name`` if it is a timm architecture, with or without a tag of weights. StageError names near ones.
 
-    Only plain architecture names pass: a hub address in a user's file must not start a download.
+    Only names that timm lists pass: a hub address in a user's file must not start a download.
     """
-    if name not in timm.list_models():
+    if name not in timm.list_models() and name not in timm.list_pretrained():
         near = timm.list_models(f"*{name.split('.')[0].split('_')[0]}*")[:6] or [
             "repvit_m0_9",
             "vit_base_patch14_dinov2",
@@ -40,6 +40,7 @@ class Architecture(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     backbone: str
+    """A name of timm, which may have the tag of its weights after a dot."""
     size: int = Field(ge=16, le=1024)
     """Side of the input picture in pixels."""
     modalities: tuple[Modality, ...] = ("rgb",)
@@ -72,6 +73,11 @@ class Architecture(BaseModel):
         if self.temporal and (self.megatron or len(self.modalities) > 1):
             raise ValueError("a temporal head takes one modality, and stands alone")
         return self
+
+    @property
+    def network(self) -> str:
+        """The backbone's name without the tag of its weights."""
+        return self.backbone.partition(".")[0]
 
     @property
     def per(self) -> Literal["frame", "clip"]:

@@ -160,7 +160,7 @@ class Run:
         Returns whether that did. Raises StageError if the run cannot be gone on from.
         """
         own, wanted = self.info.architecture, detector.architecture
-        if own.backbone != wanted.backbone or own.fused:
+        if own.network != wanted.network or own.fused:
             holds = f"a fused {own.backbone} ({self.info.scheme})" if own.fused else f"a {own.backbone}"
             raise StageError(f"{self.path} holds {holds}, and --weights is to start a {wanted.backbone}")
         if self.info.meaningless:

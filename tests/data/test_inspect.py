@@ -70,7 +70,7 @@ def test_counts_are_those_of_pandas(demo_store: Path) -> None:
     counts = count(ClipStore(demo_store))
     videos, clips = pd.read_parquet(demo_store / "videos.parquet"), clips_of(demo_store)
     assert counts["files"] == len(videos) == 24
-    assert counts["status"] == {"ok": 24, "no_face": 0, "too_short": 0, "unreadable": 0}
+    assert counts["status"] == {"ok": 24, "no_face": 0, "too_short": 0, "unreadable": 0, "left_out": 0}
     for split, numbers in counts["clips"].items():
         for label, name in enumerate(("real", "fake")):
             assert numbers[name] == int(((clips["split"] == split) & (clips["label"] == label)).sum())

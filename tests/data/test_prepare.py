@@ -144,6 +144,34 @@ def test_every_file_has_its_row_and_status(messy_store: Path) -> None:
     }
 
 
+def test_swaps_between_persons_of_two_splits_have_their_rows_too(
+    demo_corpus: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    root, persons = tmp_path / "Celeb-DF-v2", range(6)
+    names = [f"Celeb-real/id{a}_0000.mp4" for a in persons]
+    names += [f"Celeb-synthesis/id{a}_id{b}_0000.mp4" for a in persons for b in persons if a != b]
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    (root / "YouTube-real").mkdir()
+    shutil.copy(demo_corpus / "original_sequences/youtube/c23/videos/000.mp4", root / "YouTube-real/00000.mp4")
+    info = prepare([root], tmp_path / "store", frames=4, size=32, ratios="0.34,0.33,0.33")
+    assert info.videos == {"ok": 1, "no_face": 0, "too_short": 0, "unreadable": 6 + 3 * 2, "left_out": 30 - 3 * 2}
+    rows = videos_of(tmp_path / "store").values()
+    left_out = [row for row in rows if row["status"] == "left_out"]
+    assert {(row["reason"], row["split"], row["clips"]) for row in left_out} == {
+        ("it shows persons of two splits", "", 0)
+    }
+    note = (
+        "Fakes link most persons, so that a split would lack a label: the persons were split one by one, and "
+        "24 of 37 files, which show persons of two splits, are left out."
+    )
+    assert info.notes == [note]
+    assert f"note: {note}\n" in capfd.readouterr().err
+    inspect(tmp_path / "store")
+    assert "24 files: it shows persons of two splits\n" in capfd.readouterr().out
+
+
 def test_every_file_without_a_clip_has_its_reason(messy_store: Path) -> None:
     reasons = {name: row["reason"] for name, row in videos_of(messy_store).items() if row["status"] != "ok"}
     unreadable = "{0} cannot be read as a video: {1}".format
@@ -161,7 +189,7 @@ def test_every_file_without_a_clip_has_its_reason(messy_store: Path) -> None:
 
 def test_store_json_counts_every_file(messy_store: Path) -> None:
     info = json.loads((messy_store / "store.json").read_text())
-    assert info["videos"] == {"ok": 5, "no_face": 1, "too_short": 1, "unreadable": 5}
+    assert info["videos"] == {"ok": 5, "no_face": 1, "too_short": 1, "unreadable": 5, "left_out": 0}
     table = pd.read_parquet(messy_store / "videos.parquet")
     clips = table.groupby(["split", "label"])["clips"].sum()
     for split, counts in info["clips"].items():
@@ -371,7 +399,10 @@ def test_photos_with_a_label_and_identities_become_clips_of_one_frame(
     crop = np.asarray(Image.open(io.BytesIO(clip["rgb"][0])))
     assert len(clip["rgb"]) == 1
     np.testing.assert_array_equal(crop, crop_by_hand(pixels, clip["boxes"][0].astype(float), 32))
-    assert "store: 5 files (3 ok, 1 no_face, 0 too_short, 1 unreadable); clips by split: " in capfd.readouterr().err
+    assert (
+        "store: 5 files (3 ok, 1 no_face, 0 too_short, 1 unreadable, 0 left_out); clips by split: "
+        in capfd.readouterr().err
+    )
 
 
 def test_a_table_gives_labels_methods_and_splits(demo_control: Path, tmp_path: Path) -> None:

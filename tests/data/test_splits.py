@@ -55,7 +55,7 @@ def test_no_identity_is_in_two_splits() -> None:
         splits_of: dict[str, set[str]] = defaultdict(set)
         for source, split in zip(sources, split_sources(sources, (0.5, 0.2, 0.3), seed), strict=True):
             for person in source.identities:
-                splits_of[person].add(split)
+                splits_of[person].add(str(split))
         assert {len(splits) for splits in splits_of.values()} == {1}, f"seed {seed}"
         assert set.union(*splits_of.values()) <= set(SPLITS)
 
@@ -82,6 +82,49 @@ def test_shares_of_faceforensics_are_within_a_group(pairs: int) -> None:
     counts = Counter(split_sources(faceforensics(pairs), (0.72, 0.14, 0.14), 0))
     for split, share in zip(SPLITS, (0.72, 0.14, 0.14), strict=True):
         assert abs(counts[split] - 4 * pairs * share) <= 4
+
+
+def celebdf(celebrities: int, others: int) -> list[Source]:
+    """Each of some celebrities' originals, swaps of each with each, and originals of others."""
+    ids = range(celebrities)
+    reals = [(f"id{n}",) for n in ids for _ in range(3)] + [(f"youtube{n}",) for n in range(others)]
+    fakes = [(f"id{a}", f"id{b}") for a in ids for b in ids if a != b]
+    sources = sources_of(*reals, *fakes)
+    return [replace(source, label=int(number >= len(reals))) for number, source in enumerate(sources)]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_persons_linked_by_fakes_are_split_one_by_one(seed: int) -> None:
+    sources, ratios = celebdf(30, 40), (0.7, 0.1, 0.2)
+    splits = split_sources(sources, ratios, seed)
+    splits_of: dict[str, set[str]] = defaultdict(set)
+    for source, split in zip(sources, splits, strict=True):
+        for person in source.identities:
+            splits_of[person] |= {split} if split else set()
+    assert {len(found) for found in splits_of.values()} == {1}
+    for source, split in zip(sources, splits, strict=True):
+        found = set.union(*(splits_of[person] for person in source.identities))
+        assert (split is None) == (len(found) > 1), source
+    # 30 persons in 21, 3 and 6: swaps among them
+    fakes = Counter(split for source, split in zip(sources, splits, strict=True) if source.label)
+    assert fakes == {"train": 21 * 20, "val": 3 * 2, "test": 6 * 5, None: 30 * 29 - 420 - 6 - 30}
+    # which leaves room in val and test alone
+    others = {
+        split for source, split in zip(sources, splits, strict=True) if source.identities[0].startswith("youtube")
+    }
+    assert others == {"val", "test"}
+
+
+@pytest.mark.parametrize(
+    "sources",
+    [
+        pytest.param(celebdf(2, 10), id="a split would lack fakes all the same"),
+        pytest.param([replace(source, label=0) for source in celebdf(30, 0)], id="a corpus of originals"),
+        pytest.param([replace(s, split="train" if n == 0 else None) for n, s in enumerate(celebdf(30, 9))], id="given"),
+    ],
+)
+def test_nothing_is_left_out_where_that_would_not_help(sources: list[Source]) -> None:
+    assert None not in split_sources(sources, (0.7, 0.1, 0.2), 0)
 
 
 def prescribed(**splits: str) -> list[Source]:

@@ -116,7 +116,7 @@ def test_keys_of_store_json(demo_store: Path) -> None:
             "seed": 0,
         },
         "notes": [NOTE],
-        "videos": {"ok": 24, "no_face": 0, "too_short": 0, "unreadable": 0},
+        "videos": {"ok": 24, "no_face": 0, "too_short": 0, "unreadable": 0, "left_out": 0},
         "clips": {"train": {"real": 6, "fake": 6}, "val": {"real": 3, "fake": 3}, "test": {"real": 3, "fake": 3}},
         "fingerprint": hashlib.sha256(videos).hexdigest(),
     }

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from executorch.runtime import Runtime
+from onnxruntime import InferenceSession
 from torch import nn
 
 from compress.quantize import quantize
@@ -38,6 +39,8 @@ FRAMES = 4
 CLIP = {"activation": "relu", "temporal": TemporalSettings()}
 FLOAT16 = 10
 """In Core ML's MIL.proto."""
+BYTE, FLOAT = 0, 6
+"""In ExecuTorch's scalar_type.fbs."""
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +141,17 @@ def test_pte_has_the_manifest_s_methods(bundle, clips):
         shapes = [list(metadata.input_tensor_meta(i).sizes()) for i in range(metadata.num_inputs())]
         assert shapes == [given.shape for given in described.inputs]
         assert list(metadata.output_tensor_meta(0).sizes()) == described.output.shape
+        kinds = [metadata.input_tensor_meta(i).dtype() for i in range(metadata.num_inputs())]
+        assert kinds == [{"uint8": BYTE, "float32": FLOAT}[given.dtype] for given in described.inputs]
+
+
+@pytest.mark.parametrize("file", [f"{NAME}-onnx", WHOLE[1]])
+def test_onnx_takes_and_gives_what_the_manifest_says(bundle, file):
+    for described in bundle.artifact(file).programs:
+        session = InferenceSession(bundle.path / described.file)
+        found = [(given.name, given.type, given.shape) for given in (*session.get_inputs(), *session.get_outputs())]
+        types = {"uint8": "tensor(uint8)", "float32": "tensor(float)"}
+        assert found == [(own.name, types[own.dtype], own.shape) for own in (*described.inputs, described.output)]
 
 
 def test_golden_clips_are_of_both_labels_and_one_lacks_a_frame(bundle):

@@ -74,6 +74,13 @@ def test_unknown_backbone_names_near_ones():
         check_backbone("repvit_m9")
 
 
+def test_a_backbone_may_name_the_tag_of_its_weights():
+    tagged = Architecture(backbone="vit_base_patch16_224.orig_in21k", size=64)
+    assert tagged.network == "vit_base_patch16_224"
+    with pytest.raises(StageError, match=r"timm has no backbone 'vit_base_patch16_224.mine'; some that it has: "):
+        check_backbone("vit_base_patch16_224.mine")
+
+
 def test_hub_address_is_not_a_backbone():
     with pytest.raises(ValueError, match="timm has no backbone 'hf_hub:someone/evil'"):
         Architecture(backbone="hf_hub:someone/evil", size=64)

@@ -93,6 +93,9 @@ def test_a_run_of_other_crops_fits_where_weights_do_not_depend_on_them(
     path = drawn_run(tmp_path / "convolutions", backbone="test_byobnet", size=32)
     start = Start.of(SMALL, path, random=False, seed=0)
     assert same(start.detector.state_dict(), load_file(path / "model.safetensors"))
+    tagged = SMALL.model_copy(update={"backbone": "test_byobnet.r160_in1k"})
+    start = Start.of(tagged, drawn_run(tmp_path / "untagged", backbone="test_byobnet"), random=False, seed=0)
+    assert start.detector.architecture.backbone == "test_byobnet.r160_in1k"
     path = drawn_run(tmp_path / "transformer", size=32)
     with pytest.raises(StageError, match="transformer takes 32 px crops, and its weights fit no other size"):
         Start.of(RELU, path, random=False, seed=0)
