@@ -13,7 +13,7 @@ from benchmarks.figures import Latency
 from benchmarks.machine import Machine, describe_machine
 from benchmarks.measuring import measure_apart, write_timed_crops
 from benchmarks.report import ReferenceSummary
-from benchmarks.task import BatchTiming, Scores, Task, Timing, clip_scores
+from benchmarks.task import BatchTiming, Measurement, Scores, Task, Timing, clip_scores
 from compress.metrics import Metrics, choose_threshold
 from compress.runs import check_store, takes
 from data.store import ClipStore
@@ -110,31 +110,10 @@ def reference(
     """
     refuse_existing(out)
     store, source = ClipStore(data), Run(run)
-    if source.info.scheme != "fp32":
-        raise StageError(f"{run} is in {source.info.scheme}: the reference is the run that it came from")
-    if reason := source.info.meaningless:
-        raise StageError(f"{run} cannot be a reference: {reason}")
-    check_store(source, store)
-    where, looks = choose_device(device), takes(source.info)
-    if precision == "autocast" and fast_dtype(torch.device(where)) is None:
-        raise StageError("--precision autocast: this CPU has no bfloat16 instructions to compute in; give fp32")
-    with tempfile.TemporaryDirectory() as folder:
-        task = Task(
-            path=run,
-            runtime="torch",
-            scheme=precision,
-            device=where,
-            threads=torch.get_num_threads(),
-            repeats=repeats,
-            grown=True,
-            size=source.info.architecture.size,
-            modalities=looks.modalities,
-            per=looks.per,
-            frames=store.frames,
-            crops=write_timed_crops(store, "test", Path(folder), looks),
-            scored={split: (data, split) for split in ("val", "test")},
-        )
-        found = measure_apart(task)
+    where = choose_device(device)
+    _check(source, store, where, precision)
+    threads = torch.get_num_threads()
+    found = _measured(source, store, where, precision, threads, repeats)
     assert found.timing is not None
     val, test = clip_scores(found.scores["val"]), clip_scores(found.scores["test"])
     machine = describe_machine()
@@ -142,7 +121,7 @@ def reference(
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         run=source.as_parent(),
         backbone=source.info.architecture.backbone,
-        device=machine.accelerators[0] if where == "cuda" else f"cpu, {task.threads} threads",
+        device=machine.accelerators[0] if where == "cuda" else f"cpu, {threads} threads",
         precision=precision,
         tf32=where == "cuda" and (torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32),
         machine=machine,
@@ -158,6 +137,41 @@ def reference(
     cost = f"{result.latency_ms.p50:.1f} ms a frame, {result.throughput:.0f} frames/s in batches of {result.best_batch}"
     say(f"{out}: {result.backbone} on {result.device}, AUC {result.metrics.auc:.3f}, {cost}")
     return result
+
+
+def _check(source: Run, store: ClipStore, device: str, precision: str) -> None:
+    """Raise StageError for a run that cannot be a reference, or not in this precision on this device."""
+    if source.info.scheme != "fp32":
+        raise StageError(f"{source.path} is in {source.info.scheme}: the reference is the run that it came from")
+    if reason := source.info.meaningless:
+        raise StageError(f"{source.path} cannot be a reference: {reason}")
+    check_store(source, store)
+    if precision == "autocast" and fast_dtype(torch.device(device)) is None:
+        raise StageError("--precision autocast: this CPU has no bfloat16 instructions to compute in; give fp32")
+
+
+def _measured(
+    source: Run, store: ClipStore, device: str, precision: Literal["fp32", "autocast"], threads: int, repeats: int
+) -> Measurement:
+    """Time a run and score its validation and test clips, in a fresh process."""
+    looks = takes(source.info)
+    with tempfile.TemporaryDirectory() as folder:
+        task = Task(
+            path=source.path,
+            runtime="torch",
+            scheme=precision,
+            device=device,
+            threads=threads,
+            repeats=repeats,
+            grown=True,
+            size=source.info.architecture.size,
+            modalities=looks.modalities,
+            per=looks.per,
+            frames=store.frames,
+            crops=write_timed_crops(store, "test", Path(folder), looks),
+            scored={split: (store.path, split) for split in ("val", "test")},
+        )
+        return measure_apart(task)
 
 
 def _notes(run: Run, store: ClipStore, device: str) -> list[str]:

@@ -3,9 +3,8 @@
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -14,37 +13,29 @@ from torch import nn
 
 from compress.calibration import (
     Calibrated,
-    Inputs,
     auc_of,
     backbone_pictures,
     calibrate,
-    drawn_inputs,
     keep_in_float,
     logits,
     match_logits,
-    one_pair,
-    validation_scores,
 )
-from compress.diagnosis import islands, layer_noise
+from compress.diagnosis import islands
 from compress.distill import load_teacher
 from compress.equalization import equalize
-from compress.fidelity import Diagnosis, LayerNoise, snr_db
+from compress.fidelity import Diagnosis, LayerNoise
 from compress.int8 import Quantization
 from compress.qat import Lesson, train_rounded
-from compress.runs import check_store, own_metrics, takes
+from compress.runs import own_metrics, takes
 from compress.scoring import ClipScores, Takes
+from compress.unquantized import Unquantized
 from data.store import ClipStore
 from files import alone, refuse_existing
 from models.detector import Detector
-from models.fusing import fuse
-from models.run import TOOLS, Run, UnfinishedRun, save_run, versions_of
+from models.run import TOOLS, Run, RunInfo, UnfinishedRun, save_run, versions_of
 from models.schemes import dynamic_layers, fast_dtype, in_scheme
 from stage import PALETTES, STATIC_INT8, Scheme, Seed, StageError, progress, run_as_script, say
 
-VALIDATION = {"frame": 64, "clip": 16}
-"""Frames or clips on which observers are compared, and noise is measured."""
-DIAGNOSED = {"frame": 8, "clip": 1}
-"""Frames or clips whose activations and gradients are held at once."""
 MATCHED_CLIPS = 32
 """Training clips on which a clip detector's logits are matched. A frame detector's are on twice as many crops as ranges
 are found on: a last layer of some hundred weights is fitted, which gave 3 dB more (docs/lab-notes.md)."""
@@ -53,62 +44,6 @@ CALIBRATION_CROPS, PASSES = 256, 6
 
 class Refused(StageError):
     """A scheme that costs more than may be lost, or cannot hold what the network computes."""
-
-
-@dataclass(frozen=True)
-class Source:
-    """A run to quantize, fused, and what it is compared on."""
-
-    run: Run
-    store: ClipStore
-    fused: Detector
-    validation: list[Inputs]
-    max_auc_drop: float
-    seed: int
-
-    @classmethod
-    def load(cls, run: Run, store: ClipStore, max_auc_drop: float, seed: int) -> "Source":
-        """Fuse a run. Raises StageError if it cannot be quantized on this store."""
-        if run.info.scheme != "fp32":
-            raise StageError(f"{run.path} is quantized already ({run.info.scheme}): give the run that it came from")
-        looks = takes(run.info)
-        check_store(run, store)
-        validation = drawn_inputs(run, looks, store, "val", VALIDATION[looks.per], seed)
-        return cls(run, store, fuse(run.detector(), *validation[0]), validation, max_auc_drop, seed)
-
-    @property
-    def per(self) -> Literal["frame", "clip"]:
-        """Whether the run scores frames or clips."""
-        return self.run.info.architecture.per
-
-    @cached_property
-    def least_auc(self) -> float | None:
-        """What a scheme must reach on validation clips; None where scores mean nothing."""
-        if self.run.info.meaningless:
-            return None
-        before = self.scores(self.fused)
-        return auc_of(before) - max(self.max_auc_drop, one_pair(before)) - 1e-9
-
-    def drawn(self, looks: Takes, samples: int) -> list[Inputs]:
-        """Return what a detector takes of training frames or clips, in batches."""
-        return drawn_inputs(self.run, looks, self.store, "train", samples, self.seed)
-
-    def scores(self, program: nn.Module) -> ClipScores:
-        """Return what a program says of the validation clips."""
-        return validation_scores(program, self.run, self.store)
-
-    def snr_db(self, program: nn.Module, exact: nn.Module | None = None) -> float:
-        """Return how near a program's logits come to those of the run, or of ``exact``."""
-        return snr_db(logits(exact or self.fused, self.validation), logits(program, self.validation))
-
-    def layer_noise(self, program: Detector) -> list[LayerNoise]:
-        """Say what each layer of an int8 program adds to the noise of the logits."""
-        few = [
-            parts
-            for inputs in self.validation
-            for parts in zip(*(torch.split(tensor, DIAGNOSED[self.per]) for tensor in inputs), strict=True)
-        ]
-        return layer_noise(program, progress(few, "diagnose"))
 
 
 @dataclass(frozen=True)
@@ -128,7 +63,7 @@ class Quantized:
 
 
 def _accurate(
-    source: Source, calibrated: Calibrated, exact: Detector, noises: list[LayerNoise], crops: int
+    source: Unquantized, calibrated: Calibrated, exact: Detector, noises: list[LayerNoise], crops: int
 ) -> tuple[list[str], Detector, ClipScores | None]:
     """Match the logits to those of ``exact``, and keep layers in float32 as far as accuracy asks for it.
 
@@ -150,7 +85,7 @@ def _accurate(
 Train = Callable[[Calibrated], tuple[Detector, dict[str, Any]]]
 
 
-def static_int8(source: Source, crops: int, train: Train | None = None) -> Quantized:
+def static_int8(source: Unquantized, crops: int, train: Train | None = None) -> Quantized:
     """Calibrate on training crops; keep in float32 what int8 would break; match the logits.
 
     ``train``: what trains the calibrated detector, which is then calibrated anew.
@@ -193,7 +128,7 @@ def static_int8(source: Source, crops: int, train: Train | None = None) -> Quant
     )
 
 
-def other_numbers(source: Source, scheme: Scheme) -> Quantized:
+def other_numbers(source: Unquantized, scheme: Scheme) -> Quantized:
     """Compute in 16 bits, or in integers whose scales are found as they come."""
     program, detector, said = in_scheme(source.fused, scheme), source.fused, str(scheme)
     if scheme == "int8-dynamic":
@@ -214,7 +149,7 @@ def other_numbers(source: Source, scheme: Scheme) -> Quantized:
     return Quantized(detector, program, said, {"logit_snr_db": source.snr_db(program)})
 
 
-def _check_accuracy(source: Source, found: Quantized, scheme: Scheme) -> dict[str, Any]:
+def _check_accuracy(source: Unquantized, found: Quantized, scheme: Scheme) -> dict[str, Any]:
     """Return the metrics of a scheme. Raises StageError if it costs more than may be lost."""
     if source.least_auc is None:
         return {"val": None, "reason": source.run.info.meaningless}
@@ -262,7 +197,7 @@ def quantize(
     refuse_existing(out)
     _check_options(scheme, {"--calibration-clips": calibration_clips}, {"--teacher": teacher, "--passes": passes})
     store, own = ClipStore(data), Run(run)
-    source = Source.load(own, store, max_auc_drop, seed)
+    source = Unquantized.load(own, store, max_auc_drop, seed)
     taught = load_teacher(teacher, store, own.info.architecture.per) if teacher else None
     parents = [own.as_parent(), *([taught.as_parent()] if taught else [])]
     changed = {"scheme": scheme, "architecture": source.fused.architecture, "parents": parents, "seed": seed}
@@ -270,22 +205,30 @@ def quantize(
     if scheme == "autocast" and fast_dtype(torch.device("cpu")) is None:
         say("this CPU has no bfloat16 instructions: autocast is emulated to score the validation clips, which is slow")
     crops = calibration_clips or CALIBRATION_CROPS
-    if scheme != "int8-qat":
+    if scheme == "int8-qat":
+        lesson = Lesson.of(own, taught, store, passes or PASSES, seed)
+        found, metrics = _train_and_write(out, source, info, crops, lesson)
+    else:
         with alone(out):
             found = static_int8(source, crops) if scheme == "int8" else other_numbers(source, scheme)
             metrics = _check_accuracy(source, found, scheme) | found.metrics
             save_run(out, info, found.detector, metrics, **found.files)
-    else:
-        lesson = Lesson.of(own, taught, store, passes or PASSES, seed)
-        asked = {"run": info.model_dump(), "crops": crops, "rule": lesson.rule.model_dump(), "losses": lesson.losses}
-        with UnfinishedRun(out, asked | {"data": store.info.fingerprint}) as unfinished:
-            found = static_int8(source, crops, lambda calibrated: train_rounded(calibrated, lesson, unfinished))
-            metrics = _check_accuracy(source, found, scheme) | found.metrics
-            steps = info.trained_steps + found.metrics["training"]["steps"]
-            info = info.model_copy(update={"trained_steps": steps})
-            unfinished.finish(info, found.detector, metrics, **found.files)
     accuracy = f"val AUC {metrics['val']['auc']:.3f} in torch" if metrics["val"] else str(metrics["reason"])
     say(f"{out}: logits within {metrics['logit_snr_db']:.1f} dB of the run's ({found.said}); {accuracy}")
+
+
+def _train_and_write(
+    out: Path, source: Unquantized, info: RunInfo, crops: int, lesson: Lesson
+) -> tuple[Quantized, dict[str, Any]]:
+    """Make and write an int8-qat run, or go on with one that was interrupted; return it and its metrics."""
+    asked = {"run": info.model_dump(), "crops": crops, "rule": lesson.rule.model_dump(), "losses": lesson.losses}
+    with UnfinishedRun(out, asked | {"data": source.store.info.fingerprint}) as unfinished:
+        found = static_int8(source, crops, lambda calibrated: train_rounded(calibrated, lesson, unfinished))
+        metrics = _check_accuracy(source, found, info.scheme) | found.metrics
+        steps = info.trained_steps + found.metrics["training"]["steps"]
+        info = info.model_copy(update={"trained_steps": steps})
+        unfinished.finish(info, found.detector, metrics, **found.files)
+    return found, metrics
 
 
 def _check_options(scheme: Scheme, of_int8: dict[str, Any], of_qat: dict[str, Any]) -> None:

@@ -13,9 +13,10 @@ from compress.fidelity import Diagnosis, logits_of, snr_db
 from compress.int8 import graph_of, observers_of
 from compress.observers import OBSERVERS
 from compress.qat import WeightRounding, trainable, with_weights_of
-from compress.quantize import VALIDATION, quantize
+from compress.quantize import quantize
 from compress.runs import pixel_detector, takes
 from compress.scoring import Takes
+from compress.unquantized import VALIDATION
 from data.store import ClipStore
 from files import locked
 from models.detector import Detector

@@ -1,0 +1,80 @@
+"""A run before it is quantized, and what its quantized programs are compared on."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import torch
+from torch import nn
+
+from compress.calibration import Inputs, auc_of, drawn_inputs, logits, one_pair, validation_scores
+from compress.diagnosis import layer_noise
+from compress.fidelity import LayerNoise, snr_db
+from compress.runs import check_store, takes
+from compress.scoring import ClipScores, Takes
+from data.store import ClipStore
+from models.detector import Detector
+from models.fusing import fuse
+from models.run import Run
+from stage import StageError, progress
+
+VALIDATION = {"frame": 64, "clip": 16}
+"""Frames or clips on which observers are compared, and noise is measured."""
+DIAGNOSED = {"frame": 8, "clip": 1}
+"""Frames or clips whose activations and gradients are held at once."""
+
+
+@dataclass(frozen=True)
+class Unquantized:
+    """A run to quantize, fused, and the validation clips and bounds that its programs are held to."""
+
+    run: Run
+    store: ClipStore
+    fused: Detector
+    validation: list[Inputs]
+    max_auc_drop: float
+    seed: int
+
+    @classmethod
+    def load(cls, run: Run, store: ClipStore, max_auc_drop: float, seed: int) -> "Unquantized":
+        """Fuse a run. Raises StageError if it cannot be quantized on this store."""
+        if run.info.scheme != "fp32":
+            raise StageError(f"{run.path} is quantized already ({run.info.scheme}): give the run that it came from")
+        looks = takes(run.info)
+        check_store(run, store)
+        validation = drawn_inputs(run, looks, store, "val", VALIDATION[looks.per], seed)
+        return cls(run, store, fuse(run.detector(), *validation[0]), validation, max_auc_drop, seed)
+
+    @property
+    def per(self) -> Literal["frame", "clip"]:
+        """Whether the run scores frames or clips."""
+        return self.run.info.architecture.per
+
+    @cached_property
+    def least_auc(self) -> float | None:
+        """What a scheme must reach on validation clips; None where scores mean nothing."""
+        if self.run.info.meaningless:
+            return None
+        before = self.scores(self.fused)
+        return auc_of(before) - max(self.max_auc_drop, one_pair(before)) - 1e-9
+
+    def drawn(self, looks: Takes, samples: int) -> list[Inputs]:
+        """Return what a detector takes of training frames or clips, in batches."""
+        return drawn_inputs(self.run, looks, self.store, "train", samples, self.seed)
+
+    def scores(self, program: nn.Module) -> ClipScores:
+        """Return what a program says of the validation clips."""
+        return validation_scores(program, self.run, self.store)
+
+    def snr_db(self, program: nn.Module, exact: nn.Module | None = None) -> float:
+        """Return how near a program's logits come to those of the run, or of ``exact``."""
+        return snr_db(logits(exact or self.fused, self.validation), logits(program, self.validation))
+
+    def layer_noise(self, program: Detector) -> list[LayerNoise]:
+        """Say what each layer of an int8 program adds to the noise of the logits."""
+        few = [
+            parts
+            for inputs in self.validation
+            for parts in zip(*(torch.split(tensor, DIAGNOSED[self.per]) for tensor in inputs), strict=True)
+        ]
+        return layer_noise(program, progress(few, "diagnose"))
