@@ -3,6 +3,8 @@
 This module stands beside ``pocketproof.py`` because every room uses it and it uses none of them.
 """
 
+import functools
+import inspect
 import logging
 import multiprocessing
 import os
@@ -13,10 +15,12 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sized
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from typing import Annotated, Any, Literal, TypeVar
+from dataclasses import is_dataclass
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
 
 import typer
-from pydantic import ValidationError
+import typer.models
+from pydantic import BaseModel, ValidationError
 from rich.console import Console
 from rich.progress import track
 
@@ -139,6 +143,46 @@ def call(app: Callable[[], Any]) -> None:
             raise
         say(f"error: {error.strerror}: {error.filename or 'while reading or writing'}", everywhere=True)
         sys.exit(1)
+
+
+def _options_of(kind: Any) -> list[inspect.Parameter]:
+    """Return the fields of a class that are options, as parameters: those annotated as typer wants them."""
+    if not inspect.isclass(kind) or not (is_dataclass(kind) or issubclass(kind, BaseModel)):
+        return []
+    hints = get_type_hints(kind, include_extras=True)
+    return [
+        own.replace(kind=inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=hints[name])
+        for name, own in inspect.signature(kind).parameters.items()
+        if any(isinstance(extra, typer.models.OptionInfo) for extra in get_args(hints.get(name))[1:])
+    ]
+
+
+def takes_options(stage: Callable[..., T]) -> Callable[..., T]:
+    """Let a stage be called with the options of its classes one by one, as typer calls it.
+
+    A parameter whose class (a dataclass or a pydantic model) has options among its fields is taken as these; what is
+    not given keeps its default, as all other fields of the class do. Raises StageError for what a model refuses.
+    """
+    own = inspect.signature(stage, eval_str=True)
+    groups = {name: options for name, p in own.parameters.items() if (options := _options_of(p.annotation))}
+    flat = [option for name, parameter in own.parameters.items() for option in groups.get(name, [parameter])]
+    signature = own.replace(parameters=flat)
+
+    @functools.wraps(stage)
+    def called(*args: Any, **kwargs: Any) -> T:
+        bound = signature.bind(*args, **kwargs)
+        given = dict(bound.arguments)
+        for name, options in groups.items():
+            kind = own.parameters[name].annotation
+            try:
+                given[name] = kind(**{o.name: given.pop(o.name) for o in options if o.name in given})
+            except ValidationError as error:
+                raise StageError(f"--{reason_of(error)}") from error
+        return stage(**given)
+
+    called.__dict__["__signature__"] = signature
+    called.__annotations__ = {parameter.name: parameter.annotation for parameter in flat}
+    return called
 
 
 def run_as_script(stage: Callable[..., Any]) -> None:

@@ -35,7 +35,7 @@ from data.video import Video
 from export.bundle import Bundle, is_bundle
 from files import refuse_existing, sha256_of
 from models.run import Run
-from stage import StageError, progress, run_as_script, say
+from stage import StageError, progress, run_as_script, say, takes_options
 
 
 def _diagnoses(paths: list[Path]) -> dict[str, Diagnosis]:
@@ -157,16 +157,14 @@ def _opened(paths: list[Path], threads: list[int], corpora: Corpora, machine: st
     return subjects
 
 
+@takes_options
 def bench(
     path: Annotated[list[Path], typer.Argument(help="Bundles and runs; speedups refer to the first teacher run.")],
     data: Annotated[Path, typer.Option(help="The ClipStore whose test split is scored.")],
     reference: Annotated[Path, typer.Option(help="The teacher's reference.json.")],
     out: Annotated[Path, typer.Option(help="The folder for report.json, report.md and report.html.")],
     threads: Annotated[str, typer.Option(help="Threads, one or more counts: 1 or 1,2.")] = "1",
-    repeats: Annotated[
-        int, typer.Option(help="Timed frames of a process; slow models stop after 5 s and 10 frames.", min=10)
-    ] = 50,
-    rounds: Annotated[int, typer.Option(help="Processes of each row, one round of all rows after another.", min=1)] = 3,
+    effort: Effort = Effort(),
     control: Annotated[
         Path | None, typer.Option(help="A ClipStore of identity forgeries: timed artifacts must score AUC 0.5 on it.")
     ] = None,
@@ -180,9 +178,6 @@ def bench(
     depth_weights: Annotated[
         Path | None, typer.Option(help="With --video: folder of Depth Anything V2's weights, for teachers of depth.")
     ] = None,
-    sustain: Annotated[
-        float, typer.Option(help="Seconds to run each row without a pause: speed over time, and energy.", min=0)
-    ] = 0,
     device: Annotated[
         Literal["local", "adb"], typer.Option(help="adb: time artifacts on the Android phone that adb sees.")
     ] = "local",
@@ -190,7 +185,6 @@ def bench(
         list[Path] | None,
         typer.Option(help="With --device adb: executor_runner (.pte) or onnxruntime_perf_test (.onnx). Repeatable."),
     ] = None,
-    profile: Annotated[bool, typer.Option("--profile", help="Add the slowest operations of each row.")] = False,
     baseline: Annotated[
         Path | None, typer.Option(help="An earlier report.json: exit with 1 where a row is worse than allowed.")
     ] = None,
@@ -208,7 +202,8 @@ def bench(
     refuse_existing(out)
     if depth_weights and not video:
         raise StageError("--depth-weights is for --video, which times a depth network: leave it out, or give --video")
-    here = {"--control": control, "--sources": sources, "--video": video, "--sustain": sustain, "--profile": profile}
+    here: dict[str, object] = {"--control": control, "--sources": sources, "--video": video}
+    here |= {"--sustain": effort.sustain, "--profile": effort.profile}
     phone = _phone(device, runner, [option for option, value in here.items() if value])
     store, against, machine = ClipStore(data), read_reference(reference), describe_machine()
     if against.fingerprint != store.info.fingerprint:
@@ -222,7 +217,6 @@ def bench(
         DepthAnything(folder=depth_weights)
     corpora, counts = Corpora(store, against.split, control), _parse_threads(threads, None if phone else machine.cores)
     subjects, diagnoses = _opened(path, counts, corpora, machine.name), _diagnoses(path)
-    effort = Effort(repeats, rounds, sustain, profile)
     with Kept(out, machine.model_dump_json()) as kept:
         if phone:
             phone.measure(subjects, effort)

@@ -6,6 +6,9 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from benchmarks.kept import Kept
 from benchmarks.measuring import measure_apart, write_timed_crops
@@ -18,15 +21,16 @@ from stage import StageError, progress
 
 @dataclass(frozen=True)
 class Effort:
-    """How thoroughly rows are measured."""
+    """How thoroughly rows are measured: options of ``bench``."""
 
-    repeats: int = 50
-    """Timed runs of a process; a slow model stops earlier, a fast one goes on."""
-    rounds: int = 3
-    """Fresh processes of each row, one round of all rows after another."""
-    sustain: float = 0.0
-    """Seconds without a pause; 0 leaves it out."""
-    profile: bool = False
+    repeats: Annotated[
+        int, typer.Option(help="Timed frames of a process; slow models stop after 5 s and 10 frames.", min=10)
+    ] = 50
+    rounds: Annotated[int, typer.Option(help="Processes of each row, one round of all rows after another.", min=1)] = 3
+    sustain: Annotated[
+        float, typer.Option(help="Seconds to run each row without a pause: speed over time, and energy.", min=0)
+    ] = 0
+    profile: Annotated[bool, typer.Option("--profile", help="Add the slowest operations of each row.")] = False
 
 
 @dataclass(frozen=True)

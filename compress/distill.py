@@ -1,6 +1,6 @@
 """Distill a teacher into a student: what the teacher says of each picture is computed once, and imitated."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -11,25 +11,23 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from compress.caches import CacheFolder, default_cache
-from compress.compute import Compute, Precision, check_batch, prepare_compute
+from compress.compute import Compute, check_batch, prepare_compute
 from compress.objective import CLASSIFICATION, FEWEST_RELATED, RELATIONS, StudentObjective, parse_losses
 from compress.runs import check_store, data_source, finish_run
-from compress.schedule import Accumulate, Balance, BatchSize, Curve, Ema, Patience, Schedule, class_weights
+from compress.schedule import BatchSize, Schedule, class_weights
 from compress.scoring import Takes, from_pixels
 from compress.taught import Taught
 from compress.training import Task, fit
-from data.augment import DEFAULT_POLICY
 from data.batches import Batch, read_batch
-from data.forge import WEAKEST
 from data.store import ClipStore
-from data.views import Forge, Policy, ViewCount, ViewRule, Views, WeakestForgery
+from data.views import ViewRule, Views
 from files import refuse_existing
 from models.detector import Architecture, PixelDetector, check_backbone
 from models.outputs import example_outputs
 from models.run import Run, RunInfo, UnfinishedRun
 from models.start import Start
 from models.temporal import TemporalSettings
-from stage import Modality, Seed, StageError, run_as_script
+from stage import Modality, Seed, StageError, run_as_script, takes_options
 
 DEFAULT_LOSS = "classification,kl,embedding-kl"
 BATCH = {"frame": 16, "clip": 4}
@@ -94,6 +92,7 @@ def student_task(
     return Task(objective.to(device), inputs_of, from_pixels(scorer, views.store, looks), views, looks.per)
 
 
+@takes_options
 def distill(
     data: Annotated[Path, typer.Option(help="The ClipStore to train on.")],
     out: Annotated[Path, typer.Option(help="The run to write.")],
@@ -119,17 +118,9 @@ def distill(
     ] = None,
     epochs: Annotated[int, typer.Option(help="Times that every view of a clip is seen.", min=1)] = 20,
     batch_size: BatchSize = None,
-    accumulate: Accumulate = 1,
     learning_rate: Annotated[float, typer.Option(min=1e-7, max=1.0)] = 2e-3,
-    curve: Curve = "cosine",
-    patience: Patience = 10,
-    balance: Balance = "batches",
-    precision: Precision = "autocast",
-    ema: Ema = 0.0,
-    views: ViewCount = 1,
-    augment: Policy = DEFAULT_POLICY,
-    forge: Forge = False,
-    weakest_forgery: WeakestForgery = WEAKEST,
+    schedule: Schedule = Schedule(),
+    rule: ViewRule = ViewRule(),
     live_teacher: Annotated[
         bool, typer.Option("--live-teacher", help="Ask the teacher at every step: slow, but takes no disk.")
     ] = False,
@@ -150,22 +141,12 @@ def distill(
     store = ClipStore(data)
     if kind == "clip" and store.frames == 1:
         raise StageError(f"{data} holds single pictures: a clip student needs clips; prepare videos, or --kind frame")
-    rule = ViewRule(views=views, augment=augment, forge=forge, weakest_forgery=weakest_forgery, seed=seed)
+    rule = rule.model_copy(update={"seed": seed})
     training = Views(store, rule, modalities=[modality])
     store.clips("val"), store.clips("test")
     run = load_teacher(teacher, store, kind) if teacher else None
     seen = Views(store, rule, modalities=run.info.architecture.modalities) if run else None
-    schedule = Schedule(
-        epochs,
-        batch_size=batch_size or BATCH[kind],
-        accumulate=accumulate,
-        learning_rate=learning_rate,
-        curve=curve,
-        patience=patience,
-        balance=balance,
-        precision=precision,
-        ema=ema,
-    )
+    schedule = replace(schedule, epochs=epochs, batch_size=batch_size or BATCH[kind], learning_rate=learning_rate)
     architecture = Architecture(
         backbone=student,
         size=store.size,
@@ -185,9 +166,9 @@ def distill(
         seed=seed,
     )
     asked = {"run": info.model_dump(), "rule": rule.model_dump(), "schedule": asdict(schedule), "loss": named}
-    compute = prepare_compute(precision)
-    check_batch(schedule.batch_size, accumulate, compute.processes)
-    part = schedule.batch_size // accumulate // compute.processes
+    compute = prepare_compute(schedule.precision)
+    check_batch(schedule.batch_size, schedule.accumulate, compute.processes)
+    part = schedule.batch_size // schedule.accumulate // compute.processes
     if part < FEWEST_RELATED and named.keys() & set(RELATIONS):
         raise StageError(
             f"--loss {' and '.join(RELATIONS)} compare the samples of a part of a batch, which here has {part}: "
@@ -198,7 +179,11 @@ def distill(
         kept = None if live_teacher else cache or default_cache(data)
         taught = Taught(run, training, seen, said, compute, kept) if run and seen else None
         objective = StudentObjective(
-            start.detector, named, class_weights(balance, training, kind), taught.layout if taught else None, said
+            start.detector,
+            named,
+            class_weights(schedule.balance, training, kind),
+            taught.layout if taught else None,
+            said,
         )
         pixels_in = PixelDetector(start.detector, info.preprocessing)
         task = student_task(pixels_in, objective, taught, training, compute)

@@ -13,44 +13,37 @@ from data.batches import Batch, Unit, balanced_batches, label_shares, natural_ba
 from data.views import Views
 
 BatchSize = Annotated[int | None, typer.Option(help="Frames or clips of a step, over all processes.", min=2)]
-Accumulate = Annotated[int, typer.Option(help="Parts in which a batch is computed, for want of memory.", min=1)]
-Curve = Annotated[
-    Literal["cosine", "plateau"], typer.Option(help="Learning rate: falls as a cosine, or halves on a plateau.")
-]
-Patience = Annotated[int, typer.Option(help="Validations without a better one before training stops.", min=1)]
-Ema = Annotated[
-    float, typer.Option(help="Decay of a moving average of the weights, which is what is kept; 0: none.", min=0, max=1)
-]
-Balance = Annotated[
-    Literal["batches", "weights"],
-    typer.Option(help="Rarer label: repeated until half of each batch is real, or weighs more in the loss."),
-]
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long, how fast and on what batches to train."""
+    """How long, how fast and on what batches to train. Annotated fields are options of ``teach`` and ``distill``."""
 
-    epochs: int
+    epochs: int = 1
     """Of as many passes over the clips as there are views of each; the network is validated after every pass."""
     batch_size: int = 16
-    accumulate: int = 1
-    """Parts of a batch whose gradients are summed one after another, for want of memory.
-
-    The result is the same, but for dropout, and for batch norms and losses that relate samples, which see a part."""
     learning_rate: float = 2e-3
-    curve: str = "cosine"
+    accumulate: Annotated[int, typer.Option(help="Parts in which a batch is computed, for want of memory.", min=1)] = 1
+    """Their gradients are summed one after another. The result is the same, but for dropout, and for batch norms and
+    losses that relate samples, which see a part."""
+    curve: Annotated[
+        Literal["cosine", "plateau"], typer.Option(help="Learning rate: falls as a cosine, or halves on a plateau.")
+    ] = "cosine"
     """cosine: warm-up, then to 0; plateau: halved after passes without a smaller validation loss."""
-    patience: int = 10
-    """Validations without a better score after which training stops."""
-    balance: str = "batches"
-    """batches: half real, half fake; weights: as they occur, the rarer label weighing more in the loss."""
+    patience: Annotated[int, typer.Option(help="Validations without a better one before training stops.", min=1)] = 10
+    balance: Annotated[
+        Literal["batches", "weights"],
+        typer.Option(help="Rarer label: repeated until half of each batch is real, or weighs more in the loss."),
+    ] = "batches"
+    precision: Annotated[Precision, typer.Option()] = "autocast"
+    ema: Annotated[
+        float,
+        typer.Option(help="Decay of a moving average of the weights, which is what is kept; 0: none.", min=0, max=1),
+    ] = 0.0
+    """The average is validated and kept in the weights' place."""
     weight_decay: float = 0.05
     warmup_share: float = 0.1
     clip_norm: float = 5.0
-    ema: float = 0.0
-    """Decay of the moving average of the weights, which is validated and kept in their place; 0: the weights are."""
-    precision: Precision = "autocast"
 
     def factor(self, step: int, steps: int) -> float:
         """Return the learning rate's factor at a step: linear warm-up, then cosine to 0 (arXiv 1608.03983)."""

@@ -1,6 +1,6 @@
 """Fine-tune a teacher: a timm backbone, frozen but for its last blocks, and a head over frames or whole clips."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -10,23 +10,21 @@ from torch import Tensor, nn
 
 from compress import losses
 from compress.caches import CacheFolder, default_cache
-from compress.compute import Compute, Precision, check_batch, prepare_compute
+from compress.compute import Compute, check_batch, prepare_compute
 from compress.features import Cut, Features
 from compress.runs import data_source, finish_run
-from compress.schedule import Accumulate, Balance, BatchSize, Curve, Ema, Patience, Schedule, class_weights
+from compress.schedule import BatchSize, Schedule, class_weights
 from compress.training import Task, fit
-from data.augment import DEFAULT_POLICY
 from data.batches import Batch
-from data.forge import WEAKEST
 from data.store import ClipStore
-from data.views import Forge, Policy, ViewCount, ViewRule, Views, WeakestForgery
+from data.views import ViewRule, Views
 from files import refuse_existing
 from models.detector import Architecture, PixelDetector, check_backbone
 from models.freezing import freeze
 from models.megatron import MegatronSettings
 from models.run import RunInfo, UnfinishedRun
 from models.start import Start
-from stage import Modality, Seed, StageError, run_as_script
+from stage import Modality, Seed, StageError, run_as_script, takes_options
 
 HEAD_HIDDEN = 256
 """Width of the hidden layer in the head over single frames."""
@@ -108,6 +106,7 @@ def _architecture(
     )
 
 
+@takes_options
 def teach(
     family: Annotated[
         Literal["dino", "megatron"],
@@ -134,17 +133,9 @@ def teach(
         typer.Option(help="Times that every view of a clip is seen; 5, for megatron 100. 0 trains nothing.", min=0),
     ] = None,
     batch_size: BatchSize = None,
-    accumulate: Accumulate = 1,
     learning_rate: Annotated[float, typer.Option(min=1e-7, max=1.0)] = 1e-3,
-    curve: Curve = "cosine",
-    patience: Patience = 10,
-    balance: Balance = "batches",
-    precision: Precision = "autocast",
-    ema: Ema = 0.0,
-    views: ViewCount = 1,
-    augment: Policy = DEFAULT_POLICY,
-    forge: Forge = False,
-    weakest_forgery: WeakestForgery = WEAKEST,
+    schedule: Schedule = Schedule(),
+    rule: ViewRule = ViewRule(),
     cache: CacheFolder = None,
     seed: Seed = 0,
 ) -> None:
@@ -159,21 +150,16 @@ def teach(
     architecture = _architecture(family, backbone, modality, pooling, store.size)
     if architecture.per == "clip" and store.frames == 1:
         raise StageError(f"{data} holds single pictures, and {family} looks at clips: prepare videos, or teach dino")
-    rule = ViewRule(views=views, augment=augment, forge=forge, weakest_forgery=weakest_forgery, seed=seed)
+    rule = rule.model_copy(update={"seed": seed})
     training = Views(store, rule, modalities=architecture.modalities)
     store.clips("val"), store.clips("test")
-    schedule = Schedule(
-        usual.epochs if epochs is None else epochs,
+    schedule = replace(
+        schedule,
+        epochs=usual.epochs if epochs is None else epochs,
         batch_size=batch_size or usual.batch_size,
-        accumulate=accumulate,
         learning_rate=learning_rate,
-        curve=curve,
-        patience=patience,
-        balance=balance,
         weight_decay=usual.weight_decay,
         clip_norm=usual.clip_norm,
-        precision=precision,
-        ema=ema,
     )
     start = Start.of(architecture, weights, random_weights, seed)
     cut = _cut(start, unfreeze or usual.unfreeze)
@@ -193,13 +179,13 @@ def teach(
         "schedule": asdict(schedule),
         "unfreeze": cut.unfreeze,
     }
-    compute = prepare_compute(precision)
-    check_batch(schedule.batch_size, accumulate, compute.processes)
+    compute = prepare_compute(schedule.precision)
+    check_batch(schedule.batch_size, schedule.accumulate, compute.processes)
     with UnfinishedRun(out, asked) as unfinished:
         cut.pixels_in.to(compute.device).to(memory_format=torch.channels_last)
         history: dict[str, Any] = {"steps": 0, "passes": []}
         if schedule.epochs:
-            task = teacher_task(cut, training, compute, balance, cache or default_cache(data))
+            task = teacher_task(cut, training, compute, schedule.balance, cache or default_cache(data))
             history = fit(compute, task, schedule, seed, unfinished)
         finish_run(unfinished, info, cut.pixels_in, store, history)
 

@@ -1,10 +1,11 @@
 """From a face box to the square picture that a model sees: geometry that any detector's box can follow."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import cv2
 import numpy as np
+import typer
 from numpy.typing import ArrayLike, NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -25,9 +26,15 @@ class CropRule(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    size: int = Field(default=224, ge=16, le=1024, description="side of the crop in pixels")
-    margin: float = Field(default=1.3, ge=1.0, le=4.0, description="side of the square / longer side of the face box")
-    fit: Fit = Field(default="resize", description="what squares of different sizes in a clip become")
+    size: Annotated[int, typer.Option(help="Side of a crop in pixels.", min=16, max=1024)] = Field(
+        default=224, ge=16, le=1024, description="side of the crop in pixels"
+    )
+    margin: Annotated[
+        float, typer.Option(help="Side of the crop's square / longer side of the face box.", min=1, max=4)
+    ] = Field(default=1.3, ge=1.0, le=4.0, description="side of the square / longer side of the face box")
+    fit: Annotated[Fit, typer.Option(help="Resize each face, or pad to the clip's largest.")] = Field(
+        default="resize", description="what squares of different sizes in a clip become"
+    )
     fill: Literal[0] = Field(default=0, description="value of pixels outside the picture")
 
     def square(self, box: ArrayLike) -> tuple[int, int, int]:

@@ -4,8 +4,10 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Literal, get_args
 
 import numpy as np
+import typer
 from numpy.typing import NDArray
 
 from data.crops import CropRule
@@ -13,7 +15,7 @@ from data.depth import DepthAnything, DepthWeights, depth_pictures
 from data.flow import Estimate, clip_flow, flow_estimator
 from data.picture import Frame
 from files import sha256_of
-from stage import Modality
+from stage import Modality, StageError
 
 
 @dataclass(frozen=True)
@@ -69,3 +71,31 @@ def _depth(size: str | None, folder: Path | None) -> DepthAnything:
 @functools.cache
 def _flow(name: str, weights: Path | None) -> Estimate:
     return flow_estimator(name, weights)
+
+
+@dataclass(frozen=True)
+class ModalityOptions:
+    """Options of ``prepare``: which pictures to make, and with what."""
+
+    modalities: Annotated[str, typer.Option(help="rgb, and depth and flow if wanted, with commas between.")] = "rgb"
+    flow: Annotated[Literal["dis", "farneback", "raft"], typer.Option(help="Estimator of optical flow.")] = "dis"
+    flow_weights: Annotated[Path | None, typer.Option(help="Weights of RAFT.")] = None
+    depth_size: Annotated[
+        Literal["small", "base", "large"] | None, typer.Option(help="Size of Depth Anything V2; small.")
+    ] = None
+    depth_weights: Annotated[Path | None, typer.Option(help="Folder of Depth Anything V2's weights.")] = None
+
+    def checked(self) -> Modalities:
+        """Return what to make. Raises StageError that names the option that is wrong."""
+        names = tuple(name.strip() for name in self.modalities.split(","))
+        if len(set(names)) < len(names) or not {"rgb"} <= set(names) <= set(get_args(Modality)):
+            raise StageError(
+                f"--modalities {self.modalities!r}: give rgb, and depth and flow if wanted, as rgb,depth,flow"
+            )
+        if "depth" not in names and (self.depth_size or self.depth_weights):
+            raise StageError("--depth-size and --depth-weights are for depth: add it to --modalities")
+        if "flow" not in names and self.flow_weights:
+            raise StageError("--flow-weights is for flow: add it to --modalities")
+        ordered: list[Modality] = [name for name in get_args(Modality) if name in names]
+        files = [path and path.absolute() for path in (self.flow_weights, self.depth_weights)]
+        return Modalities(tuple(ordered), self.flow, files[0], self.depth_size, files[1])

@@ -8,18 +8,18 @@ import platform
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import cv2
 import typer
 
 from data.cluster import on_ray
-from data.crops import CropRule, Fit
+from data.crops import CropRule
 from data.faces import DETECTORS
 from data.forge import WEAKEST
 from data.journal import KILLER, Journal, in_noted_processes
 from data.layouts import SPLITS, Selection, Source, read_sources
-from data.modalities import Modalities
+from data.modalities import Modalities, ModalityOptions
 from data.parquet import RowWriter
 from data.prepare_video import Recipe, prepare_video, without_clips
 from data.remote import answering, at_hand, is_remote, place, upload
@@ -28,12 +28,7 @@ from data.store import CLIP_SCHEMA, ClipStore, Start, StoreInfo, StoreSettings
 from data.unfinished import Unfinished, clips_of, is_done, note
 from data.views import WeakestForgery
 from files import refuse_existing, written_whole
-from stage import Modality, Seed, StageError, run_as_script, say
-
-LayoutName = Literal["auto", "ffpp", "dfdc", "celebdf", "folder", "csv"]
-Label = Literal["real", "fake"]
-Compression = Literal["c0", "c23", "c40"]
-
+from stage import Seed, StageError, run_as_script, say, takes_options
 
 Job = tuple[Source, str, Recipe, Path]
 """A source, its split, what to make of it, and the folder of the unfinished store."""
@@ -125,22 +120,6 @@ def _bytes(path: Path) -> int:
     return path.stat().st_size if path.exists() else -1
 
 
-def _modalities(
-    text: str, flow: str, flow_weights: Path | None, depth_size: str | None, depth_weights: Path | None
-) -> Modalities:
-    """Check the options of modalities; StageError names the one that is wrong."""
-    names = tuple(name.strip() for name in text.split(","))
-    if len(set(names)) < len(names) or not {"rgb"} <= set(names) <= set(get_args(Modality)):
-        raise StageError(f"--modalities {text!r}: give rgb, and depth and flow if wanted, as rgb,depth,flow")
-    if "depth" not in names and (depth_size or depth_weights):
-        raise StageError("--depth-size and --depth-weights are for depth: add it to --modalities")
-    if "flow" not in names and flow_weights:
-        raise StageError("--flow-weights is for flow: add it to --modalities")
-    ordered: list[Modality] = [name for name in get_args(Modality) if name in names]
-    files = [path and path.absolute() for path in (flow_weights, depth_weights)]
-    return Modalities(tuple(ordered), flow, files[0], depth_size, files[1])
-
-
 def _frames_of(sources: list[Source], frames: int | None, modalities: Modalities) -> int:
     """Return the length of a clip: what was asked for, else 1 for photos alone and 20 otherwise."""
     length = frames or (1 if all(source.is_photo for source in sources) else 20)
@@ -160,37 +139,44 @@ def _lacking(info: StoreInfo) -> list[str]:
     ]
 
 
+def _left_out(splits: list[str | None]) -> list[str]:
+    """Say how many files have no split, if any."""
+    if not (left_out := splits.count(None)):
+        return []
+    return [
+        "Fakes link most persons, so that a split would lack a label: the persons were split one by one, and "
+        f"{left_out} of {len(splits)} files, which show persons of two splits, are left out."
+    ]
+
+
+def _tell(out: Path, info: StoreInfo, notes: list[str]) -> None:
+    """Say what is in a store that was made. Raises StageError if that is no clip."""
+    statuses = ", ".join(f"{count} {status}" for status, count in info.videos.items())
+    say(f"{out}: {sum(info.videos.values())} files ({statuses}); clips by split: {info.clips}")
+    for line in notes:
+        say(f"note: {line}")
+    if not info.videos["ok"]:
+        raise StageError(
+            f"no file of {sum(info.videos.values())} gave a clip: the reasons are in {out / 'videos.parquet'}"
+        )
+    for line in _lacking(info):
+        say(f"note: {line}")
+
+
+@takes_options
 def prepare(
     source: Annotated[
         list[Path], typer.Argument(parser=place, help="Folders of videos or photos, or tables (.csv); paths or URLs.")
     ],
     out: Annotated[Path, typer.Option(parser=place, help="The ClipStore to write; a path or URL.")],
-    layout: Annotated[LayoutName, typer.Option(help="How the folders are laid out.")] = "auto",
-    label: Annotated[Label | None, typer.Option(help="Label of everything in folders of no layout.")] = None,
-    identity_pattern: Annotated[
-        str | None, typer.Option(help="With --label: regular expression whose first group in a path is the identity.")
-    ] = None,
-    methods: Annotated[str | None, typer.Option(help="Only these methods, with commas between.")] = None,
-    max_videos: Annotated[int | None, typer.Option(help="At most so many videos of each method.", min=1)] = None,
-    compression: Annotated[Compression | None, typer.Option(help="FaceForensics++: only this compression.")] = None,
-    official_splits: Annotated[
-        Path | None, typer.Option(help="FaceForensics++: folder of its train.json, val.json and test.json.")
-    ] = None,
+    selection: Selection = Selection(),
     frames: Annotated[int | None, typer.Option(help="Frames of a clip; 20, or 1 for photos.", min=1)] = None,
     clips_per_video: Annotated[int, typer.Option(help="Stretches of frames to take from a video.", min=1)] = 1,
     start: Annotated[Start, typer.Option(help="Where in a video its clips begin.")] = "first",
     detector: Annotated[Literal["dlib", "mtcnn"], typer.Option(help="Face detector.")] = "dlib",
     all_faces: Annotated[bool, typer.Option(help="A clip of each steady face, not only of the largest.")] = False,
-    size: Annotated[int, typer.Option(help="Side of a crop in pixels.", min=16, max=1024)] = 224,
-    margin: Annotated[float, typer.Option(help="Side of the crop's square / longer side of the face box.")] = 1.3,
-    fit: Annotated[Fit, typer.Option(help="Resize each face, or pad to the clip's largest.")] = "resize",
-    modalities: Annotated[str, typer.Option(help="rgb, and depth and flow if wanted, with commas between.")] = "rgb",
-    flow: Annotated[Literal["dis", "farneback", "raft"], typer.Option(help="Estimator of optical flow.")] = "dis",
-    flow_weights: Annotated[Path | None, typer.Option(help="Weights of RAFT.")] = None,
-    depth_size: Annotated[
-        Literal["small", "base", "large"] | None, typer.Option(help="Size of Depth Anything V2; small.")
-    ] = None,
-    depth_weights: Annotated[Path | None, typer.Option(help="Folder of Depth Anything V2's weights.")] = None,
+    crop: CropRule = CropRule(),
+    looks: ModalityOptions = ModalityOptions(),
     forge: Annotated[
         int, typer.Option(help="Self-blended forgeries of each real clip, for validation and test.", min=0)
     ] = 0,
@@ -208,11 +194,8 @@ def prepare(
     """
     with answering(out) if is_remote(out) else contextlib.nullcontext():
         refuse_existing(out / "store.json" if is_remote(out) else out)
-    if not 1 <= margin <= 4:
-        raise StageError(f"--margin {margin}: give a number from 1 to 4")
     shares = parse_ratios(ratios)
-    selection = Selection(layout, label, identity_pattern, methods, max_videos, compression, official_splits)
-    wanted = _modalities(modalities, flow, flow_weights, depth_size, depth_weights)
+    wanted = looks.checked()
     with at_hand(source) as (roots, origin):
         sources, notes = read_sources(roots, selection)
         if all_faces and any(entry.label for entry in sources):
@@ -223,7 +206,7 @@ def prepare(
         sources = [replace(entry, path=origin(entry.path)) for entry in sources]
     settings = StoreSettings(
         frames=_frames_of(sources, frames, wanted),
-        crop=CropRule(size=size, margin=margin, fit=fit),
+        crop=crop,
         detector=detector,
         all_faces=all_faces,
         clips_per_video=clips_per_video,
@@ -240,11 +223,7 @@ def prepare(
     DETECTORS[detector]()  # says now, and once, if its extra is not installed
     recipe = Recipe(settings, wanted)
     splits = split_sources(sources, shares, seed)
-    if left_out := splits.count(None):
-        notes.append(
-            "Fakes link most persons, so that a split would lack a label: the persons were split one by one, and "
-            f"{left_out} of {len(sources)} files, which show persons of two splits, are left out."
-        )
+    notes += _left_out(splits)
     local = Path(f".{out.name}.upload") if is_remote(out) else out
     if is_remote(out) and local.exists() and ClipStore(local).info.settings == settings:
         info = ClipStore(local).info  # made before, and the upload was interrupted
@@ -254,14 +233,7 @@ def prepare(
     if is_remote(out):
         upload(local, out)
         shutil.rmtree(local)
-    statuses = ", ".join(f"{count} {status}" for status, count in info.videos.items())
-    say(f"{out}: {len(sources)} files ({statuses}); clips by split: {info.clips}")
-    for line in notes:
-        say(f"note: {line}")
-    if not info.videos["ok"]:
-        raise StageError(f"no file of {len(sources)} gave a clip: the reasons are in {out / 'videos.parquet'}")
-    for line in _lacking(info):
-        say(f"note: {line}")
+    _tell(out, info, notes)
     return info
 
 

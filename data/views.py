@@ -20,9 +20,6 @@ from data.layouts import FAKE, REAL
 from data.store import Clip, ClipStore
 from stage import Modality, StageError
 
-ViewCount = Annotated[int, typer.Option(help="Views of each training clip: the plain one and augmented copies.", min=1)]
-Policy = Annotated[str, typer.Option(help="How copies are augmented: ten, or a policy of torchvision or timm.")]
-Forge = Annotated[bool, typer.Option("--forge", help="Train also on self-blended forgeries of every real view.")]
 WeakestForgery = Annotated[
     float, typer.Option(help="Forgeries are drawn from this strength on up to coarse ones, 1.", min=0.0, max=1.0)
 ]
@@ -31,15 +28,21 @@ JPEG_QUALITY = (50, 96)
 
 
 class ViewRule(BaseModel):
-    """How many views of each clip there are and what differs between them."""
+    """How many views of each clip there are and what differs between them. Annotated fields are options of training."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    views: int = Field(default=1, ge=1)
-    augment: str = DEFAULT_POLICY
-    forge: bool = False
+    views: Annotated[
+        int, typer.Option(help="Views of each training clip: the plain one and augmented copies.", min=1)
+    ] = Field(default=1, ge=1)
+    augment: Annotated[str, typer.Option(help="How copies are augmented: ten, or a policy of torchvision or timm.")] = (
+        DEFAULT_POLICY
+    )
+    forge: Annotated[bool, typer.Option("--forge", help="Train also on self-blended forgeries of every real view.")] = (
+        False
+    )
     """A self-blended forgery of every real view; real and forged views are then compressed alike, as JPEG."""
-    weakest_forgery: float = Field(default=WEAKEST, ge=0, le=1)
+    weakest_forgery: WeakestForgery = Field(default=WEAKEST, ge=0, le=1)
     seed: int = 0
 
 

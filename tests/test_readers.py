@@ -206,7 +206,8 @@ def test_reference_json(reference_file, data, tmp_path_factory):
 @given(data=st.data())
 def test_report_json(data, tmp_path_factory):
     file = tmp_path_factory.getbasetemp() / "spoilt-report.json"
-    file.write_text(data.draw(spoiled_json((ROOT / "docs" / "report.json").read_text())))
+    report = json.loads((ROOT / "docs" / "report.json").read_text())
+    file.write_text(data.draw(spoiled_json(json.dumps(report | {"rows": report["rows"][:6]}))))
     out = tmp_path_factory.getbasetemp() / "spoilt-report"
     shutil.rmtree(out, ignore_errors=True)
     with one_line():

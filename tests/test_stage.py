@@ -1,16 +1,22 @@
 """What all stages share: progress, processes and the way errors end."""
 
+import functools
+import inspect
 import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Annotated
 
 import psutil
 import pytest
+import typer
+from pydantic import BaseModel, Field
+from typer.testing import CliRunner
 
-from stage import StageError, call, in_processes, progress
+from stage import StageError, call, in_processes, progress, takes_options
 
 ROOT = Path(__file__).parents[1]
 
@@ -102,3 +108,38 @@ def test_a_name_that_is_not_utf_8_ends_with_one_line_and_one(capsys: pytest.Capt
 def test_a_defect_keeps_its_traceback() -> None:
     with pytest.raises(ZeroDivisionError):
         call(lambda: 1 // 0)
+
+
+class Size(BaseModel):
+    """Two options, and a field that is none."""
+
+    width: Annotated[int, typer.Option(help="In pixels.", min=1)] = Field(default=3, ge=1)
+    as_asked: Annotated[bool, typer.Option("--asked")] = False
+    height: int = 4
+
+
+@takes_options
+def stretch(name: str, size: Size = Size(), times: int = 1) -> tuple[str, Size, int]:  # noqa: B008
+    """Give back what was given."""
+    return name, size, times
+
+
+def test_the_options_of_a_class_are_those_of_the_command() -> None:
+    assert [str(p).partition(":")[0] for p in inspect.signature(stretch).parameters.values()] == [
+        "name", "width", "as_asked", "times",
+    ]  # fmt: skip
+    assert stretch("a", width=7, times=2) == ("a", Size(width=7), 2)
+    assert stretch("a") == ("a", Size(), 1)
+    app, found = typer.Typer(), []
+    app.command()(functools.wraps(stretch)(lambda **given: found.append(stretch(**given))))
+    result = CliRunner().invoke(app, ["a", "--width", "9", "--asked", "--times", "2"])
+    assert result.exit_code == 0 and found == [("a", Size(width=9, as_asked=True), 2)]
+    help_text = CliRunner().invoke(app, ["--help"]).stdout
+    assert "In pixels." in help_text and "--height" not in help_text
+
+
+def test_what_a_class_refuses_is_one_line() -> None:
+    with pytest.raises(StageError, match=r"^--width: Input should be greater than or equal to 1$"):
+        stretch("a", width=0)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'height'"):
+        stretch("a", height=1)

@@ -4,8 +4,10 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Literal
 
 import numpy as np
+import typer
 
 from data.layouts.celebdf import celebdf_layout
 from data.layouts.dfdc import dfdc_layout, dfdc_notes
@@ -40,16 +42,23 @@ MARKS = {
 class Selection:
     """What to take from the corpora: ``prepare``'s options of these names. Raises StageError for what is not legal."""
 
-    layout: str = "auto"
-    label: str | None = None
-    identity_pattern: str | None = None
-    methods: str | None = None
-    """Names with commas between them."""
-    max_videos: int | None = None
-    """Per method."""
-    compression: str | None = None
-    official_splits: Path | None = None
-    """Folder of FaceForensics++'s ``train.json``, ``val.json`` and ``test.json``."""
+    layout: Annotated[
+        Literal["auto", "ffpp", "dfdc", "celebdf", "folder", "csv"], typer.Option(help="How the folders are laid out.")
+    ] = "auto"
+    label: Annotated[
+        Literal["real", "fake"] | None, typer.Option(help="Label of everything in folders of no layout.")
+    ] = None
+    identity_pattern: Annotated[
+        str | None, typer.Option(help="With --label: regular expression whose first group in a path is the identity.")
+    ] = None
+    methods: Annotated[str | None, typer.Option(help="Only these methods, with commas between.")] = None
+    max_videos: Annotated[int | None, typer.Option(help="At most so many videos of each method.", min=1)] = None
+    compression: Annotated[
+        Literal["c0", "c23", "c40"] | None, typer.Option(help="FaceForensics++: only this compression.")
+    ] = None
+    official_splits: Annotated[
+        Path | None, typer.Option(help="FaceForensics++: folder of its train.json, val.json and test.json.")
+    ] = None
 
     def __post_init__(self) -> None:
         if self.layout not in ("auto", *LAYOUTS):
