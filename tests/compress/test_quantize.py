@@ -232,7 +232,7 @@ def test_fp16_that_overflows_is_refused(drawn_run, demo_store, tmp_path):
 
 
 def test_a_scheme_that_costs_more_than_allowed_is_not_written(student_run, demo_store, tmp_path, monkeypatch):
-    monkeypatch.setattr("compress.quantize.one_pair", lambda _: -2.0)
+    monkeypatch.setattr("compress.unquantized.one_pair", lambda _: -2.0)
     with pytest.raises(StageError, match=r"fp16 takes the validation AUC of .* --max-auc-drop allows: the run was not"):
         quantize(student_run, demo_store, tmp_path / "half", scheme="fp16", max_auc_drop=-2.0)
     assert list(tmp_path.iterdir()) == []
