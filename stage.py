@@ -177,7 +177,9 @@ def takes_options(stage: Callable[..., T]) -> Callable[..., T]:
             try:
                 given[name] = kind(**{o.name: given.pop(o.name) for o in options if o.name in given})
             except ValidationError as error:
-                raise StageError(f"--{reason_of(error)}") from error
+                first = error.errors()[0]
+                option = str(first["loc"][0]).replace("_", "-")
+                raise StageError(f"--{option} {first['input']}: {first['msg']}") from error
         return stage(**given)
 
     called.__dict__["__signature__"] = signature

@@ -139,7 +139,7 @@ def test_the_options_of_a_class_are_those_of_the_command() -> None:
 
 
 def test_what_a_class_refuses_is_one_line() -> None:
-    with pytest.raises(StageError, match=r"^--width: Input should be greater than or equal to 1$"):
+    with pytest.raises(StageError, match=r"^--width 0: Input should be greater than or equal to 1$"):
         stretch("a", width=0)
     with pytest.raises(TypeError, match="unexpected keyword argument 'height'"):
         stretch("a", height=1)

@@ -309,7 +309,7 @@ def test_an_unfinished_run_is_begun_anew_when_it_is_known_better_whose_faces_the
 
 @pytest.mark.parametrize("margin", [0.5, 9.0, float("nan")])
 def test_a_margin_beyond_what_crops_can_be_is_refused(demo_corpus: Path, tmp_path: Path, margin: float) -> None:
-    with pytest.raises(StageError, match=r"--margin: Input should be (greater|less) than or equal to [14]"):
+    with pytest.raises(StageError, match=rf"--margin {margin}: Input should be (greater|less) than or equal to [14]"):
         prepare([demo_corpus], tmp_path / "store", margin=margin)
 
 
