@@ -140,10 +140,14 @@ def _step_ms(
     return round(statistics.median(times[1:]), 2)
 
 
-def check_batch(batch_size: int, accumulate: int, processes: int) -> None:
-    """Raise StageError if a batch cannot be cut into equal parts of as many real as fake samples."""
+def samples_of_part(batch_size: int, accumulate: int, processes: int) -> int:
+    """Return the samples of the part of a batch that a process takes at once, as many real as fake ones.
+
+    Raises StageError if the batch cannot be cut so.
+    """
     if batch_size % (2 * accumulate * processes):
         raise StageError(
             f"--batch-size {batch_size} cannot be cut into equal, balanced parts: give a multiple of "
             f"{2 * accumulate * processes} (2 labels x --accumulate {accumulate} x {processes} processes)"
         )
+    return batch_size // accumulate // processes

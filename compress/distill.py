@@ -1,6 +1,6 @@
 """Distill a teacher into a student: what the teacher says of each picture is computed once, and imitated."""
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from compress.caches import CacheFolder, default_cache
-from compress.compute import Compute, check_batch, prepare_compute
-from compress.objective import CLASSIFICATION, FEWEST_RELATED, RELATIONS, StudentObjective, parse_losses
+from compress.compute import Compute, prepare_compute, samples_of_part
+from compress.objective import CLASSIFICATION, StudentObjective, check_related, parse_losses
 from compress.runs import check_store, data_source, finish_run
-from compress.schedule import BatchSize, Schedule, class_weights
+from compress.schedule import BatchSize, Schedule, asked_of, class_weights
 from compress.scoring import Takes, from_pixels
 from compress.taught import Taught
 from compress.training import Task, fit
@@ -24,7 +24,7 @@ from data.views import ViewRule, Views
 from files import refuse_existing
 from models.detector import Architecture, PixelDetector, check_backbone
 from models.outputs import example_outputs
-from models.run import Run, RunInfo, UnfinishedRun
+from models.run import Run, UnfinishedRun
 from models.start import Start
 from models.temporal import TemporalSettings
 from stage import Modality, Seed, StageError, run_as_script, takes_options
@@ -62,6 +62,18 @@ def _losses(text: str, teacher: Path | None) -> dict[str, float]:
             f"--loss {text} asks nothing of {teacher}: leave --teacher out, or add a loss that imitates it"
         )
     return weights
+
+
+def _architecture(
+    student: str, kind: str, modality: Modality, activation: Literal["gelu", "relu"], size: int
+) -> Architecture:
+    return Architecture(
+        backbone=check_backbone(student),
+        size=size,
+        modalities=(modality,),
+        temporal=TemporalSettings() if kind == "clip" else None,
+        activation=None if activation == "gelu" else activation,
+    )
 
 
 def student_task(
@@ -137,43 +149,21 @@ def distill(
     named = _losses(loss, teacher)
     if cache and (live_teacher or teacher is None):
         raise StageError("--cache keeps what a teacher says: leave it out with --live-teacher and without --teacher")
-    check_backbone(student)
     store = ClipStore(data)
     if kind == "clip" and store.frames == 1:
         raise StageError(f"{data} holds single pictures: a clip student needs clips; prepare videos, or --kind frame")
+    architecture = _architecture(student, kind, modality, activation, store.size)
     rule = rule.model_copy(update={"seed": seed})
     training = Views(store, rule, modalities=[modality])
     store.clips("val"), store.clips("test")
     run = load_teacher(teacher, store, kind) if teacher else None
     seen = Views(store, rule, modalities=run.info.architecture.modalities) if run else None
     schedule = replace(schedule, epochs=epochs, batch_size=batch_size or BATCH[kind], learning_rate=learning_rate)
-    architecture = Architecture(
-        backbone=student,
-        size=store.size,
-        modalities=(modality,),
-        temporal=TemporalSettings() if kind == "clip" else None,
-        activation=None if activation == "gelu" else activation,
-    )
     start = Start.of(architecture, Path(weights) if weights not in (None, "hub") else None, weights is None, seed)
-    info = RunInfo(
-        kind="student",
-        architecture=architecture,
-        preprocessing=start.preprocessing,
-        weights=start.weights,
-        trained_steps=start.trained_steps,
-        parents=list(dict.fromkeys([*([run.as_parent()] if run else []), *start.parents])),
-        data=data_source(store),
-        seed=seed,
-    )
-    asked = {"run": info.model_dump(), "rule": rule.model_dump(), "schedule": asdict(schedule), "loss": named}
+    info = start.info("student", data_source(store), seed, *([run.as_parent()] if run else []))
+    asked = asked_of(info, rule, schedule) | {"loss": named}
     compute = prepare_compute(schedule.precision)
-    check_batch(schedule.batch_size, schedule.accumulate, compute.processes)
-    part = schedule.batch_size // schedule.accumulate // compute.processes
-    if part < FEWEST_RELATED and named.keys() & set(RELATIONS):
-        raise StageError(
-            f"--loss {' and '.join(RELATIONS)} compare the samples of a part of a batch, which here has {part}: "
-            f"give a --batch-size of which {FEWEST_RELATED} are in each"
-        )
+    check_related(named, samples_of_part(schedule.batch_size, schedule.accumulate, compute.processes))
     said = example_outputs(start.detector, store.frames, "dense" in named and kind == "frame")
     with UnfinishedRun(out, asked) as unfinished:
         kept = None if live_teacher else cache or default_cache(data)

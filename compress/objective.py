@@ -1,7 +1,7 @@
 """What a student is trained for: a weighted sum of losses, chosen by name."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -128,6 +128,15 @@ FEWEST_RELATED = 4
 """Samples that ``RELATIONS`` need: two are always the same distance apart, in units of their mean distance."""
 OF_LOGITS = (CLASSIFICATION, "kl", "margin")
 """Losses that train the student's classifier: a sum needs one of them."""
+
+
+def check_related(names: Iterable[str], samples: int) -> None:
+    """Raise StageError if a loss relates samples, and sees too few of them at once."""
+    if samples < FEWEST_RELATED and set(names) & set(RELATIONS):
+        raise StageError(
+            f"--loss {' and '.join(RELATIONS)} compare the samples of a part of a batch, which here has {samples}: "
+            f"give a --batch-size of which {FEWEST_RELATED} are in each"
+        )
 
 
 def parse_losses(text: str) -> dict[str, float]:

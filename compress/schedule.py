@@ -1,8 +1,8 @@
 """How long, how fast and on what batches teachers and students train, and the options that say so."""
 
 import math
-from dataclasses import dataclass
-from typing import Annotated, Literal
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any, Literal
 
 import torch
 import typer
@@ -10,7 +10,8 @@ from torch import Tensor
 
 from compress.compute import Precision
 from data.batches import Batch, Unit, balanced_batches, label_shares, natural_batches
-from data.views import Views
+from data.views import ViewRule, Views
+from models.run import RunInfo
 
 BatchSize = Annotated[int | None, typer.Option(help="Frames or clips of a step, over all processes.", min=2)]
 
@@ -56,6 +57,11 @@ class Schedule:
         """Return the batches of a pass, the same in every process."""
         of_balance = balanced_batches if self.balance == "batches" else natural_batches
         return list(of_balance(views, self.batch_size, (seed, number), unit, number % views.rule.views))
+
+
+def asked_of(info: RunInfo, rule: ViewRule, schedule: Schedule) -> dict[str, Any]:
+    """Return what decides a training, as an unfinished run notes it (``UnfinishedRun``)."""
+    return {"run": info.model_dump(), "rule": rule.model_dump(), "schedule": asdict(schedule)}
 
 
 def class_weights(balance: str, views: Views, unit: Unit) -> Tensor | None:

@@ -1,6 +1,6 @@
 """Fine-tune a teacher: a timm backbone, frozen but for its last blocks, and a head over frames or whole clips."""
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from compress import losses
 from compress.caches import CacheFolder, default_cache
-from compress.compute import Compute, check_batch, prepare_compute
+from compress.compute import Compute, prepare_compute, samples_of_part
 from compress.features import Cut, Features
 from compress.runs import data_source, finish_run
-from compress.schedule import BatchSize, Schedule, class_weights
+from compress.schedule import BatchSize, Schedule, asked_of, class_weights
 from compress.training import Task, fit
 from data.batches import Batch
 from data.store import ClipStore
@@ -22,7 +22,7 @@ from files import refuse_existing
 from models.detector import Architecture, PixelDetector, check_backbone
 from models.freezing import freeze
 from models.megatron import MegatronSettings
-from models.run import RunInfo, UnfinishedRun
+from models.run import UnfinishedRun
 from models.start import Start
 from stage import Modality, Seed, StageError, run_as_script, takes_options
 
@@ -163,24 +163,10 @@ def teach(
     )
     start = Start.of(architecture, weights, random_weights, seed)
     cut = _cut(start, unfreeze or usual.unfreeze)
-    info = RunInfo(
-        kind="teacher",
-        architecture=architecture,
-        preprocessing=start.preprocessing,
-        weights=start.weights,
-        trained_steps=start.trained_steps,
-        parents=start.parents,
-        data=data_source(store),
-        seed=seed,
-    )
-    asked = {
-        "run": info.model_dump(),
-        "rule": rule.model_dump(),
-        "schedule": asdict(schedule),
-        "unfreeze": cut.unfreeze,
-    }
+    info = start.info("teacher", data_source(store), seed)
+    asked = asked_of(info, rule, schedule) | {"unfreeze": cut.unfreeze}
     compute = prepare_compute(schedule.precision)
-    check_batch(schedule.batch_size, schedule.accumulate, compute.processes)
+    samples_of_part(schedule.batch_size, schedule.accumulate, compute.processes)
     with UnfinishedRun(out, asked) as unfinished:
         cut.pixels_in.to(compute.device).to(memory_format=torch.channels_last)
         history: dict[str, Any] = {"steps": 0, "passes": []}

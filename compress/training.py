@@ -55,7 +55,7 @@ def fit(compute: Compute, task: Task, schedule: Schedule, seed: int, unfinished:
     """Train the parameters of the objective that require gradients, and leave it with the best pass's weights.
 
     Goes on where an interrupted training of ``unfinished`` was. In several processes, each takes its share of every
-    batch (``check_batch``). Returns the history for ``metrics.json``.
+    batch (``samples_of_part``). Returns the history for ``metrics.json``.
     """
     training = _Training(compute, task, schedule, seed, unfinished)
     position = training.position

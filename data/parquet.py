@@ -28,7 +28,9 @@ class RowWriter:
                 # Pictures are compressed already.
                 codecs = {f.name: "none" if f.name in get_args(Modality) else "zstd" for f in self._schema}
                 codec_of = {_leaf(self._schema, name): codec for name, codec in codecs.items()}
-                self._writer = pq.ParquetWriter(self._target, self._schema, compression=codec_of, use_dictionary=False)
+                self._writer = pq.ParquetWriter(
+                    self._target, self._schema, compression=codec_of, use_dictionary=False, write_page_checksum=True
+                )
             self._writer.write_table(pa.Table.from_pylist(list(rows), schema=self._schema))
 
     def __enter__(self) -> "RowWriter":
@@ -54,7 +56,8 @@ def read_rows(source: Path | bytes, schema: pa.Schema, columns: list[str] | None
     Raises ValueError with the reason if it is missing, damaged, or of another schema.
     """
     try:
-        with pq.ParquetFile(pa.BufferReader(source) if isinstance(source, bytes) else source) as file:
+        given = pa.BufferReader(source) if isinstance(source, bytes) else source
+        with pq.ParquetFile(given, page_checksum_verification=True) as file:
             if not file.schema_arrow.equals(schema):
                 raise ValueError("its columns are others")
             rows: list[dict[str, Any]] = file.read(columns=columns).to_pylist()

@@ -20,7 +20,7 @@ from data.augment import generator
 from data.clips import bridge
 from data.faces import DETECTORS, Detector, Face, iou
 from data.layouts import is_photo
-from data.parquet import RowWriter
+from data.parquet import RowWriter, read_rows
 from data.photo import Photo
 from data.picture import Frame, Picture
 from data.prepare_video import forged, surroundings
@@ -186,7 +186,7 @@ def _cut_again(store_path: Path, video: dict[str, Any], path: Path, folders: lis
     cv2.setNumThreads(1)
     store = _opened(store_path)
     settings = store.info.settings
-    entries = pq.read_table(store_path / "clips" / f"{video['video_id']}.parquet").to_pylist()
+    entries = read_rows(store_path / "clips" / f"{video['video_id']}.parquet", CLIP_SCHEMA)
     clips = [clip for clip in store.clips(video["split"], both=False) if clip.video_id == video["video_id"]]
     with contextlib.ExitStack() as stack:
         files = [folder / "clips" / f"{video['video_id']}.parquet" for folder in folders]
@@ -214,7 +214,7 @@ def perturbed_stores(
 
     roots: the folders that the store was prepared from. Raises StageError if a video is missing there or is another.
     """
-    videos = [row for row in pq.read_table(store.path / "videos.parquet").to_pylist() if row["split"] == split]
+    videos = [row for row in read_rows(store.path / "videos.parquet", VIDEO_SCHEMA) if row["split"] == split]
     videos = [video for video in videos if video["clips"]]
     folders = [folder / str(number) for number in range(len(PERTURBATIONS))]
     for own in folders:

@@ -248,8 +248,8 @@ class ClipStore:
         self.require([modality])
         file = self.path / "clips" / f"{clip.video_id}.parquet"
         try:
-            table = pq.ParquetFile(file, memory_map=True).read_row_group(clip.row, columns=[modality])
-            pictures = table[modality][0].values
+            clips = pq.ParquetFile(file, memory_map=True, page_checksum_verification=True)
+            pictures = clips.read_row_group(clip.row, columns=[modality])[modality][0].values
             if pictures is None or len(pictures) != self.frames:
                 raise StageError(f"clip {clip.clip_id} has no {modality} of each frame")
             wanted = range(len(pictures)) if frames is None else frames

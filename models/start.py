@@ -2,13 +2,14 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import nn
 
 from models.detector import Architecture, Detector, Preprocessing, cannot_take, gelus
-from models.origin import Parent, Weights
-from models.run import Run
+from models.origin import DataSource, Parent, Weights
+from models.run import Run, RunInfo
 from models.weights import backbone_with_weights, check_one_source, stated_preprocessing
 from stage import StageError, say
 
@@ -47,6 +48,19 @@ class Start:
         if source.source == "random":
             say(f"{name} starts from random weights, and its run says so")
         return cls(detector, source, [], stated_preprocessing(given, name))
+
+    def info(self, kind: Literal["teacher", "student"], data: DataSource, seed: int, *taught_by: Parent) -> RunInfo:
+        """Return what the run says of itself that starts here; ``taught_by``: the runs that it imitates."""
+        return RunInfo(
+            kind=kind,
+            architecture=self.detector.architecture,
+            preprocessing=self.preprocessing,
+            weights=self.weights,
+            trained_steps=self.trained_steps,
+            parents=list(dict.fromkeys([*taught_by, *self.parents])),
+            data=data,
+            seed=seed,
+        )
 
 
 def _check_takes(backbone: nn.Module, name: str, size: int) -> None:

@@ -323,6 +323,19 @@ def test_a_damaged_picture_names_its_file(copy: Path, where: float) -> None:
         ClipStore(copy).pixels(clip)
 
 
+@pytest.mark.parametrize("column", ["clip_id", "label", "identities", "boxes", "valid", "rgb"])
+def test_one_flipped_bit_is_noticed(copy: Path, column: str) -> None:
+    clip = ClipStore(copy).clips("test")[0]
+    file = copy / "clips" / f"{clip.video_id}.parquet"
+    group = pq.ParquetFile(file).metadata.row_group(0)
+    chunk = next(c for c in map(group.column, range(group.num_columns)) if c.path_in_schema.split(".")[0] == column)
+    content = bytearray(file.read_bytes())
+    content[chunk.data_page_offset + chunk.total_compressed_size - 1] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(StageError, match=rf"{file.name} is missing or damaged: prepare the store again"):
+        ClipStore(copy).pixels(ClipStore(copy).clips("test")[0])
+
+
 def test_a_store_without_clips_is_refused(copy: Path) -> None:
     table = pq.read_table(copy / "videos.parquet")
     nothing = pa.array([0] * len(table), pa.int32())
