@@ -4,6 +4,9 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from benchmarks.columns import threads_of
 from benchmarks.report import Report, Row, read_report
@@ -18,6 +21,25 @@ def parse_share(text: str, option: str) -> float:
     if not found or (float(found[1]) >= 1 and not found[2]):
         raise StageError(f"{option} {text}: give a share, as 10% or 0.1")
     return float(found[1]) / (100 if found[2] else 1)
+
+
+@dataclass(frozen=True)
+class BaselineOptions:
+    """What a new report is held against: options of ``bench``."""
+
+    baseline: Annotated[
+        Path | None, typer.Option(help="An earlier report.json: exit with 1 where a row is worse than allowed.")
+    ] = None
+    max_slower: Annotated[str, typer.Option(help="With --baseline: latency that a row may gain.")] = "10%"
+    max_auc_drop: Annotated[float, typer.Option(help="With --baseline: AUC that a row may lose.", min=0)] = 0.005
+
+    def read(self, machine: str, fingerprint: str) -> "Baseline | None":
+        """Read the report, if there is one. Raises StageError if it cannot be read, has no row, or is of others."""
+        if self.baseline is None:
+            return None
+        before = Baseline.read(self.baseline, self.max_slower, self.max_auc_drop)
+        before.check_comparable(machine, fingerprint)
+        return before
 
 
 @dataclass(frozen=True)

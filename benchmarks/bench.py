@@ -1,41 +1,38 @@
 """Measure bundles and runs, each in a fresh process, and write the report."""
 
 import datetime
-import functools
 import os
 import shlex
 import sys
 import tempfile
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
-from benchmarks.baseline import Baseline
-from benchmarks.budget import BudgetTask, measure_budget
+from benchmarks.baseline import Baseline, BaselineOptions
 from benchmarks.columns import threads_of
 from benchmarks.comparing import against_peaks, compare_rows
-from benchmarks.figures import Budget, Peak
+from benchmarks.figures import Peak
 from benchmarks.kept import Kept
 from benchmarks.machine import Machine, describe_machine
 from benchmarks.notes import not_cut, notes_of
-from benchmarks.on_phone import PhoneTimer
-from benchmarks.processor import cores_for, measure_products
+from benchmarks.on_phone import DeviceOptions, PhoneTimer
+from benchmarks.processor import measure_products
 from benchmarks.reference import read_reference
 from benchmarks.render import table_text, write_report
 from benchmarks.report import Report, Session
 from benchmarks.rounds import Corpora, Effort, measure_all
 from benchmarks.rows import Subject, check_fits, list_subjects
+from benchmarks.whole_clip import WholeClip
 from compress.fidelity import Diagnosis
 from compress.runs import diagnosis_of
-from data.depth import DepthAnything
 from data.perturb import perturbed_stores
 from data.store import ClipStore
-from data.video import Video
 from export.bundle import Bundle, is_bundle
-from files import refuse_existing, sha256_of
+from files import refuse_existing
 from models.run import Run
-from stage import StageError, progress, run_as_script, say, takes_options
+from stage import StageError, run_as_script, say, takes_options
 
 
 def _diagnoses(paths: list[Path]) -> dict[str, Diagnosis]:
@@ -49,43 +46,6 @@ def _diagnoses(paths: list[Path]) -> dict[str, Diagnosis]:
         for name, told in own.items():
             found[name if found.get(name, told) == told else f"{path.name}/{name}"] = told
     return found
-
-
-def _budgets(
-    subjects: list[Subject], store: ClipStore, video: Path, depth_weights: Path | None, kept: Kept
-) -> list[Budget]:
-    """Measure what a clip costs of each artifact and float run that was timed, on the first number of threads."""
-    timed = [subject for subject in subjects if subject.row.latency_ms and subject.row.batch == 1]
-    tasks = {
-        subject.sha256: BudgetTask(
-            row=subject.row.name,
-            path=subject.path,
-            runtime=subject.row.runtime,
-            method=subject.artifact.method if subject.artifact else "forward",
-            scheme=subject.row.scheme,
-            machine=subject.row.machine,
-            threads=subject.row.threads,
-            cores=cores_for(subject.row.threads),
-            teacher=subject.teacher,
-            modalities=subject.takes.modalities,
-            per=subject.takes.per,
-            frames=store.frames,
-            detector=store.info.settings.detector,
-            rule=store.info.settings.crop,
-            flow=(store.info.settings.flow or "dis").partition(" ")[0],
-            video=video,
-            depth_weights=depth_weights,
-        )
-        for subject in timed
-        if subject.row.threads == subjects[0].row.threads
-        if subject.row.kind == "artifact" or subject.row.scheme == "fp32"
-        if subject.row.runtime != "coreml" or subject.units == "all"
-    }
-    of_video = sha256_of(video)
-    return [
-        kept.once(f"{task.model_dump_json()} {sha256} {of_video}", functools.partial(measure_budget, task), Budget)
-        for sha256, task in progress(tasks.items(), "budget", len(tasks))
-    ]
 
 
 def _peaks(before: dict[int, dict[str, float]]) -> list[Peak]:
@@ -118,20 +78,6 @@ def _measure_here(
     peaks = _peaks(products)
     against_peaks(subjects, peaks)
     return peaks
-
-
-def _phone(device: str, runner: list[Path] | None, only_here: list[str]) -> PhoneTimer | None:
-    """Return what times on a phone, None for this machine.
-
-    ``only_here``: options given that a phone has no part in. Raises StageError if options do not go together.
-    """
-    if device == "local":
-        if runner:
-            raise StageError("--runner is for --device adb: leave it out, or give --device adb")
-        return None
-    if only_here:
-        raise StageError(f"{', '.join(only_here)}: measured on this machine alone, leave it out with --device adb")
-    return PhoneTimer.connect(runner or [])
 
 
 def _parse_threads(text: str, most: int | None) -> list[int]:
@@ -172,24 +118,9 @@ def bench(
         list[Path] | None,
         typer.Option(help="Folder that the store was prepared from: adds what crops cut otherwise cost. Repeatable."),
     ] = None,
-    video: Annotated[
-        Path | None, typer.Option(help="A video: adds what a whole clip costs, from decoding to P(fake).")
-    ] = None,
-    depth_weights: Annotated[
-        Path | None, typer.Option(help="With --video: folder of Depth Anything V2's weights, for teachers of depth.")
-    ] = None,
-    device: Annotated[
-        Literal["local", "adb"], typer.Option(help="adb: time artifacts on the Android phone that adb sees.")
-    ] = "local",
-    runner: Annotated[
-        list[Path] | None,
-        typer.Option(help="With --device adb: executor_runner (.pte) or onnxruntime_perf_test (.onnx). Repeatable."),
-    ] = None,
-    baseline: Annotated[
-        Path | None, typer.Option(help="An earlier report.json: exit with 1 where a row is worse than allowed.")
-    ] = None,
-    max_slower: Annotated[str, typer.Option(help="With --baseline: latency that a row may gain.")] = "10%",
-    max_auc_drop: Annotated[float, typer.Option(help="With --baseline: AUC that a row may lose.", min=0)] = 0.005,
+    clip: WholeClip = WholeClip(),
+    where: DeviceOptions = DeviceOptions(),
+    gate: BaselineOptions = BaselineOptions(),
 ) -> Report:
     """Measure latency, memory and accuracy of every artifact and run, each in fresh processes.
 
@@ -200,21 +131,13 @@ def bench(
     Example: **pocketproof bench bundle runs/dino runs/student --data store --reference reference.json --out report**
     """
     refuse_existing(out)
-    if depth_weights and not video:
-        raise StageError("--depth-weights is for --video, which times a depth network: leave it out, or give --video")
-    here: dict[str, object] = {"--control": control, "--sources": sources, "--video": video}
-    here |= {"--sustain": effort.sustain, "--profile": effort.profile}
-    phone = _phone(device, runner, [option for option, value in here.items() if value])
+    here = {"--control": control, "--sources": sources, "--video": clip.video}
+    phone = where.phone(here | {"--sustain": effort.sustain, "--profile": effort.profile})
     store, against, machine = ClipStore(data), read_reference(reference), describe_machine()
     if against.fingerprint != store.info.fingerprint:
         raise StageError(f"{reference} was measured on another store than {data}: measure it again")
-    before = Baseline.read(baseline, max_slower, max_auc_drop) if baseline else None
-    if before:
-        before.check_comparable(machine.name, store.info.fingerprint)
-    if video:
-        Video(video).close()
-    if depth_weights:
-        DepthAnything(folder=depth_weights)
+    before = gate.read(machine.name, store.info.fingerprint)
+    clip.check()
     corpora, counts = Corpora(store, against.split, control), _parse_threads(threads, None if phone else machine.cores)
     subjects, diagnoses = _opened(path, counts, corpora, machine.name), _diagnoses(path)
     with Kept(out, machine.model_dump_json()) as kept:
@@ -223,7 +146,7 @@ def bench(
             peaks = []
         else:
             peaks = _measure_here(subjects, corpora, sources, against.metrics.auc, effort, kept)
-        budgets = _budgets(subjects, store, video, depth_weights, kept) if video else []
+        budgets = clip.measure(subjects, store, kept)
         compare_rows(subjects)
         controls = corpora.opened(control).info.clips["test"] if control else None
         report = Report(

@@ -3,8 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Literal
 
 import numpy as np
+import typer
 
 from benchmarks.adb import Phone
 from benchmarks.figures import Latency
@@ -161,3 +163,29 @@ def _fill(row: Row, rounds: Sequence[Sequence[Told]], shares: Sequence[int]) -> 
     row.load_ms = sum(_all([told.load_ms for told in first])) or None
     row.first_run_ms = sum(_all([told.first_run_ms for told in first])) or None
     row.peak_memory_mb = max(_all([told.peak_memory_mb for told in first]), default=None)
+
+
+@dataclass(frozen=True)
+class DeviceOptions:
+    """Where rows are timed: options of ``bench``."""
+
+    device: Annotated[
+        Literal["local", "adb"], typer.Option(help="adb: time artifacts on the Android phone that adb sees.")
+    ] = "local"
+    runner: Annotated[
+        list[Path] | None,
+        typer.Option(help="With --device adb: executor_runner (.pte) or onnxruntime_perf_test (.onnx). Repeatable."),
+    ] = None
+
+    def phone(self, only_here: dict[str, object]) -> PhoneTimer | None:
+        """Return what times on a phone, None for this machine.
+
+        ``only_here``: by name, options that a phone has no part in. Raises StageError if options do not go together.
+        """
+        if self.device == "local":
+            if self.runner:
+                raise StageError("--runner is for --device adb: leave it out, or give --device adb")
+            return None
+        if given := [option for option, value in only_here.items() if value]:
+            raise StageError(f"{', '.join(given)}: measured on this machine alone, leave it out with --device adb")
+        return PhoneTimer.connect(self.runner or [])

@@ -1,11 +1,13 @@
 """Videos to a ClipStore: every input file accounted for, in many processes, resumable."""
 
 import contextlib
+import functools
 import hashlib
 import io
 import json
 import platform
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -109,6 +111,29 @@ def _make(
         return store.finish([source for source, _ in sources], notes)
 
 
+def _uploaded(out: Path, settings: StoreSettings, make: Callable[[Path], StoreInfo]) -> StoreInfo:
+    """Make a store here and upload it, or upload one that was made before its upload was interrupted."""
+    local = Path(f".{out.name}.upload")
+    if local.exists() and ClipStore(local).info.settings == settings:
+        info = ClipStore(local).info
+    else:
+        refuse_existing(local)
+        info = make(local)
+    upload(local, out)
+    shutil.rmtree(local)
+    return info
+
+
+def _found(places: list[Path], selection: Selection) -> tuple[list[Source], list[str], str]:
+    """Return the sources of all places, the longest work first, notes on them, and their fingerprint."""
+    with at_hand(places) as (roots, origin):
+        sources, notes = read_sources(roots, selection)
+        fingerprint = _fingerprint(sources)
+        # So that no worker is left with the longest work at the end.
+        sources.sort(key=lambda entry: _bytes(entry.path), reverse=True)
+        return [replace(entry, path=origin(entry.path)) for entry in sources], notes, fingerprint
+
+
 def _fingerprint(sources: list[Source]) -> str:
     """Return the SHA-256 of what the sources are, whose faces they show and how long their files are."""
     lines = (f"{s.name}\0{s.label}\0{s.method}\0{s.identities}\0{s.split}\0{_bytes(s.path)}" for s in sources)
@@ -196,14 +221,9 @@ def prepare(
         refuse_existing(out / "store.json" if is_remote(out) else out)
     shares = parse_ratios(ratios)
     wanted = looks.checked()
-    with at_hand(source) as (roots, origin):
-        sources, notes = read_sources(roots, selection)
-        if all_faces and any(entry.label for entry in sources):
-            notes.append("Every face of a fake video counts as fake (--all-faces), also one that nobody forged.")
-        fingerprint = _fingerprint(sources)
-        # The longest work first, so that no worker is left with it at the end.
-        sources.sort(key=lambda entry: _bytes(entry.path), reverse=True)
-        sources = [replace(entry, path=origin(entry.path)) for entry in sources]
+    sources, notes, fingerprint = _found(source, selection)
+    if all_faces and any(entry.label for entry in sources):
+        notes.append("Every face of a fake video counts as fake (--all-faces), also one that nobody forged.")
     settings = StoreSettings(
         frames=_frames_of(sources, frames, wanted),
         crop=crop,
@@ -224,15 +244,10 @@ def prepare(
     recipe = Recipe(settings, wanted)
     splits = split_sources(sources, shares, seed)
     notes += _left_out(splits)
-    local = Path(f".{out.name}.upload") if is_remote(out) else out
-    if is_remote(out) and local.exists() and ClipStore(local).info.settings == settings:
-        info = ClipStore(local).info  # made before, and the upload was interrupted
-    else:
-        refuse_existing(local)
-        info = _make(local, list(zip(sources, splits, strict=True)), recipe, notes, workers, ray)
-    if is_remote(out):
-        upload(local, out)
-        shutil.rmtree(local)
+    make = functools.partial(
+        _make, sources=list(zip(sources, splits, strict=True)), recipe=recipe, notes=notes, workers=workers, ray=ray
+    )
+    info = _uploaded(out, settings, make) if is_remote(out) else make(out)
     _tell(out, info, notes)
     return info
 

@@ -1,0 +1,78 @@
+"""What a whole clip costs, of which rows: the options of ``bench`` that ask for it, and the measuring."""
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from benchmarks.budget import BudgetTask, measure_budget
+from benchmarks.figures import Budget
+from benchmarks.kept import Kept
+from benchmarks.processor import cores_for
+from benchmarks.rows import Subject
+from data.depth import DepthAnything
+from data.store import ClipStore
+from data.video import Video
+from files import sha256_of
+from stage import StageError, progress
+
+
+@dataclass(frozen=True)
+class WholeClip:
+    """The video of which a whole clip is timed: options of ``bench``."""
+
+    video: Annotated[
+        Path | None, typer.Option(help="A video: adds what a whole clip costs, from decoding to P(fake).")
+    ] = None
+    depth_weights: Annotated[
+        Path | None, typer.Option(help="With --video: folder of Depth Anything V2's weights, for teachers of depth.")
+    ] = None
+
+    def check(self) -> None:
+        """Raise StageError if a file cannot be used, or if there is nothing to use it for."""
+        if self.depth_weights and not self.video:
+            raise StageError(
+                "--depth-weights is for --video, which times a depth network: leave it out, or give --video"
+            )
+        if self.video:
+            Video(self.video).close()
+        if self.depth_weights:
+            DepthAnything(folder=self.depth_weights)
+
+    def measure(self, subjects: list[Subject], store: ClipStore, kept: Kept) -> list[Budget]:
+        """Measure each artifact and float run that was timed, on the first number of threads; none without a video."""
+        if self.video is None:
+            return []
+        timed = [subject for subject in subjects if subject.row.latency_ms and subject.row.batch == 1]
+        tasks = {
+            subject.sha256: BudgetTask(
+                row=subject.row.name,
+                path=subject.path,
+                runtime=subject.row.runtime,
+                method=subject.artifact.method if subject.artifact else "forward",
+                scheme=subject.row.scheme,
+                machine=subject.row.machine,
+                threads=subject.row.threads,
+                cores=cores_for(subject.row.threads),
+                teacher=subject.teacher,
+                modalities=subject.takes.modalities,
+                per=subject.takes.per,
+                frames=store.frames,
+                detector=store.info.settings.detector,
+                rule=store.info.settings.crop,
+                flow=(store.info.settings.flow or "dis").partition(" ")[0],
+                video=self.video,
+                depth_weights=self.depth_weights,
+            )
+            for subject in timed
+            if subject.row.threads == subjects[0].row.threads
+            if subject.row.kind == "artifact" or subject.row.scheme == "fp32"
+            if subject.row.runtime != "coreml" or subject.units == "all"
+        }
+        of_video = sha256_of(self.video)
+        return [
+            kept.once(f"{task.model_dump_json()} {sha256} {of_video}", functools.partial(measure_budget, task), Budget)
+            for sha256, task in progress(tasks.items(), "budget", len(tasks))
+        ]
