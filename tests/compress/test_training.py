@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -177,22 +178,25 @@ def _mean_colours(pixels):
 EMA = Schedule(epochs=2, batch_size=8, learning_rate=0.05, ema=0.6, precision="fp32")
 
 
-def _colours_task(store):
+def _colours_task(store, said=None):
+    """A task whose validation scores are the objective's own, or else ``said`` of every frame."""
     views, objective = Views(store, ViewRule()), Colours()
 
     def inputs_of(batch):
         return torch.from_numpy(batch.labels), _mean_colours(read_batch(views, batch).pixels)
 
     def score(clips):
+        if said is not None:
+            return [np.full(clip.valid.sum(), said) for clip in clips]
         return [objective.score(_mean_colours(store.pixels(clip)[clip.valid])) for clip in clips]
 
     return Task(objective, inputs_of, score, views)
 
 
-def _fit_colours(store, out):
-    task = _colours_task(store)
+def _fit_colours(store, out, schedule=EMA, said=None):
+    task = _colours_task(store, said)
     with UnfinishedRun(out, {"what": "colours"}) as unfinished:
-        history = fit(prepare_compute("fp32"), task, EMA, 0, unfinished)
+        history = fit(prepare_compute(schedule.precision), task, schedule, 0, unfinished)
         _, states = load_checkpoint(unfinished.checkpoint)
     return task.objective, history, states
 
@@ -244,3 +248,42 @@ def test_an_interrupted_moving_average_goes_on(saves, opened_store, tmp_path, mo
     assert rest["steps"] == history["steps"]
     for own, other in zip(again.parameters(), whole.parameters(), strict=True):
         assert torch.equal(own, other)
+
+
+def test_training_stops_where_validations_no_longer_get_better(opened_store, tmp_path):
+    schedule = Schedule(epochs=9, batch_size=8, patience=3, precision="fp32")
+    kept, history, states = _fit_colours(opened_store, tmp_path / "run", schedule, said=0.5)
+    first, _, _ = _fit_colours(opened_store, tmp_path / "first", replace(schedule, patience=1), said=0.5)
+    assert len(history["passes"]) == 4 and history["stopped"] == "no better pass in 3"
+    assert all(torch.equal(own, other) for own, other in zip(kept.parameters(), first.parameters(), strict=True))
+    assert not torch.equal(states["weights"]["weight"], kept.weight)
+
+
+@pytest.mark.parametrize(("passes", "share"), [(3, 1), (4, 0.5), (6, 0.5), (7, 0.25)])
+def test_learning_rate_halves_after_three_passes_without_a_smaller_loss(passes, share, opened_store, tmp_path):
+    schedule = Schedule(epochs=passes, batch_size=8, learning_rate=0.02, curve="plateau", precision="fp32")
+    _, _, states = _fit_colours(opened_store, tmp_path / "run", schedule, said=0.5)
+    assert states["optimizer"]["param_groups"][0]["lr"] == pytest.approx(0.02 * share)
+
+
+def test_fp16_learns_what_fp32_does_and_scales_its_loss(opened_store, tmp_path):
+    schedule = Schedule(epochs=2, batch_size=8, learning_rate=0.05, precision="fp16")
+    half, history, states = _fit_colours(opened_store, tmp_path / "half", schedule)
+    whole, _, plain = _fit_colours(opened_store, tmp_path / "whole", replace(schedule, precision="fp32"))
+    torch.testing.assert_close(half.weight, whole.weight, atol=5e-3, rtol=0)
+    moved = (whole.weight - Colours().weight).abs().max()
+    assert moved > 0.05  # ten times as far as the two may lie apart
+    assert history["precision"] == "fp16"
+    assert states["scaler"]["scale"] == 2.0**16 and plain["scaler"] == {}
+
+
+def test_fp16_skips_steps_whose_gradients_overflow(opened_store, tmp_path):
+    schedule = Schedule(epochs=1, batch_size=8, learning_rate=0.05, precision="fp16")
+    steep = _colours_task(opened_store)
+    inputs_of = steep.inputs_of
+    steep = replace(steep, inputs_of=lambda batch: (lambda labels, colours: (labels, 1e4 * colours))(*inputs_of(batch)))
+    with UnfinishedRun(tmp_path / "run", {"what": "steep"}) as unfinished:
+        fit(prepare_compute("fp16"), steep, schedule, 0, unfinished)
+        _, states = load_checkpoint(unfinished.checkpoint)
+    assert states["scaler"]["scale"] < 2.0**16
+    assert torch.isfinite(steep.objective.weight).all()
