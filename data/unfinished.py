@@ -60,11 +60,12 @@ class Unfinished:
         fingerprint = sha256_of(self.folder / "videos.parquet")
         info = StoreInfo(settings=self.settings, notes=notes, videos=videos, clips=clips, fingerprint=fingerprint)
         (self.folder / "store.json").write_text(info.model_dump_json(indent=2) + "\n")
-        for name in ("rows", "started"):
-            shutil.rmtree(self.folder / name)
-        (self.folder / "settings.json").unlink()
         self._remove_partial()
         self.folder.replace(self.out)
+        # Only now: a process that is killed before would have to prepare again what is no longer noted.
+        for name in ("rows", "started"):
+            shutil.rmtree(self.out / name)
+        (self.out / "settings.json").unlink()
         Path(self._lock.name).unlink(missing_ok=True)
         return info
 

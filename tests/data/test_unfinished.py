@@ -153,3 +153,21 @@ def test_what_a_killed_process_half_wrote_is_not_in_the_store(tmp_path: Path) ->
         (store.folder / "clips/.a.parquet.1.partial").write_bytes(b"half")
         store.finish([], [])
     assert sorted(files(tmp_path / "store")) == ["store.json", "videos.parquet"]
+
+
+def test_a_run_that_is_stopped_as_it_puts_the_store_in_its_place_prepares_nothing_again(
+    corpus: Path, whole: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(path: Path, target: Path) -> Path:
+        if path.name == ".store.unfinished":
+            raise KeyboardInterrupt
+        return replace(path, target)
+
+    replace, out = Path.replace, tmp_path / "store"
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Path, "replace", stopped)
+        prepare([corpus], out, workers=1, **SHARED)
+    made = {file.name: file.stat().st_ino for file in (tmp_path / ".store.unfinished" / "clips").iterdir()}
+    prepare([corpus], out, workers=1, **SHARED)
+    assert {file.name: file.stat().st_ino for file in (out / "clips").iterdir()} == made
+    assert files(out) == whole
