@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from benchmarks.baseline import Baseline, BaselineOptions
+from benchmarks.clip_cost import ClipCost
 from benchmarks.columns import threads_of
 from benchmarks.comparing import against_peaks, compare_rows
 from benchmarks.figures import Peak
@@ -24,7 +25,6 @@ from benchmarks.render import table_text, write_report
 from benchmarks.report import Report, Session
 from benchmarks.rounds import Corpora, Effort, measure_all
 from benchmarks.rows import Subject, check_fits, list_subjects
-from benchmarks.whole_clip import WholeClip
 from compress.fidelity import Diagnosis
 from compress.runs import diagnosis_of
 from data.perturb import perturbed_stores
@@ -118,7 +118,7 @@ def bench(
         list[Path] | None,
         typer.Option(help="Folder that the store was prepared from: adds what crops cut otherwise cost. Repeatable."),
     ] = None,
-    clip: WholeClip = WholeClip(),
+    clip: ClipCost = ClipCost(),
     where: DeviceOptions = DeviceOptions(),
     gate: BaselineOptions = BaselineOptions(),
 ) -> Report:

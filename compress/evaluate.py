@@ -14,7 +14,7 @@ from rich.text import Text
 
 from compress.metrics import RATES, Figures, Metrics
 from compress.runs import check_store, own_threshold, pixel_detector, takes, torch_scorer
-from compress.scoring import Scorer, Source, Takes, score_clip_list
+from compress.scoring import PictureSource, Scorer, Takes, score_clip_list
 from data.recompress import RecompressedStore, Recompression, depth_of, parse_recompressions
 from data.store import ClipStore
 from files import written_whole
@@ -139,7 +139,9 @@ def print_evaluation(evaluation: Evaluation) -> None:
         print(f"note: {note}")
 
 
-def _sources(store: ClipStore, looks: Takes, text: str | None, weights: Path | None) -> list[tuple[str | None, Source]]:
+def _sources(
+    store: ClipStore, looks: Takes, text: str | None, weights: Path | None
+) -> list[tuple[str | None, PictureSource]]:
     """Return the store itself and, by name, each recompression of it that was asked for."""
     recompressions: list[Recompression] = parse_recompressions(text) if text is not None else []
     if weights and not (recompressions and "depth" in looks.modalities):

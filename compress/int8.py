@@ -23,7 +23,7 @@ from torch.fx import GraphModule, Node
 from torchao.quantization.pt2e import ObserverBase
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
-from compress.observers import OBSERVERS, Candidates, Cut, ObserverName
+from compress.observers import OBSERVERS, Candidates, Clamped, ObserverName
 from models.detector import Detector
 from models.run import Run
 from stage import StageError, reason_of
@@ -161,7 +161,7 @@ def observers_of(graph: GraphModule) -> Iterator[tuple[str, Node, Any]]:
     for node in graph.graph.nodes:
         if node.op == "call_module":
             module = graph.get_submodule(str(node.target))
-            if isinstance(module, (ObserverBase, Candidates, Cut)):
+            if isinstance(module, (ObserverBase, Candidates, Clamped)):
                 yield str(node.target), node.args[0], module
 
 
@@ -191,7 +191,7 @@ def observe(detector: Detector, batches: Iterable[Tensor]) -> dict[ObserverName,
         candidates = shared.setdefault(id(observer), Candidates(observer))
         watched[name] = (node.name, dict(candidates.observers.items()))
         bounds = _cut(node)
-        setattr(graph, name, candidates if bounds == (-math.inf, math.inf) else Cut(candidates, *bounds))
+        setattr(graph, name, candidates if bounds == (-math.inf, math.inf) else Clamped(candidates, *bounds))
     with torch.inference_mode():
         for pictures in batches:
             graph(pictures)

@@ -52,7 +52,7 @@ class Candidates(nn.Module):
         return value
 
 
-class Cut(nn.Module):
+class Clamped(nn.Module):
     """Shows an observer only what the clamp that follows will leave; what is cut away needs no range."""
 
     def __init__(self, observer: nn.Module, low: float, high: float) -> None:

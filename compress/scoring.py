@@ -40,7 +40,7 @@ class Takes:
     """Whether one score belongs to a frame or to a whole clip."""
 
 
-class Source(Protocol):
+class PictureSource(Protocol):
     """Where pictures come from: a ClipStore, or one whose pictures are changed on the way."""
 
     @property
@@ -113,13 +113,15 @@ def collect(score: Score, clips: Sequence[Clip], frames: int, description: str, 
     )
 
 
-def pictures_of(source: Source, clip: Clip, frames: list[int] | None, takes: Takes) -> NDArray[np.uint8]:
+def pictures_of(source: PictureSource, clip: Clip, frames: list[int] | None, takes: Takes) -> NDArray[np.uint8]:
     """Return a clip's frames, uint8 [T, S, S, 3], or [T, M, S, S, 3] of several modalities."""
     pictures = [source.pixels(clip, frames, modality) for modality in takes.modalities]
     return pictures[0] if len(pictures) == 1 else np.stack(pictures, axis=1)
 
 
-def _score_frames(scorer: Scorer, source: Source, takes: Takes, chunk: Sequence[Clip]) -> list[NDArray[np.float32]]:
+def _score_frames(
+    scorer: Scorer, source: PictureSource, takes: Takes, chunk: Sequence[Clip]
+) -> list[NDArray[np.float32]]:
     """Score the valid frames of a chunk in one call."""
     valid = [np.flatnonzero(clip.valid) for clip in chunk]
     pixels = [pictures_of(source, clip, own.tolist(), takes) for clip, own in zip(chunk, valid, strict=True)]
@@ -127,20 +129,22 @@ def _score_frames(scorer: Scorer, source: Source, takes: Takes, chunk: Sequence[
     return np.split(scores, np.cumsum([len(own) for own in valid])[:-1])
 
 
-def _score_whole(scorer: Scorer, source: Source, takes: Takes, chunk: Sequence[Clip]) -> list[NDArray[np.float32]]:
+def _score_whole(
+    scorer: Scorer, source: PictureSource, takes: Takes, chunk: Sequence[Clip]
+) -> list[NDArray[np.float32]]:
     """Score the clips of a chunk in one call, with all their frames."""
     pixels = np.stack([pictures_of(source, clip, None, takes) for clip in chunk])
     return list(scorer(pixels, np.stack([clip.valid for clip in chunk]))[:, None])
 
 
-def from_pixels(scorer: Scorer, source: Source, takes: Takes) -> Score:
+def from_pixels(scorer: Scorer, source: PictureSource, takes: Takes) -> Score:
     """Return how to score chunks of clips from their pictures."""
     way = _score_frames if takes.per == "frame" else _score_whole
     return lambda chunk: way(scorer, source, takes, chunk)
 
 
 def score_clip_list(
-    scorer: Scorer, source: Source, clips: Sequence[Clip], description: str, takes: Takes | None = None
+    scorer: Scorer, source: PictureSource, clips: Sequence[Clip], description: str, takes: Takes | None = None
 ) -> ClipScores:
     """Score the given clips: every valid frame, or each clip as a whole, as ``takes`` says (RGB frames if None).
 

@@ -19,7 +19,7 @@ from data.store import ClipStore
 from export import coreml, executorch, onnx
 from export.bundle import Bundle, write_sums
 from export.forms import FORMATS, Form, forms_of, parse_forms
-from export.gate import Source, gate
+from export.gate import SourceRun, gate
 from export.golden import Inputs, golden_inputs
 from export.manifest import Absent, Artifact, Golden, Manifest, manifest_schema
 from export.parity import Unfit
@@ -49,7 +49,7 @@ MINIMUM_OS = {
 class Job:
     """One artifact to write."""
 
-    source: Source
+    source: SourceRun
     form: Form
     store: Path
 
@@ -152,7 +152,7 @@ def make_artifact(job: Job, folder: Path, inputs: Inputs) -> tuple[Artifact, lis
 
 
 def build_bundle(
-    sources: list[Source], forms: list[Form], store: ClipStore, inputs: Inputs, out: Path
+    sources: list[SourceRun], forms: list[Form], store: ClipStore, inputs: Inputs, out: Path
 ) -> tuple[Manifest, list[Absent]]:
     """Write every artifact, gate it and describe it; return also what must not be in the bundle.
 
@@ -260,7 +260,7 @@ def export(
     store = ClipStore(data)
     inputs = golden_inputs(store, _one_student([Run(path) for path in run], store).per)
     with alone(out):
-        sources = [Source.load(path, inputs) for path in run]
+        sources = [SourceRun.load(path, inputs) for path in run]
         manifest, unfit = build_bundle(sources, forms, store, inputs, out)
     for artifact in manifest.artifacts:
         say(f"{out / artifact.file}: {artifact.bytes / 1e6:.2f} MB, {artifact.near()}")

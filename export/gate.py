@@ -50,7 +50,7 @@ def mistaken_scores(detector: PixelDetector, inputs: Inputs) -> list[NDArray[np.
 
 
 @dataclass(frozen=True)
-class Source:
+class SourceRun:
     """A run to export with everything its artifacts are compared with."""
 
     run: Run
@@ -62,7 +62,7 @@ class Source:
     threshold: Threshold
 
     @classmethod
-    def load(cls, path: Path, inputs: Inputs) -> "Source":
+    def load(cls, path: Path, inputs: Inputs) -> "SourceRun":
         """Load a run, verify its fusing on the golden inputs, and score them."""
         run = Run(path)
         detector, cpu = pixel_detector(run, inputs=inputs), torch.device("cpu")
@@ -86,7 +86,7 @@ class Gated:
     """Why the artifact itself could not be compared."""
 
 
-def gate(path: Path, form: Form, source: Source, exported: NDArray[np.float32], inputs: Inputs) -> Gated:
+def gate(path: Path, form: Form, source: SourceRun, exported: NDArray[np.float32], inputs: Inputs) -> Gated:
     """Compare an artifact with its source on real inputs, step by step.
 
     exported: what the program that was written gives in torch, float32 [N]. Raises Unfit if a step is beyond its

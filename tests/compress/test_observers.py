@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from compress.observers import OBSERVERS, Candidates, Cut, MseObserver
+from compress.observers import OBSERVERS, Candidates, Clamped, MseObserver
 
 INT8 = {"dtype": torch.int8, "quant_min": -128, "quant_max": 127, "qscheme": torch.per_tensor_affine, "eps": 2**-12}
 
@@ -65,7 +65,7 @@ def test_a_tensor_that_is_always_zero_has_a_scale(name):
 def test_candidates_see_what_a_clamp_leaves():
     candidates = Candidates(OBSERVERS["histogram"](**INT8))
     values = torch.linspace(-20, 20, 1000)
-    assert torch.equal(Cut(candidates, 0.0, 6.0)(values), values)
+    assert torch.equal(Clamped(candidates, 0.0, 6.0)(values), values)
     assert set(candidates.observers) == set(OBSERVERS)
     for observer in candidates.observers.values():
         scale, zero_point = observer.calculate_qparams()

@@ -19,7 +19,7 @@ from export.bundle import Bundle
 from export.evaluate import evaluate
 from export.export import export
 from export.forms import Form
-from export.gate import Source, gate, mistaken_scores
+from export.gate import SourceRun, gate, mistaken_scores
 from export.golden import golden_inputs
 from export.mil import MilProgram
 from export.parity import compare
@@ -186,8 +186,8 @@ class Heedless(nn.Module):
 
 
 @pytest.fixture(scope="module")
-def source(run_path, opened_store) -> Source:
-    return Source.load(run_path, golden_inputs(opened_store, "clip"))
+def source(run_path, opened_store) -> SourceRun:
+    return SourceRun.load(run_path, golden_inputs(opened_store, "clip"))
 
 
 @pytest.mark.parametrize(("program", "mistaken"), [("embed", Swapped), ("score", Heedless)])

@@ -19,7 +19,7 @@ from export import onnx as onnx_writer
 from export.bundle import Bundle
 from export.export import export
 from export.forms import Form
-from export.gate import NormalizedTwice, Source, gate
+from export.gate import NormalizedTwice, SourceRun, gate
 from export.golden import golden_crops, golden_inputs
 from export.parity import TOLERANCES, Unfit, compare
 from export.programs import Graph, pixel_input, probability
@@ -76,7 +76,7 @@ class Mistaken(nn.Module):
 @pytest.fixture(scope="module")
 def sources(student_run, int8_run, opened_store):
     crops = golden_inputs(opened_store, "frame")
-    return {scheme: Source.load(run, crops) for scheme, run in (("fp32", student_run), ("int8", int8_run))}
+    return {scheme: SourceRun.load(run, crops) for scheme, run in (("fp32", student_run), ("int8", int8_run))}
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from export import coreml
 from export.bundle import Bundle
 from export.export import export
 from export.forms import Form
-from export.gate import Source, gate
+from export.gate import SourceRun, gate
 from export.golden import golden_inputs
 from export.mil import MilProgram
 from export.mil_operations import OPERATIONS
@@ -218,7 +218,7 @@ def test_the_int8_program_gives_what_it_gives_in_torch(bundle_path, int8_run, re
 def test_a_program_that_cannot_be_evaluated_is_not_compared(bundle_path, student_run, opened_store, monkeypatch):
     monkeypatch.delitem(OPERATIONS, "conv")
     inputs = golden_inputs(opened_store, "frame")
-    source = Source.load(student_run, inputs)
+    source = SourceRun.load(student_run, inputs)
     found = gate(bundle_path / "test_byobnet-fp32.mlpackage", Form("coreml"), source, source.golden, inputs)
     if evaluated_by("coreml"):
         assert ([step.step for step in found.parity], found.runner) == (["fused", "exported"], None)

@@ -20,7 +20,7 @@ from stage import StageError, progress
 
 
 @dataclass(frozen=True)
-class WholeClip:
+class ClipCost:
     """The video of which a whole clip is timed: options of ``bench``."""
 
     video: Annotated[
