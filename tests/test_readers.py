@@ -156,6 +156,7 @@ def test_quantization_json(int8, data):
         rebuild(Run(path), dynamic_batch=False)
 
 
+@settings(max_examples=20)
 @given(data=st.data())
 def test_weights_of_a_run(run, data):
     spoilt = data.draw(spoiled_bytes((run.path / "model.safetensors").read_bytes()))
