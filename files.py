@@ -13,7 +13,7 @@ import os
 import platform
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
@@ -24,9 +24,11 @@ from stage import StageError, reason_of, say
 Schema = TypeVar("Schema", bound=BaseModel)
 NOT_WRITABLE = (
     *(errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOTEMPTY),
-    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENAMETOOLONG),
 )
 """What the system says where a file or folder cannot be put: it may not be, or does not fit."""
+NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
+"""What it says where files cannot have two names."""
 
 
 @contextlib.contextmanager
@@ -52,14 +54,39 @@ def written_whole(target: Path, keep_existing: bool = False) -> Iterator[Path]:
         with writing(target):
             target.parent.mkdir(parents=True, exist_ok=True)
             yield aside
-            _flush(aside)
             if keep_existing:
-                with contextlib.suppress(FileExistsError):
-                    os.link(aside, target)
+                _keep_first(aside, target)
             else:
-                aside.replace(target)
+                put_in_place(aside, target)
     finally:
         remove(aside)
+
+
+def put_in_place(made: Path, target: Path) -> None:
+    """Rename what was made, a file or a folder, to ``target``, so that after a power cut it is there whole or not."""
+    _flush(made)
+    made.replace(target)
+    folder = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    except OSError:  # some file systems cannot flush a folder
+        pass
+    finally:
+        os.close(folder)
+
+
+def _keep_first(made: Path, target: Path) -> None:
+    """Put a file in its place unless another process has put one there."""
+    _flush(made)
+    try:
+        os.link(made, target)
+    except FileExistsError:
+        pass
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        if not target.exists():
+            made.replace(target)
 
 
 def aside_of(target: Path) -> Path:
@@ -106,6 +133,8 @@ def refuse_existing(out: Path) -> None:
 
     What a killed process of this machine was writing there is removed.
     """
+    if out.is_symlink():
+        raise StageError(f"{out} is a link: give the path that it leads to")
     if out.parent.is_dir():
         _remove_stale(out)
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
@@ -119,8 +148,9 @@ def locked(out: Path) -> IO[str]:
 
     Raises StageError while another process holds it.
     """
-    out.parent.mkdir(parents=True, exist_ok=True)
-    lock = out.with_name(f".{out.name}.lock").open("w")
+    with writing(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        lock = out.with_name(f".{out.name}.lock").open("w")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
@@ -166,7 +196,9 @@ def load_tensors(path: Path) -> Any:
     try:
         return load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
     except Exception as error:  # a damaged pickle makes its reader raise nearly anything
-        raise ValueError(reason_of(error)) from error
+        # Torch itself would tell the user how to unpickle it without restriction.
+        unsafe = "weights_only" in str(error)
+        raise ValueError("it holds other things than tensors" if unsafe else reason_of(error)) from error
 
 
 def card_licence(folder: Path) -> str:
@@ -235,3 +267,15 @@ def read_json(path: Path, schema: type[Schema], version: int, missing: str, mend
         return schema.model_validate_json(text)
     except ValidationError as error:
         raise StageError(f"{path} is not valid: {reason_of(error)}{mend}") from error
+
+
+def shortest_names(paths: Iterable[Path]) -> dict[Path, str]:
+    """Return each path's last part, with as many before it as tell it from the others."""
+    parts = {path: path.resolve().parts for path in paths}
+    names = {}
+    for path, own in parts.items():
+        most = 1
+        while sum(other[-most:] == own[-most:] for other in parts.values()) > 1 and most < len(own):
+            most += 1
+        names[path] = "/".join(own[-most:])
+    return names

@@ -53,7 +53,7 @@ def _stand_in() -> None:
 def main() -> None:
     """Run the command line."""
     chosen = next((argument for argument in sys.argv[1:] if not argument.startswith("-")), "")
-    call(build_app(chosen))
+    call(lambda: build_app(chosen)())
 
 
 if __name__ == "__main__":

@@ -36,6 +36,8 @@ PALETTES: dict[Scheme, int] = {"palette4": 4, "palette6": 6, "palette8": 8}
 """Bits of a weight that says which value of a table it has, by scheme: Core ML alone stores such."""
 STATIC_INT8 = ("int8", "int8-qat")
 """Integer programs with scales that were calibrated."""
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it."""
 Seed = Annotated[int, typer.Option(help="Seed of everything that is drawn at random.", min=0)]
 
 
@@ -57,8 +59,11 @@ def reason_of(error: Exception) -> str:
 
 
 def speaks() -> bool:
-    """Tell whether this process talks to the user: of the many that torchrun starts, the first."""
-    return os.environ.get("RANK", "0") == "0"
+    """Tell whether this process talks to the user: of the many that torchrun starts, the first.
+
+    A lone RANK, as schedulers leave it behind, makes no company.
+    """
+    return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"
 
 
 def say(line: str, everywhere: bool = False) -> None:
@@ -131,6 +136,12 @@ def call(app: Callable[[], Any]) -> None:
     """Run a command; bad input ends it with one line and exit code 1, never with a traceback."""
     try:
         app()
+    except (KeyboardInterrupt, SystemExit) as ended:
+        interrupted = isinstance(ended, KeyboardInterrupt) or ended.code == INTERRUPTED  # as typer says it
+        if not interrupted:
+            raise
+        say("interrupted: the same command goes on with what is done", everywhere=True)
+        sys.exit(INTERRUPTED)
     except UnicodeEncodeError as error:  # in a name that Python has read byte by byte
         said = f"{error.object!a} cannot be written in UTF-8"
         say(f"error: {said}: rename it, or set a locale of UTF-8 (LC_ALL=C.UTF-8)", everywhere=True)

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from benchmarks.columns import threads_of
-from benchmarks.report import Report, Row, read_report
+from benchmarks.report import Report, Row, machine_of, read_report
 from stage import StageError
 
 Key = tuple[object, ...]
@@ -33,12 +33,15 @@ class BaselineOptions:
     max_slower: Annotated[str, typer.Option(help="With --baseline: latency that a row may gain.")] = "10%"
     max_auc_drop: Annotated[float, typer.Option(help="With --baseline: AUC that a row may lose.", min=0)] = 0.005
 
-    def read(self, machine: str, fingerprint: str) -> "Baseline | None":
-        """Read the report, if there is one. Raises StageError if it cannot be read, has no row, or is of others."""
+    def read(self, place: str, fingerprint: str) -> "Baseline | None":
+        """Read the report, if there is one. ``place``: the machine, or phone, of the new one.
+
+        Raises StageError if it cannot be read, or has no row of that place or store.
+        """
         if self.baseline is None:
             return None
         before = Baseline.read(self.baseline, self.max_slower, self.max_auc_drop)
-        before.check_comparable(machine, fingerprint)
+        before.check_comparable(place, fingerprint)
         return before
 
 
@@ -60,12 +63,12 @@ class Baseline:
             raise StageError(f"--baseline {path} has no rows: there is nothing to hold the new report against")
         return cls(path, report, parse_share(max_slower, "--max-slower"), max_auc_drop)
 
-    def check_comparable(self, machine: str, fingerprint: str) -> None:
-        """Raise StageError if latency or accuracy was measured on something else."""
-        known = sorted({session.machine for session in self.report.sessions})
-        if machine not in known:
+    def check_comparable(self, place: str, fingerprint: str) -> None:
+        """Raise StageError if no row's latency, or if accuracy, was measured on this machine or phone, or store."""
+        known = sorted({_place(row) for row in self.report.rows})
+        if place not in known:
             raise StageError(
-                f"--baseline {self.path} was measured on {', '.join(known)}, and this is {machine}: latency of two "
+                f"--baseline {self.path} was measured on {', '.join(known)}, and this is {place}: latency of two "
                 "machines says nothing; measure the baseline here"
             )
         if self.report.fingerprint != fingerprint:
@@ -74,11 +77,11 @@ class Baseline:
     def regressions(self, rows: Iterable[Row]) -> list[str]:
         """Return a sentence for each row that is worse than the baseline allows, is gone, or has lost a figure."""
         now = {_key(row): row for row in rows}
-        places = {(row.machine, row.device) for row in now.values()}
+        places = {(_place(row), row.device) for row in now.values()}
         return [
             said
             for before in self.report.rows
-            if (before.machine, before.device) in places
+            if (_place(before), before.device) in places
             for said in self._worse(before, now.get(_key(before)))
         ]
 
@@ -103,5 +106,10 @@ class Baseline:
                 yield f"{name} loses {before.auc - now.auc:.4f} AUC: {before.auc:.4f} to {now.auc:.4f}"
 
 
+def _place(row: Row) -> str:
+    """Return where a row was timed: on a phone, whatever machine it hung on, or on the machine of its session."""
+    return row.device if row.on_phone else machine_of(row.machine)
+
+
 def _key(row: Row) -> Key:
-    return row.machine, row.kind, row.name, row.runtime, row.scheme, row.device, row.threads, row.batch
+    return _place(row), row.kind, row.name, row.runtime, row.scheme, row.device, row.threads, row.batch

@@ -30,22 +30,23 @@ from compress.runs import diagnosis_of
 from data.perturb import perturbed_stores
 from data.store import ClipStore
 from export.bundle import Bundle, is_bundle
-from files import refuse_existing
+from files import refuse_existing, shortest_names
 from models.run import Run
 from stage import StageError, run_as_script, say, takes_options
 
 
 def _diagnoses(paths: list[Path]) -> dict[str, Diagnosis]:
     """Return what int8 cost each int8 run, as the bundles and runs say."""
-    found: dict[str, Diagnosis] = {}
-    for path in paths:
+    names, found = shortest_names(paths), list[tuple[str, str, Diagnosis]]()
+    for path, name in names.items():
         if is_bundle(path):
-            own = Bundle(path).manifest.diagnoses
-        else:
-            own = {path.name: diagnosis} if (diagnosis := diagnosis_of(Run(path))) else {}
-        for name, told in own.items():
-            found[name if found.get(name, told) == told else f"{path.name}/{name}"] = told
-    return found
+            found += [(run, f"{name}/{run}", own) for run, own in Bundle(path).manifest.diagnoses.items()]
+        elif diagnosis := diagnosis_of(Run(path)):
+            found.append((name, name, diagnosis))
+    return {
+        run if all(other == own for others, _, other in found if others == run) else told: own
+        for run, told, own in found
+    }
 
 
 def _peaks(before: dict[int, dict[str, float]]) -> list[Peak]:
@@ -136,7 +137,7 @@ def bench(
     store, against, machine = ClipStore(data), read_reference(reference), describe_machine()
     if against.fingerprint != store.info.fingerprint:
         raise StageError(f"{reference} was measured on another store than {data}: measure it again")
-    before = gate.read(machine.name, store.info.fingerprint)
+    before = gate.read(phone.phone.name if phone else machine.name, store.info.fingerprint)
     clip.check()
     corpora, counts = Corpora(store, against.split, control), _parse_threads(threads, None if phone else machine.cores)
     subjects, diagnoses = _opened(path, counts, corpora, machine.name), _diagnoses(path)
@@ -148,13 +149,14 @@ def bench(
             peaks = _measure_here(subjects, corpora, sources, against.metrics.auc, effort, kept)
         budgets = clip.measure(subjects, store, kept)
         compare_rows(subjects)
-        controls = corpora.opened(control).info.clips["test"] if control else None
+        controls = corpora.opened(control).info if control else None
         report = Report(
             sessions=[_session(machine, peaks, phone)],
             fingerprint=store.info.fingerprint,
             split=corpora.split,
             clips=store.info.clips[corpora.split],
-            control_clips=sum(controls.values()) if controls else None,
+            control_clips=sum(controls.clips["test"].values()) if controls else None,
+            control_fingerprint=controls.fingerprint if controls else None,
             reference=against.summary(),
             diagnoses=diagnoses,
             notes=[*notes_of(subjects, store, against, phone), *not_cut(corpora.perturbed if sources else None)],

@@ -140,9 +140,10 @@ class Steps:
         task, boxes = self.task, clip.boxes
         share = task.frames / len(pictures)  # of a clip that begins later, frames before it are not its own
 
-        def decoded() -> list[Picture]:
+        def decoded() -> list[NDArray[np.uint8]]:
             with Video(task.video) as video:
-                return list(itertools.islice(video.pictures(), len(pictures)))
+                # Faces are found in the luma, for which a picture converts a turned or 10-bit frame only once.
+                return [picture.luma for picture in itertools.islice(video.pictures(), len(pictures))]
 
         def cut() -> NDArray[np.uint8]:
             return task.rule.cut_clip([picture.rgb for picture in clip.pictures], boxes)

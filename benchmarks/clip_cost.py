@@ -47,7 +47,7 @@ class ClipCost:
             return []
         timed = [subject for subject in subjects if subject.row.latency_ms and subject.row.batch == 1]
         tasks = {
-            subject.sha256: BudgetTask(
+            subject.row.sha256: BudgetTask(
                 row=subject.row.name,
                 path=subject.path,
                 runtime=subject.row.runtime,

@@ -42,8 +42,10 @@ def against_peaks(subjects: Sequence[Subject], peaks: Sequence[Peak]) -> None:
     """Fill in the share that each row reaches of the fastest matrix product in its arithmetic on the same cores."""
     for row in (subject.row for subject in subjects):
         peak = next((peak for peak in peaks if peak.threads == row.threads), None)
-        # Of a run in torch int8 is simulated in float32, and autocast's bfloat16 has no peak here.
-        if peak and row.latency_ms and row.macs and (row.scheme == "fp32" or row.kind == "artifact"):
+        # Of a run in torch int8 is simulated in float32, and autocast's bfloat16 has no peak here. Core ML chooses its
+        # own cores, on a GPU or neural engine too.
+        has_peak = row.runtime != "coreml" and (row.scheme == "fp32" or row.kind == "artifact")
+        if peak and row.latency_ms and row.macs and has_peak:
             fastest = peak.int8_gmacs if row.scheme in STATIC_INT8 else peak.fp32_gmacs
             row.peak_fraction = row.macs / row.latency_ms.p50 / 1e6 / fastest
 

@@ -4,9 +4,12 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat
 
 from stage import Scheme
+
+RUNS_FOR_P90, RUNS_FOR_P99 = 10, 100
+"""Fewest runs of which these percentiles say something."""
 
 
 class Latency(BaseModel):
@@ -14,10 +17,11 @@ class Latency(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    p50: float
+    p50: PositiveFloat
     """The mean where a phone's runner tells nothing else; the sum where it times two programs one after the other."""
     p90: float | None
-    """None in both cases, and below 10 repeats; from several calls of a runner the median of theirs."""
+    """None in both cases, and below 10 repeats; from several calls of a runner the median of theirs, None if one of
+    them made fewer."""
     p99: float | None
     """The same, and None below 100 repeats."""
 
@@ -25,7 +29,8 @@ class Latency(BaseModel):
     def of(cls, times_ms: list[float] | NDArray[np.float64]) -> "Latency":
         """Return the percentiles of single times, float [N]."""
         p50, p90, p99 = np.percentile(times_ms, [50, 90, 99])
-        return cls(p50=p50, p90=p90 if len(times_ms) >= 10 else None, p99=p99 if len(times_ms) >= 100 else None)
+        runs = len(times_ms)
+        return cls(p50=p50, p90=p90 if runs >= RUNS_FOR_P90 else None, p99=p99 if runs >= RUNS_FOR_P99 else None)
 
 
 class MethodFigures(BaseModel):
@@ -96,7 +101,7 @@ class Stage(BaseModel):
 
     name: Literal["decode", "faces", "crop", "depth", "flow", "embed", "score"]
     ms: float
-    """Milliseconds a clip: the median over ``Budget.repeats``."""
+    """Milliseconds a clip: the median over ``Budget.repeats``; of a step of more than 5 s, its one run."""
     peak_memory_mb: float | None
     """Largest resident set of the whole process while it ran, in MiB; None where the system does not tell."""
 

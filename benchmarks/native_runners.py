@@ -54,7 +54,9 @@ class Tool:
 
 
 def _executorch_arguments(file: str, program: ProgramName, threads: int, runs: int) -> list[str]:
-    options = {"model_path": file, "method_name": program, "cpu_threads": threads, "num_executions": WARM_UPS + runs}
+    options = {"model_path": file, "cpu_threads": threads, "num_executions": WARM_UPS + runs}
+    if program != "forward":  # which all run if they are not told; older runners do not know the option
+        options["method_name"] = program
     return [f"--{name}={value}" for name, value in options.items()]
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import typer
 
 from benchmarks.adb import Phone
-from benchmarks.figures import Latency
+from benchmarks.figures import RUNS_FOR_P90, RUNS_FOR_P99, Latency
 from benchmarks.native_runners import Told, Tool, tool_of
 from benchmarks.report import Row
 from benchmarks.rounds import Effort
@@ -144,17 +144,19 @@ def _fill(row: Row, rounds: Sequence[Sequence[Told]], shares: Sequence[int]) -> 
     def per_frame(values: Sequence[float]) -> float:
         return sum(value / share for value, share in zip(values, shares, strict=True))
 
-    def percentile(values: Sequence[float | None]) -> float | None:
+    def percentile(values: Sequence[float | None], least_runs: int) -> float | None:
         known = _all(values)
         # Those of two programs do not add up to those of both.
-        return float(np.median(known)) / shares[0] if known and len(shares) == 1 else None
+        if not known or len(shares) > 1 or min(programs[0].runs for programs in rounds) < least_runs:
+            return None
+        return float(np.median(known)) / shares[0]
 
     first = rounds[0]
     row.medians_ms = [per_frame([told.p50_ms for told in programs]) for programs in rounds]
     row.latency_ms = Latency(
         p50=float(np.median(row.medians_ms)),
-        p90=percentile([programs[0].p90_ms for programs in rounds]),
-        p99=percentile([programs[0].p99_ms for programs in rounds]),
+        p90=percentile([programs[0].p90_ms for programs in rounds], RUNS_FOR_P90),
+        p99=percentile([programs[0].p99_ms for programs in rounds], RUNS_FOR_P99),
     )
     if len(rounds) > 1:
         row.spread = (max(row.medians_ms) - min(row.medians_ms)) / row.latency_ms.p50

@@ -14,7 +14,7 @@ from benchmarks.machine import Machine, describe_machine
 from benchmarks.measuring import measure_apart, write_timed_crops
 from benchmarks.report import ReferenceSummary
 from benchmarks.task import BatchTiming, Measurement, Scores, Task, Timing, clip_scores
-from compress.metrics import Metrics, choose_threshold
+from compress.metrics import Metrics
 from compress.runs import check_store, takes
 from data.store import ClipStore
 from files import read_json, refuse_existing, written_whole
@@ -127,7 +127,7 @@ def reference(
         machine=machine,
         split="test",
         fingerprint=store.info.fingerprint,
-        metrics=test.metrics(choose_threshold(val.labels, val.clips).value),
+        metrics=test.metrics(val.choose_threshold().value),
         scores=found.scores["test"],
         notes=_notes(source, store, where),
         **_cost(found.timing),

@@ -1,17 +1,20 @@
 """The report's schema: ``report.json``. One row per artifact or run, device and thread count, against the reference."""
 
 import json
+import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
 from benchmarks.figures import Budget, Latency, MethodFigures, Peak, Profile, Robustness, Sustained
 from compress.fidelity import Diagnosis
+from export.runtimes import ComputeUnits
 from files import read_json
 from stage import PALETTES, STATIC_INT8, Scheme
 
 SCHEMA_VERSION = 5
+Share = Annotated[float, Field(ge=0, le=1)]
 MOST_SPREAD = 0.05
 """Of medians between rounds: a row whose medians lie further apart is unstable."""
 
@@ -47,17 +50,19 @@ class Row(BaseModel):
     device: str
     """``cpu``; on a Mac of Core ML the compute units that it may use; or a phone, which is no part of the session's
     machine."""
-    threads: int
+    threads: PositiveInt
     cores: list[int] | None = None
     """Processors that the process was bound to while it was timed; None where the system cannot."""
-    batch: int = 1
+    batch: PositiveInt = 1
     """Crops, or clips, that are scored at once."""
-    input_size: int
+    input_size: PositiveInt
     status: Literal["measured", "evaluated", "not measured", "failed"]
     """``evaluated``: scored by something in the runtime's place, as ``reason`` says; nothing was timed."""
     reason: str = ""
     """Why nothing was measured; or why some figures are missing or mean less than they seem to."""
-    bytes: int
+    bytes: PositiveInt
+    sha256: str | None = None
+    """Of the artifact or run; None in reports that were made before rows told it."""
     load_ms: float | None = None
     first_run_ms: float | None = None
     latency_ms: Latency | None = None
@@ -72,7 +77,7 @@ class Row(BaseModel):
     """Largest resident set of the whole process up to the end of the timing."""
     peak_memory_over_idle_mb: float | None = None
     """The same less the process with its runtime imported and nothing loaded."""
-    delegated_fraction: float | None = None
+    delegated_fraction: Share | None = None
     """Share of operations that a delegate runs (ExecuTorch), or that Core ML prefers to run off the CPU."""
     macs: int | None = None
     """Multiply-accumulates a frame."""
@@ -82,28 +87,28 @@ class Row(BaseModel):
     """Of the runtime's own libraries on this machine, which an app ships beside the artifact; 0 where the system has
     them."""
     threshold: float | None = None
-    auc: float | None = None
+    auc: Share | None = None
     auc_interval: tuple[float, float] | None = None
     """95 % bootstrap interval that resamples persons; None below 10 of them."""
-    frame_auc: float | None = None
-    video_auc: float | None = None
+    frame_auc: Share | None = None
+    video_auc: Share | None = None
     """Of videos, each the mean over its clips."""
     methods: dict[str, MethodFigures] = Field(default_factory=dict)
-    eer: float | None = None
-    ap: float | None = None
-    accuracy: float | None = None
+    eer: Share | None = None
+    ap: Share | None = None
+    accuracy: Share | None = None
     tpr_at_fpr: dict[str, float | None] | None = None
     delta_auc: float | None = None
     """AUC less the reference's on the same clips."""
     student: str | None = None
     """The row of the fp32 student that this one was made from, to which verdict flips refer."""
-    verdict_flips: float | None = None
+    verdict_flips: Share | None = None
     """Share of clips whose verdict differs from the fp32 student's, each at its own threshold."""
-    equal_error_flips: float | None = None
+    equal_error_flips: Share | None = None
     """The same with each at the equal-error threshold of its validation scores."""
-    frame_verdict_flips: float | None = None
+    frame_verdict_flips: Share | None = None
     """The same as ``verdict_flips`` by single frames."""
-    control_auc: float | None = None
+    control_auc: Share | None = None
     """AUC on forgeries with the identity transform: 0.5 when the forgery was learned and not the file."""
     speedup_over: str | None = None
     """The fp32 teacher on the same machine and threads to which speedup and size ratio refer."""
@@ -112,13 +117,18 @@ class Row(BaseModel):
     size_ratio: float | None = None
     """Its bytes divided by this row's."""
     earned: bool | None = None
-    """Whether this scheme is worth its slot here: faster than fp32 of the same student in the same runtime, and as
-    accurate. None for fp32 itself, and where one of the two was not measured."""
+    """Whether this scheme is worth its slot here: faster than fp32 of the same student in the same runtime by more than
+    their spreads, and as accurate. None for fp32 itself, and where one of the two was not measured."""
     earned_because: str = ""
     """By what, or why not, or why it could not be told."""
     robustness: list[Robustness] | None = None
     sustained: Sustained | None = None
     profile: Profile | None = None
+
+    @property
+    def on_phone(self) -> bool:
+        """Whether it was timed on a phone."""
+        return self.device not in ("cpu", *get_args(ComputeUnits))
 
     @property
     def unstable(self) -> bool:
@@ -174,6 +184,8 @@ class Report(BaseModel):
     clips: dict[str, int]
     """Real and fake clips on which accuracy was measured."""
     control_clips: int | None = None
+    control_fingerprint: str | None = None
+    """Of the store of controls."""
     reference: ReferenceSummary
     diagnoses: dict[str, Diagnosis] = Field(default_factory=dict)
     """What int8 cost, and in which layers, by int8 run."""
@@ -181,6 +193,11 @@ class Report(BaseModel):
     """What a reader must know before believing a figure: corpora, random weights, what could not run here."""
     rows: list[Row]
     budgets: list[Budget] = Field(default_factory=list)
+
+
+def machine_of(session: str) -> str:
+    """Return the machine of a session; several on one machine that are in one report have a number behind it."""
+    return re.sub(r" \(\d+\)$", "", session)
 
 
 def report_schema() -> str:

@@ -112,7 +112,7 @@ class Rounds:
         # Where the crops lie differs from call to call; what is in them follows from the store.
         said = task.model_dump_json(exclude={"crops", "scored"}) + "".join(sorted(task.scored))
         scored = [self._corpora.opened(path).info.fingerprint for path, _ in task.scored.values()]
-        asked = f"{said} {subject.sha256} {self._corpora.store.info.fingerprint} {scored} {number}"
+        asked = f"{said} {subject.row.sha256} {self._corpora.store.info.fingerprint} {scored} {number}"
         try:
             found = self._kept.once(asked, lambda: measure_apart(task), Measurement)
             self._found.setdefault(id(subject), []).append(found)

@@ -1,7 +1,6 @@
 """The rows of a report: what is to be measured, and how what was measured fills them."""
 
-import functools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import get_args
@@ -13,7 +12,7 @@ from benchmarks.figures import Latency, MethodFigures
 from benchmarks.report import Row
 from benchmarks.robustness import robustness_of
 from benchmarks.task import Measurement, Timing, clip_scores
-from compress.metrics import Metrics, Threshold, choose_threshold
+from compress.metrics import Metrics, Threshold
 from compress.runs import check_length, check_size, own_threshold, student_of, takes
 from compress.scoring import ClipScores, Takes
 from data.perturb import PERTURBATIONS
@@ -21,7 +20,7 @@ from data.store import ClipStore
 from export.bundle import Bundle, is_bundle
 from export.manifest import Artifact
 from export.runtimes import ComputeUnits, evaluated_by
-from files import bytes_of
+from files import bytes_of, shortest_names
 from models.run import Run
 from models.schemes import fast_dtype
 from stage import PALETTES, Scheme, StageError
@@ -49,11 +48,6 @@ class Subject:
     """Fingerprint of the store on which its own threshold was set."""
     scores: ClipScores | None = None
 
-    @functools.cached_property
-    def sha256(self) -> str:
-        """The hash of what is measured."""
-        return self.artifact.sha256 if self.artifact else Run(self.path).sha256
-
     @property
     def form(self) -> tuple[object, ...]:
         """What tells artifacts of one student, scheme and runtime apart."""
@@ -64,18 +58,6 @@ class Subject:
     def student_fp32(self) -> bool:
         """Whether verdict flips may refer to this row."""
         return self.row.kind == "run" and not self.teacher and self.row.scheme == "fp32"
-
-
-def shortest_names(paths: Iterable[Path]) -> dict[Path, str]:
-    """Return each path's last part, with as many before it as tell it from the others."""
-    parts = {path: path.resolve().parts for path in paths}
-    names = {}
-    for path, own in parts.items():
-        most = 1
-        while sum(other[-most:] == own[-most:] for other in parts.values()) > 1 and most < len(own):
-            most += 1
-        names[path] = "/".join(own[-most:])
-    return names
 
 
 def _macs_a_frame(artifact: Artifact, frames: int) -> int:
@@ -110,6 +92,7 @@ def _artifact_subject(
         status="not measured" if cannot else "evaluated" if by else "measured",
         reason=cannot or by or "",
         bytes=artifact.bytes,
+        sha256=artifact.sha256,
         delegated_fraction=artifact.delegated_fraction,
         macs=_macs_a_frame(artifact, clip.frames),
         threshold=artifact.threshold.value,
@@ -124,7 +107,7 @@ def _run_subjects(path: Path, machine: str, threads: int) -> Iterator[Subject]:
     """Yield a run's rows: in its own scheme and, for a float run, under autocast."""
     run = Run(path)
     info = run.info
-    student = student_of(run)
+    student, sha256 = student_of(run), run.sha256
     schemes: tuple[Scheme, ...] = ("fp32", "autocast") if info.scheme == "fp32" else (info.scheme,)
     for scheme in schemes:
         slow = cannot = ""
@@ -148,6 +131,7 @@ def _run_subjects(path: Path, machine: str, threads: int) -> Iterator[Subject]:
             status="not measured" if cannot else "measured",
             reason=cannot or info.meaningless or slow,
             bytes=bytes_of(path / "model.safetensors"),
+            sha256=sha256,
         )
         looks = takes(info)
         length = info.data.frames if looks.per == "clip" else None
@@ -227,8 +211,7 @@ def fill_row(subject: Subject, rounds: Sequence[Measurement], reference_auc: flo
     if split not in found.scores:
         return
     if "val" in found.scores:
-        val = clip_scores(found.scores["val"])
-        subject.threshold = choose_threshold(val.labels, val.clips)
+        subject.threshold = clip_scores(found.scores["val"]).choose_threshold()
     assert subject.threshold is not None
     row.threshold = subject.threshold.value
     subject.scores = clip_scores(found.scores[split])

@@ -96,7 +96,7 @@ def _size_picture(report: Report) -> Picture | None:
     files: dict[tuple[str, str, str], Row] = {}
     for row in sorted(report.rows, key=lambda row: row.threads):
         if row.auc is not None and not row.simulated:
-            files.setdefault((row.name, row.runtime, row.scheme), row)
+            files.setdefault((row.sha256 or row.name, row.runtime, row.scheme), row)
     drawn = list(files.values())
     if not drawn:
         return None

@@ -70,7 +70,10 @@ class CacheKey(BaseModel):
     @classmethod
     def _plain(cls, rule: ViewRule) -> ViewRule:
         """Forget what decides nothing: plain clips are the same under every seed and policy."""
-        return rule if rule.forge or rule.views > 1 else ViewRule()
+        if rule.views == 1 and not rule.forge:
+            return ViewRule()
+        needless = {"augment": rule.views == 1, "weakest_forgery": not rule.forge}
+        return ViewRule(**rule.model_dump(exclude={name for name, idle in needless.items() if idle}))
 
     @property
     def folder(self) -> str:
@@ -234,7 +237,7 @@ class _Filling:
         if not np.isfinite(found).all():
             raise StageError(
                 f"clip {view.clip.clip_id}: the frozen network gives numbers beyond half precision; "
-                "give --precision fp32, or other weights"
+                "give --precision fp32, if that is not enough --unfreeze all (distill: --live-teacher), or others"
             )
         return found
 

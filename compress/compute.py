@@ -5,17 +5,21 @@ import statistics
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor, nn
 
-from models.schemes import cast_to, fast_dtype
+from models.schemes import cast_to, fast_dtype, refuse_tf32
 from stage import StageError, say
 
 Precision = Literal["fp32", "autocast", "bf16", "fp16"]
 TIMED_STEPS = 3
+LONGEST_WAIT = timedelta(days=1)
+"""Of a process for the others: one may fill its share of a cache hours before them."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,9 @@ def prepare_compute(precision: Precision) -> Compute:
     """Choose device and numbers. ``autocast`` is the fast 16-bit type, or fp32 where there is none, and said so."""
     # Accelerator keeps one process-wide precision, which stages run one after another would fight over; the casting
     # is therefore done here.
-    accelerator = Accelerator(mixed_precision="no", cpu=not torch.accelerator.is_available())
+    patient = InitProcessGroupKwargs(timeout=LONGEST_WAIT)
+    accelerator = Accelerator(mixed_precision="no", cpu=not torch.accelerator.is_available(), kwargs_handlers=[patient])
+    refuse_tf32()
     device = torch.device(accelerator.device)
     if precision != "autocast":
         dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]

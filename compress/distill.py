@@ -64,6 +64,14 @@ def _losses(text: str, teacher: Path | None) -> dict[str, float]:
     return weights
 
 
+def _check_balance(balance: str, named: dict[str, float]) -> None:
+    """Raise StageError if the rarer label is to weigh more, and no loss knows labels."""
+    if balance == "weights" and CLASSIFICATION not in named:
+        raise StageError(
+            f"--balance weights weighs labels in the loss {CLASSIFICATION}: add it to --loss, or leave --balance out"
+        )
+
+
 def _architecture(
     student: str, kind: str, modality: Modality, activation: Literal["gelu", "relu"], size: int
 ) -> Architecture:
@@ -147,13 +155,16 @@ def distill(
     """
     refuse_existing(out)
     named = _losses(loss, teacher)
+    _check_balance(schedule.balance, named)
+    if live_teacher and teacher is None:
+        raise StageError("--live-teacher asks a teacher at every step: give --teacher, or leave it out")
     if cache and (live_teacher or teacher is None):
         raise StageError("--cache keeps what a teacher says: leave it out with --live-teacher and without --teacher")
     store = ClipStore(data)
     if kind == "clip" and store.frames == 1:
         raise StageError(f"{data} holds single pictures: a clip student needs clips; prepare videos, or --kind frame")
     architecture = _architecture(student, kind, modality, activation, store.size)
-    rule = rule.model_copy(update={"seed": seed})
+    rule = rule.seeded(seed)
     training = Views(store, rule, modalities=[modality])
     store.clips("val"), store.clips("test")
     run = load_teacher(teacher, store, kind) if teacher else None

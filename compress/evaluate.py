@@ -20,6 +20,7 @@ from data.store import ClipStore
 from files import written_whole
 from models.origin import Parent
 from models.run import Run
+from models.schemes import refuse_tf32
 from stage import StageError, say
 
 COLUMNS = {
@@ -61,6 +62,7 @@ class Evaluated:
         threshold = own_threshold(run).value
         on_gpu = torch.cuda.is_available() and not (run.info.integer or run.info.scheme == "int8-dynamic")
         device = torch.device("cuda" if on_gpu else "cpu")
+        refuse_tf32()
         scorer = torch_scorer(pixel_detector(run).to(device), device)
         folder = path / "evaluations"
         return cls(path.resolve().name, run.sha256, scorer, takes(run.info), threshold, str(device), folder)

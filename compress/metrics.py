@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import sklearn
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from sklearn.metrics import accuracy_score, auc, average_precision_score, f1_score, roc_auc_score, roc_curve
 
 from compress.bootstrap import DRAWS, FEWEST_IDENTITIES, MOST_DRAWS, Identities, Labels, Values, usable_draws
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from compress.scoring import ClipScores
 
 REALS_FOR_LOW_FPR = 300
-"""Below this many real clips a rate of 1 % false positives rests on two or fewer of them."""
+"""Below this many real videos a rate of 1 % false positives rests on two or fewer of them."""
 RATES = (0.01, 0.05)
 """False-positive rates at which the true-positive rate is told."""
 
@@ -28,8 +28,9 @@ class Threshold(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    value: float
-    false_positive_rate: float
+    value: float = Field(ge=-0.001, le=1.001)
+    """A little beyond 0 or 1 where no score is beyond it."""
+    false_positive_rate: float = Field(ge=0, le=1)
     """Share of real validation clips above it."""
     rule: str
     equal_error: float | None = None
@@ -111,14 +112,17 @@ def eer_point(labels: Labels, scores: Values) -> tuple[float, float, float]:
     return eer, threshold, float(fpr[nearest])
 
 
-def choose_threshold(labels: Labels, scores: Values) -> Threshold:
-    """Set a threshold on validation scores: 1 % false positives from 300 real clips on, else the EER point."""
-    real = scores[labels == 0]
+def choose_threshold(labels: Labels, scores: Values, videos: int) -> Threshold:
+    """Set a threshold on validation scores: at most 1 % false positives from 300 real videos on, else the EER point.
+
+    videos: those of the real clips; several clips of one tell little more than one.
+    """
+    real = np.sort(scores[labels == 0])
     _, equal_error, rate = eer_point(labels, scores)
     value, why_not = equal_error, ""
-    if len(real) < REALS_FOR_LOW_FPR:
-        why_not = f"{len(real)} real validation clips; 1 % false positives needs {REALS_FOR_LOW_FPR}"
-    elif not len(above := scores[scores > np.quantile(real, 0.99, method="higher")]):
+    if videos < REALS_FOR_LOW_FPR:
+        why_not = f"{videos} real validation videos; 1 % false positives needs {REALS_FOR_LOW_FPR}"
+    elif not len(above := scores[scores > real[len(real) - 1 - len(real) // 100]]):
         why_not = "1 % of the real validation clips have the highest score there is"
     else:
         value = _midpoint_below(scores, float(above.min()))
@@ -187,21 +191,23 @@ def _intervals(
     return {name: (float(low), float(high)) for name, (low, high) in spans.items()}, ""
 
 
-def _unsupported(real: int, fake: int) -> dict[str, str]:
-    """Return the figures that so many items cannot support, and why."""
+def _unsupported(real: int, fake: int, videos: int) -> dict[str, str]:
+    """Return the figures that so many items, the real ones of so many videos, cannot support, and why."""
     rates = {f"tpr_at_fpr {rate}": math.ceil(3 / rate) for rate in RATES}  # fewer than 3 false positives tell little
     if not real or not fake:
         return dict.fromkeys(("auc", "eer", "ap", "f1", *rates), f"needs both classes: {real} real, {fake} fake")
-    return {name: f"needs {least} reals, has {real}" for name, least in rates.items() if real < least}
+    return {name: f"needs {least} real videos, has {videos}" for name, least in rates.items() if videos < least}
 
 
-def compute_figures(labels: Labels, scores: Values, threshold: float, identities: Identities | None = None) -> Figures:
-    """Compute the figures that labels, int [N], and scores, float [N], support.
+def compute_figures(
+    labels: Labels, scores: Values, threshold: float, videos: int, identities: Identities | None = None
+) -> Figures:
+    """Compute the figures that labels, int [N], and scores, float [N], of so many real ``videos`` support.
 
     Intervals resample ``identities``, the persons of each item; without them there are none.
     """
     real, fake = int((labels == 0).sum()), int((labels == 1).sum())
-    unsupported = _unsupported(real, fake)
+    unsupported = _unsupported(real, fake, videos)
     if real and fake:
         found = point_figures(labels, scores, threshold)
     else:
@@ -240,7 +246,7 @@ def _frame_figures(scores: "ClipScores", threshold: float) -> Figures | None:
         return None
     seen = ~np.isnan(scores.frames)
     labels = np.broadcast_to(scores.labels[:, None], seen.shape)
-    return compute_figures(labels[seen], scores.frames[seen], threshold)
+    return compute_figures(labels[seen], scores.frames[seen], threshold, scores.real_videos)
 
 
 def auc_difference(own: "ClipScores", other: "ClipScores") -> tuple[float, tuple[float, float] | None]:
@@ -273,7 +279,7 @@ def compute_metrics(scores: "ClipScores", threshold: float, intervals: bool = Tr
 
     def figures(first: NDArray[np.int64], values: Values) -> Figures:
         own = [persons[clip] for clip in first] if intervals else None
-        return compute_figures(scores.labels[first], values, threshold, own)
+        return compute_figures(scores.labels[first], values, threshold, scores.real_videos, own)
 
     def method_figures(method: str) -> Figures:
         chosen = np.flatnonzero((scores.labels == 0) | (np.array(scores.methods) == method))

@@ -105,6 +105,7 @@ class Lesson:
     rule: ViewRule
     """Views as ``run`` was trained on, of which there are as many of each clip as passes."""
     batch_size: int
+    accumulate: int
     losses: dict[str, float]
     seed: int
 
@@ -118,7 +119,8 @@ class Lesson:
             views = {name: history["views"][name] for name in ViewRule.model_fields}
             rule = ViewRule.model_validate(views | {"views": passes})
             losses = OF_TEACHER if teacher else OF_ITSELF
-            return cls(run, teacher or run, store, rule, int(history["batch_size"]), losses, seed)
+            accumulate = int(history.get("accumulate", 1))  # older runs do not say
+            return cls(run, teacher or run, store, rule, int(history["batch_size"]), accumulate, losses, seed)
         except (ValueError, KeyError, TypeError) as error:
             raise StageError(
                 f"{run.path} does not say on what it was trained: int8-qat cannot go on with it"
@@ -131,7 +133,7 @@ def train_rounded(calibrated: Calibrated, lesson: Lesson, unfinished: Unfinished
     run, teacher, store, rule = lesson.run, lesson.teacher, lesson.store, lesson.rule
     views = Views(store, rule, modalities=run.info.architecture.modalities)
     seen = Views(store, rule, modalities=teacher.info.architecture.modalities)
-    schedule = Schedule(1, lesson.batch_size, learning_rate=LEARNING_RATE, patience=rule.views, precision="fp32")
+    schedule = Schedule(1, lesson.batch_size, LEARNING_RATE, lesson.accumulate, patience=rule.views, precision="fp32")
     program = trainable(calibrated)
     said = example_outputs(program, store.frames, with_maps=False)
     taught = Taught(teacher, views, seen, said, compute, cache=None)

@@ -146,9 +146,7 @@ def _dumped(metrics: "Metrics") -> dict[str, Any]:
 
 def own_metrics(val: ClipScores) -> dict[str, Any]:
     """Set the threshold on a run's own validation scores and measure them, for ``metrics.json``."""
-    from compress.metrics import choose_threshold
-
-    threshold = choose_threshold(val.labels, val.clips)
+    threshold = val.choose_threshold()
     return {"threshold": threshold.model_dump(), "val": _dumped(val.metrics(threshold.value))}
 
 

@@ -34,7 +34,9 @@ class Schedule:
     patience: Annotated[int, typer.Option(help="Validations without a better one before training stops.", min=1)] = 10
     balance: Annotated[
         Literal["batches", "weights"],
-        typer.Option(help="Rarer label: repeated until half of each batch is real, or weighs more in the loss."),
+        typer.Option(
+            help="Rarer label: repeated until half of each batch is real, or heavier in the loss classification."
+        ),
     ] = "batches"
     precision: Annotated[Precision, typer.Option()] = "autocast"
     ema: Annotated[

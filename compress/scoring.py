@@ -14,7 +14,7 @@ from data.store import Clip, ClipStore
 from stage import Modality, StageError, progress
 
 if TYPE_CHECKING:
-    from compress.metrics import Metrics
+    from compress.metrics import Metrics, Threshold
 
 CHUNK_FRAMES = 32
 """Frames that are scored together, or one clip's where it has more."""
@@ -75,6 +75,17 @@ class ClipScores:
         assert self.frames is not None
         mean: NDArray[np.float64] = np.nanmean(self.frames, axis=1)
         return mean
+
+    @property
+    def real_videos(self) -> int:
+        """How many videos the real clips are of."""
+        return len({video for video, label in zip(self.video_ids, self.labels.tolist(), strict=True) if not label})
+
+    def choose_threshold(self) -> "Threshold":
+        """Set a threshold on these scores, which must be a model's own of validation clips of both labels."""
+        from compress.metrics import choose_threshold
+
+        return choose_threshold(self.labels, self.clips, self.real_videos)
 
     def metrics(self, threshold: float, intervals: bool = True) -> "Metrics":
         """Compute all accuracy figures; ``accuracy`` and ``f1`` are at ``threshold``."""

@@ -150,7 +150,7 @@ def teach(
     architecture = _architecture(family, backbone, modality, pooling, store.size)
     if architecture.per == "clip" and store.frames == 1:
         raise StageError(f"{data} holds single pictures, and {family} looks at clips: prepare videos, or teach dino")
-    rule = rule.model_copy(update={"seed": seed})
+    rule = rule.seeded(seed)
     training = Views(store, rule, modalities=architecture.modalities)
     store.clips("val"), store.clips("test")
     schedule = replace(
@@ -163,6 +163,8 @@ def teach(
     )
     start = Start.of(architecture, weights, random_weights, seed)
     cut = _cut(start, unfreeze or usual.unfreeze)
+    if cache and (cut.unfreeze == "all" or not schedule.epochs):
+        raise StageError("--cache keeps what frozen layers say: leave it out where none is frozen, or nothing trains")
     info = start.info("teacher", data_source(store), seed)
     asked = asked_of(info, rule, schedule) | {"unfreeze": cut.unfreeze}
     compute = prepare_compute(schedule.precision)

@@ -67,6 +67,7 @@ def fit(compute: Compute, task: Task, schedule: Schedule, seed: int, unfinished:
     how = {"precision": compute.precision, "device": str(compute.device), "processes": compute.processes}
     how |= {
         "batch_size": schedule.batch_size,
+        "accumulate": schedule.accumulate,
         "ema": schedule.ema,
         "views": task.views.summary(),
         "speed": position.speed,
@@ -90,6 +91,8 @@ class _Training:
         self.scaler = torch.amp.GradScaler(compute.device.type, enabled=compute.dtype == torch.float16)
         self.position = Position()
         self.average = [p.detach().clone() for p in self.parameters] if schedule.ema else []
+        self.met: list[int] = []
+        """Views that could not be read in this pass, before it was interrupted."""
         self._restore()
         self.log = _Log(unfinished, self.position.steps)
 
@@ -109,6 +112,7 @@ class _Training:
         position = self.position
         self.task.views.unreadable.update(position.unreadable)
         batches = self._batches(position.passes)
+        self.task.views.unreadable.update(self.met)
         if not position.speed:
             position.speed = training_speed(self.compute, self.task.objective, self._inputs(batches[0], 0))
         self._train(batches)
@@ -233,6 +237,7 @@ class _Training:
 
     def _save(self) -> None:
         random = self.compute.gathered(random_state(self.compute.device))
+        unreadable = self.compute.gathered(sorted(self.task.views.unreadable))
         if speaks():
             states = {
                 "weights": trained_state(self.task.objective),
@@ -240,6 +245,7 @@ class _Training:
                 "curve": self.curve.state_dict(),
                 "scaler": self.scaler.state_dict(),
                 "random": random,
+                "unreadable": unreadable,
                 "average": self.average,
                 "where": self.compute.where,
             }
@@ -264,6 +270,7 @@ class _Training:
         self.curve.load_state_dict(states["curve"])
         self.scaler.load_state_dict(states["scaler"])
         restore_random(states["random"][self.compute.rank], self.compute.device)
+        self.met = states["unreadable"][self.compute.rank]
         say(f"going on after pass {self.position.passes} and {self.position.batch} batches of the next")
 
 

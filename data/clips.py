@@ -69,7 +69,7 @@ class FaceClip:
 
     @property
     def steady(self) -> bool:
-        """Whether the face is there in at least half of the frames."""
+        """Whether at least half of the frames count (``valid``)."""
         return 2 * int(self.valid.sum()) >= len(self)
 
 

@@ -77,12 +77,13 @@ def _together(ray: Any, function: Callable[..., Row], jobs: Sequence[Job]) -> It
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.max_errored_blocks = -1
-    shared = ray.put(list(jobs))
+    # Each row brings its own job: a list of all of them would be read anew for each.
+    rows = [{"id": number, "job": ray.cloudpickle.dumps(job)} for number, job in enumerate(jobs)]
 
     def work(row: Row) -> Row:
-        return row | _called(function, ray.get(shared)[row["id"]])
+        return {"id": row["id"]} | _called(function, ray.cloudpickle.loads(row["job"]))
 
-    results = ray.data.range(len(jobs), override_num_blocks=len(jobs)).map(work, max_retries=RETRIES)
+    results = ray.data.from_items(rows, override_num_blocks=len(rows)).map(work, max_retries=RETRIES)
     for row in results.iter_rows():
         yield row.pop("id"), row
 

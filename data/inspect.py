@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from data.layouts import SPLITS
+from data.prepare_video import FORGED
 from data.store import Clip, ClipStore
 from files import written_whole
 from stage import StageError, run_as_script, say
@@ -24,11 +25,18 @@ THUMBNAIL, CAPTION = 112, 18
 
 
 def count(store: ClipStore) -> dict[str, Any]:
-    """Return the number of files and clips by split, label, method and status, and why files gave none or too few."""
+    """Return the number of files and clips by split, label, method and status, and why files gave none or too few.
+
+    Forgeries of real files are clips of no file.
+    """
     videos = pd.read_parquet(store.path / "videos.parquet")
     videos["label"] = videos["label"].map({0: "real", 1: "fake"})
     groups = videos.groupby(["split", "label", "method", "status"], sort=True)
     rows = groups.agg(files=("video_id", "count"), clips=("clips", "sum"), forged=("forged_clips", "sum")).reset_index()
+    forged = rows[rows["forged"] > 0].assign(label="fake", method=FORGED, files=0, clips=lambda own: own["forged"])
+    rows["clips"] -= rows["forged"]
+    rows = pd.concat([rows, forged], ignore_index=True).drop(columns="forged")
+    rows = rows.groupby(["split", "label", "method", "status"], as_index=False).sum()
     reasons = videos.loc[videos["reason"] != "", "reason"].value_counts()
     info = store.info
     return {
@@ -84,7 +92,7 @@ def _thumbnail(picture: NDArray[np.uint8], valid: bool) -> Image.Image:
 
 
 def _print(counts: dict[str, Any]) -> None:
-    table = Table("split", "label", "method", "status", "files", "clips", "forged")
+    table = Table("split", "label", "method", "status", "files", "clips")
     for group in counts["groups"]:
         table.add_row(*(Text(str(value)) for value in group.values()))  # in plain text, brackets are no markup
     Console().print(table)

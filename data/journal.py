@@ -1,6 +1,7 @@
 """Work on many files: a row for each, noted when it is done, so that an interrupted command goes on with the rest."""
 
 import json
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,11 @@ class Journal:
             return None
         return row
 
+    def noted_since(self, name: str, started: float) -> bool:
+        """Tell whether a file's row was noted after a time, in seconds of the epoch."""
+        file = self._rows / f"{name}.json"
+        return file.exists() and file.stat().st_mtime > started
+
     def rows(self) -> Iterator[Row]:
         """Yield the rows of all files that are done."""
         for file in sorted(self._rows.glob("*.json")):
@@ -73,10 +79,10 @@ def in_noted_processes(
 
     A file that kills its process is tried again alone, and if it kills that too, ``killed(name)`` is its row.
     """
-    died_idle = False
+    died_idle, started, todo = False, time.time(), dict(jobs)
     while True:
         try:
-            in_processes(function, jobs.values(), workers, description)
+            in_processes(function, todo.values(), workers, description)
             return
         except WorkerDied as error:
             suspects = set(journal.taken_up())
@@ -89,3 +95,4 @@ def in_noted_processes(
                 in_processes(function, [jobs[name]], 1, description)
             except WorkerDied:
                 journal.note(name, killed(name))
+        todo = {name: job for name, job in todo.items() if not journal.noted_since(name, started)}

@@ -94,8 +94,8 @@ class ModalityOptions:
             )
         if "depth" not in names and (self.depth_size or self.depth_weights):
             raise StageError("--depth-size and --depth-weights are for depth: add it to --modalities")
-        if "flow" not in names and self.flow_weights:
-            raise StageError("--flow-weights is for flow: add it to --modalities")
+        if "flow" not in names and (self.flow_weights or self.flow != "dis"):
+            raise StageError("--flow and --flow-weights are for flow: add it to --modalities")
         ordered: list[Modality] = [name for name in get_args(Modality) if name in names]
         files = [path and path.absolute() for path in (self.flow_weights, self.depth_weights)]
         return Modalities(tuple(ordered), self.flow, files[0], self.depth_size, files[1])

@@ -178,6 +178,15 @@ def _opened(path: Path) -> ClipStore:
     return ClipStore(path)
 
 
+@functools.cache
+def _clips_by_video(path: Path, split: str) -> dict[str, list[Clip]]:
+    """Return the clips of a split by their video, in order."""
+    found: dict[str, list[Clip]] = {}
+    for clip in _opened(path).clips(split, both=False):
+        found.setdefault(clip.video_id, []).append(clip)
+    return found
+
+
 def _cut_again(store_path: Path, video: dict[str, Any], path: Path, folders: list[Path]) -> None:
     """Cut the clips of one video again, in every way, each into its store's file.
 
@@ -187,7 +196,7 @@ def _cut_again(store_path: Path, video: dict[str, Any], path: Path, folders: lis
     store = _opened(store_path)
     settings = store.info.settings
     entries = read_rows(store_path / "clips" / f"{video['video_id']}.parquet", CLIP_SCHEMA)
-    clips = [clip for clip in store.clips(video["split"], both=False) if clip.video_id == video["video_id"]]
+    clips = _clips_by_video(store_path, video["split"])[video["video_id"]]
     with contextlib.ExitStack() as stack:
         files = [folder / "clips" / f"{video['video_id']}.parquet" for folder in folders]
         writers = [stack.enter_context(RowWriter(file, CLIP_SCHEMA)) for file in files]

@@ -141,8 +141,11 @@ def _fingerprint(sources: list[Source]) -> str:
 
 
 def _bytes(path: Path) -> int:
-    """Return the size of a file, or -1 for a link that leads nowhere: it gets its row like any other file."""
-    return path.stat().st_size if path.exists() else -1
+    """Return the size of a file, or -1 for one that cannot be found: it gets its row like any other file."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return -1
 
 
 def _frames_of(sources: list[Source], frames: int | None, modalities: Modalities) -> int:
@@ -219,6 +222,8 @@ def prepare(
     """
     with answering(out) if is_remote(out) else contextlib.nullcontext():
         refuse_existing(out / "store.json" if is_remote(out) else out)
+    if weakest_forgery != WEAKEST and not forge:
+        raise StageError(f"--weakest-forgery {weakest_forgery} is for forgeries: give --forge with it")
     shares = parse_ratios(ratios)
     wanted = looks.checked()
     sources, notes, fingerprint = _found(source, selection)

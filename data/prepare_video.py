@@ -116,6 +116,7 @@ def _starts(video: Video | Photo, start: Start, clips: int, length: int, rng: np
     """Return the frames from which clips are sought: so far apart that they do not overlap, as far as there is room."""
     if start == "first":
         return [0]
+    clips = min(clips, max(1, video.count()))
     room = video.count() - clips * length
     if room < 0:
         return [n * length for n in range(clips)]

@@ -178,15 +178,23 @@ class ClipStore:
         self.info = read_json(path / "store.json", StoreInfo, SCHEMA_VERSION, missing, "prepare the store again")
         self.size = self.info.settings.crop.size
         self.frames = self.info.settings.frames
-        videos = self._videos_with_clips()
-        self._clips: dict[str, list[Clip]] = {}
-        self._damaged: dict[str, list[Path]] = {}
-        for video, split, number in videos:
-            file = path / "clips" / f"{video}.parquet"
-            try:
-                self._clips.setdefault(split, []).extend(_read_clips(file, video, number, self.frames))
-            except ValueError:
-                self._damaged.setdefault(split, []).append(file)
+        self._videos = self._videos_with_clips()
+        self._read: dict[str, tuple[list[Clip], list[Path]]] = {}
+
+    def _clips_of(self, split: str) -> tuple[list[Clip], list[Path]]:
+        """Return the clips of a split, whose files are read once, and the files that are missing or damaged."""
+        if split not in self._read:
+            clips: list[Clip] = []
+            damaged: list[Path] = []
+            for video, own, number in self._videos:
+                file = self.path / "clips" / f"{video}.parquet"
+                if own == split:
+                    try:
+                        clips += _read_clips(file, video, number, self.frames)
+                    except ValueError:
+                        damaged.append(file)
+            self._read[split] = clips, damaged
+        return self._read[split]
 
     def _videos_with_clips(self) -> list[tuple[str, str, int]]:
         """Return id, split and number of clips of the videos that gave some."""
@@ -213,18 +221,21 @@ class ClipStore:
         Raises StageError if there is none, if ``both`` labels are needed and one is missing, or if a file is missing or
         damaged; training does without such files, and says so.
         """
-        if not self._clips and not self._damaged:
+        if not self._videos:
             raise StageError(f"{self.path} holds no clip: see the reasons in {self.path / 'videos.parquet'}")
-        clips, damaged = self._clips.get(split, []), self._damaged.get(split, [])
+        clips, damaged = self._clips_of(split)
         if damaged and split != "train":
             raise StageError(f"{damaged[0]} is missing or damaged: prepare the store again")
         for file in damaged:
             say(f"training does without {file}: it is missing or damaged")
         if len({clip.label for clip in clips}) < (2 if both else 1):
             counts = self.info.clips.get(split, {})
+            mend = "prepare more videos, or with other --ratios or --forge"
+            if split == "train":
+                mend = "prepare more videos, or train with --forge, which forges real clips anew for each view"
             raise StageError(
                 f"the {split} split of {self.path} has {counts.get('real', 0)} real and {counts.get('fake', 0)} "
-                f"fake clips and needs {'both' if both else 'some'}: prepare more videos, other --ratios or --forge"
+                f"fake clips and needs {'both' if both else 'some'}: {mend}"
             )
         return clips
 

@@ -13,7 +13,7 @@ from data.journal import Journal
 from data.layouts import SPLITS, Source
 from data.parquet import RowWriter
 from data.store import CLIP_SCHEMA, VIDEO_SCHEMA, Status, StoreInfo, StoreSettings
-from files import aside_of, locked, refuse_existing, sha256_of, written_whole
+from files import aside_of, locked, put_in_place, refuse_existing, sha256_of, written_whole
 from stage import say
 
 
@@ -61,7 +61,7 @@ class Unfinished:
         info = StoreInfo(settings=self.settings, notes=notes, videos=videos, clips=clips, fingerprint=fingerprint)
         (self.folder / "store.json").write_text(info.model_dump_json(indent=2) + "\n")
         self._remove_partial()
-        self.folder.replace(self.out)
+        put_in_place(self.folder, self.out)
         # Only now: a process that is killed before would have to prepare again what is no longer noted.
         for name in ("rows", "started"):
             shutil.rmtree(self.out / name)
@@ -98,7 +98,7 @@ def clips_of(folder: Path, video_id: str) -> Iterator[RowWriter]:
     with RowWriter(aside, CLIP_SCHEMA) as writer:
         yield writer
     if aside.exists():
-        aside.replace(file)
+        put_in_place(aside, file)
 
 
 def note(folder: Path, row: dict[str, Any]) -> None:

@@ -45,6 +45,14 @@ class ViewRule(BaseModel):
     weakest_forgery: WeakestForgery = Field(default=WEAKEST, ge=0, le=1)
     seed: int = 0
 
+    def seeded(self, seed: int) -> "ViewRule":
+        """Return the rule with a seed. Raises StageError for an option that would change nothing."""
+        if self.augment != DEFAULT_POLICY and self.views == 1:
+            raise StageError(f"--augment {self.augment} changes views but the first: give --views 2 or more with it")
+        if self.weakest_forgery != WEAKEST and not self.forge:
+            raise StageError(f"--weakest-forgery {self.weakest_forgery} is for forgeries: give --forge with it")
+        return self.model_copy(update={"seed": seed})
+
 
 @dataclass(frozen=True)
 class View:

@@ -3,6 +3,7 @@
 import functools
 import os
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,7 +13,6 @@ import typer
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from compress.metrics import choose_threshold
 from compress.runs import check_rgb, check_store, data_source, diagnosis_of, pixel_detector, student_of, takes
 from compress.scoring import score_split
 from data.store import ClipStore
@@ -21,13 +21,13 @@ from export.bundle import Bundle, write_sums
 from export.forms import FORMATS, Form, forms_of, parse_forms
 from export.gate import SourceRun, gate
 from export.golden import Inputs, golden_inputs
-from export.manifest import Absent, Artifact, Golden, Manifest, manifest_schema
+from export.manifest import Absent, Artifact, Golden, Manifest, Validation, manifest_schema
 from export.parity import Unfit
 from export.programs import Graph, graphs_of, in_torch
 from export.readme import readme
-from export.rules import ClipRule, CropGeometry
+from export.rules import ClipRule, CropGeometry, CropPixels
 from export.runtimes import evaluated_by, program_file, runner_of
-from files import alone, bytes_of, refuse_existing, remove, sha256_of, written_whole
+from files import alone, bytes_of, refuse_existing, remove, sha256_of, shortest_names, written_whole
 from models.detector import Architecture, PixelDetector
 from models.run import TOOLS as RUN_TOOLS
 from models.run import Run, RunInfo, versions_of
@@ -36,11 +36,13 @@ from stage import Scheme, StageError, in_processes, run_as_script, say
 TOOLS = (*RUN_TOOLS, "onnx", "onnxruntime", "coremltools")
 ONLY_TORCH: tuple[Scheme, ...] = ("autocast", "int8-dynamic")
 """Schemes that the runtimes of phones do not have."""
+EXECUTORCH = version("executorch")
 MINIMUM_OS = {
     "coreml": coreml.MINIMUM_OS,
-    "executorch": "as the ExecuTorch runtime that the app links; the file asks for nothing more",
+    "executorch": f"as the ExecuTorch runtime that the app links: {EXECUTORCH} or newer (older ones were not tried), "
+    "built with the XNNPACK backend and the operators that the programs name",
     "onnxruntime": f"as the ONNX Runtime that the app links ({onnx.NEEDS})",
-    "vulkan": "Android with Vulkan 1.1, and an ExecuTorch runtime with its Vulkan backend",
+    "vulkan": f"Android with Vulkan 1.1, and an ExecuTorch runtime ({EXECUTORCH} or newer) with its Vulkan backend",
 }
 """By delegate, or else by runtime."""
 
@@ -128,9 +130,11 @@ def make_artifact(job: Job, folder: Path, inputs: Inputs) -> tuple[Artifact, lis
             remove(file)
         return job.absent(str(error))
     threshold, origin = source.threshold, f"validation scores of {source.run.path.name} in torch: it cannot run here"
+    validation = None
     if gated.runner is not None:
         val = score_split(gated.runner, store, "val", takes(job.info))
-        threshold, origin = choose_threshold(val.labels, val.clips), "its own validation scores"
+        threshold, origin = val.choose_threshold(), "its own validation scores"
+        validation = Validation.of(val, threshold.value)
     entry = Artifact(
         file=job.file,
         sha256=sha256_of(path),
@@ -141,6 +145,7 @@ def make_artifact(job: Job, folder: Path, inputs: Inputs) -> tuple[Artifact, lis
         licence=job.info.weights.licence,
         threshold=threshold,
         threshold_from=origin,
+        validation=validation,
         parity=gated.parity,
         not_checked=gated.not_checked,
         evaluated_by=evaluated_by(runtime) if gated.runner else None,
@@ -170,6 +175,8 @@ def build_bundle(
     with written_whole(out) as folder:
         (folder / "golden").mkdir(parents=True)
         inputs[0].tofile(folder / "golden" / "pixels.bin")
+        crop = CropGeometry.of(store.info.settings)
+        CropPixels.cut(crop.rule, crop.pixels.boxes).tofile(folder / crop.pixels.crops)
         tasks = [(job, folder, inputs) for job in jobs]
         found = in_processes(make_artifact, tasks, min(len(jobs), os.cpu_count() or 1, 4), "export")
         made = [own for own in found if isinstance(own, tuple)]
@@ -183,7 +190,7 @@ def build_bundle(
             outputs={entry.file: outputs for entry, outputs in made},
         )
         lacking = [job.absent(reason) for job in asked if (reason := job.form.lacks(job.info.scheme))]
-        manifest = _manifest(asked, store, [entry for entry, _ in made], lacking + unfit, golden)
+        manifest = _manifest(asked, store, crop, [entry for entry, _ in made], lacking + unfit, golden)
         (folder / "manifest.json").write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
         (folder / "manifest.schema.json").write_text(manifest_schema(), encoding="utf-8")
         (folder / "README.md").write_text(readme(manifest), encoding="utf-8")
@@ -192,20 +199,26 @@ def build_bundle(
 
 
 def _manifest(
-    asked: list[Job], store: ClipStore, artifacts: list[Artifact], absent: list[Absent], golden: Golden
+    asked: list[Job],
+    store: ClipStore,
+    crop: CropGeometry,
+    artifacts: list[Artifact],
+    absent: list[Absent],
+    golden: Golden,
 ) -> Manifest:
     first = asked[0].info
-    runs = {job.source.run.path.name: job.source.run for job in asked}
+    runs = {job.source.run.path: job.source.run for job in asked}
+    names = shortest_names(runs)
     return Manifest(
         backbone=first.architecture.backbone,
-        crop=CropGeometry.of(store.info.settings),
+        crop=crop,
         clip=ClipRule.of(store.frames, first.architecture.per),
         artifacts=artifacts,
         absent=absent,
         golden=golden,
         weights=first.weights,
         data=data_source(store),
-        diagnoses={name: diagnosis for name, run in runs.items() if (diagnosis := diagnosis_of(run))},
+        diagnoses={names[path]: diagnosis for path, run in runs.items() if (diagnosis := diagnosis_of(run))},
         tools=versions_of(TOOLS),
     )
 

@@ -1,19 +1,29 @@
 """``manifest.json``: all that an app developer needs of a bundle, and its published schema."""
 
 import json
+import math
 from typing import Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
 from compress.fidelity import Diagnosis
 from compress.metrics import Threshold
+from compress.scoring import ClipScores
 from export.parity import Parity
 from export.rules import ClipRule, CropGeometry, Frozen
 from export.runtimes import ORT, PROGRAMS, Delegate, Method, ProgramName, Runtime, cannot_run
 from models.origin import DataSource, Parent, Weights
 from stage import STATIC_INT8, Scheme
 
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
+
+
+def _rounded_up(value: float) -> float:
+    """Return the next number of one digit that is not below ``value``: 0.03 of 0.0225."""
+    if value <= 0:
+        return 0.0
+    unit = 10.0 ** math.floor(math.log10(value))
+    return math.ceil(value / unit - 1e-9) * unit
 
 
 class Tensor(Frozen):
@@ -22,7 +32,7 @@ class Tensor(Frozen):
     name: str
     dtype: Literal["uint8", "float32", "image"]
     layout: str
-    shape: list[int | None]
+    shape: list[PositiveInt | None] = Field(min_length=1)
     """None where any number goes."""
     meaning: str
 
@@ -36,7 +46,7 @@ class Program(Frozen):
     file: str
     sha256: str
     """Of the file; of a folder (``.mlpackage``) over the names and hashes of its files."""
-    bytes: int
+    bytes: PositiveInt
     inputs: list[Tensor] = Field(min_length=1)
     output: Tensor
     operators: list[str]
@@ -46,12 +56,30 @@ class Program(Frozen):
     """Multiply-accumulates of one sample: convolutions and matrix products."""
 
 
+class Validation(Frozen):
+    """How well an artifact tells the validation clips apart, on which its threshold was set."""
+
+    real: int
+    fake: int
+    auc: float
+    found: float
+    """Share of fake clips above the threshold."""
+
+    @classmethod
+    def of(cls, scores: ClipScores, threshold: float) -> "Validation":
+        """Measure scores of clips of both labels."""
+        figures, fakes = scores.metrics(threshold, intervals=False).clip, scores.labels == 1
+        assert figures.auc is not None
+        found = float((scores.clips[fakes] > threshold).mean())
+        return cls(real=figures.real, fake=figures.fake, auc=figures.auc, found=found)
+
+
 class Artifact(Frozen):
     """One exported file, or a folder: for Core ML, and for the programs of a clip student."""
 
     file: str
     sha256: str
-    bytes: int
+    bytes: PositiveInt
     runtime: Runtime
     scheme: Scheme
     minimum_os: str
@@ -59,6 +87,8 @@ class Artifact(Frozen):
     programs: list[Program]
     threshold: Threshold
     threshold_from: str
+    validation: Validation | None
+    """None where it could not run on the exporting machine."""
     delegate: Delegate | None = None
     """What a ``.pte`` hands operations to; those left to it are among the programs' operators."""
     delegated_fraction: float | None = None
@@ -100,7 +130,7 @@ class Artifact(Frozen):
         """Say how near it came to the program that it was written from, and who computed that."""
         for step in self.parity:
             if step.step == "lowered":
-                said = f"within {step.max_difference:.1g}, {step.logit_snr_db:.0f} dB"
+                said = f"within {_rounded_up(step.max_difference):.1g}, {math.floor(step.logit_snr_db)} dB"
                 return f"{said} (evaluated {self.evaluated_by})" if self.evaluated_by else said
         return self.not_checked
 

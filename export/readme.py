@@ -6,6 +6,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from export.coreml import MINIMUM_OS
 from export.manifest import Artifact, Manifest
+from export.parity import LEAST_SNR_DB
 from export.rules import DETECTOR_NAMES
 from export.runtimes import ORT, Runtime
 
@@ -28,17 +29,23 @@ def readme(manifest: Manifest) -> str:
         artifact = shown(runtime)
         return artifact.file if artifact else ""
 
-    onnx, programs = shown("onnxruntime"), manifest.artifacts[0].programs
+    onnx = shown("onnxruntime")
+    embeds = [program for own in manifest.artifacts for program in own.programs if program.name == "embed"]
+    rules: dict[str, list[str]] = {}
+    for own in manifest.artifacts:
+        rules.setdefault(own.threshold.rule, []).append(own.file)
     return pages.get_template("readme.md.j2").render(
         manifest=manifest,
         frame=manifest.clip.per == "frame",
         size=manifest.crop.rule.size,
-        width=programs[0].output.shape[-1],
+        width=embeds[0].output.shape[-1] if embeds else None,
         detector=DETECTOR_NAMES[manifest.crop.detector],
         minimum_os=MINIMUM_OS,
         batch=(onnx and onnx.batch) or 1,
         file=file,
         stem=lambda runtime: PurePath(file(runtime)).stem,
-        rule=manifest.artifacts[0].threshold.rule,
+        rules=rules,
+        executorch=artifact.minimum_os if (artifact := shown("executorch")) else "",
+        least_snr_db=LEAST_SNR_DB,
         tools=", ".join(f"{tool} {version}" for tool, version in manifest.tools.items()),
     )

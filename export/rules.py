@@ -1,8 +1,12 @@
 """What an app does around a model, as the manifest says it: how a crop is cut, and how frames make a verdict."""
 
+import hashlib
+from collections.abc import Sequence
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, PositiveInt
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
 from data.clips import BRIDGED_FRAMES
 from data.crops import CropRule
@@ -11,9 +15,11 @@ from data.store import StoreSettings
 CROP_RULE = (
     "Take any detector's face box [x0, y0, x1, y1] in pixels of the upright picture. side = floor(margin * "
     "max(x1 - x0, y1 - y0) + 0.5); left = floor((x0 + x1 - side) / 2 + 0.5); top = floor((y0 + y1 - side) / 2 + 0.5). "
-    "Cut that square, black where it leaves the picture, and resize it to size x size: by area when it shrinks, "
-    "bilinearly when it grows. Where fit is pad, resize all squares of a clip by size / (side of the clip's largest "
-    "square) instead, sides rounded half up, each centred on black. "
+    "Cut that square, black where it leaves the picture, and resize it to size x size: when it shrinks, by area (each "
+    "new pixel is the mean of all that it covers, pixels at its borders by the part that it covers, as OpenCV's "
+    "INTER_AREA; not Pillow's BOX, which takes whole pixels), when it grows, bilinearly. Where fit is pad, resize all "
+    "squares of a clip by size / (side of the clip's largest square) instead, sides rounded half up, each centred on "
+    "black. "
 )
 DETECTOR_NAMES = {"dlib": "dlib's frontal HOG detector", "mtcnn": "MTCNN"}
 EXAMPLES = (
@@ -28,7 +34,7 @@ EXAMPLES = (
 class Frozen(BaseModel):
     """A part of the manifest."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
 class CropExample(Frozen):
@@ -66,6 +72,54 @@ class CropExample(Frozen):
         )
 
 
+def example_picture(size: int) -> NDArray[np.uint8]:
+    """Return the picture of ``CropPixels``, uint8 [H, W, 3] RGB: full of edges, on which filters differ."""
+    y, x = np.mgrid[: 2 * size, : 2 * size]
+    return np.stack([x * x // 16 + 5 * y, y * y // 16 + 3 * x, x * y // 8], axis=-1).astype(np.uint8)
+
+
+class CropPixels(Frozen):
+    """Test vectors of the whole crop rule, to the pixel: boxes in a picture that is a formula, and the crops' bytes."""
+
+    picture: tuple[int, int]
+    """Width and height."""
+    formula: Literal["red = x * x / 16 + 5 * y, green = y * y / 16 + 3 * x, blue = x * y / 8, integers modulo 256"] = (
+        "red = x * x / 16 + 5 * y, green = y * y / 16 + 3 * x, blue = x * y / 8, integers modulo 256"
+    )
+    """Of the pixel in column x and row y, both from 0; divisions round down."""
+    boxes: list[tuple[float, float, float, float]]
+    """One whose square shrinks, one whose square leaves the picture, one whose square grows. Where fit is pad, they are
+    one clip."""
+    crops: Literal["crop-examples.bin"] = "crop-examples.bin"
+    """File of uint8 [3, S, S, 3], RGB, C order, without a header."""
+    sha256: str
+    tolerance: Literal[2] = 2
+    """Largest difference that rounding explains; other filters are off by 17 and more."""
+
+    @classmethod
+    def of(cls, rule: CropRule) -> "CropPixels":
+        """Return the test vectors of a rule."""
+        size = rule.size
+        boxes = [
+            _box_about(center, round(side * size / rule.margin, 2))
+            for center, side in (((0.9 * size, 0.8 * size), 1.37), ((0.3 * size, 1.9 * size), 1.1),
+                                 ((1.2 * size, 1.1 * size), 0.61))
+        ]  # fmt: skip
+        digest = hashlib.sha256(cls.cut(rule, boxes).tobytes()).hexdigest()
+        return cls(picture=(2 * size, 2 * size), boxes=boxes, sha256=digest)
+
+    @staticmethod
+    def cut(rule: CropRule, boxes: Sequence[tuple[float, float, float, float]]) -> NDArray[np.uint8]:
+        """Cut the crops of boxes, uint8 [N, S, S, 3]."""
+        return rule.cut_clip([example_picture(rule.size)] * len(boxes), np.array(boxes, np.float64))
+
+
+def _box_about(center: tuple[float, float], longer: float) -> tuple[float, float, float, float]:
+    """Return a box of 3 by 4 about a point."""
+    (x, y), half, shorter = center, longer / 2, 0.375 * longer
+    return round(x - shorter, 2), round(y - half, 2), round(x + shorter, 2), round(y + half, 2)
+
+
 class CropGeometry(Frozen):
     """How to cut the crop from a face box."""
 
@@ -73,7 +127,8 @@ class CropGeometry(Frozen):
     detector: Literal["dlib", "mtcnn"] = "dlib"
     """Whose boxes the crops were cut from, in training and for every figure."""
     text: str
-    examples: list[CropExample]
+    examples: list[CropExample] = Field(min_length=1)
+    pixels: CropPixels
 
     @classmethod
     def of(cls, settings: StoreSettings) -> "CropGeometry":
@@ -81,14 +136,15 @@ class CropGeometry(Frozen):
         rule, detector = settings.crop, settings.detector
         examples = [CropExample.of(rule, *example) for example in EXAMPLES]
         text = f"{CROP_RULE}The detector behind all figures is {DETECTOR_NAMES[detector]}."
-        return cls(rule=rule, detector=detector, text=text, examples=examples)
+        return cls(rule=rule, detector=detector, text=text, examples=examples, pixels=CropPixels.of(rule))
 
 
 COUNTING = (
     "A clip begins at a frame with a face: the first such from there on. Of several faces in a clip, take the "
-    "largest of those seen in at least half of its frames, or else the largest. A frame counts if that face was found "
-    f"in it, or is missing for at most {BRIDGED_FRAMES} frames on end within the clip, with boxes that are "
-    "interpolated, and held at the clip's ends; frames of longer gaps do not count, nor those beyond the video's end. "
+    "largest (by the median area of its boxes) of those whose frames count in at least half of the clip, or else the "
+    f"largest. A frame counts if that face was found in it, or is missing for at most {BRIDGED_FRAMES} frames on end "
+    "within the clip, with boxes that are interpolated, and held at the clip's ends; frames of longer gaps do not "
+    "count, nor those beyond the video's end. "
 )
 MEAN_RULE = (
     "Cut the video into clips of `frames` consecutive frames of one tracked face, one after another. "
@@ -97,8 +153,10 @@ MEAN_RULE = (
 )
 SCORE_RULE = (
     "Cut the video into clips of exactly `frames` consecutive frames of one tracked face, each `hop` frames after the "
-    "one before. Run embed once on every frame that counts, and put the embeddings in the order of the frames into "
-    "score's input, with valid 1; other frames have an embedding of zeros and valid 0. "
+    "one before. Run embed on every frame that counts, and put the embeddings in the order of the frames into "
+    "score's input, with valid 1; other frames have an embedding of zeros and valid 0. A frame that two clips share "
+    "keeps its embedding if its crop is the same in both: it may not be where fit is pad and the clips' largest "
+    "squares differ, and where a box was held at the end of one. "
     f"{COUNTING}Leave out clips of which less than half of the frames count, and one at the video's end whose frames "
     "were all in the clip before. score gives a clip's P(fake); the mean over the clips above the threshold is a fake."
 )

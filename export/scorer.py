@@ -58,7 +58,7 @@ class Milliseconds(BaseModel):
     crop: float
     """Colours converted, crops cut and resized."""
     embed: float | None = None
-    """Of a clip student, once for each frame."""
+    """Of a clip student, once for each crop."""
     score: float | None = None
     whole: float
 
@@ -81,7 +81,7 @@ class Detection(BaseModel):
     faces_missed: int
     """Frames in which no face was found."""
     clips_left_out: int
-    """Clips in less than half of whose frames the face was seen, which a clip student does not score."""
+    """Clips of which less than half of the frames count, which a clip student does not score."""
     clips: list[ScoredClip]
     milliseconds: Milliseconds
 
@@ -190,9 +190,9 @@ class VideoScorer:
         score = float(np.average([clip.score for clip in found.clips], weights=weights))
         by, threshold = evaluated_by(self.artifact.runtime), self.artifact.threshold.value
         spent = {name: 1e3 * seconds for name, seconds in watch.seconds.items()}
-        spent["whole"] = sum(spent.values())
         if by:
             spent = {name: value for name, value in spent.items() if name not in ("embed", "score")}
+        spent["whole"] = sum(spent.values())
         return Detection(
             video=shown(path),
             score=score,

@@ -7,19 +7,25 @@ import json
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import typer
 
 from export.bundle import Bundle
 from export.manifest import Artifact
 from export.parity import LEAST_SNR_DB, compare
-from export.rules import CropExample
+from export.rules import CropExample, CropPixels
 from export.runtimes import NotEvaluated, evaluated_by
 from stage import StageError, run_as_script
 
 
 def check_crops(bundle: Bundle) -> None:
     """Raise StageError if the manifest's test vectors are not what its crop rule gives."""
-    crop = bundle.manifest.crop
+    crop, file = bundle.manifest.crop, bundle.path / bundle.manifest.crop.pixels.crops
+    expected, given = CropPixels.cut(crop.rule, crop.pixels.boxes), np.fromfile(file, np.uint8)
+    if given.size != expected.size or np.abs(given.reshape(expected.shape) - expected.astype(int)).max() > (
+        crop.pixels.tolerance
+    ):
+        raise StageError(f"{file} is not what the manifest's crop rule gives: export the bundle again")
     for example in crop.examples:
         if CropExample.of(crop.rule, example.box, example.picture, example.rotation) != example:
             raise StageError(f"{bundle.path}: the crop of the box {example.box} is not what the manifest's rule gives")

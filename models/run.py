@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
-from files import locked, read_json, refuse_existing, sha256_of, written_whole
+from files import locked, put_in_place, read_json, refuse_existing, sha256_of, written_whole
 from models.detector import Architecture, Detector, Preprocessing
 from models.origin import DataSource, Parent, Weights
 from stage import STATIC_INT8, Scheme, StageError, reason_of, say, speaks
@@ -24,6 +24,8 @@ from stage import STATIC_INT8, Scheme, StageError, reason_of, say, speaks
 SCHEMA_VERSION = 1
 FILES = ("metrics.json", "model.json", "model.safetensors", "quantization.json")
 """What a run is; whatever else lies in its folder does not count."""
+COMPUTING = ("model.safetensors", "quantization.json")
+"""Those of them of which ``model.json`` has the hash."""
 TOOLS = ("pocketproof", "torch", "torchvision", "timm", "torchao", "executorch", "numpy")
 
 
@@ -48,6 +50,8 @@ class RunInfo(BaseModel):
     parents: list[Parent] = Field(default_factory=list)
     data: DataSource
     seed: int
+    files: dict[str, str] = Field(default_factory=dict)
+    """SHA-256 of what computes, ``model.safetensors`` and ``quantization.json``; older runs do not say."""
     tools: dict[str, str] = Field(default_factory=lambda: versions_of(TOOLS))
     python: str = Field(default_factory=platform.python_version)
 
@@ -68,9 +72,11 @@ class RunInfo(BaseModel):
 def _write(folder: Path, info: RunInfo, detector: Detector, metrics: dict[str, Any], **files: str) -> None:
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in detector.state_dict().items()}
     (folder / "model.safetensors").write_bytes(save(state))  # save_file says of a full disk what is no OSError
-    texts = {"model": info.model_dump_json(indent=2), "metrics": json.dumps(metrics, indent=2)} | files
-    for name, text in texts.items():
+    for name, text in ({"metrics": json.dumps(metrics, indent=2)} | files).items():
         (folder / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+    hashes = {name: sha256_of(folder / name) for name in COMPUTING if (folder / name).exists()}
+    text = info.model_copy(update={"files": hashes}).model_dump_json(indent=2)
+    (folder / "model.json").write_text(text + "\n", encoding="utf-8")
 
 
 def save_run(out: Path, info: RunInfo, detector: Detector, metrics: dict[str, Any], **files: str) -> None:
@@ -108,7 +114,7 @@ class UnfinishedRun:
     def finish(self, info: RunInfo, detector: Detector, metrics: dict[str, Any], **files: str) -> None:
         """Write the trained run and put it in its place, as ``save_run`` does; for the first process alone."""
         _write(self.folder, info, detector, metrics, **files)
-        self.folder.replace(self.out)
+        put_in_place(self.folder, self.out)
         shutil.rmtree(self.out / self.checkpoint.parent.name)
         Path(self._lock.name).unlink(missing_ok=True)
 
@@ -118,9 +124,8 @@ class UnfinishedRun:
     def __exit__(self, *_: object) -> None:
         if not speaks():
             return
-        if (
-            self.folder.exists() and not self.checkpoint.exists()
-        ):  # stopped before its first checkpoint: nothing to go on with
+        # Stopped before its first checkpoint, there is nothing to go on with.
+        if self.folder.exists() and not self.checkpoint.exists():
             shutil.rmtree(self.folder)
             Path(self._lock.name).unlink(missing_ok=True)
         self._lock.close()
@@ -136,10 +141,17 @@ class Run:
 
     def read(self, file: str) -> str:
         """Return the text of one of the run's files."""
+        self._check(file)
         try:
             return (self.path / file).read_text(encoding="utf-8")
         except (OSError, UnicodeError) as error:
             raise StageError(f"{self.path} is not a run: it has no readable {file}") from error
+
+    def _check(self, file: str) -> None:
+        """Raise StageError if a file is there and is not the one that the run was written with."""
+        path, digest = self.path / file, self.info.files.get(file)
+        if digest and path.is_file() and sha256_of(path) != digest:
+            raise StageError(f"{path} is not the file that this run was written with: its SHA-256 differs")
 
     def detector(self) -> Detector:
         """Build the detector, in float32 and eval mode: of int8 with the weights before rounding, of fp16 after it."""
@@ -148,6 +160,7 @@ class Run:
         except Exception as error:  # timm's backbones have reasons of their own to be of no such size
             raise StageError(f"{self.path / 'model.json'} is of no network: {reason_of(error)}") from error
         path = self.path / "model.safetensors"
+        self._check(path.name)
         try:
             detector.load_state_dict(load_file(path))
         except (OSError, SafetensorError, RuntimeError) as error:

@@ -1,14 +1,27 @@
 """Files on disk: whole or not at all, hashed, and the JSON of users."""
 
+import errno
 import hashlib
 import os
+import pickle
 import platform
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from files import NotFinite, alone, bytes_of, parse_json, refuse_existing, sha256_of, written_whole
+from files import (
+    NotFinite,
+    alone,
+    bytes_of,
+    load_tensors,
+    locked,
+    parse_json,
+    put_in_place,
+    refuse_existing,
+    sha256_of,
+    written_whole,
+)
 from stage import StageError
 
 
@@ -154,3 +167,59 @@ def test_two_processes_do_not_make_one_thing(tmp_path: Path) -> None:
             pass
         assert [path.name for path in tmp_path.iterdir()] == [".out.lock"]
     assert not list(tmp_path.iterdir())
+
+
+def test_everything_is_on_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, steps = make_tree(tmp_path / "made", a=b"1", b__c=b"2"), []
+    rename, flush = Path.replace, os.fsync
+
+    def flushed(file: int) -> None:
+        steps.append(str(Path(f"/proc/self/fd/{file}").readlink()))
+        flush(file)
+
+    def renamed(path: Path, to: Path) -> Path:
+        steps.append("rename")
+        return rename(path, to)
+
+    monkeypatch.setattr(Path, "replace", renamed)
+    monkeypatch.setattr(os, "fsync", flushed)
+    put_in_place(made, tmp_path / "whole")
+    assert set(steps[:2]) == {str(made / "a"), str(made / "b/c")}
+    assert steps[2:] == ["rename", str(tmp_path)]
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_the_first_file_stays_also_where_files_cannot_have_two_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
+) -> None:
+    def refused(*_: object) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    if not links:
+        monkeypatch.setattr(os, "link", refused)
+    for text in ("first", "second"):
+        with written_whole(tmp_path / "a", keep_existing=True) as aside:
+            aside.write_text(text)
+    assert (tmp_path / "a").read_text() == "first"
+    assert names(tmp_path) == ["a"]
+
+
+@pytest.mark.parametrize("target", ["nowhere", "empty"])
+def test_a_link_is_no_place_to_write_to(tmp_path: Path, target: str) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / target)
+    with pytest.raises(StageError, match=r"out is a link: give the path that it leads to"):
+        refuse_existing(tmp_path / "out")
+
+
+@pytest.mark.parametrize("out", ["/dev/null/x", "x" * 251])
+def test_a_place_that_cannot_be_locked_is_named(tmp_path: Path, out: str) -> None:
+    with pytest.raises(StageError, match=rf"cannot write .*{out}: "):
+        locked(tmp_path / out)
+
+
+def test_a_pickle_is_refused_without_a_word_on_how_to_unpickle_it(tmp_path: Path) -> None:
+    with (tmp_path / "a.pt").open("wb") as file:
+        pickle.dump(Path(), file)
+    with pytest.raises(ValueError, match=r"^it holds other things than tensors$"):
+        load_tensors(tmp_path / "a.pt")

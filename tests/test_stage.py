@@ -16,7 +16,7 @@ import typer
 from pydantic import BaseModel, Field
 from typer.testing import CliRunner
 
-from stage import StageError, call, in_processes, progress, takes_options
+from stage import StageError, call, in_processes, progress, speaks, takes_options
 
 ROOT = Path(__file__).parents[1]
 
@@ -143,3 +143,33 @@ def test_what_a_class_refuses_is_one_line() -> None:
         stretch("a", width=0)
     with pytest.raises(TypeError, match="unexpected keyword argument 'height'"):
         stretch("a", height=1)
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, True),
+        ({"RANK": "1"}, True),
+        ({"RANK": "0", "WORLD_SIZE": "2"}, True),
+        ({"RANK": "1", "WORLD_SIZE": "2"}, False),
+        ({"RANK": "1", "WORLD_SIZE": "1"}, True),
+    ],
+)
+def test_a_process_is_silent_only_in_company(
+    environment: dict[str, str], expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert speaks() is expected
+
+
+def test_an_interrupted_command_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as ended:
+        call(interrupted)
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == "interrupted: the same command goes on with what is done\n"

@@ -1,9 +1,10 @@
 """Corpora to sources: recognize the layout of each, read it, and take what was asked for."""
 
+import os
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Annotated, Literal
 
 import numpy as np
@@ -127,7 +128,7 @@ def read_sources(roots: Sequence[Path], selection: Selection) -> tuple[list[Sour
     notes: list[str] = []
     for root, layout in zip(roots, layouts, strict=True):
         sources = _read(root, layout, selection)
-        notes += _notes(root, layout, sources)
+        notes += _notes(root, layout, sources, selection.identity_pattern)
         found += sources
     _refuse_twice(found)
     taken = _at_most(_of_methods(found, selection.methods), selection.max_videos)
@@ -136,11 +137,34 @@ def read_sources(roots: Sequence[Path], selection: Selection) -> tuple[list[Sour
     return taken, list(dict.fromkeys(notes))
 
 
-def _notes(root: Path, layout: str, sources: Sequence[Source]) -> list[str]:
+def _notes(root: Path, layout: str, sources: Sequence[Source], pattern: str | None) -> list[str]:
     note = corpus_note(root.parent if layout == "csv" else root)
     notes = [note] if note else []
+    by_name = layout in ("folder", "csv") or (layout == "flat" and pattern is None)
+    if by_name and not note:  # which would say whom its files show
+        notes += _named_by_files(layout, sources)
     if layout != "csv":  # which names its files
         notes += (dfdc_notes if layout == "dfdc" else _left_out)(root, sources)
+    return notes
+
+
+def _named_by_files(layout: str, sources: Sequence[Source]) -> list[str]:
+    """Say of how many files the identity is the file's name, for want of a better one, and what that may cost."""
+    unplaced = [source for source in sources if source.split is None]
+    own = [source for source in unplaced if source.identities == (PurePath(source.name).stem,)]
+    if not own:
+        return []
+    notes = [
+        f"{len(own)} of {len(sources)} files of the layout {layout} name no person but their own file name: a person "
+        "who is in several of them may be in several splits."
+    ]
+    reals = {name for source in sources if not source.label for name in source.identities}
+    lone = sum(1 for source in own if source.label and source.identities[0] not in reals)
+    if reals and lone:
+        notes.append(
+            f"{lone} fakes of the layout {layout} have the name of no real file: they may be in another split than "
+            "their original."
+        )
     return notes
 
 
@@ -163,7 +187,11 @@ def _asked(selection: Selection) -> str:
 
 def _refuse_twice(sources: Sequence[Source]) -> None:
     seen: set[str] = set()
+    labels: dict[str, Source] = {}
     for source in sources:
+        same = labels.setdefault(os.path.realpath(source.path), source)
+        if same.label != source.label:
+            raise StageError(f"{same.name} and {source.name} are one file, once real and once fake: remove one of them")
         if (video_id := source.video_id) in seen:
             raise StageError(f"{source.name} is in two of the given sources: prepare them into stores of their own")
         seen.add(video_id)

@@ -68,11 +68,21 @@ def media(root: Path, below: str = "", suffixes: frozenset[str] = VIDEO_SUFFIXES
 
 
 def _below(root: Path) -> Iterator[Path]:
-    """Yield all that lies in a folder and in folders that it links to, but for links that lead back."""
-    for folder, folders, files in os.walk(root, onerror=_unless_missing, followlinks=True):
-        yield from (Path(folder, name) for name in (*folders, *files))
-        own = Path(os.path.realpath(folder))
-        folders[:] = [name for name in folders if not own.is_relative_to(os.path.realpath(Path(folder, name)))]
+    """Yield all that lies in a folder and in folders that it links to, but for links that lead back.
+
+    Each folder is gone into once, by its own name sooner than by a link's.
+    """
+    seen, linked = set[str](), [root]
+    while linked:
+        for folder, folders, files in os.walk(linked.pop(0), onerror=_unless_missing):
+            own = os.path.realpath(folder)
+            if own in seen:
+                folders.clear()
+                continue
+            seen.add(own)
+            yield from (Path(folder, name) for name in (*folders, *files))
+            links = (path for name in sorted(folders) if (path := Path(folder, name)).is_symlink())
+            linked += [link for link in links if not Path(own).is_relative_to(os.path.realpath(link))]
 
 
 def shown(path: PurePath) -> str:

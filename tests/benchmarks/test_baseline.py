@@ -71,6 +71,33 @@ def test_other_machines_and_stores_cannot_be_compared(gate):
         gate.check_comparable("a processor, 2 cores", "ffff")
 
 
+def _on_a_phone(rows, name="Pixel 7, Android 14", machine="another machine, 4 cores"):
+    return [row.model_copy(update={"device": name, "machine": machine}) for row in rows]
+
+
+def test_rows_of_a_phone_are_compared_whatever_machine_it_hung_on(gate):
+    mine = rows_of(gate)
+    gate.report.rows = [*gate.report.rows, *_on_a_phone(gate.report.rows)]
+    gate.check_comparable("Pixel 7, Android 14", "0123abcd")
+    slower = _on_a_phone(mine, machine="a third machine, 8 cores")
+    assert gate.regressions(slower) == []
+    slower[1].latency_ms = Latency(p50=120, p90=None, p99=None)
+    (said,) = gate.regressions(slower)
+    assert said.startswith("student-fp32.pte (executorch fp32, Pixel 7, Android 14, 1 thread) is 900.0% slower")
+    with pytest.raises(StageError, match=r"measured on Pixel 7, Android 14, a processor, 2 cores, and this is Pixel 8"):
+        gate.check_comparable("Pixel 8, Android 14", "0123abcd")
+
+
+def test_a_second_session_on_the_machine_is_compared(gate):
+    mine = rows_of(gate)
+    for row in gate.report.rows:
+        row.machine = "a processor, 2 cores (2)"
+    gate.check_comparable("a processor, 2 cores", "0123abcd")
+    assert gate.regressions(mine) == []
+    mine[1].latency_ms = Latency(p50=120, p90=None, p99=None)
+    assert len(gate.regressions(mine)) == 1
+
+
 def test_a_baseline_without_rows_guards_nothing(gate, tmp_path):
     gate.report.rows = []
     (tmp_path / "empty.json").write_text(gate.report.model_dump_json())

@@ -35,7 +35,7 @@ from tests.export.clip_student import NAME, clip_bundle
 
 ROW_KEYS = {
     "name", "kind", "model", "runtime", "scheme", "machine", "device", "threads", "cores", "batch", "input_size",
-    "status", "reason", "bytes", "load_ms", "first_run_ms", "latency_ms", "repeats", "medians_ms", "spread",
+    "status", "reason", "bytes", "sha256", "load_ms", "first_run_ms", "latency_ms", "repeats", "medians_ms", "spread",
     "throughput", "peak_memory_mb", "peak_memory_over_idle_mb", "delegated_fraction", "macs", "peak_fraction",
     "runtime_bytes", "threshold", "auc", "auc_interval", "frame_auc", "video_auc", "methods", "eer", "ap", "accuracy",
     "tpr_at_fpr", "delta_auc", "student", "verdict_flips", "equal_error_flips", "frame_verdict_flips", "control_auc",

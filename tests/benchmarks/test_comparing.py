@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.comparing import compare_rows
-from benchmarks.figures import Latency
+from benchmarks.comparing import against_peaks, compare_rows
+from benchmarks.figures import Latency, Peak
 from benchmarks.report import Row
 from benchmarks.rows import Subject
 from compress.metrics import Threshold
@@ -106,3 +106,18 @@ def test_verdicts_flip_against_the_student_that_a_row_was_made_from(good):
     assert own.row.verdict_flips == np.mean((1 - good > 0.8) != (1 - good > 0.9)) > 0
     assert own.row.equal_error_flips == np.mean((1 - good > 0.55) != (1 - good > 0.5)) > 0
     assert (gelu.row.verdict_flips, relu.row.verdict_flips, stray.row.verdict_flips) == (0.0, 0.0, None)
+
+
+def test_share_of_the_peak_is_of_rows_on_the_cores_it_was_measured_on(good):
+    peaks = [Peak(threads=1, fp32_gmacs=100.0, int8_gmacs=400.0, drift=0.0)]
+    rows = [
+        subject("a", "fp32", 10.0),
+        subject("b", "int8", 10.0),
+        subject("c", "fp32", 0.5, runtime="coreml"),
+        subject("d", "autocast", 10.0, kind="run", runtime="torch"),
+        subject("e", "fp32", None),
+    ]
+    for own in rows:
+        own.row.macs = 500_000_000
+    against_peaks(rows, peaks)
+    assert [own.row.peak_fraction for own in rows] == [pytest.approx(0.5), pytest.approx(0.125), None, None, None]

@@ -7,8 +7,9 @@ import pytest
 from benchmarks.merging import merge
 from benchmarks.merging import report as merge_files
 from benchmarks.report import read_report
+from benchmarks.sections import sections
 from stage import StageError
-from tests.benchmarks.reports import plain_report
+from tests.benchmarks.reports import DIAGNOSIS, plain_report
 
 
 @pytest.fixture
@@ -35,7 +36,7 @@ def test_rows_of_all_machines_stand_side_by_side(report, tmp_path):
     assert [row.name for row in merged.rows] == [row.name for row in report.rows] * 2
     assert [session.machine for session in merged.sessions] == ["a processor, 2 cores", "a phone"]
     assert {row.machine for row in merged.rows} == {"a processor, 2 cores", "a phone"}
-    assert merged.notes == [*report.notes, "Only there."]
+    assert merged.notes == [*report.notes, "a phone: Only there."]
     assert read_report(tmp_path / "merged" / "report.json") == merged
     page = (tmp_path / "merged" / "report.html").read_text()
     assert "a phone" in page and "a processor, 2 cores" in page
@@ -64,6 +65,42 @@ def test_what_was_measured_on_other_clips_or_against_another_reference_is_refuse
     other.reference.precision = "autocast"
     with pytest.raises(StageError, match=r"and runs/dino \(autocast on cuda:0\): measure one again"):
         merge([report, other])
+
+
+def test_other_runs_of_one_name_keep_their_diagnoses(report):
+    other = on_another_machine(report)
+    other.diagnoses["student-int8"] = DIAGNOSIS.model_copy(update={"logit_snr_db": 3.0})
+    merged = merge([report, other])
+    assert {name: found.logit_snr_db for name, found in merged.diagnoses.items()} == {
+        "student-int8": 24.25,
+        "student-int8, a phone": 3.0,
+    }
+    assert list(merge([report, on_another_machine(report)]).diagnoses) == ["student-int8"]
+
+
+def test_one_control_is_kept_and_two_are_refused(report):
+    report.control_fingerprint = "c1"
+    without = on_another_machine(report).model_copy(update={"control_clips": None, "control_fingerprint": None})
+    for order in ([report, without], [without, report]):
+        merged = merge(order)
+        assert (merged.control_clips, merged.control_fingerprint) == (38, "c1")
+    with pytest.raises(StageError, match=r"different controls: measure one again with --control of the other"):
+        merge([report, on_another_machine(report).model_copy(update={"control_fingerprint": "c2"})])
+
+
+def test_size_picture_tells_files_of_one_name_apart(report):
+    other = on_another_machine(report)
+    for rows, mark in ((report.rows, "a"), (other.rows, "b")):
+        for row in rows:
+            row.sha256 = f"{mark} {row.name}"
+            row.bytes *= 1 + (mark == "b")
+
+    def marks(reports):
+        sizes = next(section for section in sections(merge(reports)) if section.title == "Size and accuracy")
+        return sizes.pictures[0].svg.count("student-int8.pte")
+
+    assert marks([report, other]) == 2 * marks([report])
+    assert marks([report, on_another_machine(report)]) == marks([report])
 
 
 def test_a_file_that_is_no_report_is_one_line(tmp_path):

@@ -5,10 +5,11 @@ import pytest
 
 from benchmarks.figures import Latency
 from benchmarks.report import Row
-from benchmarks.rows import Subject, fill_row, list_subjects, shortest_names
+from benchmarks.rows import Subject, fill_row, list_subjects
 from benchmarks.task import Measurement, Scores, Timing
 from compress.metrics import Threshold
 from export.bundle import Bundle
+from files import shortest_names
 from models.cost import macs_of
 from models.run import Run
 from tests.export.clip_student import clip_bundle

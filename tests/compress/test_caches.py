@@ -159,7 +159,7 @@ def test_the_cache_of_the_folder_one_stands_in_lies_beside_it(tmp_path: Path, mo
 
 def test_numbers_beyond_half_precision_are_refused(opened_store: ClipStore, tmp_path: Path) -> None:
     views = Views(opened_store, ViewRule())
-    with pytest.raises(StageError, match=r"gives numbers beyond half precision; give --precision fp32, or other"):
+    with pytest.raises(StageError, match=r"gives numbers beyond half precision; give --precision fp32, if that is"):
         FrameCache.fill(tmp_path, key_of(views), views, lambda pixels, _: 1e6 * Means()(pixels))
 
 
@@ -180,3 +180,15 @@ def test_plain_clips_are_the_same_under_every_seed_and_policy(opened_store: Clip
     assert keys[0] == keys[1]
     assert keys[0].folder == keys[2].folder
     assert key_of(views, rule=ViewRule(forge=True, seed=5)).folder != keys[0].folder
+
+
+def test_what_changes_no_view_changes_no_cache(opened_store: ClipStore) -> None:
+    views = Views(opened_store, ViewRule())
+
+    def folder(**rule: object) -> str:
+        return key_of(views, rule=ViewRule.model_validate(rule)).folder
+
+    assert folder(views=2) == folder(views=2, weakest_forgery=0.9)  # nothing is forged
+    assert folder(forge=True) == folder(forge=True, augment="AugMix")  # there is no augmented copy
+    assert folder(forge=True) != folder(forge=True, weakest_forgery=0.9)
+    assert folder(views=2) != folder(views=2, augment="AugMix")

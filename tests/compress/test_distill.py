@@ -212,3 +212,13 @@ def test_a_cache_that_nothing_would_use_is_refused(demo_store: Path, teacher_run
         distill(demo_store, tmp_path / "out", teacher_run, live_teacher=True, cache=tmp_path / "cache", **QUICK)
     with pytest.raises(StageError, match=text):
         distill(demo_store, tmp_path / "out", loss="classification", cache=tmp_path / "cache", **QUICK)
+
+
+def test_options_of_a_teacher_and_of_labels_without_them_are_refused(
+    demo_store: Path, teacher_run: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(StageError, match="--live-teacher asks a teacher at every step: give --teacher, or leave it"):
+        distill(demo_store, tmp_path / "out", loss="classification", live_teacher=True, **QUICK)
+    with pytest.raises(StageError, match="--balance weights weighs labels in the loss classification: add it to"):
+        distill(demo_store, tmp_path / "out", teacher_run, loss="kl", balance="weights", **QUICK)
+    assert not list(tmp_path.iterdir())

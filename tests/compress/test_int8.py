@@ -23,6 +23,7 @@ from compress.runs import pixel_detector
 from models.run import Run
 from stage import StageError
 from tests.compress.small_network import small_detector, some_pictures
+from tests.conftest import forget_hashes
 
 
 def _scores(run_path, crops, dynamic_batch=True):
@@ -143,5 +144,6 @@ def test_numbers_of_another_network_are_refused(int8_run, tmp_path, change, mess
     quantization = json.loads((copy / "quantization.json").read_text())
     change(quantization)
     (copy / "quantization.json").write_text(json.dumps(quantization))
+    forget_hashes(copy)
     with pytest.raises(StageError, match=message):
         pixel_detector(Run(copy))

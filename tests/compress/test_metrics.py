@@ -64,30 +64,51 @@ def test_eer_threshold_balances_both_errors(seed):
     assert abs(false_positives - false_negatives) == pytest.approx(min(gaps))
     assert eer == pytest.approx((false_positives + false_negatives) / 2)
     assert rate == pytest.approx(false_positives)
-    assert compute_figures(labels, scores, 0.0).eer == eer
+    assert compute_figures(labels, scores, 0.0, 300).eer == eer
 
 
 def test_threshold_of_separable_scores_is_between_them():
-    threshold = choose_threshold(np.array([0, 0, 1, 1]), np.array([0.1, 0.2, 0.6, 0.9]))
+    threshold = choose_threshold(np.array([0, 0, 1, 1]), np.array([0.1, 0.2, 0.6, 0.9]), 2)
     assert 0.2 < threshold.value < 0.6
     assert threshold.false_positive_rate == 0.0
-    assert threshold.rule.startswith("equal error rate (2 real validation clips; 1 % false positives needs 300)")
+    assert threshold.rule.startswith("equal error rate (2 real validation videos; 1 % false positives needs 300)")
 
 
 def test_one_per_cent_false_positives_from_300_reals_on():
     rng = np.random.default_rng(0)
     labels = np.repeat([0, 1], [1000, 10])
-    scores = rng.normal(labels, 1.0)
-    threshold = choose_threshold(labels, scores)
+    scores = 1 / (1 + np.exp(-rng.normal(labels, 1.0)))
+    threshold = choose_threshold(labels, scores, 1000)
     assert (scores[labels == 0] > threshold.value).mean() == threshold.false_positive_rate <= 0.01
-    assert threshold.false_positive_rate > 0.005
+    assert threshold.false_positive_rate == 0.01  # all that are allowed
     assert np.abs(scores - threshold.value).min() > 0  # no verdict hangs on rounding
+
+
+@pytest.mark.parametrize("reals", [300, 399, 400, 1000])
+def test_threshold_at_one_per_cent_finds_what_the_roc_curve_does(reals):
+    labels, scores = _scores(3, reals, 200)
+    scores = 1 / (1 + np.exp(-scores))
+    threshold = choose_threshold(labels, scores, reals)
+    found = (scores[labels == 1] > threshold.value).mean()
+    assert found == compute_figures(labels, scores, 0.0, reals).tpr_at_fpr["0.01"]
+
+
+def test_clips_and_frames_of_few_videos_support_no_low_rate():
+    rng = np.random.default_rng(0)
+    labels, frames = np.repeat([0, 1], [300, 300]), rng.random((600, 20))
+    scores = replace(_clip_scores(labels, frames), video_ids=tuple(str(number // 20) for number in range(600)))
+    assert scores.real_videos == 15
+    metrics = scores.metrics(0.5, intervals=False)
+    for figures in (metrics.clip, metrics.video, metrics.frame):
+        assert figures.unsupported["tpr_at_fpr 0.01"] == "needs 300 real videos, has 15"
+    rule = "equal error rate (15 real validation videos; 1 % false positives needs 300)"
+    assert scores.choose_threshold().rule == rule
 
 
 def test_a_low_rate_that_no_threshold_reaches_is_said():
     labels = np.repeat([0, 1], [400, 20])
     scores = np.r_[np.linspace(0, 0.9, 395), np.ones(25)]
-    threshold = choose_threshold(labels, scores)
+    threshold = choose_threshold(labels, scores, 400)
     assert threshold.rule == "equal error rate (1 % of the real validation clips have the highest score there is)"
     assert threshold.value < 1 and threshold.false_positive_rate == pytest.approx(5 / 400)
 
@@ -95,14 +116,14 @@ def test_a_low_rate_that_no_threshold_reaches_is_said():
 @pytest.mark.parametrize(
     ("reals", "missing"),
     [
-        (59, {"tpr_at_fpr 0.01": "needs 300 reals, has 59", "tpr_at_fpr 0.05": "needs 60 reals, has 59"}),
-        (60, {"tpr_at_fpr 0.01": "needs 300 reals, has 60"}),
+        (59, {"tpr_at_fpr 0.01": "needs 300 real videos, has 59", "tpr_at_fpr 0.05": "needs 60 real videos, has 59"}),
+        (60, {"tpr_at_fpr 0.01": "needs 300 real videos, has 60"}),
         (300, {}),
     ],
 )
 def test_true_positive_rates_are_the_best_within_the_rate_and_need_three_expected_errors(reals, missing):
     labels, scores = _scores(1, reals, 50)
-    figures = compute_figures(labels, scores, 0.0)
+    figures = compute_figures(labels, scores, 0.0, reals)
     assert figures.unsupported == missing | {"intervals": "not resampled"}
     for rate in (0.01, 0.05):
         cuts = [cut for cut in np.append(scores, np.inf) if (scores[labels == 0] >= cut).mean() <= rate]
@@ -207,7 +228,9 @@ def test_interval_is_of_persons_and_not_of_clips():
     persons, clips_each, share = 100, 5, 0.7
     correct = np.repeat(np.arange(persons) < share * persons, clips_each)
     identities = [(str(index // clips_each),) for index in range(persons * clips_each)]
-    figures = compute_figures(np.zeros(len(correct), np.int64), np.where(correct, 0.1, 0.9), 0.5, identities)
+    figures = compute_figures(
+        np.zeros(len(correct), np.int64), np.where(correct, 0.1, 0.9), 0.5, len(correct), identities
+    )
     low, high = figures.intervals["accuracy"]
     # A person's clips are all right or all wrong: as many independent draws as there are persons.
     half = 1.96 * (share * (1 - share) / persons) ** 0.5
@@ -239,6 +262,6 @@ def test_videos_of_unknown_persons_count_as_persons_of_their_own():
 def test_draws_that_seldom_hold_both_classes_give_no_interval():
     identities = [(str(index),) for index in range(10)] + [tuple(map(str, range(10)))]
     labels = np.array([0] * 10 + [1])
-    figures = compute_figures(labels, np.linspace(0, 1, 11), 0.5, identities)
+    figures = compute_figures(labels, np.linspace(0, 1, 11), 0.5, 11, identities)
     assert figures.intervals == {} and figures.auc == 1.0
     assert figures.unsupported["intervals"].endswith("of 10000 draws of identities hold both classes")

@@ -27,6 +27,7 @@ from models.temporal import TemporalSettings
 from stage import StageError
 from tests import tiny  # noqa: F401  (timm knows it from then on)
 from tests.compress.small_network import small_detector, some_pictures
+from tests.conftest import forget_hashes
 
 
 def test_a_run_whose_layers_all_stay_computes_what_its_source_does(
@@ -227,6 +228,7 @@ def test_fp16_that_overflows_is_refused(drawn_run, demo_store, tmp_path):
     weights = load_file(run / "model.safetensors")
     weights["head.weight"] *= 1e7
     save_file(weights, run / "model.safetensors")
+    forget_hashes(run)
     with pytest.raises(StageError, match="has values that fp16 cannot hold: give --scheme int8 or autocast"):
         quantize(run, demo_store, tmp_path / "half", scheme="fp16")
 

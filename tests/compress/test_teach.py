@@ -116,3 +116,6 @@ def test_what_cannot_be_taught_is_one_line(
         teach("megatron", tmp_path / "single", out, **TINY)
     with pytest.raises(StageError, match=r"--batch-size 6 cannot be cut .*: give a multiple of 4"):
         teach("dino", demo_store, out, batch_size=6, accumulate=2, **TINY)
+    for nothing_to_keep in ({"unfreeze": "all"}, {"epochs": 0}):
+        with pytest.raises(StageError, match="--cache keeps what frozen layers say: leave it out where none is frozen"):
+            teach("dino", demo_store, out, cache=tmp_path / "cache", **TINY | nothing_to_keep)

@@ -117,7 +117,7 @@ def reals_store(demo_corpus, tmp_path_factory):
 
 
 def test_a_teacher_learns_from_real_faces_alone(reals_store, tmp_path, capfd):
-    with pytest.raises(StageError, match=r"6 real and 0 fake clips and needs both: .* or --forge"):
+    with pytest.raises(StageError, match=r"6 real and 0 fake clips and needs both: .* or train with --forge"):
         teach("dino", reals_store, tmp_path / "run", backbone="test_vit", random_weights=True)
     options = {"backbone": "test_vit", "random_weights": True, "forge": True, "views": 2, "epochs": 1}
     teach("dino", reals_store, tmp_path / "run", **options)
@@ -287,3 +287,23 @@ def test_fp16_skips_steps_whose_gradients_overflow(opened_store, tmp_path):
         _, states = load_checkpoint(unfinished.checkpoint)
     assert states["scaler"]["scale"] < 2.0**16
     assert torch.isfinite(steep.objective.weight).all()
+
+
+@pytest.mark.parametrize("saves", [1, 3, 6, 8])
+def test_an_interrupted_training_goes_on_without_the_views_that_it_could_not_read(
+    saves, demo_store, tmp_path, monkeypatch
+):
+    store = shutil.copytree(demo_store, tmp_path / "store")
+    for clip in ClipStore(store).clips("train")[2:5]:
+        file = store / "clips" / f"{clip.video_id}.parquet"
+        file.write_bytes(file.read_bytes().replace(b"IDAT", b"IDAX"))
+    whole, history, _ = _fit_colours(ClipStore(store), tmp_path / "whole")
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(training, "CHECKPOINT_SECONDS", -1.0)  # after every step
+        patched.setattr(training, "save_checkpoint", InterruptedAfter(saves))
+        _fit_colours(ClipStore(store), tmp_path / "run")
+    again, rest, _ = _fit_colours(ClipStore(store), tmp_path / "run")
+    assert len(history["views"]["replaced_clips"]) == 3
+    assert rest["views"] == history["views"]
+    assert [own["loss"] for own in rest["passes"]] == [own["loss"] for own in history["passes"]]
+    assert all(torch.equal(own, other) for own, other in zip(again.parameters(), whole.parameters(), strict=True))

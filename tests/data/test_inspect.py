@@ -80,6 +80,10 @@ def test_counts_are_those_of_pandas(demo_store: Path) -> None:
         for group in counts["groups"]
     } == of_pandas.to_dict()
     assert sum(group["files"] for group in counts["groups"]) == 24
+    told = {split: dict.fromkeys(("real", "fake"), 0) for split in counts["clips"]}
+    for group in counts["groups"]:
+        told[group["split"]][group["label"]] += group["clips"]
+    assert told == counts["clips"]
     assert counts["reasons"] == {}
 
 
@@ -195,3 +199,14 @@ def test_training_clips_that_are_damaged_are_named(
     (copy / "clips" / f"{clip.video_id}.parquet").unlink()
     inspect(copy)
     assert f"training does without {copy / 'clips' / clip.video_id}.parquet" in capfd.readouterr().err
+
+
+def test_forgeries_count_as_fakes_of_no_file(demo_control: Path, tmp_path: Path) -> None:
+    options = {"methods": "real", "forge": 2, "frames": 4, "size": 32, "ratios": "0,0,1", "max_videos": 3}
+    prepare([demo_control], tmp_path / "store", **options)
+    counts = count(ClipStore(tmp_path / "store"))
+    assert counts["groups"] == [
+        {"split": "test", "label": "fake", "method": "SelfBlended", "status": "ok", "files": 0, "clips": 6},
+        {"split": "test", "label": "real", "method": "real", "status": "ok", "files": 3, "clips": 3},
+    ]
+    assert counts["clips"]["test"] == {"real": 3, "fake": 6}

@@ -447,6 +447,8 @@ def test_forged_clips_count_as_fake(demo_control: Path, tmp_path: Path) -> None:
         ({"modalities": "rgb,sound"}, "--modalities 'rgb,sound': give rgb, and"),
         ({"modalities": "rgb,rgb"}, "--modalities 'rgb,rgb': give rgb, and"),
         ({"depth_size": "small"}, "--depth-size and --depth-weights are for depth: add it to --modalities"),
+        ({"flow": "farneback"}, "--flow and --flow-weights are for flow: add it to --modalities"),
+        ({"weakest_forgery": 0.5}, "--weakest-forgery 0.5 is for forgeries: give --forge with it"),
         ({"depth_weights": Path("none")}, "--depth-size and --depth-weights are for depth: add it to --modalities"),
         ({"modalities": "rgb,depth", "depth_weights": Path("none")}, r"none has no config\.json.*--depth-weights DIR"),
         ({"modalities": "rgb,flow", "flow": "raft"}, "--flow raft needs weights: give --flow-weights FILE"),

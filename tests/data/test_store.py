@@ -281,7 +281,6 @@ def test_a_clip_file_missing_or_cut_short_is_refused_where_scores_depend_on_it(
     damage(file)
     with pytest.raises(StageError, match=rf"{file.name} is missing or damaged: prepare the store again"):
         ClipStore(copy).clips("test")
-    assert len(ClipStore(copy)._clips["test"]) == 5
     assert len(ClipStore(copy).clips("train")) == 12
 
 

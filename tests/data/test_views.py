@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -97,3 +98,21 @@ def test_views_are_equal_in_every_process(demo_store: Path) -> None:
     command = [sys.executable, "-c", code, str(demo_store)]
     ended = [subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout for _ in range(2)]
     assert ended[0] == ended[1] != ""
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        ({"augment": "AugMix"}, "--augment AugMix changes views but the first: give --views 2 or more with it"),
+        ({"augment": "AugMix", "forge": True}, "--augment AugMix changes views but the first"),
+        ({"weakest_forgery": 0.5, "views": 2}, "--weakest-forgery 0.5 is for forgeries: give --forge with it"),
+    ],
+)
+def test_an_option_that_would_change_nothing_is_refused(rule: dict[str, Any], message: str) -> None:
+    with pytest.raises(StageError, match=message):
+        ViewRule.model_validate(rule).seeded(3)
+
+
+def test_a_rule_takes_its_seed() -> None:
+    rule = ViewRule(views=2, augment="AugMix", forge=True, weakest_forgery=0.5)
+    assert rule.seeded(3) == rule.model_copy(update={"seed": 3})

@@ -177,7 +177,7 @@ def test_manifest_says_all_that_an_app_needs(bundle, opened_store):
     assert set(manifest["artifacts"][0]) == {
         "file", "sha256", "bytes", "runtime", "scheme", "minimum_os", "licence", "programs", "threshold",
         "threshold_from", "delegate", "delegated_fraction", "phone_check", "companions", "parity", "not_checked",
-        "evaluated_by", "source_run", "student",
+        "evaluated_by", "source_run", "student", "validation",
     }  # fmt: skip
     for artifact in manifest["artifacts"]:
         assert sha256_of(bundle.path / artifact["file"]) == artifact["sha256"]
@@ -188,6 +188,19 @@ def test_manifest_says_all_that_an_app_needs(bundle, opened_store):
         (given,) = program["inputs"]
         layout = given["layout"], given["shape"]
         assert layout == (("RGB image", [64, 64]) if artifact["runtime"] == "coreml" else ("NHWC", [1, 64, 64, 3]))
+
+
+def test_the_manifest_says_how_well_each_artifact_tells_validation_clips_apart(bundle, opened_store):
+    clips = opened_store.clips("val")
+    labels = np.array([clip.label for clip in clips])
+    for file in RUNNABLE:
+        artifact = bundle.artifact(file)
+        scores = np.array([bundle.load(artifact)(opened_store.pixels(c)[c.valid]).mean() for c in clips])
+        pairs = scores[labels == 1][:, None] - scores[labels == 0]
+        said = artifact.validation
+        assert (said.real, said.fake) == tuple(np.bincount(labels))
+        assert said.auc == pytest.approx(((pairs > 0) + 0.5 * (pairs == 0)).mean())
+        assert said.found == (scores[labels == 1] > artifact.threshold.value).mean()
 
 
 def test_core_ml_package_takes_an_rgb_image_and_computes_in_float32(bundle):
@@ -242,12 +255,11 @@ def test_golden_outputs_are_what_the_artifacts_give(bundle):
 
 
 def test_each_artifact_has_its_own_threshold(bundle, opened_store):
-    from compress.metrics import choose_threshold
     from compress.scoring import score_split
 
     artifact = bundle.artifact("test_byobnet-int8.onnx")
     val = score_split(bundle.load(artifact), opened_store, "val")
-    assert artifact.threshold == choose_threshold(val.labels, val.clips)
+    assert artifact.threshold == val.choose_threshold()
     assert artifact.threshold_from == "its own validation scores"
 
 
@@ -311,7 +323,7 @@ def _changed(bundle: Bundle, out: Path, **changes: object) -> Path:
 
 def test_a_bundle_of_another_schema_version_is_told_by_its_version(bundle, tmp_path):
     path = _changed(bundle, tmp_path / "old", schema_version=1, artifacts=[{"input": "as it was in version 1"}])
-    with pytest.raises(StageError, match=r"manifest.json is of schema version 1, this program reads 6"):
+    with pytest.raises(StageError, match=r"manifest.json is of schema version 1, this program reads 7"):
         Bundle(path)
 
 

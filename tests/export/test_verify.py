@@ -109,7 +109,7 @@ def test_golden_outputs_of_another_model_are_refused(copy, scheme, failure):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda m: m.update(schema_version=99), r"is of schema version 99, this program reads 6"),
+        (lambda m: m.update(schema_version=99), r"is of schema version 99, this program reads 7"),
         (lambda m: m["golden"]["outputs"].popitem(), r"has 0 golden outputs of .* for 32 inputs"),
         (
             lambda m: m["artifacts"][0]["programs"][0].update(bytes=7),
@@ -130,6 +130,10 @@ def test_golden_outputs_of_another_model_are_refused(copy, scheme, failure):
         (lambda m: m.update(artifacts=[]), r"it has no artifact, or two of one name"),
         (lambda m: m["artifacts"].append(m["artifacts"][0]), r"it has no artifact, or two of one name"),
         (lambda m: m["golden"].update(pixels="../x"), r"manifest.json is not valid: golden.pixels"),
+        (
+            lambda m: m["crop"]["pixels"]["boxes"][0].__setitem__(0, 3.0),
+            r"crop-examples.bin is not what the manifest's",
+        ),
         (lambda m: m["crop"]["examples"][1].update(side=7), r"the crop of the box .* is not what the manifest's rule"),
     ],
 )

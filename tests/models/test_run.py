@@ -5,14 +5,15 @@ import shutil
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from models.run import Run
 from stage import StageError
+from tests.conftest import forget_hashes
 
 KEYS = {
     "schema_version", "kind", "scheme", "architecture", "preprocessing", "weights", "trained_steps",
-    "parents", "data", "seed", "tools", "python",
+    "parents", "data", "seed", "files", "tools", "python",
 }  # fmt: skip
 
 
@@ -77,6 +78,9 @@ def test_invalid_configuration_is_refused(copy, change, message):
 def test_damaged_weights_are_refused(copy):
     data = (copy / "model.safetensors").read_bytes()
     (copy / "model.safetensors").write_bytes(data[: len(data) // 2])
+    with pytest.raises(StageError, match=r"model.safetensors is not the file that this run was written with"):
+        Run(copy).detector()
+    forget_hashes(copy)
     with pytest.raises(StageError, match=r"model.safetensors is missing, damaged, or does not fit"):
         Run(copy).detector()
 
@@ -94,3 +98,19 @@ def test_files_that_systems_and_editors_leave_do_not_change_what_a_run_is(copy):
     assert Run(copy).sha256 == before
     (copy / "metrics.json").write_text("{}")
     assert Run(copy).sha256 != before
+
+
+def test_weights_of_another_run_of_the_same_network_are_refused(copy):
+    weights = load_file(copy / "model.safetensors")
+    save_file({name: tensor + 0.1 for name, tensor in weights.items()}, copy / "model.safetensors")
+    with pytest.raises(StageError, match=r"model.safetensors is not the file that this run was written with"):
+        Run(copy).detector()
+    forget_hashes(copy)
+    assert Run(copy).detector()
+
+
+def test_scales_of_another_run_are_refused(int8_run, tmp_path):
+    run = shutil.copytree(int8_run, tmp_path / "int8")
+    (run / "quantization.json").write_text((run / "quantization.json").read_text() + " ")
+    with pytest.raises(StageError, match=r"quantization.json is not the file that this run was written with"):
+        Run(run).read("quantization.json")

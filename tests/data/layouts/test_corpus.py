@@ -97,7 +97,7 @@ def test_methods(touch: Callable[..., Path]) -> None:
     root = touch("real/a.mp4", "fake/a.mp4", "fake/b.mp4")
     assert names(root, methods="fake") == ["fake/a.mp4", "fake/b.mp4"]
     assert names(root, methods="fake, real") == ["real/a.mp4", "fake/a.mp4", "fake/b.mp4"]
-    assert read_sources([root], Selection(methods="real"))[1] == ["1 of 3 files were taken (--methods real)."]
+    assert read_sources([root], Selection(methods="real"))[1][-1:] == ["1 of 3 files were taken (--methods real)."]
 
 
 @pytest.mark.parametrize("methods", ["Deepfakes", "real,Deepfakes", "real,", ""])
@@ -149,4 +149,35 @@ def test_a_malformed_note_is_refused(tmp_path: Path, content: bytes) -> None:
 def test_videos_and_photos_that_a_layout_does_not_take_are_noted(touch: Callable[..., Path]) -> None:
     root = touch("real/a.mp4", "fake/b.mp4", "real/c.heic", "extra/d.mp4", "real/notes.txt")
     _, notes = read_sources([root], Selection())
-    assert notes == [f"2 files of {root.name} are not where or what its layout looks for: extra/d.mp4, real/c.heic."]
+    assert notes[-1:] == [
+        f"2 files of {root.name} are not where or what its layout looks for: extra/d.mp4, real/c.heic."
+    ]
+
+
+NAMELESS = "name no person but their own file name: a person who is in several of them may be in several splits."
+
+
+def test_persons_who_are_known_by_file_names_alone_are_noted(touch: Callable[..., Path]) -> None:
+    root = touch("real/a.mp4", "real/b.mp4", "fake/a.mp4", "fake/a_swap.mp4", "fake/c.mp4")
+    assert read_sources([root], Selection())[1] == [
+        f"5 of 5 files of the layout folder {NAMELESS}",
+        "2 fakes of the layout folder have the name of no real file: they may be in another split than their original.",
+    ]
+    assert read_sources([root / "real"], Selection(label="real"))[1] == [f"2 of 2 files of the layout flat {NAMELESS}"]
+    assert read_sources([root / "real"], Selection(label="real", identity_pattern="(.)"))[1] == []
+
+
+def test_a_table_that_names_persons_or_splits_and_a_corpus_that_describes_itself_need_no_such_note(
+    touch: Callable[..., Path],
+) -> None:
+    root = touch("a.mp4", "b.mp4")
+    table = root / "corpus.csv"
+    table.write_text("path,label,identity\na.mp4,real,anna\nb.mp4,fake,\n")
+    assert read_sources([table], Selection())[1][0] == f"1 of 2 files of the layout csv {NAMELESS}"
+    table.write_text("path,label,identity\na.mp4,real,anna\nb.mp4,fake,anna\n")
+    assert read_sources([table], Selection())[1] == []
+    table.write_text("path,label,split\na.mp4,real,train\nb.mp4,fake,test\n")
+    assert read_sources([table], Selection())[1] == []
+    table.write_text("path,label\na.mp4,real\nb.mp4,fake\n")
+    (root / "corpus.json").write_text('{"note": "One person."}')
+    assert read_sources([table], Selection())[1] == ["One person."]

@@ -72,3 +72,21 @@ def test_linked_folders_are_gone_into_once(tmp_path: Path) -> None:
     (corpus / "real" / "more").symlink_to(tmp_path / "elsewhere")
     (corpus / "real" / "loop").symlink_to(corpus)
     assert [name for _, name in media(corpus)] == ["real/a.mpg", "real/more/b.mp4"]
+
+
+def test_folders_that_link_to_each_other_are_gone_into_once(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / "real" / name).mkdir(parents=True)
+        (tmp_path / "real" / name / f"{name}.mp4").touch()
+    (tmp_path / "real/a/to_b").symlink_to("../b")
+    (tmp_path / "real/b/to_a").symlink_to("../a")
+    assert [name for _, name in media(tmp_path, "real")] == ["real/a/a.mp4", "real/b/b.mp4"]
+
+
+def test_a_file_that_links_make_both_real_and_fake_is_refused(tmp_path: Path) -> None:
+    for name in ("real", "fake"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"{name}.mp4").touch()
+    (tmp_path / "real/more").symlink_to("../fake")
+    with pytest.raises(StageError, match=r"real/more/fake.mp4 and fake/fake.mp4 are one file, once real and once fake"):
+        read_sources([tmp_path], Selection())
