@@ -1,6 +1,7 @@
 """Where and in which numbers a run trains: device, processes, mixed precision, and what mixed precision brings."""
 
 import contextlib
+import os
 import statistics
 import time
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from stage import StageError, say
 
 Precision = Literal["fp32", "autocast", "bf16", "fp16"]
 TIMED_STEPS = 3
+MOST_READERS = 4
 LONGEST_WAIT = timedelta(days=1)
 """Of a process for the others: one may fill its share of a cache hours before them."""
 
@@ -46,6 +48,11 @@ class Compute:
     def rank(self) -> int:
         """The number of this process."""
         return int(self.accelerator.process_index)
+
+    @property
+    def readers(self) -> int:
+        """Threads that read batches ahead; none on a CPU, which has no time to spare while it computes."""
+        return 0 if self.device.type == "cpu" else max(1, min(MOST_READERS, (os.cpu_count() or 1) // self.processes))
 
     @property
     def numbers(self) -> str:

@@ -23,6 +23,7 @@ from compress.checkpoints import (
     trained_state,
 )
 from compress.compute import Compute, training_speed
+from compress.reading import read_ahead
 from compress.schedule import Schedule
 from compress.scoring import Score, collect
 from data.batches import Batch, Unit
@@ -141,9 +142,11 @@ class _Training:
             name += " (loss {loss:.3f}, val AUC {val_auc:.3f})".format(**position.history[-1])
         self.task.objective.train()
         started = saved = time.perf_counter()
-        before = position.seconds
-        for batch in progress(batches[position.batch :], name):
-            loss = self._step(batch)
+        before, todo = position.seconds, batches[position.batch :]
+        parts = [(batch, part) for batch in todo for part in range(self.schedule.accumulate)]
+        inputs = read_ahead(lambda own: self._inputs(*own), parts, self.compute.readers)
+        for batch in progress(todo, name):
+            loss = self._step(batch, inputs)
             now = time.perf_counter()
             # Means over the processes, so that all of them save at the same step.
             loss, since_saved = self.compute.mean(torch.tensor([loss, now - saved])).tolist()
@@ -166,12 +169,12 @@ class _Training:
         share = batch.part(part, self.schedule.accumulate).part(self.compute.rank, self.compute.processes)
         return self.task.inputs_of(share)
 
-    def _step(self, batch: Batch) -> float:
+    def _step(self, batch: Batch, inputs_of_parts: Iterator[tuple[Tensor, ...]]) -> float:
         """Take one step of the optimizer and return the loss over this process's share of the batch."""
         accelerator, parts, total = self.compute.accelerator, self.schedule.accumulate, 0.0
         try:
             for part in range(parts):
-                inputs = self._inputs(batch, part)
+                inputs = next(inputs_of_parts)
                 with accelerator.no_sync(self.module) if part + 1 < parts else contextlib.nullcontext():
                     with self.compute.context():
                         loss = self.module(*inputs) / parts

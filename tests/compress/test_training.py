@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from compress import training
 from compress.caches import CacheKey, FrameCache
 from compress.checkpoints import load_checkpoint
-from compress.compute import prepare_compute
+from compress.compute import Compute, prepare_compute
 from compress.distill import distill, load_teacher
 from compress.schedule import Schedule
 from compress.teach import teach
@@ -289,15 +289,17 @@ def test_fp16_skips_steps_whose_gradients_overflow(opened_store, tmp_path):
     assert torch.isfinite(steep.objective.weight).all()
 
 
+@pytest.mark.parametrize("readers", [0, 3])
 @pytest.mark.parametrize("saves", [1, 3, 6, 8])
 def test_an_interrupted_training_goes_on_without_the_views_that_it_could_not_read(
-    saves, demo_store, tmp_path, monkeypatch
+    saves, readers, demo_store, tmp_path, monkeypatch
 ):
     store = shutil.copytree(demo_store, tmp_path / "store")
     for clip in ClipStore(store).clips("train")[2:5]:
         file = store / "clips" / f"{clip.video_id}.parquet"
         file.write_bytes(file.read_bytes().replace(b"IDAT", b"IDAX"))
     whole, history, _ = _fit_colours(ClipStore(store), tmp_path / "whole")
+    monkeypatch.setattr(Compute, "readers", readers)
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(training, "CHECKPOINT_SECONDS", -1.0)  # after every step
         patched.setattr(training, "save_checkpoint", InterruptedAfter(saves))

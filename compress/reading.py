@@ -1,0 +1,31 @@
+"""Reading ahead: what a GPU needs next is read and decoded while it computes."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+Item = TypeVar("Item")
+Read = TypeVar("Read")
+
+
+def read_ahead(read: Callable[[Item], Read], items: Iterable[Item], readers: int) -> Iterator[Read]:
+    """Yield ``read(item)`` in the order of the items, the next ones being read in so many threads; 0: when asked for.
+
+    An error of ``read`` is raised in its item's place.
+    """
+    if not readers:
+        yield from map(read, items)
+        return
+    waiting: deque[Future[Read]] = deque()
+    with ThreadPoolExecutor(readers) as pool:
+        try:
+            for item in items:
+                waiting.append(pool.submit(read, item))
+                if len(waiting) > readers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
