@@ -45,6 +45,7 @@ def readme(manifest: Manifest) -> str:
         file=file,
         stem=lambda runtime: PurePath(file(runtime)).stem,
         rules=rules,
+        judged=next((own.validation for own in manifest.artifacts if own.validation), None),
         executorch=artifact.minimum_os if (artifact := shown("executorch")) else "",
         least_snr_db=LEAST_SNR_DB,
         tools=", ".join(f"{tool} {version}" for tool, version in manifest.tools.items()),
