@@ -140,7 +140,7 @@ def call(app: Callable[[], Any]) -> None:
         interrupted = isinstance(ended, KeyboardInterrupt) or ended.code == INTERRUPTED  # as typer says it
         if not interrupted:
             raise
-        say("interrupted: the same command goes on with what is done", everywhere=True)
+        say("interrupted: call the same command again; it goes on where it can", everywhere=True)
         sys.exit(INTERRUPTED)
     except UnicodeEncodeError as error:  # in a name that Python has read byte by byte
         said = f"{error.object!a} cannot be written in UTF-8"

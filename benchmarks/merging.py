@@ -28,7 +28,17 @@ def _renamed(report: Report, taken: set[str]) -> Report:
         row.machine = names[row.machine]
     for budget in report.budgets:
         budget.machine = names[budget.machine]
+    report.notes = [_of_session(note, names) for note in report.notes]
+    report.diagnoses = {_of_session(name, names): own for name, own in report.diagnoses.items()}
     return report
+
+
+def _of_session(text: str, names: dict[str, str]) -> str:
+    """Return a note, or the name of a diagnosis, that begins with its session with the session's new name."""
+    for before, after in names.items():
+        if text.startswith(f"{before}: "):
+            return f"{after}{text.removeprefix(before)}"
+    return text
 
 
 def _diagnoses(parts: Sequence[Report]) -> dict[str, Diagnosis]:
@@ -36,7 +46,7 @@ def _diagnoses(parts: Sequence[Report]) -> dict[str, Diagnosis]:
     found: dict[str, Diagnosis] = {}
     for part in parts:
         for name, own in part.diagnoses.items():
-            found[name if found.get(name, own) == own else f"{name}, {part.sessions[0].machine}"] = own
+            found[name if found.get(name, own) == own else f"{part.sessions[0].machine}: {name}"] = own
     return found
 
 
@@ -63,12 +73,12 @@ def merge(reports: Sequence[Report]) -> Report:
                 f"the reports have different references, {one} and {other}: measure one again with --reference of the "
                 "other"
             )
-    controls = {report.control_fingerprint for report in reports if report.control_clips}
+    controls = {report.control_fingerprint for report in reports} - {None}
     if len(controls) > 1:
         raise StageError("the reports have different controls: measure one again with --control of the other")
     taken: set[str] = set()
     parts = [_renamed(report, taken) for report in reports]
-    controlled = next((part for part in parts if part.control_clips), first)
+    controlled = max(parts, key=lambda part: (bool(part.control_fingerprint), bool(part.control_clips)))
     return first.model_copy(
         update={
             "sessions": [session for part in parts for session in part.sessions],

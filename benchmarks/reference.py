@@ -20,7 +20,7 @@ from data.store import ClipStore
 from files import read_json, refuse_existing, written_whole
 from models.origin import Parent
 from models.run import Run
-from models.schemes import fast_dtype
+from models.schemes import fast_dtype, refuse_tf32
 from stage import StageError, run_as_script, say
 
 SCHEMA_VERSION = 3
@@ -111,6 +111,7 @@ def reference(
     refuse_existing(out)
     store, source = ClipStore(data), Run(run)
     where = choose_device(device)
+    refuse_tf32()  # here too, so that what is told of the worker, which does the same, is so
     _check(source, store, where, precision)
     threads = torch.get_num_threads()
     found = _measured(source, store, where, precision, threads, repeats)

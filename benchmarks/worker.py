@@ -73,8 +73,10 @@ def load_scorer(task: Task) -> Score:
 
     from compress.runs import pixel_detector, torch_scorer
     from models.run import Run
+    from models.schemes import refuse_tf32
 
     torch.set_num_threads(task.threads)
+    refuse_tf32()
     detector = pixel_detector(Run(task.path), scheme=task.scheme).to(task.device)
     return torch_scorer(detector, torch.device(task.device))
 

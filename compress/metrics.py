@@ -143,7 +143,7 @@ def point_figures(labels: Labels, scores: Values, threshold: float) -> dict[str,
     return {
         "auc": round(float(roc_auc_score(labels, scores)), 12),  # equal orders of scores give equal figures
         "eer": _nearest_errors(fpr, tpr)[1],
-        "ap": float(average_precision_score(labels, scores)),
+        "ap": round(float(average_precision_score(labels, scores)), 12),  # of all in order it is 1 and a rounding error
         "accuracy": float(accuracy_score(labels, verdicts)),
         "f1": float(f1_score(labels, verdicts)),
         **_at_rates(fpr, tpr),
@@ -165,7 +165,7 @@ def weighted_figures(labels: Labels, scores: Values, threshold: float, weights: 
     return {
         "auc": round(float(auc(fpr, tpr)), 12),
         "eer": _nearest_errors(fpr, tpr)[1],
-        "ap": float(np.diff(tpr) @ precision),
+        "ap": round(float(np.diff(tpr) @ precision), 12),
         "accuracy": float(np.average(called == fakes, weights=weights)),
         "f1": float(2 * hits / (calls + of_fake)),
         **_at_rates(fpr, tpr),

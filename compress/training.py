@@ -240,7 +240,7 @@ class _Training:
 
     def _save(self) -> None:
         random = self.compute.gathered(random_state(self.compute.device))
-        unreadable = self.compute.gathered(sorted(self.task.views.unreadable))
+        unreadable = self.compute.gathered(sorted(self.task.views.unreadable.copy()))
         if speaks():
             states = {
                 "weights": trained_state(self.task.objective),

@@ -116,8 +116,9 @@ def _starts(video: Video | Photo, start: Start, clips: int, length: int, rng: np
     """Return the frames from which clips are sought: so far apart that they do not overlap, as far as there is room."""
     if start == "first":
         return [0]
-    clips = min(clips, max(1, video.count()))
-    room = video.count() - clips * length
+    count = video.count()  # which may have to decode the file
+    clips = min(clips, max(1, count))
+    room = count - clips * length
     if room < 0:
         return [n * length for n in range(clips)]
     shares = (np.arange(clips) + 0.5) / clips if start == "spread" else np.sort(rng.random(clips))

@@ -172,4 +172,4 @@ def test_an_interrupted_command_says_so(capsys: pytest.CaptureFixture[str]) -> N
     with pytest.raises(SystemExit) as ended:
         call(interrupted)
     assert ended.value.code == 130
-    assert capsys.readouterr().err == "interrupted: the same command goes on with what is done\n"
+    assert capsys.readouterr().err == "interrupted: call the same command again; it goes on where it can\n"

@@ -9,7 +9,7 @@ from benchmarks.merging import report as merge_files
 from benchmarks.report import read_report
 from benchmarks.sections import sections
 from stage import StageError
-from tests.benchmarks.reports import DIAGNOSIS, plain_report
+from tests.benchmarks.reports import DIAGNOSIS, MACHINE, plain_report
 
 
 @pytest.fixture
@@ -73,9 +73,25 @@ def test_other_runs_of_one_name_keep_their_diagnoses(report):
     merged = merge([report, other])
     assert {name: found.logit_snr_db for name, found in merged.diagnoses.items()} == {
         "student-int8": 24.25,
-        "student-int8, a phone": 3.0,
+        "a phone: student-int8": 3.0,
     }
     assert list(merge([report, on_another_machine(report)]).diagnoses) == ["student-int8"]
+
+
+def test_notes_and_diagnoses_follow_their_session_when_it_gets_another_name(report):
+    first, second = report.model_copy(deep=True), on_another_machine(report)
+    first.notes, second.notes = ["Of the first."], ["Of the second."]
+    second.diagnoses["student-int8"] = DIAGNOSIS.model_copy(update={"logit_snr_db": 3.0})
+    merged = merge([report, merge([first, second])])
+    assert [session.machine for session in merged.sessions] == [MACHINE, f"{MACHINE} (2)", "a phone"]
+    assert merged.notes[1:] == [f"{MACHINE} (2): Of the first.", "a phone: Of the second."]
+    again = merge([on_another_machine(report), merge([first, second])])
+    assert list(again.diagnoses) == ["student-int8", "a phone (2): student-int8"]
+
+
+def test_reports_that_do_not_tell_their_control_merge_with_those_that_do(report):
+    told = on_another_machine(report).model_copy(update={"control_fingerprint": "c1"})
+    assert merge([report, told]).control_fingerprint == "c1"
 
 
 def test_one_control_is_kept_and_two_are_refused(report):

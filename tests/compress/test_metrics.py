@@ -132,6 +132,13 @@ def test_true_positive_rates_are_the_best_within_the_rate_and_need_three_expecte
         assert figures.tpr_at_fpr[str(rate)] == expected
 
 
+@pytest.mark.parametrize("count", [43, 47, 51, 58, 67])
+def test_scores_in_perfect_order_have_figures_of_one_exactly(count):
+    labels = np.repeat([0, 1], count)
+    figures = compute_figures(labels, np.linspace(0, 1, 2 * count), 0.5, count)
+    assert (figures.auc, figures.ap) == (1.0, 1.0)
+
+
 def test_frames_that_are_not_valid_do_not_count():
     frames = np.array([[0.1, np.nan], [0.2, 0.9], [0.8, np.nan], [0.7, 0.95]])
     metrics = _clip_scores([0, 0, 1, 1], frames).metrics(0.5)

@@ -130,9 +130,11 @@ def test_golden_outputs_of_another_model_are_refused(copy, scheme, failure):
         (lambda m: m.update(artifacts=[]), r"it has no artifact, or two of one name"),
         (lambda m: m["artifacts"].append(m["artifacts"][0]), r"it has no artifact, or two of one name"),
         (lambda m: m["golden"].update(pixels="../x"), r"manifest.json is not valid: golden.pixels"),
+        (lambda m: m["crop"]["pixels"].update(boxes=[]), r"not valid: crop.pixels.boxes"),
+        (lambda m: m["crop"]["pixels"].update(sha256="0" * 64), r"crop-examples.bin is not what the manifest says"),
         (
             lambda m: m["crop"]["pixels"]["boxes"][0].__setitem__(0, 3.0),
-            r"crop-examples.bin is not what the manifest's",
+            r"crop-examples.bin is not what the manifest says",
         ),
         (lambda m: m["crop"]["examples"][1].update(side=7), r"the crop of the box .* is not what the manifest's rule"),
     ],
