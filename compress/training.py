@@ -3,7 +3,7 @@
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
+from compress.averaging import MovingAverage
 from compress.batch_norms import settle_batch_norms
 from compress.checkpoints import (
     Position,
@@ -91,7 +92,7 @@ class _Training:
         self.curve = self._curve()
         self.scaler = torch.amp.GradScaler(compute.device.type, enabled=compute.dtype == torch.float16)
         self.position = Position()
-        self.average = [p.detach().clone() for p in self.parameters] if schedule.ema else []
+        self.average = MovingAverage(self.parameters, schedule.ema)
         self.met: list[int] = []
         """Views that could not be read in this pass, before it was interrupted."""
         self._restore()
@@ -117,24 +118,13 @@ class _Training:
         if not position.speed:
             position.speed = training_speed(self.compute, self.task.objective, self._inputs(batches[0], 0))
         self._train(batches)
-        with self._averaged():
+        with self.average.in_place():
             with self.compute.context():
                 settling = (self._inputs(batch, 0) for batch in batches[:SETTLING_BATCHES])
                 settle_batch_norms(self.task.objective, settling, self.compute.mean)
             auc, log_loss = self._validate()
             self._record(auc, log_loss)
         self._save()
-
-    @contextlib.contextmanager
-    def _averaged(self) -> Iterator[None]:
-        """Put the moving average in place of the weights for a while, where there is one."""
-        if not self.average:
-            yield
-            return
-        kept = [p.detach().clone() for p in self.parameters]
-        _copy(self.average, self.parameters)
-        yield
-        _copy(kept, self.parameters)
 
     def _train(self, batches: list[Batch]) -> None:
         position, name = self.position, f"pass {self.position.passes + 1} of {self.passes}"
@@ -192,17 +182,8 @@ class _Training:
         self.optimizer.zero_grad()
         if self.schedule.curve == "cosine":
             self.curve.step()
-        self._move_average()
+        self.average.move(self.position.steps)
         return total
-
-    @torch.no_grad()
-    def _move_average(self) -> None:
-        """Move the average towards the weights: ``a += (1 - d) (w - a)``, with d small at first, as it starts at w."""
-        if self.average:
-            steps = self.position.steps
-            decay = min(self.schedule.ema, (1 + steps) / (10 + steps))
-            for average, parameter in zip(self.average, self.parameters, strict=True):
-                average.lerp_(parameter, 1 - decay)
 
     def _validate(self) -> tuple[float, float]:
         """Return the clip AUC and the mean log loss on the validation split, each process scoring its share."""
@@ -249,7 +230,7 @@ class _Training:
                 "scaler": self.scaler.state_dict(),
                 "random": random,
                 "unreadable": unreadable,
-                "average": self.average,
+                "average": self.average.values,
                 "where": self.compute.where,
             }
             save_checkpoint(self.unfinished.checkpoint, self.position, states)
@@ -268,20 +249,13 @@ class _Training:
                 f"go on with the former, or remove {self.unfinished.folder}"
             )
         load_trained(self.task.objective, states["weights"])
-        _copy(states["average"], self.average)
+        self.average.restore(states["average"])
         self.optimizer.load_state_dict(states["optimizer"])
         self.curve.load_state_dict(states["curve"])
         self.scaler.load_state_dict(states["scaler"])
         restore_random(states["random"][self.compute.rank], self.compute.device)
         self.met = states["unreadable"][self.compute.rank]
         say(f"going on after pass {self.position.passes} and {self.position.batch} batches of the next")
-
-
-@torch.no_grad()
-def _copy(values: Iterable[Tensor], into: Iterable[Tensor]) -> None:
-    """Put values into tensors of their shapes."""
-    for tensor, value in zip(into, values, strict=True):
-        tensor.copy_(value)
 
 
 class _Log:

@@ -99,14 +99,19 @@ class CropPixels(Frozen):
     @classmethod
     def of(cls, rule: CropRule) -> "CropPixels":
         """Return the test vectors of a rule."""
+        boxes = cls.boxes_of(rule)
+        digest = hashlib.sha256(cls.cut(rule, boxes).tobytes()).hexdigest()
+        return cls(picture=(2 * rule.size, 2 * rule.size), boxes=boxes, sha256=digest)
+
+    @staticmethod
+    def boxes_of(rule: CropRule) -> list[tuple[float, float, float, float]]:
+        """Return the boxes by which a rule is tested."""
         size = rule.size
-        boxes = [
+        return [
             _box_about(center, round(side * size / rule.margin, 2))
             for center, side in (((0.9 * size, 0.8 * size), 1.37), ((0.3 * size, 1.9 * size), 1.1),
                                  ((1.2 * size, 1.1 * size), 0.61))
         ]  # fmt: skip
-        digest = hashlib.sha256(cls.cut(rule, boxes).tobytes()).hexdigest()
-        return cls(picture=(2 * size, 2 * size), boxes=boxes, sha256=digest)
 
     @staticmethod
     def cut(rule: CropRule, boxes: Sequence[tuple[float, float, float, float]]) -> NDArray[np.uint8]:

@@ -3,6 +3,7 @@
 ``model.json`` (RunInfo), ``model.safetensors``, ``metrics.json``, and ``quantization.json`` for static int8.
 """
 
+import functools
 import hashlib
 import json
 import platform
@@ -192,7 +193,7 @@ class Run:
         detector.head.load_state_dict(trained.head.state_dict())
         return True
 
-    @property
+    @functools.cached_property
     def sha256(self) -> str:
         """The hash of what the run is; its logs and what was evaluated since do not count."""
         files = [path for name in FILES if (path := self.path / name).is_file()]
