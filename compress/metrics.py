@@ -67,7 +67,7 @@ class Metrics(BaseModel):
     """At which ``accuracy`` and ``f1`` hold."""
     clip: Figures
     video: Figures
-    """A video's score is the mean over its clips."""
+    """A video's score is the mean over its valid frames, or of a clip model over its clips."""
     frame: Figures | None
     """None for a model that scores whole clips."""
     methods: dict[str, Figures]
@@ -232,14 +232,6 @@ def _persons(scores: "ClipScores") -> list[tuple[str, ...]]:
     return [identities or (f"\0{video}",) for identities, video in named]
 
 
-def _videos(scores: "ClipScores") -> list[NDArray[np.int64]]:
-    """Return the clips of each video. The forgeries that ``prepare --forge`` made of a real video are another one."""
-    clips: dict[tuple[str, int, str], list[int]] = {}
-    for clip, key in enumerate(zip(scores.video_ids, scores.labels.tolist(), scores.methods, strict=True)):
-        clips.setdefault(key, []).append(clip)
-    return [np.array(numbers) for numbers in clips.values()]
-
-
 def _frame_figures(scores: "ClipScores", threshold: float) -> Figures | None:
     """Return the figures of single valid frames; they are not resampled, which would take seconds."""
     if scores.frames is None:
@@ -286,13 +278,12 @@ def compute_metrics(scores: "ClipScores", threshold: float, intervals: bool = Tr
         return figures(chosen, clips[chosen])
 
     of_clips = figures(np.arange(len(clips)), clips)
-    videos = _videos(scores)
-    means = np.array([clips[video].mean() for video in videos])
+    videos, means = scores.by_video()
     methods = sorted({method for method, label in zip(scores.methods, scores.labels, strict=True) if label})
     return Metrics(
         threshold=threshold,
         clip=of_clips,
-        video=of_clips if len(videos) == len(clips) else figures(np.array([video[0] for video in videos]), means),
+        video=of_clips if len(videos) == len(clips) else figures(videos, means),
         frame=_frame_figures(scores, threshold),
         methods={methods[0]: of_clips} if len(methods) == 1 else {name: method_figures(name) for name in methods},
     )

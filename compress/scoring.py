@@ -81,6 +81,20 @@ class ClipScores:
         """How many videos the real clips are of."""
         return len({video for video, label in zip(self.video_ids, self.labels.tolist(), strict=True) if not label})
 
+    def by_video(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Return one clip of each video, int64 [V], and the video's score, float64 [V], by which ``detect`` judges it.
+
+        That is the mean over its valid frames, or of a clip model over its clips. The forgeries that ``prepare
+        --forge`` made of a real video are a video of their own.
+        """
+        clips: dict[tuple[str, int, str], list[int]] = {}
+        for clip, key in enumerate(zip(self.video_ids, self.labels.tolist(), self.methods, strict=True)):
+            clips.setdefault(key, []).append(clip)
+        scores = self.frames if self.whole is None else self.whole
+        assert scores is not None
+        first = np.array([own[0] for own in clips.values()], np.int64)
+        return first, np.array([np.nanmean(scores[own]) for own in clips.values()])
+
     def choose_threshold(self) -> "Threshold":
         """Set a threshold on these scores, which must be a model's own of validation clips of both labels."""
         from compress.metrics import choose_threshold

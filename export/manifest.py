@@ -15,7 +15,7 @@ from export.runtimes import ORT, PROGRAMS, Delegate, Method, ProgramName, Runtim
 from models.origin import DataSource, Parent, Weights
 from stage import STATIC_INT8, Scheme
 
-SCHEMA_VERSION = 7
+SCHEMA_VERSION = 8
 
 
 def _rounded_up(value: float) -> float:
@@ -57,21 +57,37 @@ class Program(Frozen):
 
 
 class Validation(Frozen):
-    """How well an artifact tells the validation clips apart, on which its threshold was set."""
+    """How well an artifact tells the validation clips apart, on which its threshold was set, and their videos."""
 
     real: int
     fake: int
     auc: float
     found: float
     """Share of fake clips above the threshold."""
+    real_videos: int
+    fake_videos: int
+    video_false_positive_rate: float
+    """Share of real videos called fake: whose mean, taken as ``clip`` says, is above the threshold."""
+    videos_found: float
+    """Share of fake videos called fake."""
 
     @classmethod
     def of(cls, scores: ClipScores, threshold: float) -> "Validation":
         """Measure scores of clips of both labels."""
         figures, fakes = scores.metrics(threshold, intervals=False).clip, scores.labels == 1
         assert figures.auc is not None
-        found = float((scores.clips[fakes] > threshold).mean())
-        return cls(real=figures.real, fake=figures.fake, auc=figures.auc, found=found)
+        first, means = scores.by_video()
+        called, fake_videos = means > threshold, scores.labels[first] == 1
+        return cls(
+            real=figures.real,
+            fake=figures.fake,
+            auc=figures.auc,
+            found=float((scores.clips[fakes] > threshold).mean()),
+            real_videos=int((~fake_videos).sum()),
+            fake_videos=int(fake_videos.sum()),
+            video_false_positive_rate=float(called[~fake_videos].mean()),
+            videos_found=float(called[fake_videos].mean()),
+        )
 
 
 class Artifact(Frozen):

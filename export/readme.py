@@ -48,5 +48,6 @@ def readme(manifest: Manifest) -> str:
         judged=next((own.validation for own in manifest.artifacts if own.validation), None),
         executorch=artifact.minimum_os if (artifact := shown("executorch")) else "",
         least_snr_db=LEAST_SNR_DB,
+        share=lambda part: f"{100 * part:.1f} %",
         tools=", ".join(f"{tool} {version}" for tool, version in manifest.tools.items()),
     )

@@ -203,6 +203,21 @@ def test_the_manifest_says_how_well_each_artifact_tells_validation_clips_apart(b
         assert said.found == (scores[labels == 1] > artifact.threshold.value).mean()
 
 
+def test_the_manifest_says_how_many_videos_are_called_fake(bundle, opened_store):
+    clips = opened_store.clips("val")
+    for file in RUNNABLE:
+        artifact = bundle.artifact(file)
+        score, frames, labels = bundle.load(artifact), {}, {}
+        for clip in clips:
+            frames.setdefault(clip.video_id, []).extend(score(opened_store.pixels(clip)[clip.valid]))
+            labels[clip.video_id] = clip.label
+        called = [(labels[video], np.mean(own) > artifact.threshold.value) for video, own in frames.items()]
+        said = artifact.validation
+        assert (said.real_videos, said.fake_videos) == tuple(np.bincount([label for label, _ in called]))
+        assert said.video_false_positive_rate == np.mean([fake for label, fake in called if not label])
+        assert said.videos_found == np.mean([fake for label, fake in called if label])
+
+
 def test_core_ml_package_takes_an_rgb_image_and_computes_in_float32(bundle):
     import coremltools as ct
 
@@ -323,7 +338,7 @@ def _changed(bundle: Bundle, out: Path, **changes: object) -> Path:
 
 def test_a_bundle_of_another_schema_version_is_told_by_its_version(bundle, tmp_path):
     path = _changed(bundle, tmp_path / "old", schema_version=1, artifacts=[{"input": "as it was in version 1"}])
-    with pytest.raises(StageError, match=r"manifest.json is of schema version 1, this program reads 7"):
+    with pytest.raises(StageError, match=r"manifest.json is of schema version 1, this program reads 8"):
         Bundle(path)
 
 
