@@ -172,8 +172,8 @@ class _Training:
                 total += float(loss.detach())
         except torch.OutOfMemoryError as error:
             raise StageError(
-                f"{len(batch.rows)} samples at once do not fit the memory of {self.compute.device}: give a smaller "
-                f"--batch-size, or --accumulate {2 * parts}"
+                f"{len(batch.rows)} samples at once do not fit the memory of {self.compute.device}: train with a "
+                f"smaller --batch-size, or --accumulate {2 * parts} (int8-qat goes on with those of its run)"
             ) from error
         self.scaler.unscale_(self.optimizer)
         nn.utils.clip_grad_norm_(self.parameters, self.schedule.clip_norm)
