@@ -47,6 +47,12 @@ def weights_fingerprint(network: nn.Module) -> str:
     return digest.hexdigest()
 
 
+def clips_fingerprint(views: Views) -> str:
+    """Return the SHA-256 of the names of a split's clips, in order: those that every number of views is made of."""
+    names = "\n".join(f"{view.clip.clip_id} {view.forged}" for view in views.views if not view.number)
+    return hashlib.sha256(names.encode()).hexdigest()
+
+
 class CacheKey(BaseModel):
     """What decides the numbers in a cache; another key is another cache."""
 
@@ -55,6 +61,9 @@ class CacheKey(BaseModel):
     of: str
     """What is kept: ``frozen features``, ``teacher outputs``."""
     store: str
+    clips: str
+    """SHA-256 of what the rows are of: training does without clips whose file is damaged, and has them when it is not.
+    """
     weights: str
     network: str
     precision: str

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from compress.caches import CacheKey, FrameCache, shared_cache, weights_fingerprint
+from compress.caches import CacheKey, FrameCache, clips_fingerprint, shared_cache, weights_fingerprint
 from compress.compute import Compute
 from data.batches import Batch, read_batch
 from data.store import Clip
@@ -68,6 +68,7 @@ class Features:
         key = CacheKey(
             of="frozen features",
             store=views.store.info.fingerprint,
+            clips=clips_fingerprint(views),
             weights=weights_fingerprint(cut.frozen),
             network=f"{cut.detector.architecture.backbone}, --unfreeze {cut.unfreeze}, {_normalization(cut.pixels_in)}",
             precision=self._compute.numbers,

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from compress.caches import CacheKey, shared_cache, weights_fingerprint
+from compress.caches import CacheKey, clips_fingerprint, shared_cache, weights_fingerprint
 from compress.compute import Compute
 from data.batches import Pictures, Unit, read_batch
 from data.views import Views
@@ -110,6 +110,7 @@ class Taught:
             key = CacheKey(
                 of="teacher outputs",
                 store=views.store.info.fingerprint,
+                clips=clips_fingerprint(views),
                 weights=weights_fingerprint(teacher.network),
                 network=f"{run.info.architecture.model_dump_json()} {run.info.preprocessing.model_dump_json()}",
                 maps=str([list(stage.shape[1:]) for stage in self.layout.example.maps]),

@@ -3,6 +3,7 @@
 import contextlib
 import random
 import re
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -20,9 +21,14 @@ TIMM = re.compile(
 )
 
 
+_one_at_a_time = threading.Lock()
+"""Both libraries draw from generators that the whole process shares, and training reads ahead in threads."""
+
+
 def apply_policy(policy: str, frames: NDArray[np.uint8], seed: int) -> NDArray[np.uint8]:
     """Return frames, uint8 [T, S, S, 3] RGB, under one draw of a policy. Raises StageError where timm refuses it."""
-    return _torchvision(policy, frames, seed) if policy in TORCHVISION else _timm(policy, frames, seed)
+    with _one_at_a_time:
+        return _torchvision(policy, frames, seed) if policy in TORCHVISION else _timm(policy, frames, seed)
 
 
 def _torchvision(policy: str, frames: NDArray[np.uint8], seed: int) -> NDArray[np.uint8]:

@@ -147,6 +147,7 @@ def make_artifact(job: Job, folder: Path, inputs: Inputs) -> tuple[Artifact, lis
         threshold_from=origin,
         validation=validation,
         parity=gated.parity,
+        untold=source.untold,
         not_checked=gated.not_checked,
         evaluated_by=evaluated_by(runtime) if gated.runner else None,
         source_run=source.run.as_parent(),
@@ -277,6 +278,8 @@ def export(
         manifest, unfit = build_bundle(sources, forms, store, inputs, out)
     for artifact in manifest.artifacts:
         say(f"{out / artifact.file}: {artifact.bytes / 1e6:.2f} MB, {artifact.near()}")
+        if artifact.untold:
+            say(f"{out / artifact.file}: its golden outputs cannot tell {', '.join(artifact.untold)}")
         if artifact.phone_check:
             say(f"{out / artifact.file}: {artifact.phone_check}")
     for absent in manifest.absent:

@@ -33,19 +33,19 @@ class NormalizedTwice(nn.Module):
         return fake_probability(self.detector.network(again, *valid))
 
 
-def mistaken_scores(detector: PixelDetector, inputs: Inputs) -> list[NDArray[np.float32]]:
-    """Return what a detector gives after the usual mistakes of an integration, float32 [N] each.
-
-    Swapped channels, a transposed picture, a second normalization; of clips also flags that are not heeded.
-    """
+def mistaken_scores(detector: PixelDetector, inputs: Inputs) -> dict[str, NDArray[np.float32]]:
+    """Return what a detector gives after each of the usual mistakes of an integration, float32 [N]."""
     cpu = torch.device("cpu")
     score = torch_scorer(detector, cpu)
     pixels, *valid = inputs
     swapped, transposed = np.ascontiguousarray(pixels[..., ::-1]), np.ascontiguousarray(pixels.swapaxes(-3, -2))
-    twice = torch_scorer(NormalizedTwice(detector), cpu)
-    mistaken = [score(swapped, *valid), score(transposed, *valid), twice(pixels, *valid)]
+    mistaken = {
+        "swapped colours": score(swapped, *valid),
+        "transposed pictures": score(transposed, *valid),
+        "a second normalization": torch_scorer(NormalizedTwice(detector), cpu)(pixels, *valid),
+    }
     if valid:
-        mistaken.append(score(pixels, np.ones_like(valid[0])))
+        mistaken["frames that do not count"] = score(pixels, np.ones_like(valid[0]))
     return mistaken
 
 
@@ -59,6 +59,8 @@ class SourceRun:
     """How near the fused network comes to the trained one; None of a run that was fused before it was quantized."""
     least_snr_db: float
     """What the logits of an artifact must reach against ``golden``."""
+    untold: list[str]
+    """Mistakes that reach it too."""
     threshold: Threshold
 
     @classmethod
@@ -67,11 +69,11 @@ class SourceRun:
         run = Run(path)
         detector, cpu = pixel_detector(run, inputs=inputs), torch.device("cpu")
         golden, fused = torch_scorer(detector, cpu)(*inputs), None
-        least = least_snr_db(golden, mistaken_scores(detector, inputs))
+        least, untold = least_snr_db(golden, mistaken_scores(detector, inputs), run.info.scheme)
         if not run.info.architecture.fused:
             trained = PixelDetector(run.detector(), run.info.preprocessing).eval()
             fused = compare(torch_scorer(trained, cpu)(*inputs), golden, "fp32", least, "fused")
-        return cls(run, golden, fused, least, own_threshold(run))
+        return cls(run, golden, fused, least, untold, own_threshold(run))
 
 
 @dataclass(frozen=True)

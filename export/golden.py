@@ -38,7 +38,7 @@ def golden_crops(store: ClipStore) -> NDArray[np.uint8]:
 def golden_clips(store: ClipStore) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
     """Return whole clips of both labels from the validation split, uint8 [N, T, S, S, 3] RGB, and valid bool [N, T].
 
-    Where all frames of all clips are valid, one of four is blackened and left out: an artifact that does not heed the
+    Of a clip whose frames are all valid, one in four is blackened and left out: an artifact that does not heed the
     flags must not pass.
     """
     chosen: list[Clip] = []
@@ -48,7 +48,7 @@ def golden_clips(store: ClipStore) -> tuple[NDArray[np.uint8], NDArray[np.bool_]
         chosen += [of_label[index] for index in np.linspace(0, len(of_label) - 1, share).round().astype(int)]
     valid = np.stack([clip.valid for clip in chosen])
     pixels = np.stack([store.pixels(clip) for clip in chosen])
-    if valid.all():
-        valid[:, store.frames // 2 % 4 :: 4] = False
-        pixels[~valid] = 0
-    return pixels, valid
+    left_out = np.zeros_like(valid)
+    left_out[valid.all(axis=1), store.frames // 2 % 4 :: 4] = True
+    pixels[left_out] = 0
+    return pixels, valid & ~left_out

@@ -114,6 +114,8 @@ class Artifact(Frozen):
     """Files beside the artifact, and what each is for."""
     parity: list[Parity]
     """Step by step, from the trained network to the artifact, on the golden inputs."""
+    untold: list[str] = Field(default_factory=list)
+    """Mistakes of an integration that change the golden inputs' scores no more than rounding does."""
     not_checked: str = ""
     """Why the last step, the artifact itself, was not compared on the exporting machine."""
     evaluated_by: str | None = None

@@ -9,7 +9,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from compress.caches import CacheKey, FrameCache, default_cache, weights_fingerprint
+from compress.caches import CacheKey, FrameCache, clips_fingerprint, default_cache, weights_fingerprint
 from data.store import ClipStore
 from data.views import ViewRule, Views
 from stage import StageError
@@ -31,8 +31,8 @@ class Means:
 
 
 def key_of(views: Views, **changes: object) -> CacheKey:
-    known = {"of": "means", "store": "s", "weights": "w", "network": "n", "precision": "fp32", "rule": views.rule}
-    return CacheKey.model_validate(known | changes)
+    known = {"of": "means", "store": "s", "weights": "w", "network": "n", "precision": "fp32"}
+    return CacheKey.model_validate(known | {"clips": clips_fingerprint(views), "rule": views.rule} | changes)
 
 
 def check(cache: FrameCache, views: Views) -> None:
@@ -119,6 +119,17 @@ def test_a_clip_that_cannot_be_read_is_left_out_and_said(
     FrameCache.fill(tmp_path / "cache", key_of(views), views, Means())
     assert views.unreadable == {2}
     assert f"clip {clip.clip_id} is left out of training: " in capfd.readouterr().err
+
+
+def test_rows_stay_with_their_clips_where_another_file_is_missing(demo_store: Path, tmp_path: Path) -> None:
+    store = shutil.copytree(demo_store, tmp_path / "store")
+    files = [store / "clips" / f"{clip.video_id}.parquet" for clip in ClipStore(store).clips("train")[:2]]
+    for file in files:  # as on a disk of a network that comes and goes
+        content = file.read_bytes()
+        file.unlink()
+        views = Views(ClipStore(store), ViewRule(views=2))
+        check(FrameCache.fill(tmp_path / "cache", key_of(views), views, Means()), views)
+        file.write_bytes(content)
 
 
 def test_fingerprint_follows_names_and_values() -> None:

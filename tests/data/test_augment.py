@@ -1,10 +1,12 @@
 """Augmentation, against array reversal, PIL, scikit-image, arithmetic, and the libraries of the named policies."""
 
+import functools
 import hashlib
 import os
 import random
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -327,6 +329,20 @@ def test_views_of_a_named_policy_are_deterministic(clip: NDArray[np.uint8], poli
     np.testing.assert_array_equal(first, again)
     np.testing.assert_array_equal(first[0], clip)
     assert len({frames.tobytes() for frames in first}) >= 5
+
+
+@pytest.mark.parametrize("policy", ["TrivialAugmentWide", "AugMix", "rand-m9-mstd0.5", "augmix-m5-w3"])
+def test_threads_that_read_ahead_draw_as_one_would(clip: NDArray[np.uint8], policy: str) -> None:
+    draw = functools.partial(apply_policy, policy, clip)
+    alone = [draw(seed) for seed in range(24)]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            together = list(pool.map(draw, range(24)))
+    finally:
+        sys.setswitchinterval(interval)
+    np.testing.assert_array_equal(together, alone)
 
 
 @pytest.mark.parametrize("policy", ["randaugment", "rand-x9", "rand-m9-foo", "rand-tnone", "v1", "", "ten-m9"])

@@ -20,7 +20,7 @@ from export.evaluate import evaluate
 from export.export import export
 from export.forms import Form
 from export.gate import SourceRun, gate, mistaken_scores
-from export.golden import golden_inputs
+from export.golden import golden_clips, golden_inputs
 from export.mil import MilProgram
 from export.parity import compare
 from export.programs import step_graphs
@@ -163,6 +163,17 @@ def test_golden_clips_are_of_both_labels_and_one_lacks_a_frame(bundle):
         np.testing.assert_allclose(actual, bundle.manifest.golden.outputs[file], atol=1e-6)
 
 
+def test_a_gap_in_one_golden_clip_leaves_the_others_to_tell_whether_flags_are_heeded(opened_store, monkeypatch):
+    clips = opened_store.clips("val")
+    gap = dataclasses.replace(clips[0], valid=np.array([True, False, True, True]))
+    monkeypatch.setattr(opened_store, "clips", lambda split: [gap, *clips[1:]])
+    pixels, valid = golden_clips(opened_store)
+    assert (~valid).sum(axis=1).tolist() == [1] * 6
+    first = int(np.flatnonzero((valid == gap.valid).all(axis=1))[0])
+    np.testing.assert_array_equal(pixels[first], opened_store.pixels(gap))  # its gap has pictures of its own
+    assert sum(picture.any() for picture in pixels[~valid]) == 1
+
+
 class Swapped(nn.Module):
     """An ``embed`` with swapped channels."""
 
@@ -207,7 +218,7 @@ def test_gate_refuses_a_mistaken_program(bundle, eager, run_path, source, tmp_pa
 def test_every_mistake_is_beyond_the_tolerance(bundle, eager, source):
     inputs = bundle.golden_inputs()
     assert compare(source.golden, _scores(eager, *inputs), "fp32").passed
-    for scores in mistaken_scores(eager, inputs):
+    for scores in mistaken_scores(eager, inputs).values():
         assert not compare(source.golden, scores, "fp32").passed
 
 

@@ -113,6 +113,14 @@ def test_every_artifact_on_mistaken_pixels_is_beyond_the_tolerance(bundle, file,
     assert not compare(source.golden, runner(wrong), source.run.info.scheme, source.least_snr_db).passed
 
 
+def test_grey_pictures_pass_and_their_colours_are_said_to_be_untold(student_run, bundle, opened_store):
+    grey = np.repeat(golden_crops(opened_store)[..., 1:2], 3, axis=-1)
+    source = SourceRun.load(student_run, (grey,))
+    assert source.untold == ["swapped colours"] and source.fused.passed
+    path = bundle.path / "test_byobnet-fp32.onnx"
+    assert all(step.passed for step in gate(path, Form("onnxruntime"), source, source.golden, (grey,)).parity)
+
+
 def test_schemes_of_torch_alone_are_refused(drawn_run, demo_store, tmp_path):
     run = drawn_run(tmp_path / "run", {"kind": "student", "scheme": "autocast"})
     with pytest.raises(StageError, match=r"is in autocast, which no runtime of a phone has: bench the run itself"):

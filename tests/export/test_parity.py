@@ -36,8 +36,9 @@ def test_saturated_scores_hide_no_other_network():
     signs = rng.choice([-1.0, 1.0], 64)
     one, other, swapped = ((1 / (1 + np.exp(-signs * rng.uniform(9.5, 12, 64)))).astype(np.float32) for _ in range(3))
     assert np.abs(one - other).max() < 1e-4
-    assert compare(one, one + np.float32(3e-8), "fp32", least_snr_db(one, [swapped])).passed
-    parity = compare(one, other, "fp32", least_snr_db(one, [swapped]))
+    least, untold = least_snr_db(one, {"swapped colours": swapped}, "fp32")
+    assert compare(one, one + np.float32(3e-8), "fp32", least).passed and not untold
+    parity = compare(one, other, "fp32", least)
     assert not parity.passed and "logits are" in parity.failure
 
 
@@ -56,7 +57,19 @@ def test_network_that_hardly_minds_a_mistake_is_held_to_more():
     rng = np.random.default_rng(0)
     logits = rng.normal(0.0, 2.0, 4000)
     expected, nearly = (
-        (1 / (1 + np.exp(-x))).astype(np.float32) for x in (logits, logits + rng.normal(0.0, 0.2, 4000))
+        (1 / (1 + np.exp(-x))).astype(np.float32) for x in (logits, logits + rng.normal(0.0, 0.1, 4000))
     )
-    assert least_snr_db(expected, [expected[::-1]]) == 15.0
-    assert least_snr_db(expected, [nearly, expected[::-1]]) == pytest.approx(26.0, abs=0.2)
+    other = expected[::-1]
+    assert least_snr_db(expected, {"other": other}, "int8") == (15.0, [])
+    least, untold = least_snr_db(expected, {"nearly": nearly, "other": other}, "fp32")
+    assert (least, untold) == (pytest.approx(32.0, abs=0.2), [])
+    assert least_snr_db(expected, {"nearly": nearly, "other": other}, "int8-qat") == (20.0, ["nearly"])
+
+
+@pytest.mark.parametrize("scheme", ["fp32", "fp16", "int8", "palette4"])
+def test_a_mistake_that_changes_nothing_refuses_no_artifact(scheme):
+    """Of grey pictures, swapped colours are the same pictures."""
+    expected = np.linspace(0.1, 0.9, 9, dtype=np.float32)
+    least, untold = least_snr_db(expected, {"swapped colours": expected, "other": expected[::-1]}, scheme)
+    assert compare(expected, expected + np.float32(1e-5), scheme, least).passed
+    assert untold == ["swapped colours"]
