@@ -1,6 +1,6 @@
 """The report in two or three sentences: what was gained, and what was lost."""
 
-from benchmarks.columns import COLUMNS, fixed, percent, threads_of
+from benchmarks.columns import COLUMNS, fixed, percent, threads_of, times
 from benchmarks.report import Report, Row
 
 NO_INT8 = "No int8 artifact was measured for both latency and accuracy."
@@ -31,7 +31,10 @@ def _cost(best: Row, where: str) -> str:
     if best.speedup is not None:
         cost += f": {text['Speedup']} as fast as the fp32 teacher {best.speedup_over}"
     if best.size_ratio is not None:
-        cost += f" and {text['Size ratio']} smaller"
+        smaller = best.size_ratio >= 1
+        cost += (
+            f" and {times(best.size_ratio if smaller else 1 / best.size_ratio)} {'smaller' if smaller else 'larger'}"
+        )
     return f"{cost}."
 
 

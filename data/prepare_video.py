@@ -25,6 +25,7 @@ from stage import StageError
 
 FORGED = "SelfBlended"
 """Method of the clips that ``--forge`` makes."""
+NOT_SEEN = f"no face was seen (of a video, every {STRIDE}th frame is looked at)"
 Row = dict[str, Any]
 
 
@@ -109,7 +110,7 @@ def _outcome(found: Found, broken: str, settings: StoreSettings) -> tuple[str, s
         return "ok", f"{found.stretches} of {settings.clips_per_video} stretches{': ' if why else ''}{why}"
     if broken:
         return "unreadable", broken
-    return found.refused[0] if found.refused else ("no_face", "no face in any frame")
+    return found.refused[0] if found.refused else ("no_face", NOT_SEEN)
 
 
 def _starts(video: Video | Photo, start: Start, clips: int, length: int, rng: np.random.Generator) -> list[int]:

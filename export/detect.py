@@ -50,7 +50,10 @@ def detect(
     artifact: Annotated[str | None, typer.Option(help="File of an artifact; else the smallest that runs here.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per video.")] = False,
     annotate: Annotated[
-        Path | None, typer.Option(help="Write the video again, with the face's box and the score over time (.mp4).")
+        Path | None,
+        typer.Option(
+            help="Write the pictures again (no sound, an even rate), with the face's box and the score (.mp4)."
+        ),
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Table of many videos (.parquet); rows that it has already stay.")

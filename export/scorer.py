@@ -156,7 +156,9 @@ class VideoScorer:
         with watch.stage("whole"), fetched(path) as file, Photo(file) if is_photo(path) else Video(file) as video:
             self._score_clips(path, video, watch, found, on_clip)
         if not found.clips:
-            seen = f" in half of {self.manifest.clip.frames} frames on end" if found.left_out else ""
+            frames, read = self.manifest.clip.frames, found.frames_read
+            seen = f" in half of {frames} frames on end" if found.left_out else ""
+            seen += f", of which there are {read}" if found.left_out and read < frames else ""
             raise NoFace(shown(path), f"no face was found{seen}")
         return self._detection(path, found, watch)
 

@@ -3,6 +3,7 @@
 import os
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Annotated, Literal
@@ -85,13 +86,16 @@ def _layout_of(root: Path, selection: Selection) -> str:
         raise StageError(f"{root} is not a file: the layout csv takes the .csv file of a corpus")
     if layout != "csv" and not root.is_dir():
         raise StageError(f"{root} is not a folder: give the folder of a corpus")
-    return _recognize(root) if layout == "auto" else layout
-
-
-def _recognize(root: Path) -> str:
-    for layout, marks in MARKS.items():
-        if any(any(root.glob(mark)) for mark in marks):
-            return layout
+    known = next((name for name, marks in MARKS.items() if any(any(root.glob(mark)) for mark in marks)), None)
+    if layout == "flat" and known:
+        raise StageError(
+            f"{root} has the layout {known}, whose files are real and fake: leave --label {selection.label} out "
+            "(--methods takes some of them), or give a folder within it"
+        )
+    if layout != "auto":
+        return layout
+    if known:
+        return known
     expected = ", ".join(f"{' or '.join(marks)} ({layout})" for layout, marks in MARKS.items())
     raise StageError(
         f"{root} has no known layout: expected {expected} or a .csv file; name one with --layout, "
@@ -108,7 +112,7 @@ def _read(root: Path, layout: str, selection: Selection) -> list[Source]:
     if not sources:
         photos = f" or photo ({', '.join(sorted(PHOTO_SUFFIXES))})" if layout in ("folder", "flat") else ""
         videos = f"video ({', '.join(sorted(VIDEO_SUFFIXES))})"
-        raise StageError(f"{root} holds no {videos}{photos} where the layout '{layout}' looks for it")
+        raise StageError(f"{root} holds no {videos}{photos} where {_titled(layout)} has it")
     if layout == "ffpp" and selection.compression:
         sources = of_compression(sources, selection.compression)
     if layout == "ffpp" and selection.official_splits:
@@ -124,48 +128,56 @@ def read_sources(roots: Sequence[Path], selection: Selection) -> tuple[list[Sour
     layouts = [_layout_of(root, selection) for root in roots]
     if (selection.compression or selection.official_splits) and "ffpp" not in layouts:
         raise StageError("--compression and --official-splits are for FaceForensics++ (ffpp), and none is given")
-    found: list[Source] = []
-    notes: list[str] = []
-    for root, layout in zip(roots, layouts, strict=True):
-        sources = _read(root, layout, selection)
-        notes += _notes(root, layout, sources, selection.identity_pattern)
-        found += sources
+    corpora = [(root, layout, _read(root, layout, selection)) for root, layout in zip(roots, layouts, strict=True)]
+    found = [source for _, _, sources in corpora for source in sources]
     _refuse_twice(found)
     taken = _at_most(_of_methods(found, selection.methods), selection.max_videos)
+    notes = [
+        note
+        for root, layout, sources in corpora
+        for note in _notes(root, layout, sources, set(taken), selection.identity_pattern)
+    ]
     if len(taken) < len(found):
         notes.append(f"{len(taken)} of {len(found)} files were taken ({_asked(selection)}).")
     return taken, list(dict.fromkeys(notes))
 
 
-def _notes(root: Path, layout: str, sources: Sequence[Source], pattern: str | None) -> list[str]:
+def _notes(
+    root: Path, layout: str, sources: Sequence[Source], taken: AbstractSet[Source], pattern: str | None
+) -> list[str]:
     note = corpus_note(root.parent if layout == "csv" else root)
     notes = [note] if note else []
     by_name = layout in ("folder", "csv") or (layout == "flat" and pattern is None)
     if by_name and not note:  # which would say whom its files show
-        notes += _named_by_files(layout, sources)
+        notes += _named_by_files(layout, sources, taken)
     if layout != "csv":  # which names its files
         notes += (dfdc_notes if layout == "dfdc" else _left_out)(root, sources)
     return notes
 
 
-def _named_by_files(layout: str, sources: Sequence[Source]) -> list[str]:
+def _named_by_files(layout: str, sources: Sequence[Source], taken: AbstractSet[Source]) -> list[str]:
     """Say of how many files the identity is the file's name, for want of a better one, and what that may cost."""
-    unplaced = [source for source in sources if source.split is None]
+    kept = [source for source in sources if source in taken]
+    unplaced = [source for source in kept if source.split is None]
     own = [source for source in unplaced if source.identities == (PurePath(source.name).stem,)]
     if not own:
         return []
     notes = [
-        f"{len(own)} of {len(sources)} files of the layout {layout} name no person but their own file name: a person "
+        f"{len(own)} of {len(kept)} files of {_titled(layout)} name no person but their own file name: a person "
         "who is in several of them may be in several splits."
     ]
     reals = {name for source in sources if not source.label for name in source.identities}
     lone = sum(1 for source in own if source.label and source.identities[0] not in reals)
     if reals and lone:
         notes.append(
-            f"{lone} fakes of the layout {layout} have the name of no real file: they may be in another split than "
+            f"{lone} fakes of {_titled(layout)} have the name of no real file: they may be in another split than "
             "their original."
         )
     return notes
+
+
+def _titled(layout: str) -> str:
+    return "a folder without a layout" if layout == "flat" else f"the layout {layout}"
 
 
 def _left_out(root: Path, sources: Sequence[Source]) -> list[str]:

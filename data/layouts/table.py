@@ -7,8 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path, PurePath
 
 from data.layouts.source import FAKE, REAL, SPLITS, Source
-from stage import StageError
+from stage import StageError, say
 
+NEEDED = ("path", "label")
+COLUMNS = (*NEEDED, "identity", "method", "split")
 LABELS = {"real": REAL, "0": REAL, "fake": FAKE, "1": FAKE}
 
 
@@ -22,12 +24,11 @@ def _text(table: Path) -> str:
 
 
 def _checked_header(cells: list[str]) -> list[str]:
-    header = [cell.strip() for cell in cells]
-    for column in ("path", "label"):
-        if header.count(column) != 1:
+    header = [cell.strip().lower() for cell in cells]
+    for column in COLUMNS:
+        if (found := header.count(column)) > 1 or (not found and column in NEEDED):
             raise ValueError(
-                f"{header.count(column)} columns named {column!r}: begin with the line path,label or "
-                "path,label,identity,method,split"
+                f"{found} columns named {column!r}: begin with the line {','.join(NEEDED)} or {','.join(COLUMNS)}"
             )
     return header
 
@@ -37,6 +38,8 @@ def _rows(table: Path) -> Iterator[tuple[int, list[str], list[str]]]:
     reader = csv.reader(io.StringIO(_text(table), newline=""), strict=True)
     try:
         header = _checked_header(next(reader, []))
+        if others := [column for column in header if column not in COLUMNS]:
+            say(f"{table}: columns that are not used: {', '.join(others)} (used are {', '.join(COLUMNS)})")
         for cells in filter(None, reader):
             if len(cells) != len(header):
                 raise ValueError(f"{len(cells)} cells under {len(header)} columns: put a cell with a comma in quotes")
@@ -73,8 +76,9 @@ def _source(row: dict[str, str], folder: Path) -> Source:
 def csv_layout(table: Path) -> list[Source]:
     """Columns ``path`` (below the csv's folder), ``label`` (real, fake, 0, 1) and, if wanted, three more.
 
-    ``identity`` (several with ``;``; the stem if there is none), ``method`` and ``split`` (train, val, test). Other
-    columns are not used, and a file that is missing counts too. Raises StageError for a malformed table.
+    ``identity`` (several with ``;``; the stem if there is none), ``method`` and ``split`` (train, val, test). Names of
+    columns may be in capitals; others are not used, which is said. A file that is missing counts too. Raises
+    StageError for a malformed table.
     """
     sources: dict[str, Source] = {}
     for line, header, cells in _rows(table):

@@ -21,6 +21,11 @@ def test_headline_repeats_the_row_that_is_fastest_on_the_fewest_threads(report: 
     )
 
 
+def test_headline_of_a_student_that_is_larger_than_its_teacher_says_so(report: Report) -> None:
+    report.rows = [measured("a.onnx", 4.0, 5_000_000, scheme="int8", size_ratio=0.2)]
+    assert " and 5.00× larger. " in headline(report)
+
+
 def test_headline_leaves_out_what_was_not_measured(report: Report) -> None:
     report.reference.auc = None
     nothing = dict.fromkeys(("speedup_over", "speedup", "size_ratio"))

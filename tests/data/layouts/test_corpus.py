@@ -40,16 +40,37 @@ def test_a_corpus_that_is_no_folder_is_refused(touch: Callable[..., Path]) -> No
 @pytest.mark.parametrize(
     ("options", "looked_for"),
     [
-        ({}, r"video \(\.3gp, .*\.wmv\) or photo \(\.bmp, .*\.webp\) where the layout 'folder'"),
-        ({"label": "fake"}, r"video \(\.3gp, .*\.wmv\) or photo \(\.bmp, .*\.webp\) where the layout 'flat'"),
-        ({"layout": "celebdf"}, r"video \(\.3gp, .*\.wmv\) where the layout 'celebdf'"),
+        ({"layout": "folder"}, r"video \(\.3gp, .*\.wmv\) or photo \(\.bmp, .*\.webp\) where the layout folder"),
+        ({"label": "fake"}, r"video \(\.3gp, .*\.wmv\) or photo \(\.bmp, .*\.webp\) where a folder without a layout"),
+        ({"layout": "celebdf"}, r"video \(\.3gp, .*\.wmv\) where the layout celebdf"),
     ],
 )
 def test_a_corpus_without_files_says_what_was_looked_for(
     touch: Callable[..., Path], options: dict[str, str], looked_for: str
 ) -> None:
-    with pytest.raises(StageError, match=rf"holds no {looked_for} looks for it"):
-        names(touch("real/a.txt"), **options)
+    with pytest.raises(StageError, match=rf"holds no {looked_for} has it"):
+        names(touch("a/a.txt"), **options)
+
+
+@pytest.mark.parametrize(
+    ("layout", "file"),
+    [
+        ("ffpp", "manipulated_sequences/Deepfakes/c23/videos/000_003.mp4"),
+        ("celebdf", "Celeb-synthesis/id0_id1_0000.mp4"),
+        ("folder", "fake/a.mp4"),
+        ("dfdc", "part_0/metadata.json"),
+    ],
+)
+def test_one_label_for_a_corpus_with_labels_of_its_own_is_refused(
+    touch: Callable[..., Path], layout: str, file: str
+) -> None:
+    root = touch(file, "a.mp4")
+    with pytest.raises(
+        StageError, match=rf"has the layout {layout}, whose files are real and fake: leave --label real"
+    ):
+        names(root, label="real")
+    if file.endswith("mp4"):
+        assert names((root / file).parent, label="fake") == [Path(file).name]
 
 
 @pytest.mark.parametrize(
@@ -163,7 +184,13 @@ def test_persons_who_are_known_by_file_names_alone_are_noted(touch: Callable[...
         f"5 of 5 files of the layout folder {NAMELESS}",
         "2 fakes of the layout folder have the name of no real file: they may be in another split than their original.",
     ]
-    assert read_sources([root / "real"], Selection(label="real"))[1] == [f"2 of 2 files of the layout flat {NAMELESS}"]
+    assert read_sources([root / "real"], Selection(label="real"))[1] == [
+        f"2 of 2 files of a folder without a layout {NAMELESS}"
+    ]
+    assert read_sources([root], Selection(max_videos=1))[1][:2] == [
+        f"2 of 2 files of the layout folder {NAMELESS}",
+        "2 of 5 files were taken (--max-videos 1).",
+    ]
     assert read_sources([root / "real"], Selection(label="real", identity_pattern="(.)"))[1] == []
 
 

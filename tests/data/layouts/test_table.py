@@ -14,9 +14,9 @@ def table(folder: Path, content: str | bytes) -> Path:
     return path
 
 
-def test_all_columns(tmp_path: Path) -> None:
+def test_all_columns(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     content = (
-        "\ufefflabel,path,age,identity,method,split\r\n"
+        "\ufefflabel,path,age,Identity, METHOD,split\r\n"
         "real,a.mp4,3,anna,phone,train\r\n"
         "\r\n"
         '1,"deep/b, c.png",,anna; ben;anna,Swap,train\r\n'
@@ -30,6 +30,9 @@ def test_all_columns(tmp_path: Path) -> None:
         (tmp_path / "missing.mp4", "missing.mp4", 1, "fake", ("missing",), None),
         (tmp_path / "日本.mp4", "日本.mp4", 0, "real", ("日本",), None),
     ]
+    assert "corpus.csv: columns that are not used: age (used are path, label, identity, method, split)" in (
+        capfd.readouterr().err
+    )
     assert notes[0].startswith("2 of 4 files of the layout csv name no person but their own file name: ")
 
 
@@ -44,6 +47,10 @@ def test_the_note_lies_beside_the_table(tmp_path: Path) -> None:
         ("", "line 1: 0 columns named 'path': begin with the line path,label"),
         ("path;label\na.mp4;real\n", "line 1: 0 columns named 'path': begin with the line path,label"),
         ("path,split\na.mp4,train\n", "line 1: 0 columns named 'label': begin with the line path,label"),
+        (
+            "path,label,split,Split\na.mp4,0,val,test\n",
+            "line 1: 2 columns named 'split': begin with the line path,label",
+        ),
         ("path,label,label\na.mp4,0,1\n", "line 1: 2 columns named 'label': begin with the line path,label"),
         ("path,label\n", "line 1: no row follows: give one row per file, as a.mp4,real"),
         ("path,label\na.mp4,real\nb.mp4,true\n", "line 3: label 'true' is not known: give real, fake, 0"),
