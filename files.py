@@ -171,6 +171,33 @@ def alone(out: Path) -> Iterator[None]:
             Path(lock.name).unlink(missing_ok=True)
 
 
+def refuse_other_settings(folder: Path, before: str, now: str) -> None:
+    """Raise StageError for work that was interrupted and would go on with other settings, each a JSON object."""
+    raise StageError(
+        f"{folder} is unfinished work with other settings ({_differing(before, now)}): call the command with those to "
+        "go on with it, or remove it to begin anew"
+    )
+
+
+def _differing(before: str, now: str) -> str:
+    """Return what differs between two JSON objects, and how it was, of objects within them too."""
+    try:
+        one, other = (_flat(parse_json(text)) for text in (before, now))
+    except (ValueError, AttributeError):
+        return "they cannot be read"
+    names = [name for name in {**one, **other} if one.get(name) != other.get(name)]
+    shown = [f"{name} was {json.dumps(one.get(name))[:40]}" for name in names]
+    return ", ".join(shown[:3]) + (", ..." if len(shown) > 3 else "")
+
+
+def _flat(value: dict[str, Any]) -> dict[str, Any]:
+    """Return the values within a JSON object by name, those of objects within it by their own."""
+    found: dict[str, Any] = {}
+    for name, inner in value.items():
+        found |= _flat(inner) if isinstance(inner, dict) else {name: inner}
+    return found
+
+
 def sha256_of(path: Path) -> str:
     """Return the hexadecimal SHA-256 of a file, or of a folder's files in the order of their relative paths.
 

@@ -3,6 +3,7 @@
 This module stands beside ``pocketproof.py`` because every room uses it and it uses none of them.
 """
 
+import contextlib
 import functools
 import inspect
 import logging
@@ -38,7 +39,7 @@ STATIC_INT8 = ("int8", "int8-qat")
 """Integer programs with scales that were calibrated."""
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
-Seed = Annotated[int, typer.Option(help="Seed of everything that is drawn at random.", min=0)]
+Seed = Annotated[int, typer.Option(help="Seed of everything that is drawn at random.", min=0, max=2**32 - 1)]
 
 
 class StageError(Exception):
@@ -110,6 +111,19 @@ def _end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
+@contextlib.contextmanager
+def _deaf() -> Iterator[None]:
+    """Pass over Ctrl-C for a moment."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def in_processes(
     function: Callable[..., T], jobs: Iterable[tuple[Any, ...]], workers: int, description: str
 ) -> list[T]:
@@ -117,10 +131,12 @@ def in_processes(
 
     The first error, or Ctrl-C, drops the jobs that wait. Raises WorkerDied if a process dies.
     """
-    context = multiprocessing.get_context("spawn")
+    context, jobs = multiprocessing.get_context("spawn"), list(jobs)
+    workers = min(workers, max(1, len(jobs)))
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent) as pool:
         try:
-            futures = [pool.submit(function, *job) for job in jobs]
+            with _deaf():  # which the processes are from their beginning, too
+                futures = [pool.submit(function, *job) for job in jobs]
             return [future.result() for future in progress(futures, description)]
         except BrokenProcessPool as error:
             # Python 3.11 would wait for ever for a process that was being started when the other died.
@@ -148,6 +164,12 @@ def call(app: Callable[[], Any]) -> None:
         sys.exit(1)
     except StageError as error:
         say(f"error: {' '.join(str(error).split())}", everywhere=True)
+        sys.exit(1)
+    except ImportError as error:
+        say(f"error: a package cannot be loaded ({reason_of(error)}): install Pocketproof again", everywhere=True)
+        sys.exit(1)
+    except MemoryError:
+        say("error: there is not enough memory: close other programs, or take smaller settings", everywhere=True)
         sys.exit(1)
     except OSError as error:
         if error.errno is None:

@@ -57,6 +57,19 @@ def _notes(part: Report, parts: Sequence[Report]) -> list[str]:
     return [f"{alone}: {note}" if alone and note not in everywhere else note for note in part.notes]
 
 
+def _refuse_twice(reports: Sequence[Report]) -> None:
+    """Raise StageError if a measurement is there twice: figures of two measurements are never equal."""
+    seen: set[str] = set()
+    for row in (row for report in reports for row in report.rows if row.latency_ms):
+        figures = row.model_dump_json(exclude={"machine"}) + machine_of(row.machine)
+        if figures in seen:
+            raise StageError(
+                f"{row.name} of {machine_of(row.machine)} is there twice with the same figures: one report holds "
+                "another, give the rows of each machine once"
+            )
+        seen.add(figures)
+
+
 def merge(reports: Sequence[Report]) -> Report:
     """Return one report with the rows of all, which must be on the same clips and against the same reference.
 
@@ -76,6 +89,7 @@ def merge(reports: Sequence[Report]) -> Report:
     controls = {report.control_fingerprint for report in reports} - {None}
     if len(controls) > 1:
         raise StageError("the reports have different controls: measure one again with --control of the other")
+    _refuse_twice(reports)
     taken: set[str] = set()
     parts = [_renamed(report, taken) for report in reports]
     controlled = max(parts, key=lambda part: (bool(part.control_fingerprint), bool(part.control_clips)))

@@ -3,9 +3,9 @@
 import json
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
 from benchmarks.figures import Budget, Latency, MethodFigures, Peak, Profile, Robustness, Sustained
 from compress.fidelity import Diagnosis
@@ -193,6 +193,15 @@ class Report(BaseModel):
     """What a reader must know before believing a figure: corpora, random weights, what could not run here."""
     rows: list[Row]
     budgets: list[Budget] = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _names_its_sessions(self) -> Self:
+        names = [session.machine for session in self.sessions]
+        if len(set(names)) < len(names):
+            raise ValueError("two sessions have one name")
+        if strangers := {*(row.machine for row in self.rows), *(own.machine for own in self.budgets)} - set(names):
+            raise ValueError(f"no session is named {min(strangers)!r}")
+        return self
 
 
 def machine_of(session: str) -> str:

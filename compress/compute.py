@@ -15,7 +15,7 @@ from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor, nn
 
 from models.schemes import cast_to, fast_dtype, refuse_tf32
-from stage import StageError, say
+from stage import StageError, reason_of, say
 
 Precision = Literal["fp32", "autocast", "bf16", "fp16"]
 TIMED_STEPS = 3
@@ -84,12 +84,29 @@ class Compute:
         return list(gather_object([found]))
 
 
+def _launchers_variables() -> str:
+    """Return the environment variables by which launchers name the processes of a training."""
+    beginnings = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_", "ACCELERATE_")
+    return ", ".join(sorted(name for name in os.environ if name.startswith(beginnings))) or "none is set"
+
+
 def prepare_compute(precision: Precision) -> Compute:
     """Choose device and numbers. ``autocast`` is the fast 16-bit type, or fp32 where there is none, and said so."""
     # Accelerator keeps one process-wide precision, which stages run one after another would fight over; the casting
     # is therefore done here.
     patient = InitProcessGroupKwargs(timeout=LONGEST_WAIT)
-    accelerator = Accelerator(mixed_precision="no", cpu=not torch.accelerator.is_available(), kwargs_handlers=[patient])
+    if (world := os.environ.get("WORLD_SIZE", "1")) != "1":
+        say(f"WORLD_SIZE is {world}: waiting for the other processes of this training")
+    left_behind = _launchers_variables()  # before Accelerate sets those that lack
+    try:
+        accelerator = Accelerator(
+            mixed_precision="no", cpu=not torch.accelerator.is_available(), kwargs_handlers=[patient]
+        )
+    except (ValueError, RuntimeError) as error:
+        raise StageError(
+            f"no processes of a training can be joined ({reason_of(error)}): start them with torchrun or accelerate "
+            f"launch; for one process, unset what others have left in the environment ({left_behind})"
+        ) from error
     refuse_tf32()
     device = torch.device(accelerator.device)
     if precision != "autocast":

@@ -13,7 +13,7 @@ from data.batches import Batch, Unit, balanced_batches, label_shares, natural_ba
 from data.views import ViewRule, Views
 from models.run import RunInfo
 
-BatchSize = Annotated[int | None, typer.Option(help="Frames or clips of a step, over all processes.", min=2)]
+BatchSize = Annotated[int | None, typer.Option(help="Frames or clips of a step, over all processes.", min=2, max=2**16)]
 
 
 @dataclass(frozen=True)

@@ -61,6 +61,7 @@ def fit(compute: Compute, task: Task, schedule: Schedule, seed: int, unfinished:
     """
     training = _Training(compute, task, schedule, seed, unfinished)
     position = training.position
+    say(f"training in {compute.processes} process{'es' * (compute.processes > 1)} on {compute.device.type}")
     while position.passes < training.passes and position.stale < schedule.patience:
         training.run_pass()
     if position.best_weights:
@@ -141,9 +142,9 @@ class _Training:
             # Means over the processes, so that all of them save at the same step.
             loss, since_saved = self.compute.mean(torch.tensor([loss, now - saved])).tolist()
             if not math.isfinite(loss):
+                mend = "a smaller --learning-rate" if position.steps else "other --weights to start from"
                 raise StageError(
-                    f"the loss is not a number after {position.steps} steps: give a smaller --learning-rate, or "
-                    "--precision fp32"
+                    f"the loss is not a number after {position.steps} steps: give {mend}, or --precision fp32"
                 )
             position.losses.append(loss)
             position.batch += 1

@@ -47,7 +47,7 @@ def _on_one_thread(recipe: Recipe) -> None:
 
 def _prepare_one(source: Source, split: str, recipe: Recipe, folder: Path) -> None:
     """Prepare one video unless an interrupted run has."""
-    if is_done(folder, source.video_id):
+    if is_done(folder, source):
         return
     Journal(folder).begin(source.video_id)
     _on_one_thread(recipe)
@@ -85,7 +85,7 @@ def _prepare_on_ray(jobs: list[Job], store: Unfinished, address: str, workers: i
     todo = [
         (*job[:3], not is_remote(job[0].path) and job[0].path.exists())
         for job in jobs
-        if not is_done(store.folder, job[0].video_id)
+        if not is_done(store.folder, job[0])
     ]
     for (source, split, *_), result in on_ray(_prepare_there, todo, address, workers, "prepare"):
         row = json.loads(result["row"]) if result else without_clips(source, split, "unreadable", KILLER)

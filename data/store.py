@@ -4,6 +4,7 @@
 status, ``store.json`` the settings and counts. Pictures are PNG, so that no pixel changes.
 """
 
+import contextlib
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -15,7 +16,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveInt,
+    field_validator,
+)
 
 from data.crops import CropRule
 from data.depth import DepthWeights
@@ -79,17 +88,17 @@ class StoreSettings(BaseModel):
     crop: CropRule
     detector: Literal["dlib", "mtcnn"] = "dlib"
     all_faces: bool = False
-    clips_per_video: int = 1
+    clips_per_video: PositiveInt = 1
     start: Start = "first"
     modalities: tuple[Modality, ...] = ("rgb",)
     flow: str | None = None
     """Estimator of the flow pictures, with the SHA-256 of its weights where it has some."""
     depth: DepthWeights | None = None
-    forge: int = 0
-    weakest_forgery: float = 1.0
+    forge: NonNegativeInt = 0
+    weakest_forgery: float = Field(default=1.0, ge=0, le=1)
     """Stores that do not name it hold coarse forgeries alone."""
-    ratios: tuple[float, float, float]
-    seed: int
+    ratios: tuple[NonNegativeFloat, NonNegativeFloat, NonNegativeFloat]
+    seed: NonNegativeInt
     sources_sha256: str
 
 
@@ -101,12 +110,19 @@ class StoreInfo(BaseModel):
     schema_version: int = SCHEMA_VERSION
     settings: StoreSettings
     notes: list[str]
-    videos: dict[str, int]
+    videos: dict[str, NonNegativeInt]
     """Number of input files by status."""
-    clips: dict[str, dict[str, int]]
+    clips: dict[str, dict[str, NonNegativeInt]]
     """Number of clips by split and label ("real", "fake")."""
     fingerprint: str
     """SHA-256 of videos.parquet, which carries the hash of every clip file."""
+
+    @field_validator("clips")
+    @classmethod
+    def _of_all_splits(cls, clips: dict[str, dict[str, int]]) -> dict[str, dict[str, int]]:
+        if {split: set(own) for split, own in clips.items()} != {split: {"real", "fake"} for split in SPLITS}:
+            raise ValueError(f"counts must be of {', '.join(SPLITS)}, real and fake")
+        return clips
 
 
 @dataclass(frozen=True)
@@ -143,7 +159,9 @@ def encode_png(crop: NDArray[np.uint8]) -> bytes:
 
 def decode_png(data: bytes) -> NDArray[np.uint8]:
     """Decode a PNG into uint8 [S, S, 3] RGB. Raises StageError if it is damaged."""
-    picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB) if data else None
+    picture = None
+    with contextlib.suppress(cv2.error):  # of more pixels than OpenCV takes
+        picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB) if data else None
     if picture is None:
         raise StageError("a picture in the store is damaged: prepare the store again")
     return np.asarray(picture, np.uint8)
@@ -155,8 +173,10 @@ def _clip(entry: dict[str, Any], row: int, video: str, frames: int) -> Clip:
     if boxes.shape != (frames, 4) or valid.shape != (frames,) or not np.isfinite(boxes).all():
         raise ValueError(f"clip {row} has no box for each of {frames} frames")
     identities = tuple(entry["identities"] or ())
-    if entry["video_id"] != video or entry["label"] not in (REAL, FAKE) or not identities:
+    if entry["video_id"] != video or entry["label"] not in (REAL, FAKE) or not identities or None in identities:
         raise ValueError(f"clip {row} is not of {video}")
+    if not entry["clip_id"] or entry["method"] is None or not valid.any():
+        raise ValueError(f"clip {row} has no name, no method or no frame that counts")
     return Clip(**entry | {"identities": identities, "valid": valid, "boxes": boxes, "row": row})
 
 

@@ -13,8 +13,16 @@ from data.journal import Journal
 from data.layouts import SPLITS, Source
 from data.parquet import RowWriter
 from data.store import CLIP_SCHEMA, VIDEO_SCHEMA, Status, StoreInfo, StoreSettings
-from files import aside_of, locked, put_in_place, refuse_existing, sha256_of, written_whole
-from stage import say
+from files import (
+    aside_of,
+    locked,
+    put_in_place,
+    refuse_existing,
+    refuse_other_settings,
+    remove,
+    sha256_of,
+    written_whole,
+)
 
 
 class Unfinished:
@@ -29,17 +37,17 @@ class Unfinished:
         self._lock = locked(out)
         refuse_existing(out)
         mark = self.folder / "settings.json"
-        if mark.exists() and mark.read_text() != settings.model_dump_json():
-            say(f"{self.folder} is of other settings or inputs: starting anew")
-            shutil.rmtree(self.folder)
-        if self.folder.exists() and not mark.exists():
-            shutil.rmtree(self.folder)
+        before, asked = mark.read_text() if mark.exists() else "", settings.model_dump_json()
+        if before != asked:
+            if before and any(self.folder.glob("rows/*.json")):
+                refuse_other_settings(self.folder, before, asked)
+            remove(self.folder)
         self._remove_partial()
         (self.folder / "clips").mkdir(parents=True, exist_ok=True)
         self.journal = Journal(self.folder)
         self.journal.open()
         with written_whole(mark) as aside:
-            aside.write_text(settings.model_dump_json())
+            aside.write_text(asked)
 
     def finish(self, sources: Sequence[Source], notes: list[str]) -> StoreInfo:
         """Join the rows into ``videos.parquet`` and ``store.json`` and put the store in its place."""
@@ -81,12 +89,18 @@ class Unfinished:
             stale.unlink()
 
 
-def is_done(folder: Path, video_id: str) -> bool:
-    """Tell whether a video's row is whole and its clip file too: after a power cut a file can be empty."""
-    row = Journal(folder).row(video_id)
-    if row is None or not row["clips"]:
-        return row is not None
-    clips = folder / "clips" / f"{video_id}.parquet"
+def is_done(folder: Path, source: Source) -> bool:
+    """Tell whether a source's row is whole and its clip file too: after a power cut a file can be empty.
+
+    A file that was changed since is to be done again.
+    """
+    journal, path = Journal(folder), source.path
+    row = journal.row(source.video_id)
+    if row is None or (path.exists() and not journal.noted_since(source.video_id, path.stat().st_mtime)):
+        return False
+    if not row["clips"]:
+        return True
+    clips = folder / "clips" / f"{source.video_id}.parquet"
     return clips.exists() and sha256_of(clips) == row["clips_sha256"]
 
 

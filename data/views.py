@@ -33,8 +33,8 @@ class ViewRule(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     views: Annotated[
-        int, typer.Option(help="Views of each training clip: the plain one and augmented copies.", min=1)
-    ] = Field(default=1, ge=1)
+        int, typer.Option(help="Views of each training clip: the plain one and augmented copies.", min=1, max=1000)
+    ] = Field(default=1, ge=1, le=1000)
     augment: Annotated[str, typer.Option(help="How copies are augmented: ten, or a policy of torchvision or timm.")] = (
         DEFAULT_POLICY
     )

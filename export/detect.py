@@ -36,6 +36,8 @@ def _check(
         if annotate.suffix.lower() != ".mp4" or annotate.exists():
             said = "already exists: remove it" if annotate.exists() else "is not an .mp4: name one"
             raise StageError(f"--annotate {annotate} {said}")
+    if out is not None and out.suffix.lower() != ".parquet":
+        raise StageError(f"--out {out} is not a .parquet: name one")
     if out is not None and as_json:
         raise StageError("--json is for what is printed: the table of --out has the same columns")
     if out is None and (workers != 1 or ray is not None):

@@ -23,8 +23,8 @@ from data.remote import is_remote
 from export.bundle import Bundle
 from export.manifest import Artifact
 from export.scorer import NoFace, VideoScorer
-from files import locked, written_whole
-from stage import StageError, reason_of, say
+from files import locked, remove, written_whole
+from stage import StageError, reason_of
 
 CLIP = pa.struct([("start_frame", pa.int32()), ("score", pa.float64()), ("frames", pa.int32())])
 STAGES = ("decode", "faces", "crop", "embed", "score", "whole")
@@ -230,9 +230,13 @@ def scan(
 def _go_on(folder: Path, scorer: str) -> None:
     """Make the folder of an unfinished scan, or go on with that of the same artifact and rules."""
     mark = folder / "scorer.txt"
-    if folder.exists() and not (mark.exists() and mark.read_text() == scorer):
-        say(f"{folder} is of another artifact: starting anew")
-        shutil.rmtree(folder)
+    before = mark.read_text() if mark.exists() else ""
+    if before != scorer:
+        if before and any(Journal(folder).rows()):
+            raise StageError(
+                f"{folder} holds unfinished scores of another artifact: give another --out, or remove it to begin anew"
+            )
+        remove(folder)
     Journal(folder).open()
     with written_whole(mark) as aside:
         aside.write_text(scorer)

@@ -17,7 +17,16 @@ from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
-from files import locked, put_in_place, read_json, refuse_existing, sha256_of, written_whole
+from files import (
+    locked,
+    put_in_place,
+    read_json,
+    refuse_existing,
+    refuse_other_settings,
+    remove,
+    sha256_of,
+    written_whole,
+)
 from models.detector import Architecture, Detector, Preprocessing
 from models.origin import DataSource, Parent, Weights
 from stage import STATIC_INT8, Scheme, StageError, reason_of, say, speaks
@@ -105,9 +114,11 @@ class UnfinishedRun:
 
     def _begin(self, asked: str) -> None:
         mark = self.checkpoint.with_name("asked.json")
-        if self.folder.exists() and not (mark.exists() and mark.read_text(encoding="utf-8") == asked):
-            say(f"{self.folder} is of other settings, weights or data: starting anew")
-            shutil.rmtree(self.folder)
+        before = mark.read_text(encoding="utf-8") if mark.exists() else ""
+        if before != asked:
+            if self.checkpoint.exists():
+                refuse_other_settings(self.folder, before, asked)
+            remove(self.folder)
         self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
         with written_whole(mark) as aside:
             aside.write_text(asked, encoding="utf-8")

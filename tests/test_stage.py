@@ -79,6 +79,49 @@ def test_a_stopped_command_stops_its_processes(kind: signal.Signals, code: int) 
     assert psutil.wait_procs(children, timeout=20)[1] == []
 
 
+def test_ctrl_c_while_processes_begin_says_one_line() -> None:
+    work = (
+        "import signal, time, typer, stage; "
+        "signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "stage.call(lambda: typer.run(lambda: stage.in_processes(time.sleep, [(0.2,)] * 300, 2, 'sleep')))"
+    )
+    command = subprocess.Popen(
+        [sys.executable, "-c", work], cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    workers: list[psutil.Process] = []
+    while len(workers) < 2:
+        assert command.poll() is None
+        children = psutil.Process(command.pid).children()
+        workers = [child for child in children if any("spawn_main" in word for word in child.cmdline())]
+    os.killpg(command.pid, signal.SIGINT)  # as a terminal does
+    said = command.communicate(timeout=20)[1]
+    assert command.returncode == 130
+    assert said == "interrupted: call the same command again; it goes on where it can\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (MemoryError(), "there is not enough memory: close other programs, or take smaller settings"),
+        (ImportError("libx.so: no"), "a package cannot be loaded (libx.so: no): install Pocketproof again"),
+    ],
+)
+def test_want_of_memory_and_broken_packages_end_with_one_line(
+    error: Exception, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail() -> None:
+        raise error
+
+    with pytest.raises(SystemExit) as ended:
+        call(fail)
+    assert ended.value.code == 1
+    assert capsys.readouterr().err == f"error: {line}\n"
+
+
+def test_more_processes_than_jobs_are_not_started() -> None:
+    assert in_processes(abs, [(-1,)], 10**20, "count") == [1]
+
+
 def test_a_stage_error_ends_with_one_line_and_one(capsys: pytest.CaptureFixture[str]) -> None:
     def fail() -> None:
         raise StageError("a.mp4 breaks:\n  mend it  ")

@@ -26,6 +26,14 @@ def on_another_machine(own, machine="a phone"):
     return own
 
 
+def later(own, calls=1):
+    """Return what a later call measures: never quite the same figures."""
+    own = own.model_copy(deep=True)
+    for row in own.rows:
+        row.load_ms = (row.load_ms or 0.0) + calls / 1000
+    return own
+
+
 def test_rows_of_all_machines_stand_side_by_side(report, tmp_path):
     other = on_another_machine(report)
     other.notes.append("Only there.")
@@ -43,15 +51,23 @@ def test_rows_of_all_machines_stand_side_by_side(report, tmp_path):
 
 
 def test_a_second_call_on_one_machine_gets_a_number_and_its_rows_too(report):
-    merged = merge([report, report, report])
+    merged = merge([report, later(report), later(report, 2)])
     names = ["a processor, 2 cores", "a processor, 2 cores (2)", "a processor, 2 cores (3)"]
     assert [session.machine for session in merged.sessions] == names
     count = len(report.rows)
     assert [merged.rows[place].machine for place in (0, count, 2 * count)] == names
     assert report.rows[0].machine == names[0]
-    again = merge([report, merge([report, report])])
+    again = merge([report, merge([later(report), later(report, 2)])])
     assert [session.machine for session in again.sessions] == names
     assert [again.rows[place].machine for place in (0, count, 2 * count)] == names
+
+
+def test_a_measurement_that_is_there_twice_is_refused(report):
+    merged = merge([report, later(report)])
+    doubled = report.model_copy(update={"rows": [*report.rows, *report.rows]})
+    for reports in ([report, merged], [merged, report], [report, report.model_copy(deep=True)], [doubled]):
+        with pytest.raises(StageError, match=r"runs/dino of a processor, 2 cores is there twice with the same figures"):
+            merge(reports)
 
 
 def test_what_was_measured_on_other_clips_or_against_another_reference_is_refused(report):
@@ -79,13 +95,13 @@ def test_other_runs_of_one_name_keep_their_diagnoses(report):
 
 
 def test_notes_and_diagnoses_follow_their_session_when_it_gets_another_name(report):
-    first, second = report.model_copy(deep=True), on_another_machine(report)
+    first, second = later(report), on_another_machine(report)
     first.notes, second.notes = ["Of the first."], ["Of the second."]
     second.diagnoses["student-int8"] = DIAGNOSIS.model_copy(update={"logit_snr_db": 3.0})
     merged = merge([report, merge([first, second])])
     assert [session.machine for session in merged.sessions] == [MACHINE, f"{MACHINE} (2)", "a phone"]
     assert merged.notes[1:] == [f"{MACHINE} (2): Of the first.", "a phone: Of the second."]
-    again = merge([on_another_machine(report), merge([first, second])])
+    again = merge([on_another_machine(later(report)), merge([first, second])])
     assert list(again.diagnoses) == ["student-int8", "a phone (2): student-int8"]
 
 
@@ -117,6 +133,22 @@ def test_size_picture_tells_files_of_one_name_apart(report):
 
     assert marks([report, other]) == 2 * marks([report])
     assert marks([report, on_another_machine(report)]) == marks([report])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda told: told.update(sessions=[]), "no session is named 'a processor, 2 cores'"),
+        (lambda told: told["rows"][0].update(machine="x"), "no session is named 'x'"),
+        (lambda told: told["sessions"].append(told["sessions"][0]), "two sessions have one name"),
+    ],
+)
+def test_rows_of_no_session_and_sessions_of_one_name_are_refused(report, tmp_path, change, message):
+    told = json.loads(report.model_dump_json())
+    change(told)
+    (tmp_path / "report.json").write_text(json.dumps(told))
+    with pytest.raises(StageError, match=rf"report.json is not valid: .*{message}: measure it again"):
+        merge_files([tmp_path / "report.json"], tmp_path / "out")
 
 
 def test_a_file_that_is_no_report_is_one_line(tmp_path):

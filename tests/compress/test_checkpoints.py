@@ -86,8 +86,8 @@ def test_a_killed_command_goes_on(whole: Path, demo_store: Path, tmp_path: Path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
 
 
-def test_other_settings_start_anew_and_a_spoiled_checkpoint_is_named(
-    demo_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+def test_other_settings_lose_no_work_and_a_spoiled_checkpoint_is_named(
+    demo_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(training, "save_checkpoint", InterruptedAfter(1))
@@ -102,8 +102,14 @@ def test_other_settings_start_anew_and_a_spoiled_checkpoint_is_named(
     checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
     with pytest.raises(StageError, match=r"last.pt cannot be read \(.*\): remove .*checkpoints to start anew"):
         teach("dino", demo_store, tmp_path / "run", **TEACHER)
+    kept = checkpoint.read_bytes()
+    with pytest.raises(
+        StageError, match=r"run\.unfinished is unfinished work with other settings \(epochs was \d+\): .* or remove it"
+    ):
+        teach("dino", demo_store, tmp_path / "run", **TEACHER | {"epochs": 1})
+    assert checkpoint.read_bytes() == kept
+    checkpoint.unlink()  # then there is nothing to lose
     teach("dino", demo_store, tmp_path / "run", **TEACHER | {"epochs": 1})
-    assert "is of other settings, weights or data: starting anew" in capfd.readouterr().err
     assert len(json.loads((tmp_path / "run" / "metrics.json").read_text())["training"]["passes"]) == 1
 
 

@@ -1,5 +1,6 @@
 """Where trainings run: several processes against one, parts of a batch against the whole, and mixed precision."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -56,6 +57,16 @@ def test_two_processes_train_as_one(alone: Path, teacher_run: Path, demo_store: 
     assert '"processes": 2' in (tmp_path / "run" / "metrics.json").read_text()
     assert done.stderr.count("pass 4 of 4") == 1
     assert difference(tmp_path / "run", alone) < 1e-4
+
+
+def test_variables_that_a_launcher_left_behind_end_with_one_line() -> None:
+    work = "import stage; from compress.compute import prepare_compute; stage.call(lambda: prepare_compute('fp32'))"
+    told = os.environ | {"LOCAL_RANK": "0", "ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run([sys.executable, "-c", work], cwd=ROOT, env=told, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: no processes of a training can be joined (")
+    assert line.endswith("unset what others have left in the environment (ACCELERATE_USE_CPU, LOCAL_RANK)")
 
 
 def test_a_batch_that_cannot_be_shared_out_is_refused() -> None:

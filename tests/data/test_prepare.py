@@ -260,6 +260,22 @@ def test_a_killed_run_ends_as_if_never_killed(small_corpus: Path, whole: dict[st
     assert {path.stem: path.stat().st_mtime_ns for path in out.glob("clips/*") if path.stem in kept} == clips
 
 
+def test_a_file_that_changed_since_it_was_done_is_done_again(
+    small_corpus: Path, resumable: Path, tmp_path: Path
+) -> None:
+    (done,) = [path for path in sorted(resumable.glob("rows/*.json")) if json.loads(path.read_text())["clips"]][:1]
+    clips = resumable / "clips" / f"{done.stem}.parquet"
+    before = clips.stat().st_mtime_ns
+    source = small_corpus / json.loads(done.read_text())["path"]
+    old = source.stat()
+    os.utime(source)
+    try:
+        made(small_corpus, resumable.with_name("store"))
+    finally:
+        os.utime(source, ns=(old.st_atime_ns, old.st_mtime_ns))
+    assert (tmp_path / "store" / "clips" / clips.name).stat().st_mtime_ns > before
+
+
 def test_what_a_power_cut_left_half_written_is_made_again(
     small_corpus: Path, whole: dict[str, bytes], resumable: Path
 ) -> None:
@@ -273,22 +289,25 @@ def test_what_a_power_cut_left_half_written_is_made_again(
     assert files(out) == whole
 
 
-def test_an_unfinished_run_of_other_settings_is_begun_anew(
-    small_corpus: Path, resumable: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_unfinished_work_of_other_inputs_is_kept_until_it_is_removed(small_corpus: Path, resumable: Path) -> None:
     corpus = resumable.with_name("corpus")
     for kind in ("real", "fake"):
         (corpus / kind).mkdir(parents=True)
         shutil.copy(next(small_corpus.rglob("000.mp4")), corpus / kind)
-    out = resumable.with_name("store")
+    out, rows = resumable.with_name("store"), sorted(resumable.glob("rows/*"))
+    with pytest.raises(
+        StageError, match=rf"{resumable} is unfinished work with other settings \(sources_sha256 was .*\): call the"
+    ):
+        made(corpus, out)
+    assert rows and sorted(resumable.glob("rows/*")) == rows
+    shutil.rmtree(resumable / "rows")  # then there is nothing to lose
     made(corpus, out)
-    assert f"{resumable} is of other settings or inputs: starting anew" in capfd.readouterr().err
     assert len(list(out.glob("clips/*"))) == 2
     assert ClipStore(out).info.videos["ok"] == 2
 
 
-def test_an_unfinished_run_is_begun_anew_when_it_is_known_better_whose_faces_they_are(
-    small_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+def test_unfinished_work_does_not_go_on_where_it_is_known_better_whose_faces_they_are(
+    small_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     videos = [shutil.copy(path, tmp_path / f"{n}.mp4") for n, path in enumerate(small_corpus.rglob("*.mp4")) if n < 3]
     table, out = tmp_path / "corpus.csv", tmp_path / "store"
@@ -301,8 +320,10 @@ def test_an_unfinished_run_is_begun_anew_when_it_is_known_better_whose_faces_the
                 with pytest.raises(KeyboardInterrupt):
                     made(table, out)
             else:
-                made(table, out)
-    assert "is of other settings or inputs: starting anew" in capfd.readouterr().err
+                with pytest.raises(StageError, match=r"unfinished work with other settings \(sources_sha256"):
+                    made(table, out)
+    shutil.rmtree(tmp_path / ".store.unfinished")
+    made(table, out)
     found = pq.read_table(out / "videos.parquet").to_pylist()
     assert {tuple(row["identities"]) for row in found} == {("a",)} and len({row["split"] for row in found}) == 1
 

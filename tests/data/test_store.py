@@ -4,6 +4,8 @@ import hashlib
 import io
 import json
 import shutil
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -172,7 +174,9 @@ def test_pictures_are_lossless_for_other_readers_and_writers() -> None:
 def test_a_damaged_picture_is_noticed() -> None:
     crop = np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8)
     png = encode_png(crop)
-    for damaged in (b"", png[: len(png) // 2], png[:3000] + bytes([png[3000] ^ 1]) + png[3001:]):
+    header = png[12:16] + struct.pack(">II", 40_000, 40_000) + png[24:29]
+    huge = png[:12] + header + struct.pack(">I", zlib.crc32(header)) + png[33:]
+    for damaged in (b"", huge, png[: len(png) // 2], png[:3000] + bytes([png[3000] ^ 1]) + png[3001:]):
         with pytest.raises(StageError, match="a picture in the store is damaged: prepare the store again"):
             decode_png(damaged)
 
@@ -251,6 +255,40 @@ def test_store_json_with_other_keys_is_refused(copy: Path) -> None:
     edit_json(copy, lambda content: content.pop("fingerprint"))
     with pytest.raises(StageError, match=r"store\.json is not valid: fingerprint: "):
         ClipStore(copy)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda content: content["clips"].pop("val"),
+        lambda content: content["clips"]["train"].update(real=-5),
+        lambda content: content["settings"].update(ratios=[9, 9, -9]),
+        lambda content: content["settings"].update(clips_per_video=-1),
+    ],
+)
+def test_counts_and_settings_that_cannot_be_are_refused(copy: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    edit_json(copy, change)
+    with pytest.raises(StageError, match=r"store\.json is not valid: "):
+        ClipStore(copy)
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("clip_id", None),
+        ("method", None),
+        ("identities", [None]),
+        ("valid", [False] * 4),
+        ("boxes", [[float("nan")] * 4] * 4),
+    ],
+)
+def test_a_clip_that_says_nothing_of_itself_is_refused(copy: Path, column: str, value: object) -> None:
+    clip = ClipStore(copy).clips("val")[0]
+    file = copy / "clips" / f"{clip.video_id}.parquet"
+    rows = [row | {column: value} for row in pq.read_table(file).to_pylist()]
+    pq.write_table(pa.Table.from_pylist(rows, schema=CLIP_SCHEMA), file)
+    with pytest.raises(StageError, match=rf"{file.name} is missing or damaged: prepare the store again"):
+        ClipStore(copy).clips("val")
 
 
 @pytest.mark.parametrize("content", [b"", b"no json", b"\xff\xfe"])

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import time
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -89,6 +90,8 @@ def test_an_interrupted_scan_goes_on(folder, bundle_path, tmp_path, here, monkey
             detect([folder], bundle_path, FILE, out=out)
     assert not out.exists()
     (tmp_path / ".scores.parquet.unfinished" / "rows" / "torn.json").write_text("")
+    with pytest.raises(StageError, match=r"\.unfinished holds unfinished scores of another artifact: give another"):
+        detect([folder], bundle_path, "test_byobnet-int8.onnx", out=out)
     here.clear()
     detect([folder / "real"], bundle_path, FILE, out=out)
     begun = len(here)
@@ -135,10 +138,13 @@ def test_a_table_of_something_else_is_refused(folder, bundle_path, tmp_path, her
     detect([folder / "face.png"], bundle_path, FILE, out=out)
     with pytest.raises(StageError, match=r"holds scores of another artifact or manifest than test_byobnet-int8.onnx"):
         detect([folder], bundle_path, "test_byobnet-int8.onnx", out=out)
-    (tmp_path / "text").write_text("x")
-    with pytest.raises(StageError, match=r"text is not a table of scores \(.*\): give another --out"):
-        detect([folder], bundle_path, FILE, out=tmp_path / "text")
-    assert (tmp_path / "text").read_text() == "x"
+    (tmp_path / "text.parquet").write_text("x")
+    with pytest.raises(StageError, match=r"text.parquet is not a table of scores \(.*\): give another --out"):
+        detect([folder], bundle_path, FILE, out=tmp_path / "text.parquet")
+    assert (tmp_path / "text.parquet").read_text() == "x"
+    for name in ("", "/", str(tmp_path / "scores")):
+        with pytest.raises(StageError, match=r"--out .* is not a \.parquet: name one"):
+            detect([folder], bundle_path, FILE, out=Path(name))
     with locked(out), pytest.raises(StageError, match=r"scores.parquet is being made by another process"):
         detect([folder], bundle_path, FILE, out=out)
 
