@@ -178,6 +178,13 @@ def call(app: Callable[[], Any]) -> None:
         sys.exit(1)
 
 
+def refuse_tf32() -> None:
+    """Let torch's float32 be float32 on a GPU too, where convolutions would else be in TF32."""
+    import torch
+
+    torch.backends.cudnn.allow_tf32 = False
+
+
 def _options_of(kind: Any) -> list[inspect.Parameter]:
     """Return the fields of a class that are options, as parameters: those annotated as typer wants them."""
     if not inspect.isclass(kind) or not (is_dataclass(kind) or issubclass(kind, BaseModel)):

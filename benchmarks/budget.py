@@ -167,17 +167,12 @@ class Steps:
         return self.timed("depth", lambda: depth_pictures(network(rgb), valid), warm=lambda: network(rgb[:1]))
 
     def _flow(self, rgb: NDArray[np.uint8], clip: FaceClip) -> NDArray[np.uint8]:
-        from data.flow import clip_flow, flow_estimator
+        from data.flow import flow_estimator
+        from data.modalities import flow_pictures
 
         estimate, rule = flow_estimator(self.task.flow), self.task.rule
         frames = [picture.rgb for picture in clip.pictures]
-
-        def pictures() -> NDArray[np.uint8]:
-            following = rule.cut_clip(frames[1:], clip.boxes[:-1], largest=rule.largest(clip.boxes))
-            flow = clip_flow(rgb[:-1], following, estimate)
-            return np.concatenate([flow, flow[-1:]])
-
-        return self.timed("flow", pictures)
+        return self.timed("flow", lambda: flow_pictures(rgb, frames, clip.boxes, rule, estimate))
 
     def artifact(self, crops: NDArray[np.uint8], valid: NDArray[np.bool_]) -> None:
         """Time what an app calls: ``embed`` of each frame and ``score``, or the one program there is."""

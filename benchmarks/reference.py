@@ -20,8 +20,8 @@ from data.store import ClipStore
 from files import read_json, refuse_existing, written_whole
 from models.origin import Parent
 from models.run import Run
-from models.schemes import fast_dtype, refuse_tf32
-from stage import StageError, run_as_script, say
+from models.schemes import fast_dtype
+from stage import StageError, refuse_tf32, run_as_script, say
 
 SCHEMA_VERSION = 3
 

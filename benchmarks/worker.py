@@ -23,7 +23,7 @@ from benchmarks.timing import (
     time_batches,
     time_runs,
 )
-from stage import reason_of
+from stage import reason_of, refuse_tf32
 
 WARM_UPS = 3
 LEAST_SECONDS = 1.0
@@ -73,7 +73,6 @@ def load_scorer(task: Task) -> Score:
 
     from compress.runs import pixel_detector, torch_scorer
     from models.run import Run
-    from models.schemes import refuse_tf32
 
     torch.set_num_threads(task.threads)
     refuse_tf32()

@@ -14,8 +14,8 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor, nn
 
-from models.schemes import cast_to, fast_dtype, refuse_tf32
-from stage import StageError, reason_of, say
+from models.schemes import cast_to, fast_dtype
+from stage import StageError, reason_of, refuse_tf32, say
 
 Precision = Literal["fp32", "autocast", "bf16", "fp16"]
 TIMED_STEPS = 3

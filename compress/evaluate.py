@@ -20,8 +20,7 @@ from data.store import ClipStore
 from files import written_whole
 from models.origin import Parent
 from models.run import Run
-from models.schemes import refuse_tf32
-from stage import StageError, say
+from stage import StageError, refuse_tf32, say
 
 COLUMNS = {
     "AUC": "auc",

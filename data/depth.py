@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from files import card_licence, sha256_of
-from stage import StageError, reason_of
+from stage import StageError, reason_of, refuse_tf32
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -114,6 +114,7 @@ class DepthAnything:
     def __init__(self, size: str | None = None, folder: Path | None = None) -> None:
         import torch
 
+        refuse_tf32()
         files, self.weights = _find(size, folder)
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         network, self._processor = _load(files)

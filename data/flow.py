@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from files import load_tensors
-from stage import StageError, reason_of
+from stage import StageError, reason_of, refuse_tf32
 
 if TYPE_CHECKING:
     from torch import nn
@@ -100,6 +100,7 @@ def _raft(weights: Path | None) -> Estimate:
         raise StageError(f"--flow raft needs weights: {RAFT_MEND}")
     import torch
 
+    refuse_tf32()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     network = _raft_network(weights).to(device)
 

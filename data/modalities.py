@@ -18,6 +18,19 @@ from files import sha256_of
 from stage import Modality, StageError
 
 
+def flow_pictures(
+    rgb: NDArray[np.uint8], frames: Sequence[Frame], boxes: NDArray[np.float32], rule: CropRule, estimate: Estimate
+) -> NDArray[np.uint8]:
+    """Return the flow pictures, uint8 [T, S, S, 3], of a clip whose crops ``rgb``, uint8 [T, S, S, 3], are cut.
+
+    Each shows the motion from its frame, uint8 [H, W, 3] RGB, to the next, both cut at its square; the last one repeats
+    the motion before it. boxes: float32 [T, 4].
+    """
+    following = rule.cut_clip(frames[1:], boxes[:-1], largest=rule.largest(boxes))
+    flow = clip_flow(rgb[:-1], following, estimate)
+    return np.concatenate([flow, flow[-1:]])
+
+
 @dataclass(frozen=True)
 class Modalities:
     """Which pictures to make, and with what. A worker process loads a network when it first needs it."""
@@ -31,19 +44,13 @@ class Modalities:
     def pictures(
         self, frames: Sequence[Frame], boxes: NDArray[np.float32], valid: NDArray[np.bool_], rule: CropRule
     ) -> dict[str, NDArray[np.uint8]]:
-        """Return each modality's pictures, uint8 [T, S, S, 3], of a clip of frames, uint8 [H, W, 3] RGB.
-
-        A flow picture shows the motion from its frame to the next, both cut at its square; the last one repeats the
-        motion before it.
-        """
+        """Return each modality's pictures, uint8 [T, S, S, 3], of a clip of frames, uint8 [H, W, 3] RGB."""
         rgb = rule.cut_clip(frames, boxes)
         made = {"rgb": rgb}
         if "depth" in self.names:
             made["depth"] = depth_pictures(_depth(self.depth_size, self.depth_weights)(rgb), valid)
         if "flow" in self.names:
-            following = rule.cut_clip(frames[1:], boxes[:-1], largest=rule.largest(boxes))
-            flow = clip_flow(rgb[:-1], following, _flow(self.flow, self.flow_weights))
-            made["flow"] = np.concatenate([flow, flow[-1:]])
+            made["flow"] = flow_pictures(rgb, frames, boxes, rule, _flow(self.flow, self.flow_weights))
         return made
 
     @property

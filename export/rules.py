@@ -19,7 +19,8 @@ CROP_RULE = (
     "new pixel is the mean of all that it covers, pixels at its borders by the part that it covers, as OpenCV's "
     "INTER_AREA; not Pillow's BOX, which takes whole pixels), when it grows, bilinearly. Where fit is pad, resize all "
     "squares of a clip by size / (side of the clip's largest square) instead, sides rounded half up, each centred on "
-    "black. "
+    "black. Colours of a video: by the matrix and range that its stream names; one that names none is read as BT.601, "
+    "limited range, whatever its height (phones may take BT.709 for HD, which turned 3 % of verdicts). "
 )
 DETECTOR_NAMES = {"dlib": "dlib's frontal HOG detector", "mtcnn": "MTCNN"}
 EXAMPLES = (

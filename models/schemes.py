@@ -28,11 +28,6 @@ def fast_dtype(device: torch.device) -> torch.dtype | None:
     return torch.bfloat16
 
 
-def refuse_tf32() -> None:
-    """Let float32 be float32 on a GPU too, where convolutions would else be in TF32: fp32 figures are of fp32."""
-    torch.backends.cudnn.allow_tf32 = False
-
-
 def cast_to(device: torch.device, dtype: torch.dtype | None) -> torch.autocast:
     """Return autocast to ``dtype`` on a device, or none at all."""
     return torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None)
