@@ -25,7 +25,8 @@ from data.photo import Photo
 from data.picture import Frame, Picture
 from data.prepare_video import forged, surroundings
 from data.recompress import through_jpeg
-from data.store import CLIP_SCHEMA, VIDEO_SCHEMA, Clip, ClipStore, StoreInfo, StoreSettings, encode_png
+from data.store import CLIP_SCHEMA, VIDEO_SCHEMA, Clip, ClipStore, StoreSettings, encode_png
+from data.unfinished import counted
 from data.video import Video, recompressed
 from files import sha256_of
 from stage import StageError, in_processes
@@ -242,9 +243,11 @@ def _finish(folder: Path, store: ClipStore, videos: list[dict[str, Any]]) -> Non
     for video in videos:
         clips = folder / "clips" / f"{video['video_id']}.parquet"
         if clips.exists():
-            kept.append(video | {"clips": pq.read_metadata(clips).num_rows, "clips_sha256": sha256_of(clips)})
+            labels = pq.read_table(clips, columns=["label"])["label"].to_pylist()
+            own = {"clips": len(labels), "forged_clips": 0 if video["label"] else sum(labels)}
+            kept.append(video | own | {"clips_sha256": sha256_of(clips)})
     with RowWriter(folder / "videos.parquet", VIDEO_SCHEMA) as file:
         file.write(*kept)
     settings = store.info.settings.model_copy(update={"modalities": ("rgb",)})
-    info = StoreInfo(settings=settings, notes=[], videos={}, clips={}, fingerprint=sha256_of(folder / "videos.parquet"))
+    info = counted(settings, [], kept, sha256_of(folder / "videos.parquet"))
     (folder / "store.json").write_text(info.model_dump_json())

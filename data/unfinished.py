@@ -57,16 +57,7 @@ class Unfinished:
         rows.sort(key=lambda row: str(row["video_id"]))
         with RowWriter(self.folder / "videos.parquet", VIDEO_SCHEMA) as videos_file:
             videos_file.write(*rows)
-        clips = {split: {"real": 0, "fake": 0} for split in SPLITS}
-        videos = dict.fromkeys(get_args(Status), 0)
-        for row in rows:
-            videos[row["status"]] += 1
-            if row["status"] == "left_out":
-                continue
-            clips[row["split"]]["fake"] += row["clips"] if row["label"] else row["forged_clips"]
-            clips[row["split"]]["real"] += 0 if row["label"] else row["clips"] - row["forged_clips"]
-        fingerprint = sha256_of(self.folder / "videos.parquet")
-        info = StoreInfo(settings=self.settings, notes=notes, videos=videos, clips=clips, fingerprint=fingerprint)
+        info = counted(self.settings, notes, rows, sha256_of(self.folder / "videos.parquet"))
         (self.folder / "store.json").write_text(info.model_dump_json(indent=2) + "\n")
         self._remove_partial()
         put_in_place(self.folder, self.out)
@@ -87,6 +78,19 @@ class Unfinished:
         """Remove what processes that died have left half written."""
         for stale in self.folder.rglob(".*.partial"):
             stale.unlink()
+
+
+def counted(settings: StoreSettings, notes: list[str], rows: Sequence[dict[str, Any]], fingerprint: str) -> StoreInfo:
+    """Return what ``store.json`` says of the rows of ``videos.parquet``."""
+    clips = {split: {"real": 0, "fake": 0} for split in SPLITS}
+    videos = dict.fromkeys(get_args(Status), 0)
+    for row in rows:
+        videos[row["status"]] += 1
+        if row["status"] == "left_out":
+            continue
+        clips[row["split"]]["fake"] += row["clips"] if row["label"] else row["forged_clips"]
+        clips[row["split"]]["real"] += 0 if row["label"] else row["clips"] - row["forged_clips"]
+    return StoreInfo(settings=settings, notes=notes, videos=videos, clips=clips, fingerprint=fingerprint)
 
 
 def is_done(folder: Path, source: Source) -> bool:

@@ -185,7 +185,7 @@ def test_manifest_says_all_that_an_app_needs(bundle, opened_store):
     assert set(manifest["artifacts"][0]) == {
         "file", "sha256", "bytes", "runtime", "scheme", "minimum_os", "licence", "programs", "threshold",
         "threshold_from", "delegate", "delegated_fraction", "phone_check", "companions", "parity", "not_checked",
-        "evaluated_by", "source_run", "student", "validation",
+        "evaluated_by", "source_run", "student", "validation", "untold",
     }  # fmt: skip
     for artifact in manifest["artifacts"]:
         assert sha256_of(bundle.path / artifact["file"]) == artifact["sha256"]
