@@ -31,7 +31,7 @@ NOTE = (
 
 
 @dataclass(frozen=True)
-class Photo:
+class Portrait:
     """The photo, uint8 [512, 512, 3] RGB, and the box of its face in pixels."""
 
     pixels: Frame
@@ -39,7 +39,7 @@ class Photo:
 
     @classmethod
     @functools.cache
-    def load(cls) -> "Photo":
+    def load(cls) -> "Portrait":
         """Read the photo that scikit-image carries and find its face."""
         import skimage.data
 
@@ -75,7 +75,7 @@ class Camera:
             shade=rng.uniform(-0.25, 0.25, 2),
         )
 
-    def film(self, photo: Photo) -> Iterator[tuple[Frame, NDArray[np.float64]]]:
+    def film(self, photo: Portrait) -> Iterator[tuple[Frame, NDArray[np.float64]]]:
         """Yield FRAMES pairs: a frame, uint8 [HEIGHT, WIDTH, 3] RGB, and the face box in it, float64 [4] pixels."""
         across, down = np.linspace(-1.0, 1.0, WIDTH)[None, :], np.linspace(-1.0, 1.0, HEIGHT)[:, None]
         lit = ((1.0 + across * self.shade[0] + down * self.shade[1])[..., None] * self.light).astype(np.float32)
@@ -99,7 +99,7 @@ class Camera:
 
 def render_pair(real: Path, fake: Path, seed: tuple[int, int], forged: bool) -> None:
     """Render one clip and its forgery and encode both alike; ``forged`` false gives the identity transform."""
-    photo = Photo.load()
+    photo = Portrait.load()
     rng = np.random.default_rng(seed)
     film = list(Camera.draw(rng).film(photo))
     forgery = Forgery.draw(rng) if forged else Forgery()

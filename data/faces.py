@@ -38,7 +38,7 @@ def area(box: Box) -> float:
     return float((box[2] - box[0]) * (box[3] - box[1]))
 
 
-class Detector(Protocol):
+class FaceDetector(Protocol):
     """Finds faces in a part of a frame at a scale."""
 
     sought_heights: tuple[int, ...]
@@ -85,7 +85,7 @@ class DlibHog:
     followed_width: int = 96
 
     def detect(self, picture: Picture, region: Box, scale: float) -> list[Face]:
-        """Find faces; see Detector."""
+        """Find faces; see FaceDetector."""
         part, placed = _cut(picture.luma, region, scale)
         if part is None:
             return []
@@ -117,7 +117,7 @@ class Mtcnn:
             raise StageError("--detector mtcnn needs the extra: pip install 'pocketproof[mtcnn]'") from error
 
     def detect(self, picture: Picture, region: Box, scale: float) -> list[Face]:
-        """Find faces; see Detector."""
+        """Find faces; see FaceDetector."""
         part, placed = _cut(picture.rgb, region, scale)
         if part is None or min(part.shape[:2]) < 20:
             return []
@@ -129,7 +129,7 @@ class Mtcnn:
         return faces
 
 
-DETECTORS: dict[str, Callable[[], Detector]] = {"dlib": DlibHog, "mtcnn": Mtcnn}
+DETECTORS: dict[str, Callable[[], FaceDetector]] = {"dlib": DlibHog, "mtcnn": Mtcnn}
 
 
 def whole(picture: Picture) -> Box:

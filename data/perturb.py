@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from data.augment import generator
 from data.clips import bridge
-from data.faces import DETECTORS, Detector, Face, iou
+from data.faces import DETECTORS, Face, FaceDetector, iou
 from data.layouts import is_photo
 from data.parquet import RowWriter, read_rows
 from data.photo import Photo
@@ -130,7 +130,7 @@ def _as_prepared(
     return recompressed(frames) if settings.forge else frames, boxes
 
 
-def _other_detector(own: str) -> Detector | None:
+def _other_detector(own: str) -> FaceDetector | None:
     """Return the detector that a store was not prepared with, or None if it is not installed."""
     (other,) = set(DETECTORS) - {own}
     try:
@@ -139,7 +139,7 @@ def _other_detector(own: str) -> Detector | None:
         return None
 
 
-def _found_by(detector: Detector, frames: list[Frame], boxes: Boxes) -> tuple[Boxes, NDArray[np.bool_]] | None:
+def _found_by(detector: FaceDetector, frames: list[Frame], boxes: Boxes) -> tuple[Boxes, NDArray[np.bool_]] | None:
     """Return another detector's boxes of a face, and which frames count; None where it never finds the face."""
     faces: list[Face | None] = []
     for frame, box in zip(frames, boxes, strict=True):

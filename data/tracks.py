@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from data.faces import Box, Detector, Face, area, iou, whole
+from data.faces import Box, Face, FaceDetector, area, iou, whole
 from data.picture import Picture
 
 STRIDE = 6
@@ -84,7 +84,7 @@ def _placed(picture: Picture, box: Box, template: NDArray[np.float32]) -> Box | 
 class Tracker:
     """Follows the faces of one stream; ``every_face`` also looks for small ones while a large one is known."""
 
-    def __init__(self, detector: Detector, every_face: bool = False) -> None:
+    def __init__(self, detector: FaceDetector, every_face: bool = False) -> None:
         self._detector = detector
         self._every_face = every_face
         self._live: dict[int, _Live] = {}

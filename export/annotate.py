@@ -17,7 +17,7 @@ from data.video import Video, write_video
 from export.scorer import Detection
 from files import written_whole
 
-FAKE, REAL, AXIS, BAND = (214, 69, 53), (38, 128, 199), (230, 230, 230), (24, 24, 24)
+RED, BLUE, AXIS, BAND = (214, 69, 53), (38, 128, 199), (230, 230, 230), (24, 24, 24)
 """Colours, RGB; words and a dashed outline say the same as they do."""
 STRIP = 0.16
 """Height of the strip with the score over time, as a share of the picture's."""
@@ -89,9 +89,9 @@ def _box(canvas: Frame, box: NDArray[np.float32], score: float, threshold: float
     if fake:
         corners = [(x0, y0), (x1, y0), (x1, y1), (x0, y1), (x0, y0)]
         for start, end in itertools.pairwise(corners):
-            _dashed(canvas, start, end, FAKE)
+            _dashed(canvas, start, end, RED)
     else:
-        cv2.rectangle(canvas, (x0, y0), (x1, y1), REAL, 2)
+        cv2.rectangle(canvas, (x0, y0), (x1, y1), BLUE, 2)
     size = max(0.45, canvas.shape[1] / 1400)
     _text(canvas, f"{'fake' if fake else 'real'} {score:.3f}", x0, y0 - 6, size)
 
@@ -114,4 +114,4 @@ def _draw_score(strip: Frame, frame: int, found: Detection, marks: Marks) -> Non
     """Draw the line from the score of the frame before to this one's, in place, where both have one."""
     if frame in marks.scores and frame - 1 in marks.scores:
         ends = [_place(strip, found, number, marks.scores[number]) for number in (frame - 1, frame)]
-        cv2.line(strip, ends[0], ends[1], FAKE if marks.scores[frame] > found.threshold else REAL, 2)
+        cv2.line(strip, ends[0], ends[1], RED if marks.scores[frame] > found.threshold else BLUE, 2)

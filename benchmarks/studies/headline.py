@@ -23,7 +23,7 @@ from benchmarks.studies.teachers import SMALL, save_random_depth
 from compress.distill import distill
 from compress.quantize import quantize
 from compress.teach import teach
-from data.demo import FPS, Camera, Photo
+from data.demo import FPS, Camera, Portrait
 from data.faces import DlibHog, whole
 from data.picture import Picture
 from data.prepare import prepare
@@ -56,7 +56,7 @@ def film(photo: Path, target: Path) -> None:
         say(f"{photo}: no face is found, so it is not filmed", everywhere=True)
         return
     camera = Camera.draw(np.random.default_rng(int(hashlib.sha256(photo.name.encode()).hexdigest()[:8], 16)))
-    frames = [frame for frame, _ in camera.film(Photo(np.asarray(pixels, np.uint8), max(faces, key=_score).box))]
+    frames = [frame for frame, _ in camera.film(Portrait(np.asarray(pixels, np.uint8), max(faces, key=_score).box))]
     with written_whole(target) as aside:
         write_video(aside, frames, FPS)
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
-from data.layouts.source import FAKE, REAL, VIDEO_SUFFIXES, Source, media, read_json, shown
+from data.layouts.source import FAKE, REAL, VIDEO_SUFFIXES, Source, corpus_json, media, shown
 from stage import StageError
 
 PERSONS_NOTE = (
@@ -37,7 +37,7 @@ def _source(part: Path, root: Path, video: str, entry: Any) -> Source:
 
 
 def _entries(part: Path) -> dict[str, Any]:
-    entries = read_json(part / "metadata.json")
+    entries = corpus_json(part / "metadata.json")
     if not isinstance(entries, dict):
         raise StageError(f"{part / 'metadata.json'} is not an object of videos: mend it or download it again")
     return entries

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path, PurePath
 
-from data.layouts.source import FAKE, REAL, SPLITS, Source, media, read_json
+from data.layouts.source import FAKE, REAL, SPLITS, Source, corpus_json, media
 from stage import StageError
 
 COMPRESSIONS = {"c0": ("c0", "raw"), "c23": ("c23",), "c40": ("c40",)}
@@ -58,7 +58,7 @@ def _numbers(path: Path) -> list[str]:
     """Return the video numbers in a list of pairs. Raises StageError if the file is missing or something else."""
     if not path.is_file():
         raise StageError(f"{path} is missing: --official-splits takes the folder of FaceForensics++'s three lists")
-    pairs = read_json(path)
+    pairs = corpus_json(path)
     numbers: list[str] = []
     for pair in pairs if isinstance(pairs, list) else [pairs]:
         match pair:

@@ -90,7 +90,7 @@ def shown(path: PurePath) -> str:
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
-def read_json(path: Path) -> Any:
+def corpus_json(path: Path) -> Any:
     """Read a JSON file that a corpus came with. Raises StageError if it is malformed."""
     try:
         return parse_json(path.read_bytes())

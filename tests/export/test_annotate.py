@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from data.video import Video, write_video
-from export.annotate import FAKE, REAL
+from export.annotate import BLUE, RED
 from export.bundle import Bundle
 from export.detect import detect
 from stage import StageError
@@ -26,7 +26,7 @@ def test_the_copy_shows_box_and_scores(frames, bundle_path, tmp_path, capsys):
     write_video(tmp_path / "face.mp4", frames, 30)
     detect([tmp_path / "face.mp4"], bundle_path, FILE, annotate=tmp_path / "out.mp4")
     threshold = Bundle(bundle_path).artifact(FILE).threshold.value
-    colour = FAKE if float(capsys.readouterr().out.split("P(fake) ")[1].split()[0]) > threshold else REAL
+    colour = RED if float(capsys.readouterr().out.split("P(fake) ")[1].split()[0]) > threshold else BLUE
     with Video(tmp_path / "out.mp4") as video:
         drawn = [picture.rgb for picture in video.pictures()]
         assert video.info.fps == 30 and (video.info.width, video.info.height) == (256, 304)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from data.layouts import Selection, Source, read_sources
-from data.layouts.source import media, read_json
+from data.layouts.source import corpus_json, media
 from stage import StageError
 
 
@@ -60,7 +60,7 @@ def test_names_that_are_no_utf8_are_spelled_out(touch: Callable[..., Path], rows
 def test_what_is_not_json_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.json").write_bytes(content)
     with pytest.raises(StageError, match=r"a\.json is not JSON \(.+\): mend it or download it again"):
-        read_json(tmp_path / "a.json")
+        corpus_json(tmp_path / "a.json")
 
 
 def test_linked_folders_are_gone_into_once(tmp_path: Path) -> None:
