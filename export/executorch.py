@@ -47,6 +47,24 @@ def write(
     Returns what the manifest says of it: by program the operators left to portable kernels, and the delegated share of
     all operations (operations inside the delegate / all). Raises StageError if the delegate does not take them.
     """
+    edge, lowered = _lowered(graphs, path.name, delegate, etrecord)
+    path.write_bytes(lowered.buffer)
+    if etrecord:
+        lowered.get_etrecord().save(str(path.with_suffix(ETRECORD)))
+    counts = [_count_operations(edge.exported_program(graph.name)) for graph in graphs]
+    delegated, left = (sum(count) for count in zip(*counts, strict=True))
+    plans = lowered.executorch_program.execution_plan
+    operators = {plan.name: [*sorted(map(_full_name, plan.operators)), BACKENDS[delegate]] for plan in plans}
+    return {
+        "operators": operators,
+        "delegated_fraction": delegated / max(1, delegated + left),
+        "delegate": delegate,
+        "companions": {path.with_suffix(ETRECORD).name: ETRECORD_MEANING} if etrecord else {},
+    }
+
+
+def _lowered(graphs: Sequence["Graph"], name: str, delegate: Delegate, etrecord: bool) -> tuple[Any, Any]:
+    """Return programs as a delegate takes them, and as ExecuTorch writes them."""
     from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
 
     with warnings.catch_warnings(), without_native_messages():
@@ -63,24 +81,11 @@ def write(
                 compile_config=EdgeCompileConfig(_skip_dim_order=True),
                 generate_etrecord=etrecord,
             )
-            lowered = edge.to_executorch()
+            return edge, edge.to_executorch()
         except Exception as error:
             if delegate == "xnnpack":
                 raise
-            raise Unfit(f"{path.name}: --delegate {delegate} does not take it: {reason_of(error)}") from error
-    path.write_bytes(lowered.buffer)
-    if etrecord:
-        lowered.get_etrecord().save(str(path.with_suffix(ETRECORD)))
-    counts = [_count_operations(edge.exported_program(graph.name)) for graph in graphs]
-    delegated, left = (sum(count) for count in zip(*counts, strict=True))
-    plans = lowered.executorch_program.execution_plan
-    operators = {plan.name: [*sorted(map(_full_name, plan.operators)), BACKENDS[delegate]] for plan in plans}
-    return {
-        "operators": operators,
-        "delegated_fraction": delegated / max(1, delegated + left),
-        "delegate": delegate,
-        "companions": {path.with_suffix(ETRECORD).name: ETRECORD_MEANING} if etrecord else {},
-    }
+            raise Unfit(f"{name}: --delegate {delegate} does not take it: {reason_of(error)}") from error
 
 
 def _full_name(operator: Any) -> str:

@@ -19,7 +19,7 @@ from data.store import ClipStore
 from export import coreml, executorch, onnx
 from export.bundle import Bundle, write_sums
 from export.forms import FORMATS, Form, forms_of, parse_forms
-from export.gate import SourceRun, gate
+from export.gate import Gated, SourceRun, gate
 from export.golden import Inputs, golden_inputs
 from export.manifest import Absent, Artifact, Golden, Manifest, Validation, manifest_schema
 from export.parity import Unfit
@@ -111,6 +111,17 @@ def write_artifact(job: Job, folder: Path, inputs: Inputs, frames: int) -> Writt
     return Written(said | {"programs": programs}, scores)
 
 
+def _judged(gated: Gated, source: SourceRun, store: ClipStore) -> dict[str, Any]:
+    """Return an artifact's threshold, of what scores, and its figures on validation clips, as the manifest has them."""
+    if gated.runner is None:
+        origin = f"validation scores of {source.run.path.name} in torch: it cannot run here"
+        return {"threshold": source.threshold, "threshold_from": origin, "validation": None}
+    val = score_split(gated.runner, store, "val", takes(source.run.info))
+    threshold = val.choose_threshold()
+    validation = Validation.of(val, threshold.value)
+    return {"threshold": threshold, "threshold_from": "its own validation scores", "validation": validation}
+
+
 def make_artifact(job: Job, folder: Path, inputs: Inputs) -> tuple[Artifact, list[float]] | Absent:
     """Write one artifact, gate it and set its threshold; return its manifest entry and golden outputs.
 
@@ -129,12 +140,6 @@ def make_artifact(job: Job, folder: Path, inputs: Inputs) -> tuple[Artifact, lis
         for file in files:
             remove(file)
         return job.absent(str(error))
-    threshold, origin = source.threshold, f"validation scores of {source.run.path.name} in torch: it cannot run here"
-    validation = None
-    if gated.runner is not None:
-        val = score_split(gated.runner, store, "val", takes(job.info))
-        threshold, origin = val.choose_threshold(), "its own validation scores"
-        validation = Validation.of(val, threshold.value)
     entry = Artifact(
         file=job.file,
         sha256=sha256_of(path),
@@ -143,9 +148,7 @@ def make_artifact(job: Job, folder: Path, inputs: Inputs) -> tuple[Artifact, lis
         scheme=job.info.scheme,
         minimum_os=MINIMUM_OS.get(job.form.delegate or runtime) or MINIMUM_OS[runtime],
         licence=job.info.weights.licence,
-        threshold=threshold,
-        threshold_from=origin,
-        validation=validation,
+        **_judged(gated, source, store),
         parity=gated.parity,
         untold=source.untold,
         not_checked=gated.not_checked,
