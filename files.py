@@ -13,7 +13,7 @@ import os
 import platform
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
@@ -171,22 +171,26 @@ def alone(out: Path) -> Iterator[None]:
             Path(lock.name).unlink(missing_ok=True)
 
 
-def refuse_other_settings(folder: Path, before: str, now: str) -> None:
-    """Raise StageError for work that was interrupted and would go on with other settings, each a JSON object."""
+def refuse_other_settings(folder: Path, before: str, now: str, meaning: Mapping[str, str]) -> None:
+    """Raise StageError for work that was interrupted and would go on with other settings, each a JSON object.
+
+    meaning: what is said of settings whose values tell a user nothing.
+    """
     raise StageError(
-        f"{folder} is unfinished work with other settings ({_differing(before, now)}): call the command with those to "
-        "go on with it, or remove it to begin anew"
+        f"{folder} is unfinished work of another call ({_differing(before, now, meaning)}): call the command as then "
+        "to go on with it, or remove it to begin anew"
     )
 
 
-def _differing(before: str, now: str) -> str:
+def _differing(before: str, now: str, meaning: Mapping[str, str]) -> str:
     """Return what differs between two JSON objects, and how it was, of objects within them too."""
     try:
         one, other = (_flat(parse_json(text)) for text in (before, now))
     except (ValueError, AttributeError):
         return "they cannot be read"
     names = [name for name in {**one, **other} if one.get(name) != other.get(name)]
-    shown = [f"{name} was {json.dumps(one.get(name))[:40]}" for name in names]
+    shown = [meaning.get(name, f"{name} was {json.dumps(one.get(name))[:40]}") for name in names]
+    shown = list(dict.fromkeys(shown))
     return ", ".join(shown[:3]) + (", ..." if len(shown) > 3 else "")
 
 

@@ -113,15 +113,12 @@ def _end_with_parent() -> None:
 
 @contextlib.contextmanager
 def _deaf() -> Iterator[None]:
-    """Pass over Ctrl-C for a moment."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Let Ctrl-C wait for a moment; processes that begin in it have it wait until they pass over it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def in_processes(
@@ -135,7 +132,7 @@ def in_processes(
     workers = min(workers, max(1, len(jobs)))
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent) as pool:
         try:
-            with _deaf():  # which the processes are from their beginning, too
+            with _deaf():
                 futures = [pool.submit(function, *job) for job in jobs]
             return [future.result() for future in progress(futures, description)]
         except BrokenProcessPool as error:
@@ -168,14 +165,27 @@ def call(app: Callable[[], Any]) -> None:
     except ImportError as error:
         say(f"error: a package cannot be loaded ({reason_of(error)}): install Pocketproof again", everywhere=True)
         sys.exit(1)
-    except MemoryError:
-        say("error: there is not enough memory: close other programs, or take smaller settings", everywhere=True)
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, NotImplementedError) and "MPS" in str(error):
+            mend = "set PYTORCH_ENABLE_MPS_FALLBACK=1, with which the CPU does it"
+            say(f"error: Apple's GPUs cannot compute this ({reason_of(error)}): {mend}", everywhere=True)
+        elif out_of_memory(error):
+            said = f"there is not enough memory ({reason_of(error)})"
+            say(f"error: {said}: close other programs, or take smaller settings", everywhere=True)
+        else:
+            raise
         sys.exit(1)
     except OSError as error:
         if error.errno is None:
             raise
         say(f"error: {error.strerror}: {error.filename or 'while reading or writing'}", everywhere=True)
         sys.exit(1)
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Tell whether an error is one of the many that say so: Python's, and torch's of each kind of device."""
+    signs = ("out of memory", "not enough memory", "can't allocate memory")
+    return isinstance(error, MemoryError) or any(sign in str(error) for sign in signs)
 
 
 def refuse_tf32() -> None:

@@ -34,7 +34,13 @@ def _adb(arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
         raise StageError("--device adb needs adb on the PATH: install Android's platform-tools")
     try:
         return subprocess.run(
-            [program, *arguments], capture_output=True, text=True, errors="replace", check=False, timeout=MOST_SECONDS
+            [program, *arguments],
+            stdin=subprocess.DEVNULL,  # it would read what the user's shell has for others
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
+            timeout=MOST_SECONDS,
         )
     except subprocess.TimeoutExpired as error:
         raise StageError(f"adb {arguments[-1]} did not end in {MOST_SECONDS} s: is the phone still there?") from error

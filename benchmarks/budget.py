@@ -160,9 +160,12 @@ class Steps:
         return [made[name] for name in task.modalities]
 
     def _depth(self, rgb: NDArray[np.uint8], valid: NDArray[np.bool_]) -> NDArray[np.uint8]:
+        import torch
+
         from data.depth import DepthAnything, depth_pictures
 
-        network = DepthAnything(folder=self.task.depth_weights)
+        torch.set_num_threads(self.task.threads)
+        network = DepthAnything(folder=self.task.depth_weights, on_cpu=True)
         self.notes.append(f"depth by the weights {network.weights.name}")
         return self.timed("depth", lambda: depth_pictures(network(rgb), valid), warm=lambda: network(rgb[:1]))
 

@@ -84,7 +84,7 @@ COLUMNS: dict[str, Column] = {
     "Scheme": Column(lambda row: row.scheme),
     "Machine": Column(lambda row: row.machine),
     "Device": Column(lambda row: row.device),
-    "Threads": _count(lambda row: row.threads),
+    "Threads": Column(lambda row: DASH if row.runtime == "coreml" else str(row.threads), lambda row: row.threads),
     "Batch": _count(lambda row: row.batch),
     "Input, px": _count(lambda row: row.input_size),
     "Size, MB": _number(lambda row: row.bytes / 1e6),

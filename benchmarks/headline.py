@@ -26,10 +26,13 @@ def _teacher(best: Row, report: Report) -> Row | None:
 
 def _cost(best: Row, where: str) -> str:
     text = {title: column.text(best) for title, column in COLUMNS.items()}
-    cost = f"{best.name} ({text['Runtime']}, {best.scheme}, {where}, {threads_of(best.threads)})"
+    its_own = best.runtime == "coreml"  # which chooses how many threads it takes
+    computed = where if its_own else f"{where}, {threads_of(best.threads)}"
+    cost = f"{best.name} ({text['Runtime']}, {best.scheme}, {computed})"
     cost += f" takes {text['p50, ms']} ms per frame and {text['Size, MB']} MB ({best.bytes:,} bytes)"
     if best.speedup is not None:
         cost += f": {text['Speedup']} as fast as the fp32 teacher {best.speedup_over}"
+        cost += f" on {threads_of(best.threads)}" if its_own else ""
     if best.size_ratio is not None:
         smaller = best.size_ratio >= 1
         cost += (

@@ -63,8 +63,8 @@ def _of_size() -> dict[str, str]:
         "the share that it prefers to run off the CPU. ONNX Runtime and torch do not say.",
         "Model; Runtime; Scheme; Machine; Device; Threads; Batch; Input, px": "What was measured and where: the "
         "backbone, what runs it, how numbers are stored and computed, the session, what computes, on how many threads, "
-        "how many crops or clips at once, and the side of the crop. Core ML chooses its own number of threads, "
-        "whatever the column says.",
+        "how many crops or clips at once, and the side of the crop. Core ML chooses its own number of threads: "
+        "none is told.",
         "Row; Status": "The artifact's file or the run's folder. Evaluated: scored by something in the runtime's "
         "place, and not timed. What was not measured, or failed, says why.",
     }

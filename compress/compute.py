@@ -15,7 +15,7 @@ from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor, nn
 
 from models.schemes import cast_to, fast_dtype
-from stage import StageError, reason_of, refuse_tf32, say
+from stage import StageError, out_of_memory, reason_of, refuse_tf32, say
 
 Precision = Literal["fp32", "autocast", "bf16", "fp16"]
 TIMED_STEPS = 3
@@ -86,12 +86,15 @@ class Compute:
 
 def _launchers_variables() -> str:
     """Return the environment variables by which launchers name the processes of a training."""
-    beginnings = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_", "ACCELERATE_")
+    beginnings = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_", "ACCELERATE_", "PMI_", "OMPI_", "MV2_", "MPI_")
     return ", ".join(sorted(name for name in os.environ if name.startswith(beginnings))) or "none is set"
 
 
-def prepare_compute(precision: Precision) -> Compute:
-    """Choose device and numbers. ``autocast`` is the fast 16-bit type, or fp32 where there is none, and said so."""
+def prepare_compute(precision: Precision, on_cpu: bool = False) -> Compute:
+    """Choose device and numbers. ``autocast`` is the fast 16-bit type, or fp32 where there is none, and said so.
+
+    ``on_cpu``: not on a GPU, whatever there is. Raises StageError where launchers' variables name no processes.
+    """
     # Accelerator keeps one process-wide precision, which stages run one after another would fight over; the casting
     # is therefore done here.
     patient = InitProcessGroupKwargs(timeout=LONGEST_WAIT)
@@ -100,12 +103,12 @@ def prepare_compute(precision: Precision) -> Compute:
     left_behind = _launchers_variables()  # before Accelerate sets those that lack
     try:
         accelerator = Accelerator(
-            mixed_precision="no", cpu=not torch.accelerator.is_available(), kwargs_handlers=[patient]
+            mixed_precision="no", cpu=on_cpu or not torch.accelerator.is_available(), kwargs_handlers=[patient]
         )
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError, ImportError) as error:
         raise StageError(
-            f"no processes of a training can be joined ({reason_of(error)}): start them with torchrun or accelerate "
-            f"launch; for one process, unset what others have left in the environment ({left_behind})"
+            f"no training can begin here ({reason_of(error)}): start several processes with torchrun or accelerate "
+            f"launch; for one, unset what launchers have left in the environment ({left_behind})"
         ) from error
     refuse_tf32()
     device = torch.device(accelerator.device)
@@ -131,7 +134,9 @@ def training_speed(compute: Compute, objective: nn.Module, inputs: tuple[Tensor,
     with _untouched(objective):
         try:
             found = {name: _step_ms(compute.device, objective, inputs, dtype) for name, dtype in types.items()}
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
             return {"step_ms": {}, "reason": "not timed: a step in fp32 does not fit into this device's memory"}
     fp32, cast = found.values()
     return {"step_ms": found, "autocast_speedup": round(fp32 / cast, 2)}

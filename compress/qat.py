@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.fx import Node
 
 from compress.calibration import Calibrated
-from compress.compute import prepare_compute
+from compress.compute import Compute, prepare_compute
 from compress.distill import student_task
 from compress.equalization import BATCH_NORM
 from compress.int8 import graph_of, layers_of, observers_of, simulated, traced
@@ -94,6 +94,11 @@ def with_weights_of(detector: Detector, program: Detector) -> Detector:
     return trained
 
 
+def _compute() -> Compute:
+    """Choose a device: Apple's GPUs have no kernels that round to integers and pass gradients."""
+    return prepare_compute("fp32", on_cpu=torch.backends.mps.is_available())
+
+
 @dataclass(frozen=True)
 class Lesson:
     """What is learned from whom, and how long."""
@@ -112,7 +117,7 @@ class Lesson:
     @classmethod
     def of(cls, run: Run, teacher: Run | None, store: ClipStore, passes: int, seed: int) -> "Lesson":
         """Go on with what a run was trained on, taught by itself if nobody else. Raises StageError if it cannot."""
-        if prepare_compute("fp32").processes > 1:
+        if _compute().processes > 1:
             raise StageError("int8-qat trains in one process: start it without torchrun")
         try:
             history: dict[str, Any] = parse_json(run.read("metrics.json"))["training"]
@@ -129,7 +134,7 @@ class Lesson:
 
 def train_rounded(calibrated: Calibrated, lesson: Lesson, unfinished: UnfinishedRun) -> tuple[Detector, dict[str, Any]]:
     """Train a fused detector with its values rounded. Returns it in float32, and the history for ``metrics.json``."""
-    compute = prepare_compute("fp32")
+    compute = _compute()
     run, teacher, store, rule = lesson.run, lesson.teacher, lesson.store, lesson.rule
     views = Views(store, rule, modalities=run.info.architecture.modalities)
     seen = Views(store, rule, modalities=teacher.info.architecture.modalities)

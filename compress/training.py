@@ -30,7 +30,7 @@ from compress.scoring import Score, collect
 from data.batches import Batch, Unit
 from data.views import Views
 from models.run import UnfinishedRun
-from stage import StageError, progress, say, speaks
+from stage import StageError, out_of_memory, progress, say, speaks
 
 SETTLING_BATCHES = 10
 """Batches over which batch norms take their final statistics after each pass."""
@@ -171,7 +171,9 @@ class _Training:
                         loss = self.module(*inputs) / parts
                     self.scaler.scale(loss).backward()
                 total += float(loss.detach())
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
             raise StageError(
                 f"{len(batch.rows)} samples at once do not fit the memory of {self.compute.device}: train with a "
                 f"smaller --batch-size, or --accumulate {2 * parts} (int8-qat goes on with those of its run)"

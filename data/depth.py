@@ -108,15 +108,16 @@ def _find(size: str | None, folder: Path | None) -> tuple[Path, DepthWeights]:
 class DepthAnything:
     """Depth Anything V2 on a GPU if there is one, with weights of a published size or from a transformers folder.
 
-    Raises StageError if both or an unknown size are given, or if the weights are missing, damaged or not safetensors.
+    ``on_cpu``: not on a GPU, whatever there is. Raises StageError if both or an unknown size are given, or
+    if the weights are missing, damaged or not safetensors.
     """
 
-    def __init__(self, size: str | None = None, folder: Path | None = None) -> None:
+    def __init__(self, size: str | None = None, folder: Path | None = None, on_cpu: bool = False) -> None:
         import torch
 
         refuse_tf32()
         files, self.weights = _find(size, folder)
-        self._device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._device = "cuda" if torch.cuda.is_available() and not on_cpu else "cpu"
         network, self._processor = _load(files)
         self._network = network.to(self._device)
 

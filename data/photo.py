@@ -28,9 +28,9 @@ class Photo:
     """A photo file, upright as its EXIF orientation says. Raises UnreadableVideo if it is none."""
 
     def __init__(self, path: Path) -> None:
-        if path.exists() and not path.is_file():
-            raise UnreadableVideo(path, "cannot be read as a photo: it is not a file")
         try:
+            if path.exists() and not path.is_file():
+                raise ValueError("it is not a file")
             with warnings.catch_warnings():  # Pillow warns of what it mends, and of photos beyond 89 megapixels
                 warnings.simplefilter("ignore")
                 with Image.open(path, formats=FORMATS) as image:

@@ -53,7 +53,7 @@ def _prepare_one(source: Source, split: str, recipe: Recipe, folder: Path) -> No
     _on_one_thread(recipe)
     with clips_of(folder, source.video_id) as clips:
         row = prepare_video(source, split, recipe, clips.write)
-    note(folder, row)
+    note(folder, source, row)
 
 
 def _prepare_here(jobs: list[Job], store: Unfinished, workers: int) -> None:
@@ -92,7 +92,7 @@ def _prepare_on_ray(jobs: list[Job], store: Unfinished, address: str, workers: i
         if result and result["clips"]:
             with written_whole(store.folder / "clips" / f"{row['video_id']}.parquet") as aside:
                 aside.write_bytes(result["clips"])
-        note(store.folder, row)
+        note(store.folder, source, row)
 
 
 def _make(
@@ -103,7 +103,7 @@ def _make(
         folder = store.folder.absolute()
         jobs = [(source, split, recipe, folder) for source, split in sources if split]
         for source in (source for source, split in sources if not split):
-            note(folder, without_clips(source, "", "left_out", "it shows persons of two splits"))
+            note(folder, source, without_clips(source, "", "left_out", "it shows persons of two splits"))
         if ray is None:
             _prepare_here(jobs, store, workers)
         else:

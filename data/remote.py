@@ -107,7 +107,9 @@ def _table_and_note(remote: Any) -> dict[str, dict[str, Any]]:
 
 def _listing(remote: Any) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = remote.fs.find(remote.path, detail=True)
-    return found
+    # Consoles of object stores mark folders by empty files of their names.
+    folders = {str(folder) for path in found for folder in PurePosixPath(path).parents} | {remote.path.rstrip("/")}
+    return {path: info for path, info in found.items() if not path.endswith("/") and path not in folders}
 
 
 @contextlib.contextmanager
@@ -136,11 +138,17 @@ def fetched(path: Path) -> Iterator[Path]:
 
 
 def upload(store: Path, out: Path) -> None:
-    """Copy a whole local store to a URL, ``store.json`` last: without it, it is no store."""
+    """Copy a whole local store to a URL, ``store.json`` last: without it, it is no store.
+
+    An interrupted upload goes on: files that are there in their full size are not sent again.
+    """
     remote: Any = out
     files = sorted(path for path in store.rglob("*") if path.is_file())
     with answering(out):
+        there = {str(path): info["size"] for path, info in remote.fs.find(remote.path, detail=True).items()}
         for path in sorted(files, key=lambda path: path.name == "store.json"):
             target = remote / path.relative_to(store).as_posix()
+            if there.get(target.path) == path.stat().st_size:
+                continue
             target.parent.mkdir(parents=True, exist_ok=True)
             remote.fs.put_file(str(path), target.path)

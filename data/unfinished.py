@@ -12,6 +12,7 @@ from typing import Any, get_args
 from data.journal import Journal
 from data.layouts import SPLITS, Source
 from data.parquet import RowWriter
+from data.remote import is_remote
 from data.store import CLIP_SCHEMA, VIDEO_SCHEMA, Status, StoreInfo, StoreSettings
 from files import (
     aside_of,
@@ -23,6 +24,9 @@ from files import (
     sha256_of,
     written_whole,
 )
+
+MODIFIED = "modified_ns"
+MEANING = {"sources_sha256": "a source was added, removed or changed"}
 
 
 class Unfinished:
@@ -40,7 +44,7 @@ class Unfinished:
         before, asked = mark.read_text() if mark.exists() else "", settings.model_dump_json()
         if before != asked:
             if before and any(self.folder.glob("rows/*.json")):
-                refuse_other_settings(self.folder, before, asked)
+                refuse_other_settings(self.folder, before, asked, MEANING)
             remove(self.folder)
         self._remove_partial()
         (self.folder / "clips").mkdir(parents=True, exist_ok=True)
@@ -52,7 +56,7 @@ class Unfinished:
     def finish(self, sources: Sequence[Source], notes: list[str]) -> StoreInfo:
         """Join the rows into ``videos.parquet`` and ``store.json`` and put the store in its place."""
         noted = (self.journal.row(source.video_id) for source in sources)
-        rows = [row for row in noted if row is not None]
+        rows = [{name: row[name] for name in row if name != MODIFIED} for row in noted if row is not None]
         assert len(rows) == len(sources)
         rows.sort(key=lambda row: str(row["video_id"]))
         with RowWriter(self.folder / "videos.parquet", VIDEO_SCHEMA) as videos_file:
@@ -93,14 +97,21 @@ def counted(settings: StoreSettings, notes: list[str], rows: Sequence[dict[str, 
     return StoreInfo(settings=settings, notes=notes, videos=videos, clips=clips, fingerprint=fingerprint)
 
 
+def _modified(source: Source) -> int | None:
+    """Return when a file of this machine was last changed, in nanoseconds; None of others, and of a missing one."""
+    try:
+        return None if is_remote(source.path) else source.path.stat().st_mtime_ns
+    except OSError:
+        return None
+
+
 def is_done(folder: Path, source: Source) -> bool:
     """Tell whether a source's row is whole and its clip file too: after a power cut a file can be empty.
 
     A file that was changed since is to be done again.
     """
-    journal, path = Journal(folder), source.path
-    row = journal.row(source.video_id)
-    if row is None or (path.exists() and not journal.noted_since(source.video_id, path.stat().st_mtime)):
+    row = Journal(folder).row(source.video_id)
+    if row is None or (row.get(MODIFIED) and row[MODIFIED] != _modified(source)):
         return False
     if not row["clips"]:
         return True
@@ -119,9 +130,9 @@ def clips_of(folder: Path, video_id: str) -> Iterator[RowWriter]:
         put_in_place(aside, file)
 
 
-def note(folder: Path, row: dict[str, Any]) -> None:
-    """Note a video's row, and the hash of its clips' file; with that, it is done."""
+def note(folder: Path, source: Source, row: dict[str, Any]) -> None:
+    """Note a video's row, the hash of its clips' file, and when it was last changed; with that, it is done."""
     video_id = row["video_id"]
     if row["clips"]:
         row["clips_sha256"] = sha256_of(folder / "clips" / f"{video_id}.parquet")
-    Journal(folder).note(video_id, row)
+    Journal(folder).note(video_id, row | {MODIFIED: _modified(source)})

@@ -34,7 +34,7 @@ class Bundle:
     def __init__(self, path: Path) -> None:
         self.path = path
         missing = f"{path} is not a bundle: it has no readable manifest.json"
-        self.manifest = read_json(path / "manifest.json", Manifest, SCHEMA_VERSION, missing)
+        self.manifest = read_json(path / "manifest.json", Manifest, SCHEMA_VERSION, missing, "export it again")
 
     def check_files(self) -> int:
         """Compare every file with ``SHA256SUMS``; return how many there are.

@@ -65,11 +65,13 @@ class Validation(Frozen):
     found: float
     """Share of fake clips above the threshold."""
     real_videos: int
+    """Of which these clips are."""
     fake_videos: int
     video_false_positive_rate: float
-    """Share of real videos called fake: whose mean, taken as ``clip`` says, is above the threshold."""
+    """Share of real videos whose mean over these clips is above the threshold. An app sees all clips of a video; a
+    store holds as many as it was prepared with, one if not told otherwise."""
     videos_found: float
-    """Share of fake videos called fake."""
+    """Share of fake videos whose mean is."""
 
     @classmethod
     def of(cls, scores: ClipScores, threshold: float) -> "Validation":

@@ -82,7 +82,11 @@ def _name(path: Path) -> str:
 def _scorer_hash(bundle: Bundle, artifact: Artifact) -> str:
     """Return the SHA-256 of all that decides a score and a verdict: the artifact, its threshold, crops and clips."""
     manifest = bundle.manifest
-    parts = [artifact.sha256, *(part.model_dump_json() for part in (artifact.threshold, manifest.crop, manifest.clip))]
+    rules = (
+        manifest.crop.model_dump_json(include={"rule", "detector"}),
+        manifest.clip.model_dump_json(exclude={"text"}),
+    )
+    parts = [artifact.sha256, artifact.threshold.model_dump_json(), *rules]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
@@ -149,7 +153,7 @@ _SCORERS: dict[str, VideoScorer] = {}
 
 
 def _scan_there(video: Path, file: str, files: dict[str, bytes], scorer: str) -> Row:
-    """Score a video on a cluster, with a bundle that came with the job."""
+    """Score a video on a cluster, with a bundle that came along."""
     if scorer not in _SCORERS:
         folder = Path(tempfile.mkdtemp())
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
@@ -257,6 +261,6 @@ def _on_ray(
     """Score on a cluster, whose machines reach the videos by the same paths and need nothing else of this one."""
     files = _parcel(bundle, artifact)
     scorer = _scorer_hash(bundle, artifact)
-    jobs = [(path, artifact.file, files, scorer) for path in videos.values()]
-    for (path, *_), result in on_ray(_scan_there, jobs, address, workers, "detect"):
+    there = functools.partial(_scan_there, file=artifact.file, files=files, scorer=scorer)  # which is sent once
+    for (path,), result in on_ray(there, [(path,) for path in videos.values()], address, workers, "detect"):
         journal.note(_name(path), json.loads(result["row"]) if result else _killed(path, artifact))

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import adaptive_avg_pool2d
+from torch.nn.functional import adaptive_avg_pool1d, adaptive_avg_pool2d
 
 from models.detector import Detector, classify, per_picture
 from models.temporal import ClipHead
@@ -40,7 +40,21 @@ class Outputs:
 def on_grids(maps: Sequence[Tensor], grids: Sequence[tuple[int, int]]) -> tuple[Tensor, ...]:
     """Return the last of the maps, float [N, C, H, W], one for each of ``grids``, averaged where it is another."""
     pairs = zip(maps[len(maps) - len(grids) :], grids, strict=True)
-    return tuple(stage if stage.shape[2:] == grid else adaptive_avg_pool2d(stage, grid) for stage, grid in pairs)
+    return tuple(stage if stage.shape[2:] == grid else _averaged(stage, grid) for stage, grid in pairs)
+
+
+def _averaged(maps: Tensor, grid: tuple[int, int]) -> Tensor:
+    if maps.device.type == "mps":  # which has no such pooling where one grid does not divide the other
+        return averaged_by_products(maps, grid)
+    return adaptive_avg_pool2d(maps, grid)
+
+
+def averaged_by_products(maps: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Return what ``adaptive_avg_pool2d`` gives, float [N, C, H', W'], as products with matrices of shares."""
+    down, across = (
+        adaptive_avg_pool1d(torch.eye(side), cells).to(maps) for side, cells in zip(maps.shape[2:], grid, strict=True)
+    )
+    return down.T @ maps @ across
 
 
 def stages_of(backbone: nn.Module) -> list[int]:

@@ -96,6 +96,13 @@ def save_run(out: Path, info: RunInfo, detector: Detector, metrics: dict[str, An
         _write(aside, info, detector, metrics, **files)
 
 
+MEANING = {
+    "fingerprint": "the store was another",
+    **dict.fromkeys(("parents", "trained_steps", "weights"), "what it starts from or learns from was another"),
+    "views": "--views, or --passes of int8-qat, was another",
+}
+
+
 class UnfinishedRun:
     """The folder beside ``out`` in which a run trains, and which becomes the run at the end.
 
@@ -117,7 +124,7 @@ class UnfinishedRun:
         before = mark.read_text(encoding="utf-8") if mark.exists() else ""
         if before != asked:
             if self.checkpoint.exists():
-                refuse_other_settings(self.folder, before, asked)
+                refuse_other_settings(self.folder, before, asked, MEANING)
             remove(self.folder)
         self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
         with written_whole(mark) as aside:

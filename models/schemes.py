@@ -19,10 +19,15 @@ PARTS = 1 << 14
 """Of a tensor's weights in order, whose means stand for them."""
 
 
+BFLOAT16 = ("avx512_bf16", "bf16", "sve_bf16")
+"""How torch calls the instructions for bfloat16 of processors of x86-64 and of Arm."""
+
+
 def fast_dtype(device: torch.device) -> torch.dtype | None:
     """Return the 16-bit type in which this device is faster than in fp32, or None."""
     if device.type == "cpu":
-        return torch.bfloat16 if torch.cpu.get_capabilities().get("avx512_bf16", False) else None
+        known = torch.cpu.get_capabilities()
+        return torch.bfloat16 if any(known.get(name) for name in BFLOAT16) else None
     if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         return torch.float16
     return torch.bfloat16

@@ -102,7 +102,17 @@ def test_ctrl_c_while_processes_begin_says_one_line() -> None:
 @pytest.mark.parametrize(
     ("error", "line"),
     [
-        (MemoryError(), "there is not enough memory: close other programs, or take smaller settings"),
+        (MemoryError(), "there is not enough memory (MemoryError): close other programs, or take smaller settings"),
+        (
+            RuntimeError("MPS backend out of memory (allocated: 9 GB).\n..."),
+            "there is not enough memory (MPS backend out of memory (allocated: 9 GB).): close other programs, or take "
+            "smaller settings",
+        ),
+        (
+            NotImplementedError("no kernel for the MPS device"),
+            "Apple's GPUs cannot compute this (no kernel for the MPS device): set PYTORCH_ENABLE_MPS_FALLBACK=1, with "
+            "which the CPU does it",
+        ),
         (ImportError("libx.so: no"), "a package cannot be loaded (libx.so: no): install Pocketproof again"),
     ],
 )

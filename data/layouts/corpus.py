@@ -87,7 +87,7 @@ def _layout_of(root: Path, selection: Selection) -> str:
     if layout != "csv" and not root.is_dir():
         raise StageError(f"{root} is not a folder: give the folder of a corpus")
     known = next((name for name, marks in MARKS.items() if any(any(root.glob(mark)) for mark in marks)), None)
-    if layout == "flat" and known:
+    if layout == "flat" and known and _has_other_labels(root, known, selection):
         raise StageError(
             f"{root} has the layout {known}, whose files are real and fake: leave --label {selection.label} out "
             "(--methods takes some of them), or give a folder within it"
@@ -101,6 +101,14 @@ def _layout_of(root: Path, selection: Selection) -> str:
         f"{root} has no known layout: expected {expected} or a .csv file; name one with --layout, "
         "or give --label for a folder of one label"
     )
+
+
+def _has_other_labels(root: Path, layout: str, selection: Selection) -> bool:
+    """Tell whether a layout finds files of another label than all below a folder are to have."""
+    try:
+        return any(source.label != (selection.label == "fake") for source in LAYOUTS[layout](root))
+    except StageError:  # a metadata.json of something else
+        return False
 
 
 def _read(root: Path, layout: str, selection: Selection) -> list[Source]:

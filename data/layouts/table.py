@@ -38,7 +38,7 @@ def _rows(table: Path) -> Iterator[tuple[int, list[str], list[str]]]:
     reader = csv.reader(io.StringIO(_text(table), newline=""), strict=True)
     try:
         header = _checked_header(next(reader, []))
-        if others := [column for column in header if column not in COLUMNS]:
+        if others := [column or "one without a name" for column in header if column not in COLUMNS]:
             say(f"{table}: columns that are not used: {', '.join(others)} (used are {', '.join(COLUMNS)})")
         for cells in filter(None, reader):
             if len(cells) != len(header):

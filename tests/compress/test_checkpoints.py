@@ -104,7 +104,7 @@ def test_other_settings_lose_no_work_and_a_spoiled_checkpoint_is_named(
         teach("dino", demo_store, tmp_path / "run", **TEACHER)
     kept = checkpoint.read_bytes()
     with pytest.raises(
-        StageError, match=r"run\.unfinished is unfinished work with other settings \(epochs was \d+\): .* or remove it"
+        StageError, match=r"run\.unfinished is unfinished work of another call \(epochs was \d+\): .* or remove it"
     ):
         teach("dino", demo_store, tmp_path / "run", **TEACHER | {"epochs": 1})
     assert checkpoint.read_bytes() == kept

@@ -65,8 +65,8 @@ def test_variables_that_a_launcher_left_behind_end_with_one_line() -> None:
     done = subprocess.run([sys.executable, "-c", work], cwd=ROOT, env=told, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
-    assert line.startswith("error: no processes of a training can be joined (")
-    assert line.endswith("unset what others have left in the environment (ACCELERATE_USE_CPU, LOCAL_RANK)")
+    assert line.startswith("error: no training can begin here (")
+    assert line.endswith("unset what launchers have left in the environment (ACCELERATE_USE_CPU, LOCAL_RANK)")
 
 
 def test_a_batch_that_cannot_be_shared_out_is_refused() -> None:

@@ -58,7 +58,6 @@ def test_a_corpus_without_files_says_what_was_looked_for(
         ("ffpp", "manipulated_sequences/Deepfakes/c23/videos/000_003.mp4"),
         ("celebdf", "Celeb-synthesis/id0_id1_0000.mp4"),
         ("folder", "fake/a.mp4"),
-        ("dfdc", "part_0/metadata.json"),
     ],
 )
 def test_one_label_for_a_corpus_with_labels_of_its_own_is_refused(
@@ -69,8 +68,18 @@ def test_one_label_for_a_corpus_with_labels_of_its_own_is_refused(
         StageError, match=rf"has the layout {layout}, whose files are real and fake: leave --label real"
     ):
         names(root, label="real")
-    if file.endswith("mp4"):
-        assert names((root / file).parent, label="fake") == [Path(file).name]
+    assert names((root / file).parent, label="fake") == [Path(file).name]
+
+
+def test_one_label_is_taken_where_no_file_has_another(touch: Callable[..., Path]) -> None:
+    root = touch("real/a.mp4", "yt/metadata.json")
+    (root / "yt/metadata.json").write_text('{"license": "cc"}')
+    assert names(root, label="real") == ["real/a.mp4"]
+    (root / "yt/metadata.json").write_text('{"b.mp4": {"label": "FAKE", "original": "a.mp4", "split": "train"}}')
+    (root / "yt/b.mp4").touch()
+    assert names(root / "real", label="real") == ["a.mp4"]
+    with pytest.raises(StageError, match=r"has the layout dfdc, whose files are real and fake: leave --label real"):
+        names(root / "yt", label="real")
 
 
 @pytest.mark.parametrize(
