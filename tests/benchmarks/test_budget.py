@@ -8,6 +8,7 @@ import pytest
 
 from benchmarks.budget import BudgetTask, Steps, first_clip, measure_budget
 from data.crops import CropRule
+from data.depth import DepthAnything
 from data.video import Video, write_video
 from export.bundle import Bundle
 from stage import StageError
@@ -58,12 +59,18 @@ def test_steps_of_a_clip_student_and_what_each_is_given(demo_store, tmp_path_fac
     assert list(found) == ["decode", "faces", "crop", "score"]
 
 
-def test_steps_of_a_teacher_of_depth_and_flow(drawn_run, tiny_depth, video, tmp_path):
+def test_steps_of_a_teacher_of_depth_and_flow(drawn_run, tiny_depth, video, tmp_path, monkeypatch):
+    asked = []
+    depth = DepthAnything.__init__
+    monkeypatch.setattr(
+        DepthAnything, "__init__", lambda self, **options: asked.append(options) or depth(self, **options)
+    )
     run = drawn_run(tmp_path / "run", modalities=("rgb", "depth", "flow"))
     changes = {"modalities": ("rgb", "depth", "flow"), "depth_weights": tiny_depth, "teacher": True}
     budget = task_of(run or tmp_path / "run", video, **changes).measured()
     assert [stage.name for stage in budget.stages] == ["decode", "faces", "crop", "depth", "flow", "score"]
     assert budget.notes == [f"depth by the weights {tiny_depth.name}"]
+    assert asked == [{"folder": tiny_depth, "on_cpu": True}]  # where all other steps are
     assert budget.teacher and budget.picture == (480, 360)
 
 

@@ -26,6 +26,13 @@ def test_headline_of_a_student_that_is_larger_than_its_teacher_says_so(report: R
     assert " and 5.00× larger. " in headline(report)
 
 
+def test_headline_of_core_ml_names_no_threads_but_the_teacher_s(report: Report) -> None:
+    of_mac = {"runtime": "coreml", "scheme": "int8", "device": "all", "speedup": 2000.0, "speedup_over": "t (torch)"}
+    report.rows = [measured("a.mlpackage", 0.3, 5_000_000, **of_mac)]
+    assert headline(report).startswith("a.mlpackage (Core ML, int8, all) takes ")
+    assert "2000× as fast as the fp32 teacher t (torch) on 1 thread and " in headline(report)
+
+
 def test_headline_leaves_out_what_was_not_measured(report: Report) -> None:
     report.reference.auc = None
     nothing = dict.fromkeys(("speedup_over", "speedup", "size_ratio"))

@@ -9,8 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from compress import qat
 from compress.compute import prepare_compute, samples_of_part, training_speed
 from compress.distill import distill
+from models.schemes import fast_dtype
 from stage import StageError
 
 ROOT = Path(__file__).parents[2]
@@ -109,6 +111,29 @@ def test_precision_is_what_was_asked_for(precision: str, dtype: torch.dtype | No
     with compute.context():
         product = torch.ones(2, 2) @ torch.ones(2, 2)
     assert product.dtype == (dtype or torch.float32)
+
+
+@pytest.mark.parametrize("name", ["avx512_bf16", "bf16", "sve_bf16"])
+def test_bfloat16_of_x86_and_of_arm_is_known(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"architecture": "aarch64", name: True})
+    assert fast_dtype(torch.device("cpu")) == torch.bfloat16
+
+
+def test_int8_qat_keeps_off_apple_s_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr("compress.qat.prepare_compute", lambda precision, on_cpu: asked.append((precision, on_cpu)))
+    qat._compute()
+    assert asked == [("fp32", True)]
+
+
+def test_a_gpu_that_is_full_while_steps_are_timed_stops_no_training() -> None:
+    class Full(torch.nn.Linear):
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            raise RuntimeError("MPS backend out of memory (MPS allocated: 9 GB)")
+
+    found = training_speed(prepare_compute("bf16"), Full(2, 2), (torch.zeros(1, 2),))
+    assert found == {"step_ms": {}, "reason": "not timed: a step in fp32 does not fit into this device's memory"}
 
 
 def test_a_processor_without_fast_16_bit_numbers_trains_in_fp32_and_says_so(

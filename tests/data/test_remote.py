@@ -10,7 +10,7 @@ from data.layouts import Source, corpus_note
 from data.modalities import Modalities
 from data.picture import UnreadableVideo
 from data.prepare_video import Recipe, prepare_video
-from data.remote import PAUSES, NotFetched, at_hand, fetched, place
+from data.remote import PAUSES, NotFetched, at_hand, fetched, place, upload
 from data.store import StoreSettings
 from stage import StageError
 
@@ -39,6 +39,35 @@ def test_the_shadow_of_a_corpus_has_its_names_and_sizes_and_leads_back(memory: f
         shadow = root / "real" / "a.mp4"
         assert shadow.stat().st_size == 70 and (root / "corpus.json").read_bytes() == b'{"note": "n"}'
         assert str(origin(shadow)) == "memory://corpus/real/a.mp4"
+
+
+def test_marks_of_folders_are_no_files(memory: fsspec.AbstractFileSystem, monkeypatch: pytest.MonkeyPatch) -> None:
+    memory.pipe({"/corpus/real/a.mp4": b"x" * 70})
+    listed = {"/corpus/": 0, "/corpus": 0, "/corpus/real/": 0, "/corpus/real": 0, "/corpus/real/a.mp4": 70}
+    found = {path: {"size": size, "type": "file"} for path, size in listed.items()}  # as s3fs does
+    monkeypatch.setattr(type(memory), "find", lambda *_, **__: found)
+    with at_hand([place("memory://corpus")]) as ((root,), _):
+        assert [path.name for path in root.rglob("*") if path.is_file()] == ["a.mp4"]
+
+
+def test_an_interrupted_upload_goes_on(
+    memory: fsspec.AbstractFileSystem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {"clips/a.parquet": b"aa", "clips/b.parquet": b"bb", "store.json": b"{}", "videos.parquet": b"v"}
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    memory.pipe({"/out/clips/a.parquet": b"aa", "/out/clips/b.parquet": b"b"})  # the second came in half
+    sent, put_file = [], type(memory).put_file
+
+    def put(self: object, path: str, *args: object) -> object:
+        sent.append(Path(path).name)
+        return put_file(self, path, *args)
+
+    monkeypatch.setattr(type(memory), "put_file", put)
+    upload(tmp_path, place("memory://out"))
+    assert sent == ["b.parquet", "videos.parquet", "store.json"]
+    assert {name: memory.cat(f"/out/{name}") for name in files} == files
 
 
 def test_a_file_that_does_not_come_at_once_is_tried_again(

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from models.detector import Architecture, Detector, per_picture
 from models.megatron import MegatronSettings
-from models.outputs import example_outputs, outputs, stages_of
+from models.outputs import averaged_by_products, example_outputs, outputs, stages_of
 from models.temporal import TemporalSettings
 from stage import StageError
 
@@ -68,6 +68,12 @@ def test_clips_are_told_as_by_the_detector(more: dict[str, object], several: lis
         expected = torch.stack([said.frames[0, [0, 2]].mean(0), said.frames[1].mean(0)])
         torch.testing.assert_close(said.embedding, expected)
         torch.testing.assert_close(said.frames, detector.head.fused(per_picture(detector.backbone, pictures), valid))
+
+
+@pytest.mark.parametrize(("side", "grid"), [((16, 16), (7, 7)), ((7, 9), (7, 4)), ((5, 6), (10, 3))])
+def test_products_average_as_torch_s_pooling_does(side: tuple[int, int], grid: tuple[int, int]) -> None:
+    maps = torch.randn(2, 3, *side, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(averaged_by_products(maps, grid), torch.nn.functional.adaptive_avg_pool2d(maps, grid))
 
 
 def test_of_a_pyramid_the_last_four_stages_are_looked_at() -> None:
