@@ -1,10 +1,8 @@
 """What a frozen network says of every frame, computed once and kept on disk."""
 
 import hashlib
-import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -14,22 +12,17 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from torch import Tensor, nn
 
 from compress.compute import Compute
-from data.views import View, ViewRule, Views
+from compress.filling import Company, Filling, OfView
+from data.views import ViewRule, Views
 from files import written_whole
 from models.run import versions_of
-from stage import Modality, StageError, progress, say
+from stage import Modality, StageError, say
 
 PACKAGES = ("pocketproof", "torch", "torchvision", "timm", "opencv-python-headless")
 KEY_FILE = "key.json"
-FLUSHED_VIEWS = 32
-"""Views after which what was computed is forced to the disk."""
 CacheFolder = Annotated[
     Path | None, typer.Option(help="Where outputs of frozen networks are kept; beside the store: STORE.cache.")
 ]
-
-
-OfView = Callable[[NDArray[np.uint8], NDArray[np.bool_]], Tensor]
-"""A view's pictures (``Views.pixels``) and valid frames, bool [T], to what is kept of its frames, [T, ...]."""
 
 
 def default_cache(store: Path) -> Path:
@@ -133,27 +126,27 @@ class FrameCache:
         key: CacheKey,
         views: Views,
         compute: OfView,
-        share: tuple[int, int] = (0, 1),
+        where: Company | None = None,
     ) -> "FrameCache":
         """Call ``compute`` on each view that the cache at ``root`` lacks.
 
-        Says how much disk it takes before it writes. ``share``: number of this process and of all processes, each of
-        which fills its share; all must have ended before one reads. Views that cannot be read are marked so and keep
-        zeros. Raises StageError where nothing can be written, or where a view of another split than train cannot be
-        read.
+        Says how much disk it takes before it writes. ``where``: the processes that train together, each of which
+        computes its share. Views that cannot be read are marked so and keep zeros. Raises StageError where nothing can
+        be written, or where a view of another split than train cannot be read.
         """
         folder = root / key.folder
-        if not (folder / KEY_FILE).exists():
+        if (where is None or where.rank == 0) and not (folder / KEY_FILE).exists():
             _say_why_anew(root, key)
             with written_whole(folder / KEY_FILE) as aside:
                 aside.write_text(key.model_dump_json(indent=2) + "\n")
-        filling = _Filling(folder, key, views, compute, share)
+        filling = Filling(folder, key.modalities, views, compute)
         size = 2 * views.store.frames * len(views) * int(np.prod(filling.shape))
         say(f"{key.of} of {key.split} {'+'.join(key.modalities)}: {size / 1e6:.0f} MB on disk at {folder}")
-        filled, first = [], 0
-        for number, block in enumerate(views.blocks):
-            filled.append(filling.fill(number, block, first))
-            first += len(block)
+        if where is None or where.processes == 1:
+            filling.fill()
+        else:
+            filling.fill_together(where)
+        filled = [filling.opened(number) for number in range(len(views.blocks))]
         return cls([rows for rows, _ in filled], [done for _, done in filled], folder)
 
     def require_whole(self, unreadable: set[int]) -> None:
@@ -166,105 +159,12 @@ class FrameCache:
             )
 
 
-def _mapped(path: Path, dtype: Any, shape: tuple[int, ...]) -> Any:
-    """Open an array on disk, made of zeros if it is not there. Made aside, so that a second process sees it whole."""
-    if not path.exists():
-        with written_whole(path, keep_existing=True) as aside:
-            np.lib.format.open_memmap(aside, "w+", dtype, shape).flush()
-            _reserve(aside)
-    damaged = StageError(f"{path} is damaged or not of this cache: remove {path.parent}")
-    try:
-        rows = np.lib.format.open_memmap(path, "r")
-        whole = rows.offset + rows.nbytes == path.stat().st_size
-    except OSError:
-        raise
-    except Exception as error:  # a damaged header makes NumPy's reader raise nearly anything else
-        raise damaged from error
-    if rows.shape != shape or rows.dtype != dtype or not whole:
-        raise damaged
-    return np.lib.format.open_memmap(path, "r+")
-
-
-def _reserve(path: Path) -> None:
-    """Take the disk that a file of zeros will need: on a full disk, writing to its mapping would kill the process."""
-    if hasattr(os, "posix_fallocate"):
-        with path.open("r+b") as file:
-            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
-
-
-class _Filling:
-    """Fills the blocks of one cache."""
-
-    def __init__(
-        self,
-        folder: Path,
-        key: CacheKey,
-        views: Views,
-        compute: OfView,
-        share: tuple[int, int],
-    ) -> None:
-        self.folder, self.modalities, self.views = folder, key.modalities, views
-        self.compute, self.share = compute, share
-        side, several = views.store.size, [len(key.modalities)] if len(key.modalities) > 1 else []
-        self.shape = tuple(compute(np.zeros((1, *several, side, side, 3), np.uint8), np.ones(1, np.bool_)).shape[1:])
-        """Of one frame's array."""
-
-    def fill(self, number: int, block: list[View], first: int) -> tuple[NDArray[np.float16], NDArray[np.bool_]]:
-        """Fill the rows of a block of views, whose first has the number ``first``; return them and which are done."""
-        frames, file = self.views.store.frames, self.folder / f"block-{number}"
-        shape = (len(block) * frames, *self.shape)
-        if not file.with_suffix(".npy").exists():  # removed to free the disk: what was done is not any more
-            file.with_suffix(".done.npy").unlink(missing_ok=True)
-        rows = _mapped(file.with_suffix(".npy"), np.float16, shape)
-        done = _mapped(file.with_suffix(".done.npy"), np.bool_, (len(block),))
-        rank, processes = self.share
-        todo = [index for index in range(rank, len(block), processes) if not done[index]]
-        fresh: list[int] = []
-        try:
-            for index in progress(todo, self.folder.name) if todo else []:
-                found = self._compute(block[index], first + index)
-                if found is not None:
-                    rows[index * frames : (index + 1) * frames] = found
-                    fresh.append(index)
-                if len(fresh) >= FLUSHED_VIEWS:
-                    _mark(rows, done, fresh)
-        finally:
-            _mark(rows, done, fresh)
-        return rows, done
-
-    def _compute(self, view: View, number: int) -> NDArray[np.float16] | None:
-        """Return the arrays of a view's frames, or None if it cannot be read: it is marked so."""
-        try:
-            pixels = self.views.pixels(view, modalities=self.modalities)
-        except StageError as error:
-            if self.views.split != "train":
-                raise
-            say(f"clip {view.clip.clip_id} is left out of training: {error}", everywhere=True)
-            self.views.unreadable.add(number)
-            return None
-        found: NDArray[np.float16] = self.compute(pixels, view.valid).to(torch.float16).cpu().numpy()
-        if not np.isfinite(found).all():
-            raise StageError(
-                f"clip {view.clip.clip_id}: the frozen network gives numbers beyond half precision; "
-                "give --precision fp32, if that is not enough --unfreeze all (distill: --live-teacher), or others"
-            )
-        return found
-
-
-def _mark(rows: Any, done: NDArray[np.bool_], fresh: list[int]) -> None:
-    """Mark views as done once their rows are on the disk, so that a power cut cannot leave zeros that count."""
-    if fresh:
-        rows.flush()
-        done[fresh] = True
-        fresh.clear()
-
-
 def shared_cache(root: Path, key: CacheKey, views: Views, compute: OfView, where: Compute) -> FrameCache:
     """Fill a cache (``FrameCache.fill``) by all processes of a training, and let each know what none can read.
 
     Raises StageError also if one of them does not see what the others filled.
     """
-    cache = FrameCache.fill(root, key, views, compute, (where.rank, where.processes))
+    cache = FrameCache.fill(root, key, views, compute, where)
     views.unreadable.update(*where.gathered(views.unreadable))
     cache.require_whole(views.unreadable)
     return cache

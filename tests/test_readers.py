@@ -23,8 +23,8 @@ from benchmarks.reference import read_reference
 from benchmarks.render import write_report
 from benchmarks.report import read_report
 from benchmarks.task import clip_scores
-from compress.caches import _mapped as mapped
 from compress.checkpoints import Position, load_checkpoint, save_checkpoint
+from compress.filling import _mapped as mapped
 from compress.int8 import rebuild
 from compress.runs import diagnosis_of, own_threshold
 from data.layouts import corpus_note

@@ -2,6 +2,8 @@
 
 import multiprocessing
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -174,15 +176,65 @@ def test_numbers_beyond_half_precision_are_refused(opened_store: ClipStore, tmp_
         FrameCache.fill(tmp_path, key_of(views), views, lambda pixels, _: 1e6 * Means()(pixels))
 
 
-def test_what_another_process_was_to_fill_is_missed(opened_store: ClipStore, tmp_path: Path) -> None:
+class Together:
+    """Of processes that fill a cache together, each a thread here: they meet where they gather."""
+
+    def __init__(self, rank: int, barrier: threading.Barrier) -> None:
+        self.rank, self.processes, self._barrier = rank, barrier.parties, barrier
+
+    def gathered(self, found: object) -> list[object]:
+        self._barrier.wait(60)
+        return [found] * self.processes
+
+
+def fill_together(store: Path, root: Path, processes: int, fail_after: int = 10**9) -> list[tuple[Means, FrameCache]]:
+    """Fill a cache by so many processes, of which the last one fails after some calls."""
+    barrier = threading.Barrier(processes)
+
+    def work(rank: int) -> tuple[Means, FrameCache]:
+        means = Means(fail_after if rank == processes - 1 else 10**9)
+        views = Views(ClipStore(store), ViewRule(views=2))
+        try:
+            return means, FrameCache.fill(root, key_of(views), views, means, Together(rank, barrier))
+        except BaseException:
+            barrier.abort()
+            raise
+
+    with ThreadPoolExecutor(processes) as pool:
+        return [own.result() for own in [pool.submit(work, rank) for rank in range(processes)]]
+
+
+def test_processes_together_give_the_cache_of_one(demo_store: Path, opened_store: ClipStore, tmp_path: Path) -> None:
+    views = Views(opened_store, ViewRule(views=2))
+    for means, cache in fill_together(demo_store, tmp_path, 3):
+        check(cache, views)
+        assert means.calls == 1 + len(views) // 3
+    assert not list(tmp_path.rglob("*.part"))
+    alone = Means()
+    check(FrameCache.fill(tmp_path, key_of(views), views, alone), views)
+    assert alone.calls == 1
+
+
+def test_what_processes_left_half_done_is_taken_in(demo_store: Path, opened_store: ClipStore, tmp_path: Path) -> None:
+    views = Views(opened_store, ViewRule(views=2))
+    with pytest.raises((KeyboardInterrupt, threading.BrokenBarrierError)):
+        fill_together(demo_store, tmp_path, 2, fail_after=4)
+    (torn,) = tmp_path.rglob("block-0.1-of-2.part")
+    record = torn.stat().st_size // 3
+    torn.write_bytes(torn.read_bytes()[: 2 * record + 5])  # as a power cut leaves it
+    calls = [means.calls - 1 for means, cache in fill_together(demo_store, tmp_path, 3) if not check(cache, views)]
+    assert sum(calls) == len(views) // 2 - 2  # the first process had its half, the other one two views
+    assert not list(tmp_path.rglob("*.part"))
+
+
+def test_what_a_process_did_not_see_is_missed(opened_store: ClipStore, tmp_path: Path) -> None:
     views = Views(opened_store, ViewRule())
-    half = FrameCache.fill(tmp_path, key_of(views), views, Means(), share=(0, 2))
+    FrameCache.fill(tmp_path, key_of(views), views, Means())
+    done = next(tmp_path.rglob("block-0.done.npy"))
+    cache = FrameCache([], [np.arange(12) % 2 == 0], done.parent)
     with pytest.raises(StageError, match=r"lacks 6 views that another process was to fill: give --cache on a disk"):
-        half.require_whole(set())
-    half.require_whole(set(range(1, 12, 2)))
-    whole = FrameCache.fill(tmp_path, key_of(views), views, Means(), share=(1, 2))
-    whole.require_whole(set())
-    check(whole, views)
+        cache.require_whole(set())
+    cache.require_whole(set(range(1, 12, 2)))
 
 
 def test_plain_clips_are_the_same_under_every_seed_and_policy(opened_store: ClipStore) -> None:
