@@ -159,7 +159,10 @@ def bench(
             control_fingerprint=controls.fingerprint if controls else None,
             reference=against.summary(),
             diagnoses=diagnoses,
-            notes=[*notes_of(subjects, store, against, phone), *not_cut(corpora.perturbed if sources else None)],
+            notes=[
+                *notes_of(subjects, store, corpora.split, against, phone),
+                *not_cut(corpora.perturbed if sources else None),
+            ],
             rows=[subject.row for subject in subjects],
             budgets=budgets,
         )

@@ -82,9 +82,11 @@ def _of_accuracy(report: Report) -> dict[str, str]:
     clips = " and ".join(f"{count} {label}" for label, count in report.clips.items())
     return {
         "AUC; AUC, 95%": f"Area under the ROC curve over the clips of the split {report.split} ({clips}). "
-        "95% is its bootstrap interval, which draws persons anew; it needs 10 of them. Bars in the pictures are the "
+        "95% is its bootstrap interval, which draws persons anew; it needs 10 of each label, and is too short "
+        "for few persons and for an AUC near 1. Bars in the pictures are the "
         "same interval.",
-        "Video AUC; Frame AUC": "AUC of videos, each the mean over its clips; and of each frame alone, which models of "
+        "Video AUC; Frame AUC": "AUC of videos, each the mean over its valid frames, of clip models over "
+        "its clips; and of each frame alone, which models of "
         "whole clips do not score.",
         "EER; AP": "Equal error rate and average precision, over the same clips.",
         "Accuracy; Threshold": "Share of right verdicts at the row's own threshold, which was set on its own scores of "

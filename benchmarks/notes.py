@@ -8,11 +8,14 @@ from benchmarks.on_phone import PhoneTimer
 from benchmarks.reference import Reference
 from benchmarks.report import MOST_SPREAD
 from benchmarks.rows import Subject
+from compress.persons import seen_note
 from data.perturb import PERTURBATIONS
 from data.store import ClipStore
 
 
-def notes_of(subjects: list[Subject], store: ClipStore, reference: Reference, phone: PhoneTimer | None) -> list[str]:
+def notes_of(
+    subjects: list[Subject], store: ClipStore, split: str, reference: Reference, phone: PhoneTimer | None
+) -> list[str]:
     """Return the notes on what was scored, on what stands in for something, and on latencies that mean little."""
     notes = [*store.info.notes, *reference.notes, *(phone.notes if phone else ())]
     for subject in subjects:
@@ -26,6 +29,17 @@ def notes_of(subjects: list[Subject], store: ClipStore, reference: Reference, ph
     if elsewhere:
         named = ", ".join(dict.fromkeys(elsewhere))
         notes.append(f"Thresholds were set on another store than {store.path.name}: {named}.")
+    by_persons: dict[tuple[str, ...], list[str]] = {}
+    for subject in subjects:
+        by_persons.setdefault(subject.persons, []).append(subject.row.name)
+    for persons, names in by_persons.items():
+        notes += seen_note(dict.fromkeys(names), persons, store.clips(split), split)
+    if looking := [s for s in subjects if s.takes.modalities != ("rgb",)]:
+        named = ", ".join(dict.fromkeys(f"{s.row.name} ({'+'.join(s.takes.modalities)})" for s in looking))
+        notes.append(
+            f"Latency, throughput and speedup of {named} are of ready pictures: making depth or flow of a frame takes "
+            "longer than some networks (--video times it)."
+        )
     others: dict[str, list[str]] = {}
     for row in (subject.row for subject in subjects if subject.row.status != "measured"):
         said = "Evaluated" if row.status == "evaluated" else "Not measured:"

@@ -15,6 +15,7 @@ from benchmarks.measuring import measure_apart, write_timed_crops
 from benchmarks.report import ReferenceSummary
 from benchmarks.task import BatchTiming, Measurement, Scores, Task, Timing, clip_scores
 from compress.metrics import Metrics
+from compress.persons import seen_note
 from compress.runs import check_store, takes
 from data.store import ClipStore
 from files import read_json, refuse_existing, written_whole
@@ -177,6 +178,7 @@ def _measured(
 
 def _notes(run: Run, store: ClipStore, device: str) -> list[str]:
     notes = list(store.info.notes)
+    notes += seen_note([run.path.name], run.info.data.persons, store.clips("test"), "test")
     if device == "cpu":
         notes.append("The reference was measured on the CPU, not on a GPU.")
     if run.info.weights.source == "random":

@@ -92,7 +92,7 @@ class Row(BaseModel):
     """95 % bootstrap interval that resamples persons; None below 10 of them."""
     frame_auc: Share | None = None
     video_auc: Share | None = None
-    """Of videos, each the mean over its clips."""
+    """Of videos, each the mean over its valid frames, of clip models over its clips."""
     methods: dict[str, MethodFigures] = Field(default_factory=dict)
     eer: Share | None = None
     ap: Share | None = None

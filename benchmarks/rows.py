@@ -46,6 +46,8 @@ class Subject:
     """What Core ML may use."""
     threshold_store: str | None = None
     """Fingerprint of the store on which its own threshold was set."""
+    persons: tuple[str, ...] = ()
+    """Whom it has seen (``DataSource``)."""
     scores: ClipScores | None = None
 
     @property
@@ -100,7 +102,8 @@ def _artifact_subject(
     looks, length = Takes(per=clip.per), clip.frames if clip.per == "clip" else None
     student, threshold = artifact.student, artifact.threshold
     set_on = bundle.manifest.data.fingerprint
-    return Subject(row, path, False, threshold, None, student, looks, length, artifact, units or "all", set_on)
+    seen = tuple(bundle.manifest.data.persons)
+    return Subject(row, path, False, threshold, None, student, looks, length, artifact, units or "all", set_on, seen)
 
 
 def _run_subjects(path: Path, machine: str, threads: int) -> Iterator[Subject]:
@@ -136,6 +139,7 @@ def _run_subjects(path: Path, machine: str, threads: int) -> Iterator[Subject]:
         looks = takes(info)
         length = info.data.frames if looks.per == "clip" else None
         subject = Subject(row, path, info.kind == "teacher", None, info.meaningless, student, looks, length)
+        subject.persons = tuple(info.data.persons)
         if scheme == info.scheme and not info.meaningless:
             subject.threshold, subject.threshold_store = own_threshold(run), info.data.fingerprint
         yield subject

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from compress.metrics import RATES, Figures, Metrics
+from compress.persons import seen_note
 from compress.runs import check_store, own_threshold, pixel_detector, takes, torch_scorer
 from compress.scoring import PictureSource, Scorer, Takes, score_clip_list
 from data.recompress import RecompressedStore, Recompression, depth_of, parse_recompressions
@@ -47,6 +48,8 @@ class Evaluated:
     folder: Path
     """Where evaluations are kept."""
     notes: tuple[str, ...] = ()
+    persons: tuple[str, ...] = ()
+    """Whom it has seen (``DataSource``)."""
 
     @classmethod
     def of_run(cls, path: Path, store: ClipStore) -> "Evaluated":
@@ -64,7 +67,8 @@ class Evaluated:
         refuse_tf32()
         scorer = torch_scorer(pixel_detector(run).to(device), device)
         folder = path / "evaluations"
-        return cls(path.resolve().name, run.sha256, scorer, takes(run.info), threshold, str(device), folder)
+        seen = tuple(run.info.data.persons)
+        return cls(path.resolve().name, run.sha256, scorer, takes(run.info), threshold, str(device), folder, (), seen)
 
 
 class Evaluation(BaseModel):
@@ -170,6 +174,7 @@ def evaluations(
 ) -> Iterator[Evaluation]:
     """Measure a model at its own threshold on a split of any store, and on each recompression of it; save each."""
     clips = store.clips(split, both=False)
+    known = seen_note([model.name], model.persons, clips, split) if split == "test" else []
     for name, pictures in _sources(store, model.takes, recompress, depth_weights):
         said = f"score {split}{f', {name}' if name else ''}"
         scores = score_clip_list(model.scorer, pictures, clips, said, model.takes)
@@ -180,7 +185,7 @@ def evaluations(
             split=split,
             recompression=name,
             device=model.device,
-            notes=[*store.info.notes, *model.notes],
+            notes=[*store.info.notes, *model.notes, *known],
             metrics=scores.metrics(model.threshold),
         )
         say(f"saved {_save(model.folder, evaluation)}")

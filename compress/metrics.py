@@ -12,7 +12,16 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 from sklearn.metrics import accuracy_score, auc, average_precision_score, f1_score, roc_auc_score, roc_curve
 
-from compress.bootstrap import DRAWS, FEWEST_IDENTITIES, MOST_DRAWS, Identities, Labels, Values, usable_draws
+from compress.bootstrap import (
+    DRAWS,
+    FEWEST_IDENTITIES,
+    MOST_DRAWS,
+    Identities,
+    Labels,
+    Values,
+    persons_of_rarer,
+    usable_draws,
+)
 
 if TYPE_CHECKING:
     from compress.scoring import ClipScores
@@ -176,9 +185,9 @@ def _intervals(
     labels: Labels, scores: Values, threshold: float, identities: Identities
 ) -> tuple[dict[str, tuple[float, float]], str]:
     """Return 95 % percentile intervals of every figure, or none and the reason."""
-    persons = len({name for item in identities for name in item})
+    persons = persons_of_rarer(labels, identities)
     if persons < FEWEST_IDENTITIES:
-        return {}, f"needs {FEWEST_IDENTITIES} identities, has {persons}"
+        return {}, f"needs {FEWEST_IDENTITIES} identities of each label, has {persons}"
     both = len(np.unique(labels)) == 2
     found = []
     with sklearn.config_context(assume_finite=True, skip_parameter_validation=True):
@@ -188,7 +197,8 @@ def _intervals(
     if len(found) < DRAWS:
         return {}, f"only {len(found)} of {MOST_DRAWS} draws of identities hold both classes"
     spans = {name: np.quantile([figures[name] for figures in found], (0.025, 0.975)) for name in found[0]}
-    return {name: (float(low), float(high)) for name, (low, high) in spans.items()}, ""
+    # Where no draw differs, as between labels that do not overlap, the draws say nothing of how sure a figure is.
+    return {name: (float(low), float(high)) for name, (low, high) in spans.items() if low < high}, ""
 
 
 def _unsupported(real: int, fake: int, videos: int) -> dict[str, str]:
@@ -244,11 +254,11 @@ def _frame_figures(scores: "ClipScores", threshold: float) -> Figures | None:
 def auc_difference(own: "ClipScores", other: "ClipScores") -> tuple[float, tuple[float, float] | None]:
     """Return the AUC of ``own`` less that of ``other`` on the same clips of both labels, and its 95 % interval.
 
-    Both sides of a draw have the same persons. No interval below FEWEST_IDENTITIES of them.
+    Both sides of a draw have the same persons. No interval below FEWEST_IDENTITIES of each label.
     """
     persons, labels = _persons(own), own.labels
     point = float(roc_auc_score(labels, own.clips) - roc_auc_score(labels, other.clips))
-    if len({name for item in persons for name in item}) < FEWEST_IDENTITIES:
+    if persons_of_rarer(labels, persons) < FEWEST_IDENTITIES:
         return point, None
     with sklearn.config_context(assume_finite=True, skip_parameter_validation=True):
         found = [

@@ -25,6 +25,7 @@ from compress.distill import load_teacher
 from compress.equalization import equalize
 from compress.fidelity import Diagnosis, LayerNoise
 from compress.int8 import Quantization
+from compress.persons import seen_note, seen_persons
 from compress.qat import Lesson, train_rounded
 from compress.runs import own_metrics, takes
 from compress.scoring import ClipScores, Takes
@@ -32,6 +33,7 @@ from compress.unquantized import Unquantized
 from data.store import ClipStore
 from files import alone, refuse_existing
 from models.detector import Detector
+from models.origin import DataSource
 from models.run import TOOLS, Run, RunInfo, UnfinishedRun, save_run, versions_of
 from models.schemes import dynamic_layers, fast_dtype, in_scheme
 from stage import PALETTES, STATIC_INT8, Scheme, Seed, StageError, progress, run_as_script, say
@@ -201,7 +203,8 @@ def quantize(
     taught = load_teacher(teacher, store, own.info.architecture.per) if teacher else None
     parents = [own.as_parent(), *([taught.as_parent()] if taught else [])]
     changed = {"scheme": scheme, "architecture": source.fused.architecture, "parents": parents, "seed": seed}
-    info = own.info.model_copy(update=changed | {"tools": versions_of(TOOLS)})
+    data_seen = _seen(own, store, *([taught] if taught else []))
+    info = own.info.model_copy(update=changed | {"data": data_seen, "tools": versions_of(TOOLS)})
     if scheme == "autocast" and fast_dtype(torch.device("cpu")) is None:
         say("this CPU has no bfloat16 instructions: autocast is emulated to score the validation clips, which is slow")
     crops = calibration_clips or CALIBRATION_CROPS
@@ -217,11 +220,20 @@ def quantize(
     say(f"{out}: logits within {metrics['logit_snr_db']:.1f} dB of the run's ({found.said}); {accuracy}")
 
 
+def _seen(own: Run, store: ClipStore, *others: Run) -> DataSource:
+    """Return a run's data with the persons that it sees now too; say if another store's validation knows some."""
+    if own.info.data.fingerprint != store.info.fingerprint:
+        for line in seen_note([own.path.name], own.info.data.persons, store.clips("val"), "val"):
+            say(line)
+    return own.info.data.model_copy(update={"persons": seen_persons(store, own, *others)})
+
+
 def _train_and_write(
     out: Path, source: Unquantized, info: RunInfo, crops: int, lesson: Lesson
 ) -> tuple[Quantized, dict[str, Any]]:
     """Make and write an int8-qat run, or go on with one that was interrupted; return it and its metrics."""
-    asked = {"run": info.model_dump(), "crops": crops, "rule": lesson.rule.model_dump(), "losses": lesson.losses}
+    known = info.model_dump(exclude={"data": {"persons"}})
+    asked = {"run": known, "crops": crops, "rule": lesson.rule.model_dump(), "losses": lesson.losses}
     with UnfinishedRun(out, asked | {"data": source.store.info.fingerprint}) as unfinished:
         found = static_int8(source, crops, lambda calibrated: train_rounded(calibrated, lesson, unfinished))
         metrics = _check_accuracy(source, found, info.scheme) | found.metrics

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from compress.fidelity import Diagnosis
+from compress.persons import seen_persons
 from compress.scoring import ClipScores, Scorer, Takes, score_split
 from data.store import ClipStore
 from files import parse_json
@@ -134,9 +135,14 @@ def student_of(run: Run) -> str | None:
     return run.info.parents[0].sha256 if run.info.parents else None
 
 
-def data_source(store: ClipStore) -> DataSource:
-    """Return how a run names the store it was trained on."""
-    return DataSource(fingerprint=store.info.fingerprint, notes=store.info.notes, frames=store.frames)
+def data_source(store: ClipStore, *runs: Run) -> DataSource:
+    """Return how a run names the store it was trained on, and whom it and the runs before it have seen."""
+    return DataSource(
+        fingerprint=store.info.fingerprint,
+        notes=store.info.notes,
+        frames=store.frames,
+        persons=seen_persons(store, *runs),
+    )
 
 
 def _dumped(metrics: "Metrics") -> dict[str, Any]:

@@ -63,7 +63,8 @@ class Schedule:
 
 def asked_of(info: RunInfo, rule: ViewRule, schedule: Schedule) -> dict[str, Any]:
     """Return what decides a training, as an unfinished run notes it (``UnfinishedRun``)."""
-    return {"run": info.model_dump(), "rule": rule.model_dump(), "schedule": asdict(schedule)}
+    known = info.model_dump(exclude={"data": {"persons"}})  # which follow from the others, and older runs do not say
+    return {"run": known, "rule": rule.model_dump(), "schedule": asdict(schedule)}
 
 
 def class_weights(balance: str, views: Views, unit: Unit) -> Tensor | None:

@@ -32,6 +32,8 @@ from data.views import WeakestForgery
 from files import refuse_existing, written_whole
 from stage import Seed, StageError, run_as_script, say, takes_options
 
+MANY_FILES = 10
+"""Of a method, which chance alone does not put into one split."""
 Job = tuple[Source, str, Recipe, Path]
 """A source, its split, what to make of it, and the folder of the unfinished store."""
 
@@ -177,6 +179,21 @@ def _left_out(splits: list[str | None]) -> list[str]:
     ]
 
 
+def _in_one_split(sources: list[Source], splits: list[str | None], ratios: tuple[float, float, float]) -> list[str]:
+    """Name the methods of which all files, though many, are in one split because fakes link their persons."""
+    notes = []
+    for method in sorted({source.method for source in sources}):
+        own = [place for place, source in enumerate(sources) if source.method == method]
+        found = {splits[place] for place in own if splits[place]}
+        drawn = any(sources[place].split is None for place in own)
+        if drawn and len(own) >= MANY_FILES and len(found) == 1 and sum(ratio > 0 for ratio in ratios) > 1:
+            notes.append(
+                f"All {len(own)} files of {method} are in {found.pop()}, as their persons are kept in one split: "
+                "figures of the other splits are not of it. In a store of its own its persons are split one by one."
+            )
+    return notes
+
+
 def _tell(out: Path, info: StoreInfo, notes: list[str]) -> None:
     """Say what is in a store that was made. Raises StageError if that is no clip."""
     statuses = ", ".join(f"{count} {status}" for status, count in info.videos.items())
@@ -248,7 +265,7 @@ def prepare(
     DETECTORS[detector]()  # says now, and once, if its extra is not installed
     recipe = Recipe(settings, wanted)
     splits = split_sources(sources, shares, seed)
-    notes += _left_out(splits)
+    notes += _left_out(splits) + _in_one_split(sources, splits, shares)
     make = functools.partial(
         _make, sources=list(zip(sources, splits, strict=True)), recipe=recipe, notes=notes, workers=workers, ray=ray
     )

@@ -35,6 +35,7 @@ def artifact_of(path: Path, file: str | None, store: ClipStore) -> Evaluated:
         device="cpu",
         folder=whole.with_name(f"{whole.name}.evaluations") / artifact.file,
         notes=(f"{artifact.file} was evaluated {by}.",) if by else (),
+        persons=tuple(bundle.manifest.data.persons),
     )
 
 

@@ -221,7 +221,7 @@ def _manifest(
         absent=absent,
         golden=golden,
         weights=first.weights,
-        data=data_source(store),
+        data=data_source(store, *runs.values()),
         diagnoses={names[path]: diagnosis for path, run in runs.items() if (diagnosis := diagnosis_of(run))},
         tools=versions_of(TOOLS),
     )

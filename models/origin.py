@@ -34,3 +34,6 @@ class DataSource(BaseModel):
     notes: list[str] = Field(default_factory=list)
     frames: int | None = None
     """Frames of a clip, T."""
+    persons: list[str] = Field(default_factory=list)
+    """Of training and validation, and of the runs from which this one was made, as ``compress.persons`` names them;
+    older runs do not say."""

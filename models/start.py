@@ -26,6 +26,8 @@ class Start:
     """What the weights were trained on: of a run its own, of a hub's folder what that states, else what timm states."""
     trained_steps: int = 0
     """Of the head of a run that is gone on from."""
+    persons: tuple[str, ...] = ()
+    """Whom that run has seen."""
 
     @classmethod
     def of(cls, architecture: Architecture, given: Path | None, random: bool, seed: int) -> "Start":
@@ -44,7 +46,8 @@ class Start:
         detector = Detector(architecture, body)
         if run:
             steps = run.info.trained_steps if run.start(detector) else 0
-            return cls(detector, run.info.weights, [run.as_parent()], run.info.preprocessing, steps)
+            seen = tuple(run.info.data.persons)
+            return cls(detector, run.info.weights, [run.as_parent()], run.info.preprocessing, steps, seen)
         if source.source == "random":
             say(f"{name} starts from random weights, and its run says so")
         return cls(detector, source, [], stated_preprocessing(given, name))
@@ -58,7 +61,7 @@ class Start:
             weights=self.weights,
             trained_steps=self.trained_steps,
             parents=list(dict.fromkeys([*taught_by, *self.parents])),
-            data=data,
+            data=data.model_copy(update={"persons": sorted({*data.persons, *self.persons})}),
             seed=seed,
         )
 

@@ -13,7 +13,7 @@ import typer
 
 from data.layouts.celebdf import celebdf_layout
 from data.layouts.dfdc import dfdc_layout, dfdc_notes
-from data.layouts.ffpp import COMPRESSIONS, ffpp_layout, of_compression, with_official_split
+from data.layouts.ffpp import COMPRESSIONS, compression_notes, ffpp_layout, of_compression, with_official_split
 from data.layouts.flat import flat_layout
 from data.layouts.folder import folder_layout
 from data.layouts.source import PHOTO_SUFFIXES, VIDEO_SUFFIXES, Source, media
@@ -29,6 +29,8 @@ LAYOUTS: dict[str, Callable[[Path], list[Source]]] = {
     "csv": csv_layout,
 }
 """Functions from the folder (of csv: the table) of a corpus to its files."""
+MASKS = "/masks/"
+"""In names of FaceForensics++'s masks of forgeries, which are videos that nobody misses."""
 NOT_READ = frozenset({".heic", ".heif", ".avif", ".gif", ".flv", ".mts", ".m2ts", ".vob", ".ogv"})
 """Suffixes of videos and photos that no layout takes."""
 MARKS = {
@@ -158,6 +160,8 @@ def _notes(
     by_name = layout in ("folder", "csv") or (layout == "flat" and pattern is None)
     if by_name and not note:  # which would say whom its files show
         notes += _named_by_files(layout, sources, taken)
+    if layout == "ffpp":
+        notes += compression_notes([source for source in sources if source in taken])
     if layout != "csv":  # which names its files
         notes += (dfdc_notes if layout == "dfdc" else _left_out)(root, sources)
     return notes
@@ -192,7 +196,9 @@ def _left_out(root: Path, sources: Sequence[Source]) -> list[str]:
     """Say which videos and photos a layout does not look for where they lie, or not by their suffix."""
     taken = {source.path for source in sources}
     names = [
-        name for path, name in media(root, suffixes=VIDEO_SUFFIXES | PHOTO_SUFFIXES | NOT_READ) if path not in taken
+        name
+        for path, name in media(root, suffixes=VIDEO_SUFFIXES | PHOTO_SUFFIXES | NOT_READ)
+        if path not in taken and MASKS not in name
     ]
     if not names:
         return []

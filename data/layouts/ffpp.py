@@ -1,6 +1,7 @@
 """The layout ``ffpp``: FaceForensics++ (Roessler et al., ICCV 2019) and its official split."""
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path, PurePath
@@ -41,6 +42,20 @@ def ffpp_layout(root: Path) -> list[Source]:
             identities = _identities(name, method in ("actors", "DeepFakeDetection"))
             sources.append(Source(path, name, label, method, identities))
     return sources
+
+
+def compression_notes(sources: Sequence[Source]) -> list[str]:
+    """Say that videos are there in several compressions, each of which counts as a video, and with which labels."""
+    named = {folder: compression for compression, names in COMPRESSIONS.items() for folder in names}
+    of_label = Counter((named.get(s.name.split("/")[2], s.name.split("/")[2]), s.label) for s in sources)
+    kinds = sorted({kind for kind, _ in of_label})
+    if len(kinds) < 2:
+        return []
+    counts = ", ".join(f"{kind}: {of_label[kind, REAL]} real and {of_label[kind, FAKE]} fake" for kind in kinds)
+    return [
+        f"FaceForensics++ is in several compressions ({counts}): each copy of a video counts as a video, and a "
+        "detector may learn compressions where labels differ in them; --compression takes one."
+    ]
 
 
 def of_compression(sources: Sequence[Source], compression: str) -> list[Source]:

@@ -158,7 +158,7 @@ def test_one_class_has_counts_accuracy_and_a_reason_for_everything_else(label):
     assert clip.tpr_at_fpr == {"0.01": None, "0.05": None}
     figures = ("auc", "eer", "ap", "f1", "tpr_at_fpr 0.01", "tpr_at_fpr 0.05")
     reasons = dict.fromkeys(figures, f"needs both classes: {counts}")
-    assert clip.unsupported == reasons | {"intervals": "needs 10 identities, has 3"}
+    assert clip.unsupported == reasons | {"intervals": "needs 10 identities of each label, has 3"}
     assert set(metrics.methods) == ({"swap"} if label else set())
 
 
@@ -258,12 +258,28 @@ def test_intervals_hold_the_point_and_are_the_same_each_time():
     assert bare.clip.intervals == {} and bare.clip.auc == metrics.clip.auc
 
 
+def test_few_persons_of_one_label_have_no_interval() -> None:
+    labels, scores = np.repeat([0, 1], [60, 20]), np.random.default_rng(0).random(80)
+    many_reals = [(f"r{number}",) for number in range(60)]
+    for fakes, expected in ((3, "needs 10 identities of each label, has 3"), (10, None)):
+        persons = [*many_reals, *((f"f{number % fakes}",) for number in range(20))]
+        figures = compute_figures(labels, scores, 0.5, 60, persons)
+        assert figures.unsupported.get("intervals") == expected
+        assert ("auc" in figures.intervals) == (expected is None)
+
+
+def test_labels_that_do_not_overlap_have_no_interval_of_one_point() -> None:
+    persons = [(str(number),) for number in range(40)]
+    figures = compute_figures(np.repeat([0, 1], 20), np.linspace(0.1, 0.9, 40), 0.5, 20, persons)
+    assert figures.auc == 1.0 and "auc" not in figures.intervals
+
+
 def test_videos_of_unknown_persons_count_as_persons_of_their_own():
     labels, scores = _scores(0, 12, 12)
     clips = replace(_clip_scores(labels, scores[:, None]), identities=((),) * 24)
     assert "auc" in clips.metrics(0.4).clip.intervals
     few = replace(clips, video_ids=tuple(str(index // 3) for index in range(24)))
-    assert few.metrics(0.4).clip.unsupported["intervals"] == "needs 10 identities, has 8"
+    assert few.metrics(0.4).clip.unsupported["intervals"] == "needs 10 identities of each label, has 4"
 
 
 def test_draws_that_seldom_hold_both_classes_give_no_interval():

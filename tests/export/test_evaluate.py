@@ -76,7 +76,10 @@ def test_plain_and_recompressed_figures_are_saved_and_shown(teacher_copy, demo_s
     printed = capsys.readouterr().out
     for text in ("crops as they are", "jpeg-20", "clips of SelfBlended", "videos", "TPR at 1% FPR", "new persons"):
         assert text in printed
-    assert "not given for clips, videos, clips of SelfBlended: intervals: needs 10 identities, has 3" in printed
+    assert (
+        "not given for clips, videos, clips of SelfBlended: intervals: needs 10 identities of each label, has 3"
+        in printed
+    )
     levels = "frames, clips, videos, clips of SelfBlended"
     assert f"not given for {levels}: tpr_at_fpr 0.01: needs 300 real videos, has 3" in printed
 

@@ -125,3 +125,17 @@ def test_names_that_do_not_tell_whose_face_it_is_are_refused(touch: Callable[...
     root = touch(f"original_sequences/youtube/c23/videos/{stem}.mp4")
     with pytest.raises(StageError, match=rf"{re.escape(stem)}.mp4 is not named like 000 or 000_003, its"):
         ffpp_layout(root)
+
+
+def test_several_compressions_are_noted_with_their_labels(touch: Callable[..., Path]) -> None:
+    root = touch(
+        "original_sequences/youtube/c23/videos/000.mp4",
+        "original_sequences/youtube/raw/videos/000.mp4",
+        "manipulated_sequences/Deepfakes/c23/videos/000_003.mp4",
+        "manipulated_sequences/Deepfakes/masks/videos/000_003.mp4",
+    )
+    (note,) = read_sources([root], Selection())[1]
+    assert note.startswith(
+        "FaceForensics++ is in several compressions (c0: 1 real and 0 fake, c23: 1 real and 1 fake): "
+    )
+    assert not any("in several compressions" in note for note in read_sources([root], Selection(compression="c23"))[1])

@@ -1,0 +1,36 @@
+"""Which persons a run has seen, so that figures on another store do not count them as unknown.
+
+Splits are drawn for each store: a person of one store's test split may be in another one's training split.
+"""
+
+import hashlib
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from data.store import Clip, ClipStore
+
+if TYPE_CHECKING:
+    from models.run import Run
+
+
+def hashed(clips: Iterable[Clip]) -> set[str]:
+    """Return the persons of clips, as the first 12 digits of the SHA-256 of their names."""
+    names = {name for clip in clips for name in clip.identities}
+    return {hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:12] for name in names}
+
+
+def seen_persons(store: ClipStore, *runs: "Run") -> list[str]:
+    """Return the persons of a store's training and validation split, and of the runs from which one is made."""
+    clips = [clip for split in ("train", "val") for clip in store.clips(split, both=False)]
+    return sorted(hashed(clips).union(*(run.info.data.persons for run in runs)))
+
+
+def seen_note(names: Iterable[str], persons: Iterable[str], clips: Iterable[Clip], split: str) -> list[str]:
+    """Say how many persons of a split runs or artifacts of these names have seen, if any."""
+    there = hashed(clips)
+    if not (seen := there.intersection(persons)):
+        return []
+    return [
+        f"{len(seen)} of {len(there)} persons of the {split} split have names of persons in the training or validation "
+        f"of {', '.join(names)}: its figures here may be too good."
+    ]

@@ -1,0 +1,73 @@
+"""Whom a run has seen: by hand on stores of known persons."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from benchmarks.reference import reference
+from compress.evaluate import Evaluated, evaluations
+from compress.persons import hashed, seen_note
+from compress.runs import data_source
+from compress.teach import teach
+from data.store import ClipStore
+from models.run import Run
+
+
+def test_persons_are_told_by_their_names_alone(opened_store: ClipStore) -> None:
+    clips = opened_store.clips("test")
+    names = {name for clip in clips for name in clip.identities}
+    assert len(hashed(clips)) == len(names) and not hashed(clips) & names
+    assert hashed([replace(clips[0], identities=("a",))]) == {"ca978112ca1b"}  # of SHA-256("a")
+
+
+def test_a_run_names_those_of_training_and_validation_and_of_the_runs_before_it(
+    opened_store: ClipStore, teacher_run: Path, student_run: Path, int8_run: Path
+) -> None:
+    seen = hashed([clip for split in ("train", "val") for clip in opened_store.clips(split)])
+    for run in (teacher_run, student_run, int8_run):
+        assert set(Run(run).info.data.persons) == seen
+    before = Run(teacher_run)
+    before.info = before.info.model_copy(
+        update={"data": before.info.data.model_copy(update={"persons": ["of another store"]})}
+    )
+    assert set(data_source(opened_store, before).persons) == seen | {"of another store"}
+
+
+def test_a_run_that_goes_on_from_another_has_seen_what_that_has(
+    demo_store: Path, drawn_run: Callable[..., Path], tmp_path: Path
+) -> None:
+    data = {"fingerprint": "x", "persons": ["of another store"]}
+    start = drawn_run(tmp_path / "start", {"data": data})
+    teach("dino", demo_store, tmp_path / "run", backbone="test_vit", weights=start, epochs=1)
+    assert "of another store" in Run(tmp_path / "run").info.data.persons
+
+
+def test_figures_of_persons_that_were_trained_on_say_so(
+    demo_store: Path, opened_store: ClipStore, teacher_run: Path, tmp_path: Path
+) -> None:
+    clips = opened_store.clips("test")
+    known = sorted(hashed(clips))
+    assert seen_note(["a", "b"], known[1:], clips, "test") == [
+        f"{len(known) - 1} of {len(known)} persons of the test split have names of persons in the training or "
+        "validation of a, b: its figures here may be too good."
+    ]
+    run = shutil.copytree(teacher_run, tmp_path / "run")
+    model = (run / "model.json").read_text()
+    evaluated = Evaluated.of_run(run, opened_store)
+    (found,) = evaluations(evaluated, opened_store)
+    assert not any("may be too good" in note for note in found.notes)
+    mine = Run(run).info.data.persons[0]
+    (run / "model.json").write_text(model.replace(mine, known[0]))
+    (found,) = evaluations(Evaluated.of_run(run, opened_store), opened_store)
+    expected = f"1 of {len(known)} persons of the test split have names"
+    assert [note for note in found.notes if note.startswith(expected)]
+    measured = reference(run, demo_store, tmp_path / "reference.json", device="cpu", repeats=10)
+    assert [note for note in measured.notes if note.startswith(expected)]
+
+
+@pytest.mark.parametrize("known", [[], ["another"]])
+def test_unknown_persons_need_no_note(opened_store: ClipStore, known: list[str]) -> None:
+    assert seen_note(["a"], known, opened_store.clips("test"), "test") == []
