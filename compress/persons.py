@@ -21,7 +21,8 @@ def hashed(clips: Iterable[Clip]) -> set[str]:
 
 def seen_persons(store: ClipStore, *runs: "Run") -> list[str]:
     """Return the persons of a store's training and validation split, and of the runs from which one is made."""
-    clips = [clip for split in ("train", "val") for clip in store.clips(split, both=False)]
+    held = [split for split in ("train", "val") if sum(store.info.clips[split].values())]
+    clips = [clip for split in held for clip in store.clips(split, both=False)]
     return sorted(hashed(clips).union(*(run.info.data.persons for run in runs)))
 
 

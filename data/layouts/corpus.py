@@ -142,28 +142,25 @@ def read_sources(roots: Sequence[Path], selection: Selection) -> tuple[list[Sour
     found = [source for _, _, sources in corpora for source in sources]
     _refuse_twice(found)
     taken = _at_most(_of_methods(found, selection.methods), selection.max_videos)
-    notes = [
-        note
-        for root, layout, sources in corpora
-        for note in _notes(root, layout, sources, set(taken), selection.identity_pattern)
-    ]
+    notes = [note for root, layout, sources in corpora for note in _notes(root, layout, sources, set(taken), selection)]
     if len(taken) < len(found):
         notes.append(f"{len(taken)} of {len(found)} files were taken ({_asked(selection)}).")
     return taken, list(dict.fromkeys(notes))
 
 
 def _notes(
-    root: Path, layout: str, sources: Sequence[Source], taken: AbstractSet[Source], pattern: str | None
+    root: Path, layout: str, sources: Sequence[Source], taken: AbstractSet[Source], selection: Selection
 ) -> list[str]:
     note = corpus_note(root.parent if layout == "csv" else root)
     notes = [note] if note else []
-    by_name = layout in ("folder", "csv") or (layout == "flat" and pattern is None)
+    by_name = layout in ("folder", "csv") or (layout == "flat" and selection.identity_pattern is None)
     if by_name and not note:  # which would say whom its files show
         notes += _named_by_files(layout, sources, taken)
     if layout == "ffpp":
         notes += compression_notes([source for source in sources if source in taken])
     if layout != "csv":  # which names its files
-        notes += (dfdc_notes if layout == "dfdc" else _left_out)(root, sources)
+        looked_for = ffpp_layout(root) if layout == "ffpp" else sources  # also of compressions that were not asked for
+        notes += dfdc_notes(root, sources) if layout == "dfdc" else _left_out(root, looked_for)
     return notes
 
 

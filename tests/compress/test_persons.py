@@ -36,6 +36,11 @@ def test_a_run_names_those_of_training_and_validation_and_of_the_runs_before_it(
     assert set(data_source(opened_store, before).persons) == seen | {"of another store"}
 
 
+def test_a_store_without_training_clips_has_no_persons_to_see(demo_control_store: Path, teacher_run: Path) -> None:
+    known = Run(teacher_run)
+    assert data_source(ClipStore(demo_control_store), known).persons == known.info.data.persons
+
+
 def test_a_run_that_goes_on_from_another_has_seen_what_that_has(
     demo_store: Path, drawn_run: Callable[..., Path], tmp_path: Path
 ) -> None:
