@@ -77,7 +77,7 @@ def least_snr_db(
     nearness = {name: snr_db(logits_of(expected), logits_of(scores)) for name, scores in mistaken.items()}
     untold = [name for name, near in nearness.items() if near >= ROUNDING_DB.get(scheme, INT8_ROUNDING_DB)]
     told = [near for name, near in nearness.items() if name not in untold]
-    return max(LEAST_SNR_DB, *(near + MISTAKE_MARGIN_DB for near in told)), untold
+    return max([LEAST_SNR_DB, *(near + MISTAKE_MARGIN_DB for near in told)]), untold
 
 
 def _cosine(expected: NDArray[np.float64], actual: NDArray[np.float64]) -> float:

@@ -73,3 +73,4 @@ def test_a_mistake_that_changes_nothing_refuses_no_artifact(scheme):
     least, untold = least_snr_db(expected, {"swapped colours": expected, "other": expected[::-1]}, scheme)
     assert compare(expected, expected + np.float32(1e-5), scheme, least).passed
     assert untold == ["swapped colours"]
+    assert least_snr_db(expected, {"swapped colours": expected}, scheme) == (15.0, ["swapped colours"])
