@@ -89,7 +89,7 @@ class Row(BaseModel):
     threshold: float | None = None
     auc: Share | None = None
     auc_interval: tuple[float, float] | None = None
-    """95 % bootstrap interval that resamples persons; None below 10 of them."""
+    """95 % bootstrap interval that resamples persons; None below 10 of each label."""
     frame_auc: Share | None = None
     video_auc: Share | None = None
     """Of videos, each the mean over its valid frames, of clip models over its clips."""

@@ -171,7 +171,8 @@ def distill(
     seen = Views(store, rule, modalities=run.info.architecture.modalities) if run else None
     schedule = replace(schedule, epochs=epochs, batch_size=batch_size or BATCH[kind], learning_rate=learning_rate)
     start = Start.of(architecture, Path(weights) if weights not in (None, "hub") else None, weights is None, seed)
-    info = start.info("student", data_source(store, *([run] if run else [])), seed, *([run.as_parent()] if run else []))
+    teachers = [run] if run else []
+    info = start.info("student", data_source(store, *teachers), seed, *(own.as_parent() for own in teachers))
     asked = asked_of(info, rule, schedule) | {"loss": named}
     compute = prepare_compute(schedule.precision)
     check_related(named, samples_of_part(schedule.batch_size, schedule.accumulate, compute.processes))

@@ -201,10 +201,10 @@ def quantize(
     store, own = ClipStore(data), Run(run)
     source = Unquantized.load(own, store, max_auc_drop, seed)
     taught = load_teacher(teacher, store, own.info.architecture.per) if teacher else None
-    parents = [own.as_parent(), *([taught.as_parent()] if taught else [])]
-    changed = {"scheme": scheme, "architecture": source.fused.architecture, "parents": parents, "seed": seed}
-    data_seen = _seen(own, store, *([taught] if taught else []))
-    info = own.info.model_copy(update=changed | {"data": data_seen, "tools": versions_of(TOOLS)})
+    runs = [own, *([taught] if taught else [])]
+    changed = {"scheme": scheme, "architecture": source.fused.architecture, "seed": seed, "data": _seen(store, *runs)}
+    parents = [parent.as_parent() for parent in runs]
+    info = own.info.model_copy(update=changed | {"parents": parents, "tools": versions_of(TOOLS)})
     if scheme == "autocast" and fast_dtype(torch.device("cpu")) is None:
         say("this CPU has no bfloat16 instructions: autocast is emulated to score the validation clips, which is slow")
     crops = calibration_clips or CALIBRATION_CROPS
@@ -220,7 +220,7 @@ def quantize(
     say(f"{out}: logits within {metrics['logit_snr_db']:.1f} dB of the run's ({found.said}); {accuracy}")
 
 
-def _seen(own: Run, store: ClipStore, *others: Run) -> DataSource:
+def _seen(store: ClipStore, own: Run, *others: Run) -> DataSource:
     """Return a run's data with the persons that it sees now too; say if another store's validation knows some."""
     if own.info.data.fingerprint != store.info.fingerprint:
         for line in seen_note([own.path.name], own.info.data.persons, store.clips("val"), "val"):
@@ -232,8 +232,7 @@ def _train_and_write(
     out: Path, source: Unquantized, info: RunInfo, crops: int, lesson: Lesson
 ) -> tuple[Quantized, dict[str, Any]]:
     """Make and write an int8-qat run, or go on with one that was interrupted; return it and its metrics."""
-    known = info.model_dump(exclude={"data": {"persons"}})
-    asked = {"run": known, "crops": crops, "rule": lesson.rule.model_dump(), "losses": lesson.losses}
+    asked = {"run": info.asked(), "crops": crops, "rule": lesson.rule.model_dump(), "losses": lesson.losses}
     with UnfinishedRun(out, asked | {"data": source.store.info.fingerprint}) as unfinished:
         found = static_int8(source, crops, lambda calibrated: train_rounded(calibrated, lesson, unfinished))
         metrics = _check_accuracy(source, found, info.scheme) | found.metrics

@@ -63,8 +63,7 @@ class Schedule:
 
 def asked_of(info: RunInfo, rule: ViewRule, schedule: Schedule) -> dict[str, Any]:
     """Return what decides a training, as an unfinished run notes it (``UnfinishedRun``)."""
-    known = info.model_dump(exclude={"data": {"persons"}})  # which follow from the others, and older runs do not say
-    return {"run": known, "rule": rule.model_dump(), "schedule": asdict(schedule)}
+    return {"run": info.asked(), "rule": rule.model_dump(), "schedule": asdict(schedule)}
 
 
 def class_weights(balance: str, views: Views, unit: Unit) -> Tensor | None:

@@ -82,10 +82,10 @@ class ClipScores:
         return len({video for video, label in zip(self.video_ids, self.labels.tolist(), strict=True) if not label})
 
     def by_video(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """Return one clip of each video, int64 [V], and the video's score, float64 [V], by which ``detect`` judges it.
+        """Return one clip of each video, int64 [V], and the video's score, float64 [V].
 
-        That is the mean over its valid frames, or of a clip model over its clips. The forgeries that ``prepare
-        --forge`` made of a real video are a video of their own.
+        That is the mean over the valid frames of its clips here, or of a clip model over these clips. The forgeries
+        that ``prepare --forge`` made of a real video are a video of their own.
         """
         clips: dict[tuple[str, int, str], list[int]] = {}
         for clip, key in enumerate(zip(self.video_ids, self.labels.tolist(), self.methods, strict=True)):

@@ -60,7 +60,7 @@ class SourceRun:
     least_snr_db: float
     """What the logits of an artifact must reach against ``golden``."""
     untold: list[str]
-    """Mistakes that reach it too."""
+    """Mistakes that cannot be told from rounding."""
     threshold: Threshold
 
     @classmethod

@@ -65,6 +65,10 @@ class RunInfo(BaseModel):
     tools: dict[str, str] = Field(default_factory=lambda: versions_of(TOOLS))
     python: str = Field(default_factory=platform.python_version)
 
+    def asked(self) -> dict[str, Any]:
+        """Return what decides a training, for ``UnfinishedRun``; whom it sees follows, and older runs do not say."""
+        return self.model_dump(exclude={"data": {"persons"}})
+
     @property
     def integer(self) -> bool:
         """Whether the run is an integer program with scales of its own."""

@@ -159,8 +159,8 @@ def _notes(
     if layout == "ffpp":
         notes += compression_notes([source for source in sources if source in taken])
     if layout != "csv":  # which names its files
-        looked_for = ffpp_layout(root) if layout == "ffpp" else sources  # also of compressions that were not asked for
-        notes += dfdc_notes(root, sources) if layout == "dfdc" else _left_out(root, looked_for)
+        others = layout == "ffpp" and selection.compression  # whose videos are where they are looked for
+        notes += (dfdc_notes if layout == "dfdc" else _left_out)(root, ffpp_layout(root) if others else sources)
     return notes
 
 
