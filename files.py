@@ -23,7 +23,7 @@ from stage import StageError, reason_of, say
 
 Schema = TypeVar("Schema", bound=BaseModel)
 NOT_WRITABLE = (
-    *(errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOTEMPTY),
+    *(errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY, errno.EBUSY),
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENAMETOOLONG),
 )
 """What the system says where a file or folder cannot be put: it may not be, or does not fit."""
@@ -128,13 +128,18 @@ def _flush(path: Path) -> None:
             os.fsync(opened.fileno())
 
 
+def refuse_link(out: Path) -> None:
+    """Raise StageError for a link as an output: it would be replaced, and what it leads to would stay as it is."""
+    if out.is_symlink():
+        raise StageError(f"{out} is a link: give the path that it leads to")
+
+
 def refuse_existing(out: Path) -> None:
     """Raise StageError if there already is something at ``out``: no stage overwrites the work of another.
 
     What a killed process of this machine was writing there is removed.
     """
-    if out.is_symlink():
-        raise StageError(f"{out} is a link: give the path that it leads to")
+    refuse_link(out)
     if out.parent.is_dir():
         _remove_stale(out)
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
@@ -279,14 +284,16 @@ def parse_json(text: str | bytes) -> Any:
 def read_json(path: Path, schema: type[Schema], version: int, missing: str, mend: str = "") -> Schema:
     """Read a file of Pocketproof's own.
 
-    Raises StageError: ``missing`` where there is none, or what is wrong with it and then ``mend``. Another version than
-    the known one is told first, as its parts may be of any form.
+    Raises StageError: ``missing`` where there is none, why it cannot be read, or what is wrong with it and then
+    ``mend``. Another version than the known one is told first, as its parts may be of any form.
     """
     mend = mend and f": {mend}"
     try:
         text = path.read_bytes()
-    except OSError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise StageError(missing) from error
+    except OSError as error:
+        raise StageError(f"{path} cannot be read: {reason_of(error)}") from error
     try:
         if (stated := parse_json(text)["schema_version"]) != version:
             raise StageError(f"{path} is of schema version {stated}, this program reads {version}{mend}")

@@ -9,6 +9,7 @@ import inspect
 import logging
 import multiprocessing
 import os
+import re
 import signal
 import sys
 import threading
@@ -37,6 +38,8 @@ PALETTES: dict[Scheme, int] = {"palette4": 4, "palette6": 6, "palette8": 8}
 """Bits of a weight that says which value of a table it has, by scheme: Core ML alone stores such."""
 STATIC_INT8 = ("int8", "int8-qat")
 """Integer programs with scales that were calibrated."""
+LONGEST = 4096
+"""Characters of an argument, as of a path in Linux."""
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
 Seed = Annotated[int, typer.Option(help="Seed of everything that is drawn at random.", min=0, max=2**32 - 1)]
@@ -72,7 +75,7 @@ def say(line: str, everywhere: bool = False) -> None:
 
     ``everywhere``: also from processes that otherwise leave it to the first.
     """
-    if everywhere or speaks():
+    if (everywhere or speaks()) and sys.stderr is not None:  # which is closed, where print would take the other
         print(line, file=sys.stderr, flush=True)
 
 
@@ -145,9 +148,21 @@ def in_processes(
             raise
 
 
+def _check_arguments(arguments: Iterable[str]) -> None:
+    """Raise StageError for arguments that nobody means: empty, which as a path is the current folder, or endless."""
+    for argument in arguments:
+        if not argument or re.fullmatch(r"--[a-z-]+=", argument):
+            raise StageError("an argument is empty: is a variable of the shell not set?")
+        if len(argument) > LONGEST:
+            raise StageError(
+                f"the argument {argument[:40]}... has {len(argument)} characters: at most {LONGEST} are read"
+            )
+
+
 def call(app: Callable[[], Any]) -> None:
     """Run a command; bad input ends it with one line and exit code 1, never with a traceback."""
     try:
+        _check_arguments(sys.argv[1:])
         app()
     except (KeyboardInterrupt, SystemExit) as ended:
         interrupted = isinstance(ended, KeyboardInterrupt) or ended.code == INTERRUPTED  # as typer says it
@@ -156,7 +171,8 @@ def call(app: Callable[[], Any]) -> None:
         say("interrupted: call the same command again; it goes on where it can", everywhere=True)
         sys.exit(INTERRUPTED)
     except UnicodeEncodeError as error:  # in a name that Python has read byte by byte
-        said = f"{error.object!a} cannot be written in UTF-8"
+        near = error.object[max(0, error.start - 40) : error.end + 40]
+        said = f"{near!a} cannot be written in {error.encoding}"
         say(f"error: {said}: rename it, or set a locale of UTF-8 (LC_ALL=C.UTF-8)", everywhere=True)
         sys.exit(1)
     except StageError as error:

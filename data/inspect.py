@@ -9,23 +9,25 @@ import pandas as pd
 import typer
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from data.layouts import SPLITS
-from data.prepare_video import FORGED
-from data.store import Clip, ClipStore
-from files import written_whole
+from data.store import FORGED, Clip, ClipStore
+from files import refuse_link, written_whole
 from stage import StageError, run_as_script, say
 
 SHEET_CLIPS, SHEET_FRAMES = 12, 4
+TITLE = "Contact sheet of a ClipStore"
+"""In the file, so that no other picture is overwritten."""
 THUMBNAIL, CAPTION = 112, 18
 """Pixels: side of a picture on the sheet, and height of the line above a clip."""
 
 
 def count(store: ClipStore) -> dict[str, Any]:
-    """Return the number of files and clips by split, label, method and status, and why files gave none or too few.
+    """Return the number of files and clips by split, label, method and status, why files gave none, what was changed.
 
     Forgeries of real files are clips of no file.
     """
@@ -47,6 +49,7 @@ def count(store: ClipStore) -> dict[str, Any]:
         "status": info.videos,
         "clips": info.clips,
         "groups": rows.to_dict("records"),
+        "changed": [str(file) for file in store.changed_files()],
         "reasons": {str(reason): int(number) for reason, number in reasons.items()},
     }
 
@@ -108,6 +111,25 @@ def _beside(store: Path) -> Path:
     return named.with_name(f"{named.name}.png")
 
 
+def _mark() -> PngInfo:
+    mark = PngInfo()
+    mark.add_text("Title", TITLE)
+    return mark
+
+
+def _check_sheet(target: Path) -> None:
+    """Raise StageError if a contact sheet cannot be written there, or would overwrite anything but another one."""
+    if target.suffix.lower() != ".png":
+        raise StageError(f"--sheet {target}: give a name that ends with .png")
+    refuse_link(target)
+    try:
+        own = not target.exists() or Image.open(target).info.get("Title") == TITLE
+    except OSError:  # a folder, or no picture
+        own = False
+    if not own:
+        raise StageError(f"{target} is no contact sheet: remove it or give another --sheet")
+
+
 def inspect(
     store: Annotated[Path, typer.Argument(help="The ClipStore.")],
     sheet: Annotated[Path | None, typer.Option(help="The contact sheet to write; STORE.png beside the store.")] = None,
@@ -117,21 +139,23 @@ def inspect(
 
     Example: **pocketproof inspect store**
     """
-    target = sheet or _beside(store)
-    if target.suffix.lower() != ".png":
-        raise StageError(f"--sheet {target}: give a name that ends with .png")
     opened = ClipStore(store)
+    target = sheet or _beside(store)
+    _check_sheet(target)
     counts = count(opened)
     if as_json:
         print(json.dumps(counts))
     else:
         _print(counts)
+    if counts["changed"]:
+        some = ", ".join(counts["changed"][:3]) + (", ..." if len(counts["changed"]) > 3 else "")
+        say(f"clip files that are missing or not those that were prepared: {len(counts['changed'])} ({some})")
     if not any(sum(clips.values()) for clips in opened.info.clips.values()):
         say(f"{store} holds no clip: there is nothing to draw")
         return
     picture = contact_sheet(opened)
     with written_whole(target) as aside:
-        picture.save(aside, format="PNG")
+        picture.save(aside, format="PNG", pnginfo=_mark())
     say(f"contact sheet: {target}")
 
 

@@ -1,5 +1,6 @@
 """Parquet files: rows written as they come, and read only where they are of the columns that were written."""
 
+import os
 from pathlib import Path
 from typing import Any, BinaryIO, get_args
 
@@ -61,6 +62,8 @@ def read_rows(source: Path | bytes, schema: pa.Schema, columns: list[str] | None
             if not file.schema_arrow.equals(schema):
                 raise ValueError("its columns are others")
             rows: list[dict[str, Any]] = file.read(columns=columns).to_pylist()
-    except (OSError, pa.ArrowException) as error:
+    except OSError as error:
+        raise ValueError(os.strerror(error.errno) if error.errno else reason_of(error)) from error
+    except pa.ArrowException as error:
         raise ValueError(reason_of(error)) from error
     return rows

@@ -1,6 +1,5 @@
 """Videos to a ClipStore: every input file accounted for, in many processes, resumable."""
 
-import contextlib
 import functools
 import hashlib
 import io
@@ -24,7 +23,7 @@ from data.layouts import SPLITS, Selection, Source, read_sources
 from data.modalities import Modalities, ModalityOptions
 from data.parquet import RowWriter
 from data.prepare_video import Recipe, prepare_video, without_clips
-from data.remote import answering, at_hand, is_remote, place, upload
+from data.remote import at_hand, is_remote, place, refuse_occupied, upload
 from data.splits import parse_ratios, split_sources
 from data.store import CLIP_SCHEMA, ClipStore, Start, StoreInfo, StoreSettings
 from data.unfinished import Unfinished, clips_of, is_done, note
@@ -34,8 +33,13 @@ from stage import Seed, StageError, run_as_script, say, takes_options
 
 MANY_FILES = 10
 """Of a method, which chance alone does not put into one split."""
-Job = tuple[Source, str, Recipe, Path]
-"""A source, its split, what to make of it, and the folder of the unfinished store."""
+Job = tuple[Source, str, Recipe, bool, Path]
+"""A source, its split, what to make of it, whether its file was found, and the folder of the unfinished store."""
+
+
+def _is_there(source: Source) -> bool:
+    """Tell whether this machine has a file; one behind a URL is known to be there when it is fetched."""
+    return is_remote(source.path) or _bytes(source.path) >= 0
 
 
 def _on_one_thread(recipe: Recipe) -> None:
@@ -47,14 +51,16 @@ def _on_one_thread(recipe: Recipe) -> None:
         torch.set_num_threads(1)
 
 
-def _prepare_one(source: Source, split: str, recipe: Recipe, folder: Path) -> None:
-    """Prepare one video unless an interrupted run has."""
+def _prepare_one(source: Source, split: str, recipe: Recipe, found: bool, folder: Path) -> None:
+    """Prepare one video unless an interrupted run has. Raises StageError if a file that was found is gone."""
     if is_done(folder, source):
         return
     Journal(folder).begin(source.video_id)
     _on_one_thread(recipe)
     with clips_of(folder, source.video_id) as clips:
         row = prepare_video(source, split, recipe, clips.write)
+        if row["status"] == "unreadable" and found and not _is_there(source):
+            raise StageError(f"{source.path} is no longer there: what is done is kept, call the command again to go on")
     note(folder, source, row)
 
 
@@ -69,12 +75,9 @@ def _prepare_here(jobs: list[Job], store: Unfinished, workers: int) -> None:
 
 
 def _prepare_there(source: Source, split: str, recipe: Recipe, found: bool) -> dict[str, Any]:
-    """Prepare one video on a cluster: its row as JSON and the file of its clips, for this machine to write.
-
-    ``found``: whether the machine that asks has the file.
-    """
+    """Prepare one video on a cluster: its row as JSON and the file of its clips, for this machine to write."""
     _on_one_thread(recipe)
-    if found and not is_remote(source.path) and not source.path.exists():
+    if found and not _is_there(source):
         return {"error": f"{source.path} is not on {platform.node()}: share the disk with the cluster, or give a URL"}
     file = io.BytesIO()
     with RowWriter(file, CLIP_SCHEMA) as clips:
@@ -84,11 +87,7 @@ def _prepare_there(source: Source, split: str, recipe: Recipe, found: bool) -> d
 
 def _prepare_on_ray(jobs: list[Job], store: Unfinished, address: str, workers: int) -> None:
     """Prepare on a cluster, whose machines need not share a disk with this one."""
-    todo = [
-        (*job[:3], not is_remote(job[0].path) and job[0].path.exists())
-        for job in jobs
-        if not is_done(store.folder, job[0])
-    ]
+    todo = [job[:4] for job in jobs if not is_done(store.folder, job[0])]
     for (source, split, *_), result in on_ray(_prepare_there, todo, address, workers, "prepare"):
         row = json.loads(result["row"]) if result else without_clips(source, split, "unreadable", KILLER)
         if result and result["clips"]:
@@ -103,7 +102,7 @@ def _make(
     """Prepare all sources, each with its split, into a store; those without one get a row that says so."""
     with Unfinished(out, recipe.settings) as store:
         folder = store.folder.absolute()
-        jobs = [(source, split, recipe, folder) for source, split in sources if split]
+        jobs = [(source, split, recipe, _is_there(source), folder) for source, split in sources if split]
         for source in (source for source, split in sources if not split):
             note(folder, source, without_clips(source, "", "left_out", "it shows persons of two splits"))
         if ray is None:
@@ -113,9 +112,14 @@ def _make(
         return store.finish([source for source, _ in sources], notes)
 
 
+def _to_upload(out: Path) -> Path:
+    """Return where a store for a URL is made."""
+    return Path(f".{out.name}.upload")
+
+
 def _uploaded(out: Path, settings: StoreSettings, make: Callable[[Path], StoreInfo]) -> StoreInfo:
     """Make a store here and upload it, or upload one that was made before its upload was interrupted."""
-    local = Path(f".{out.name}.upload")
+    local = _to_upload(out)
     if local.exists() and ClipStore(local).info.settings == settings:
         info = ClipStore(local).info
     else:
@@ -237,8 +241,10 @@ def prepare(
 
     Example: **pocketproof prepare FaceForensics++ --out store --workers 4**
     """
-    with answering(out) if is_remote(out) else contextlib.nullcontext():
-        refuse_existing(out / "store.json" if is_remote(out) else out)
+    if is_remote(out):
+        refuse_occupied(out, _to_upload(out))
+    else:
+        refuse_existing(out)
     if weakest_forgery != WEAKEST and not forge:
         raise StageError(f"--weakest-forgery {weakest_forgery} is for forgeries: give --forge with it")
     shares = parse_ratios(ratios)

@@ -18,13 +18,11 @@ from data.modalities import Modalities
 from data.photo import Photo
 from data.picture import Frame, Picture, UnreadableVideo
 from data.remote import NotFetched, fetched
-from data.store import Start, Status, StoreSettings, encode_png
+from data.store import FORGED, Start, Status, StoreSettings, encode_png
 from data.tracks import STRIDE, Tracker
 from data.video import Video, recompressed
 from stage import StageError
 
-FORGED = "SelfBlended"
-"""Method of the clips that ``--forge`` makes."""
 NOT_SEEN = f"no face was seen (of a video, every {STRIDE}th frame is looked at)"
 Row = dict[str, Any]
 

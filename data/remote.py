@@ -137,16 +137,36 @@ def fetched(path: Path) -> Iterator[Path]:
         yield copy
 
 
+def refuse_occupied(out: Path, store: Path) -> None:
+    """Raise StageError if something lies at a URL, but for what an interrupted upload of ``store`` left."""
+    remote: Any = out
+    if not remote.path.strip("/"):
+        raise StageError(f"--out {out} names no folder: give one below it")
+    with answering(out):
+        taken = _listing(remote)
+        if taken and not _has_begun(store, remote, taken):
+            raise StageError(f"{out} already exists: remove it or give another --out")
+
+
+def _has_begun(store: Path, remote: Any, there: dict[str, Any]) -> bool:
+    """Tell whether an upload of this very store was begun: its list of videos, which has all hashes, went first."""
+    videos, listed = store / "videos.parquet", (remote / "videos.parquet").path
+    unfinished = listed in there and (remote / "store.json").path not in there and videos.is_file()
+    return unfinished and bool(remote.fs.cat_file(listed) == videos.read_bytes())
+
+
 def upload(store: Path, out: Path) -> None:
-    """Copy a whole local store to a URL, ``store.json`` last: without it, it is no store.
+    """Copy a whole local store to a URL, ``videos.parquet`` first and ``store.json`` last: without it, it is no store.
 
     An interrupted upload goes on: files that are there in their full size are not sent again.
     """
     remote: Any = out
     files = sorted(path for path in store.rglob("*") if path.is_file())
+    order = {"videos.parquet": 0, "store.json": 2}
     with answering(out):
-        there = {str(path): info["size"] for path, info in remote.fs.find(remote.path, detail=True).items()}
-        for path in sorted(files, key=lambda path: path.name == "store.json"):
+        refuse_occupied(out, store)
+        there = {path: info["size"] for path, info in _listing(remote).items()}
+        for path in sorted(files, key=lambda path: order.get(path.name, 1)):
             target = remote / path.relative_to(store).as_posix()
             if there.get(target.path) == path.stat().st_size:
                 continue

@@ -6,7 +6,7 @@ status, ``store.json`` the settings and counts. Pictures are PNG, so that no pix
 
 import contextlib
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any, Literal
@@ -30,7 +30,7 @@ from data.crops import CropRule
 from data.depth import DepthWeights
 from data.layouts import FAKE, REAL, SPLITS
 from data.parquet import read_rows
-from files import read_json
+from files import read_json, sha256_of
 from stage import Modality, StageError, reason_of, say
 
 SCHEMA_VERSION = 2
@@ -39,6 +39,8 @@ Status = Literal["ok", "no_face", "too_short", "unreadable", "left_out"]
 Start = Literal["first", "random", "spread"]
 """Where a video's clips begin: with its first face, at random frames, or evenly spread over it."""
 
+FORGED = "SelfBlended"
+"""Method of the clips that ``--forge`` makes: fakes, of real files."""
 CLIP_SCHEMA = pa.schema(
     [
         ("clip_id", pa.string()),
@@ -167,25 +169,28 @@ def decode_png(data: bytes) -> NDArray[np.uint8]:
     return np.asarray(picture, np.uint8)
 
 
-def _clip(entry: dict[str, Any], row: int, video: str, frames: int) -> Clip:
-    """Return what a row says of a clip. Raises ValueError if it is not one of the video, or of other frames."""
+def _clip(entry: dict[str, Any], row: int, video: dict[str, Any], frames: int) -> Clip:
+    """Return what a row says of a clip. Raises ValueError if that is not what ``videos.parquet`` says of its video."""
     boxes, valid = np.array(entry["boxes"], np.float32), np.array(entry["valid"], np.bool_)
     if boxes.shape != (frames, 4) or valid.shape != (frames,) or not np.isfinite(boxes).all():
         raise ValueError(f"clip {row} has no box for each of {frames} frames")
     identities = tuple(entry["identities"] or ())
-    if entry["video_id"] != video or entry["label"] not in (REAL, FAKE) or not identities or None in identities:
-        raise ValueError(f"clip {row} is not of {video}")
-    if not entry["clip_id"] or entry["method"] is None or not valid.any():
-        raise ValueError(f"clip {row} has no name, no method or no frame that counts")
+    told = [(video["label"], video["method"])] + [(FAKE, FORGED)] * (video["label"] == REAL)
+    of_video = all(entry[name] == video[name] for name in ("video_id", "split", "identities"))
+    if not of_video or (entry["label"], entry["method"]) not in told or not identities or None in identities:
+        raise ValueError(f"clip {row} is not of {video['video_id']}")
+    if not entry["clip_id"] or not valid.any():
+        raise ValueError(f"clip {row} has no name or no frame that counts")
+    del entry["split"]
     return Clip(**entry | {"identities": identities, "valid": valid, "boxes": boxes, "row": row})
 
 
-def _read_clips(file: Path, video: str, number: int, frames: int) -> list[Clip]:
+def _read_clips(file: Path, video: dict[str, Any], frames: int) -> list[Clip]:
     """Read what a video's file says of its clips. Raises ValueError if it is damaged or not what was written."""
-    columns = ["clip_id", "video_id", "label", "method", "identities", "valid", "boxes"]
+    columns = ["clip_id", "video_id", "label", "method", "split", "identities", "valid", "boxes"]
     entries = read_rows(file, CLIP_SCHEMA, columns)
-    if len(entries) != number:
-        raise ValueError(f"{len(entries)} of {number} clips are there")
+    if len(entries) != video["clips"]:
+        raise ValueError(f"{len(entries)} of {video['clips']} clips are there")
     return [_clip(entry, row, video, frames) for row, entry in enumerate(entries)]
 
 
@@ -199,41 +204,55 @@ class ClipStore:
         self.size = self.info.settings.crop.size
         self.frames = self.info.settings.frames
         self._videos = self._videos_with_clips()
-        self._read: dict[str, tuple[list[Clip], list[Path]]] = {}
+        self._read: dict[str, tuple[list[Clip], list[str]]] = {}
 
-    def _clips_of(self, split: str) -> tuple[list[Clip], list[Path]]:
-        """Return the clips of a split, whose files are read once, and the files that are missing or damaged."""
+    def file_of(self, video_id: str) -> Path:
+        """Return where a video's clips lie."""
+        return self.path / "clips" / f"{video_id}.parquet"
+
+    def _clips_of(self, split: str) -> tuple[list[Clip], list[str]]:
+        """Return the clips of a split, whose files are read once, and which files cannot be, and why."""
         if split not in self._read:
             clips: list[Clip] = []
-            damaged: list[Path] = []
-            for video, own, number in self._videos:
-                file = self.path / "clips" / f"{video}.parquet"
-                if own == split:
-                    try:
-                        clips += _read_clips(file, video, number, self.frames)
-                    except ValueError:
-                        damaged.append(file)
+            damaged: list[str] = []
+            for video in (video for video in self._videos if video["split"] == split):
+                file = self.file_of(video["video_id"])
+                try:
+                    clips += _read_clips(file, video, self.frames)
+                except ValueError as error:
+                    damaged.append(f"{file} is missing or damaged ({error})")
             self._read[split] = clips, damaged
         return self._read[split]
 
-    def _videos_with_clips(self) -> list[tuple[str, str, int]]:
-        """Return id, split and number of clips of the videos that gave some."""
+    def _videos_with_clips(self) -> list[dict[str, Any]]:
+        """Return what is known of the videos that gave clips."""
         file = self.path / "videos.parquet"
         try:
             data = file.read_bytes()
         except OSError as error:
-            raise StageError(f"{file} is missing or damaged: prepare the store again") from error
+            raise StageError(f"{file} cannot be read ({reason_of(error)}): prepare the store again") from error
         if hashlib.sha256(data).hexdigest() != self.info.fingerprint:
             raise StageError(f"{file} was changed after prepare: prepare the store again")
         try:
-            rows = read_rows(data, VIDEO_SCHEMA, ["video_id", "split", "clips"])
+            columns = ["video_id", "label", "method", "split", "identities", "clips", "clips_sha256"]
+            rows = read_rows(data, VIDEO_SCHEMA, columns)
         except ValueError as error:
             raise StageError(f"{file} is damaged ({reason_of(error)}): prepare the store again") from error
-        videos = [(row["video_id"], row["split"], row["clips"]) for row in rows if row["clips"]]
-        for video, split, _ in videos:
-            if PurePath(video or "/").name != video or split not in SPLITS:
-                raise StageError(f"{file} names the video {video!r} in the split {split!r}: prepare the store again")
+        videos = [row for row in rows if row["clips"]]
+        for video, split, label in ((row["video_id"], row["split"], row["label"]) for row in videos):
+            if PurePath(video or "/").name != video or split not in SPLITS or label not in (REAL, FAKE):
+                raise StageError(
+                    f"{file} names the video {video!r} in the split {split!r} with the label {label}: "
+                    "prepare the store again"
+                )
         return videos
+
+    def changed_files(self) -> Iterator[Path]:
+        """Yield the clip files that are missing or not those that were prepared, by their hashes: reads all."""
+        for video in self._videos:
+            file = self.file_of(video["video_id"])
+            if not file.is_file() or sha256_of(file) != video["clips_sha256"]:
+                yield file
 
     def clips(self, split: str, both: bool = True) -> list[Clip]:
         """Return the clips of ``train``, ``val`` or ``test``.
@@ -245,17 +264,18 @@ class ClipStore:
             raise StageError(f"{self.path} holds no clip: see the reasons in {self.path / 'videos.parquet'}")
         clips, damaged = self._clips_of(split)
         if damaged and split != "train":
-            raise StageError(f"{damaged[0]} is missing or damaged: prepare the store again")
+            raise StageError(f"{damaged[0]}: prepare the store again")
         for file in damaged:
-            say(f"training does without {file}: it is missing or damaged")
+            say(f"training does without a file: {file}")
         if len({clip.label for clip in clips}) < (2 if both else 1):
             counts = self.info.clips.get(split, {})
             mend = "prepare more videos, or with other --ratios or --forge"
             if split == "train":
                 mend = "prepare more videos, or train with --forge, which forges real clips anew for each view"
+            lost = f", of which {len(damaged)} files cannot be read," if damaged else ""
             raise StageError(
                 f"the {split} split of {self.path} has {counts.get('real', 0)} real and {counts.get('fake', 0)} "
-                f"fake clips and needs {'both' if both else 'some'}: {mend}"
+                f"fake clips{lost} and needs {'both' if both else 'some'}: {mend}"
             )
         return clips
 
@@ -277,7 +297,7 @@ class ClipStore:
         Raises StageError if they are damaged, or if the store was prepared without the modality.
         """
         self.require([modality])
-        file = self.path / "clips" / f"{clip.video_id}.parquet"
+        file = self.file_of(clip.video_id)
         try:
             clips = pq.ParquetFile(file, memory_map=True)  # PNG has checksums of its own
             pictures = clips.read_row_group(clip.row, columns=[modality])[modality][0].values

@@ -12,14 +12,16 @@ from export.annotate import annotate as write_annotated
 from export.bundle import Bundle
 from export.scan import scan, videos_in
 from export.scorer import Detection, VideoScorer
+from files import refuse_link
 from stage import StageError, run_as_script, say
 
 
 def _line(found: Detection) -> str:
     by = f", evaluated {found.evaluated_by}" if found.evaluated_by else ""
     missed = f", no face in {found.faces_missed}" if found.faces_missed else ""
+    name = "".join(letter if letter.isprintable() else " " for letter in found.video)  # of which none is a line's end
     return (
-        f"{found.video}: {found.verdict}, P(fake) {found.score:.3f} (threshold {found.threshold:.3f}, "
+        f"{name}: {found.verdict}, P(fake) {found.score:.3f} (threshold {found.threshold:.3f}, "
         f"{found.frames_used} of {found.frames_read} frames{missed}, {found.artifact}{by})"
     )
 
@@ -36,6 +38,8 @@ def _check(
         if annotate.suffix.lower() != ".mp4" or annotate.exists():
             said = "already exists: remove it" if annotate.exists() else "is not an .mp4: name one"
             raise StageError(f"--annotate {annotate} {said}")
+    for target in filter(None, (annotate, out)):
+        refuse_link(target)
     if out is not None and out.suffix.lower() != ".parquet":
         raise StageError(f"--out {out} is not a .parquet: name one")
     if out is not None and as_json:

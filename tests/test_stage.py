@@ -16,7 +16,7 @@ import typer
 from pydantic import BaseModel, Field
 from typer.testing import CliRunner
 
-from stage import StageError, call, in_processes, progress, speaks, takes_options
+from stage import StageError, call, in_processes, progress, say, speaks, takes_options
 
 ROOT = Path(__file__).parents[1]
 
@@ -154,8 +154,33 @@ def test_a_name_that_is_not_utf_8_ends_with_one_line_and_one(capsys: pytest.Capt
     with pytest.raises(SystemExit) as ended:
         call(lambda: name.encode())
     assert ended.value.code == 1
-    said = "error: 'caf\\udce9.mp4' cannot be written in UTF-8: rename it, or set a locale of UTF-8 (LC_ALL=C.UTF-8)\n"
+    said = "error: 'caf\\udce9.mp4' cannot be written in utf-8: rename it, or set a locale of UTF-8 (LC_ALL=C.UTF-8)\n"
     assert capsys.readouterr().err == said
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("", "an argument is empty: is a variable of the shell not set?"),
+        ("--out=", "an argument is empty: is a variable of the shell not set?"),
+        ("9" * 5000, f"the argument {'9' * 40}... has 5000 characters: at most 4096 are read"),
+    ],
+)
+def test_arguments_that_nobody_means_end_with_one_line(
+    argument: str, message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["pocketproof", "detect", argument])
+    with pytest.raises(SystemExit) as ended:
+        call(lambda: None)
+    assert (ended.value.code, capsys.readouterr().err) == (1, f"error: {message}\n")
+
+
+def test_without_standard_error_nothing_goes_to_standard_output(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stderr", None)
+    say("a note")
+    assert capsys.readouterr().out == ""
 
 
 def test_a_defect_keeps_its_traceback() -> None:

@@ -210,14 +210,14 @@ def _asked(selection: Selection) -> str:
 
 def _refuse_twice(sources: Sequence[Source]) -> None:
     seen: set[str] = set()
-    labels: dict[str, Source] = {}
+    files: dict[str, Source] = {}
     for source in sources:
-        same = labels.setdefault(os.path.realpath(source.path), source)
-        if same.label != source.label:
-            raise StageError(f"{same.name} and {source.name} are one file, once real and once fake: remove one of them")
         if (video_id := source.video_id) in seen:
             raise StageError(f"{source.name} is in two of the given sources: prepare them into stores of their own")
         seen.add(video_id)
+        if (same := files.setdefault(os.path.realpath(source.path), source)) is not source:
+            labels = ", once real and once fake" if same.label != source.label else ""
+            raise StageError(f"{same.name} and {source.name} are one file{labels}: leave one of them out")
 
 
 def _by_method(sources: Sequence[Source]) -> dict[str, list[Source]]:
@@ -260,7 +260,8 @@ def corpus_note(root: Path) -> str | None:
     if not path.is_file():
         return None
     try:
-        note = parse_json(path.read_text(encoding="utf-8"))["note"]
-    except (ValueError, KeyError, TypeError) as error:
+        note: str = parse_json(path.read_text(encoding="utf-8"))["note"]
+        note.encode()  # which refuses halves of characters
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise StageError(f'{path} is not of the form {{"note": "..."}}: mend or remove it') from error
-    return str(note)
+    return note

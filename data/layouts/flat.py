@@ -10,7 +10,7 @@ from stage import StageError
 def _compiled(pattern: str) -> re.Pattern[str]:
     try:
         return re.compile(pattern)
-    except re.error as error:
+    except (re.error, OverflowError, RecursionError) as error:  # the latter two of huge numbers and deep nesting
         raise StageError(f"--identity-pattern {pattern!r} is not a regular expression: {error}") from error
 
 

@@ -86,8 +86,8 @@ def _below(root: Path) -> Iterator[Path]:
 
 
 def shown(path: PurePath) -> str:
-    """Return a path as valid UTF-8: bytes that are none are spelled out, as backslash, x and two digits."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
+    """Return a path or URL as valid UTF-8: bytes that are none are spelled out, as backslash, x and two digits."""
+    return os.fsencode(str(path)).decode("utf-8", "backslashreplace")
 
 
 def corpus_json(path: Path) -> Any:

@@ -28,7 +28,8 @@ def _checked_header(cells: list[str]) -> list[str]:
     for column in COLUMNS:
         if (found := header.count(column)) > 1 or (not found and column in NEEDED):
             raise ValueError(
-                f"{found} columns named {column!r}: begin with the line {','.join(NEEDED)} or {','.join(COLUMNS)}"
+                f"{found} columns named {column!r}: begin with the line {','.join(NEEDED)} or {','.join(COLUMNS)}, "
+                "with commas between"
             )
     return header
 
@@ -59,8 +60,8 @@ def _checked_name(text: str, folder: Path) -> str:
 
 def _source(row: dict[str, str], folder: Path) -> Source:
     """Return what a row says. Raises ValueError for a cell that is not legal."""
-    name = _checked_name(row["path"], folder)
     cells = {column: cell.strip() for column, cell in row.items()}
+    name = _checked_name(cells["path"], folder)
     label = LABELS.get(cells["label"].lower())
     if label is None:
         raise ValueError(f"label {cells['label']!r} is not known: give real, fake, 0 (real) or 1 (fake)")

@@ -179,7 +179,7 @@ def test_a_damaged_store_is_refused(which: str, odd_store: Path, tmp_path: Path)
     clips = sorted((copy / "clips").iterdir())
     for file in clips if which == "all" else clips[:1]:
         file.write_bytes(file.read_bytes()[:-2000] if which == "half" else b"")
-    with pytest.raises(StageError, match=rf"{re.escape(str(clips[0]))} is missing or damaged: prepare the store again"):
+    with pytest.raises(StageError, match=rf"{re.escape(str(clips[0]))} is missing or damaged \(.+\): prepare"):
         inspect(copy)
     assert not (tmp_path / "store.png").exists()
 
@@ -198,7 +198,29 @@ def test_training_clips_that_are_damaged_are_named(
     clip = ClipStore(copy).clips("train")[0]
     (copy / "clips" / f"{clip.video_id}.parquet").unlink()
     inspect(copy)
-    assert f"training does without {copy / 'clips' / clip.video_id}.parquet" in capfd.readouterr().err
+    told = capfd.readouterr().err
+    file = copy / "clips" / f"{clip.video_id}.parquet"
+    assert f"training does without a file: {file}" in told
+    assert f"clip files that are missing or not those that were prepared: 1 ({file})\n" in told
+
+
+@pytest.mark.parametrize("link", [False, True])
+def test_only_its_own_sheets_are_overwritten(demo_store: Path, tmp_path: Path, link: bool) -> None:
+    own = tmp_path / "own.png"
+    inspect(demo_store, sheet=own)
+    before = own.read_bytes()
+    inspect(demo_store, sheet=own)
+    assert own.read_bytes() == before
+    other = tmp_path / "other.png"
+    if link:
+        other.symlink_to(own)
+    else:
+        Image.new("RGB", (4, 4)).save(other)
+    kept = other.read_bytes()
+    said = "is a link: give the path" if link else "is no contact sheet: remove it or give another --sheet"
+    with pytest.raises(StageError, match=f"{re.escape(str(other))} {said}"):
+        inspect(demo_store, sheet=other)
+    assert other.read_bytes() == kept
 
 
 def test_forgeries_count_as_fakes_of_no_file(demo_control: Path, tmp_path: Path) -> None:

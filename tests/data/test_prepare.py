@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -287,6 +287,29 @@ def test_a_file_that_changed_since_it_was_done_is_done_again(
     finally:
         os.utime(source, ns=(old.st_atime_ns, old.st_mtime_ns))
     assert (tmp_path / "store" / "clips" / clips.name).stat().st_mtime_ns > before
+
+
+def test_files_that_go_away_meanwhile_stop_it_and_what_is_done_is_kept(
+    demo_control: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus, out, done = tmp_path / "corpus", tmp_path / "store", []
+    shutil.copytree(demo_control / "real", corpus / "real")
+
+    def one_and_then_away(function: Callable[..., object], jobs: Iterable[tuple[Any, ...]], *_: object) -> None:
+        for job in jobs:
+            function(*job)
+            done.append(job[0].name)
+            corpus.rename(tmp_path / "elsewhere")
+
+    monkeypatch.setattr("data.journal.in_processes", one_and_then_away)
+    options = {"label": "real", "frames": 2, "size": 32}
+    with pytest.raises(StageError, match=r"is no longer there: what is done is kept, call the command again to go on"):
+        prepare([corpus], out, **options)
+    assert len(done) == 1 and not out.exists()
+    (tmp_path / "elsewhere").rename(corpus)
+    monkeypatch.undo()
+    info = prepare([corpus], out, **options)
+    assert info.videos["ok"] == sum(info.videos.values()) > 1
 
 
 def test_what_a_power_cut_left_half_written_is_made_again(

@@ -10,7 +10,7 @@ from data.layouts import Source, corpus_note
 from data.modalities import Modalities
 from data.picture import UnreadableVideo
 from data.prepare_video import Recipe, prepare_video
-from data.remote import PAUSES, NotFetched, at_hand, fetched, place, upload
+from data.remote import PAUSES, NotFetched, at_hand, fetched, place, refuse_occupied, upload
 from data.store import StoreSettings
 from stage import StageError
 
@@ -57,7 +57,8 @@ def test_an_interrupted_upload_goes_on(
     for name, content in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(content)
-    memory.pipe({"/out/clips/a.parquet": b"aa", "/out/clips/b.parquet": b"b"})  # the second came in half
+    left = {"videos.parquet": b"v", "clips/a.parquet": b"aa", "clips/b.parquet": b"b"}  # the last came in half
+    memory.pipe({f"/out/{name}": content for name, content in left.items()})
     sent, put_file = [], type(memory).put_file
 
     def put(self: object, path: str, *args: object) -> object:
@@ -66,8 +67,32 @@ def test_an_interrupted_upload_goes_on(
 
     monkeypatch.setattr(type(memory), "put_file", put)
     upload(tmp_path, place("memory://out"))
-    assert sent == ["b.parquet", "videos.parquet", "store.json"]
+    assert sent == ["b.parquet", "store.json"]
     assert {name: memory.cat(f"/out/{name}") for name in files} == files
+
+
+@pytest.mark.parametrize(
+    "there",
+    [
+        {"videos.parquet": b"of another store", "clips/a.parquet": b"no"},
+        {"clips/a.parquet": b"no"},
+        {"videos.parquet": b"v", "store.json": b"{}"},
+    ],
+)
+def test_an_upload_mixes_with_nothing_that_is_there(
+    memory: fsspec.AbstractFileSystem, tmp_path: Path, there: dict[str, bytes]
+) -> None:
+    for name, content in {"a.parquet": b"aa", "store.json": b"{}", "videos.parquet": b"v"}.items():
+        (tmp_path / name).write_bytes(content)
+    memory.pipe({f"/out/{name}": content for name, content in there.items()})
+    with pytest.raises(StageError, match=r"memory:///?out already exists: remove it or give another --out"):
+        upload(tmp_path, place("memory://out"))
+    assert {name: memory.cat(f"/out/{name}") for name in there} == there
+
+
+def test_the_top_of_a_file_system_is_no_place_for_a_store(tmp_path: Path) -> None:
+    with pytest.raises(StageError, match="names no folder: give one below it"):
+        refuse_occupied(place("memory://"), tmp_path)
 
 
 def test_a_file_that_does_not_come_at_once_is_tried_again(

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import re
 import shutil
 import struct
 import zlib
@@ -280,14 +281,20 @@ def test_counts_and_settings_that_cannot_be_are_refused(copy: Path, change: Call
         ("identities", [None]),
         ("valid", [False] * 4),
         ("boxes", [[float("nan")] * 4] * 4),
+        ("label", 0),
+        ("split", "train"),
+        ("method", "another"),
+        ("identities", ["another"]),
     ],
 )
-def test_a_clip_that_says_nothing_of_itself_is_refused(copy: Path, column: str, value: object) -> None:
-    clip = ClipStore(copy).clips("val")[0]
+def test_a_clip_that_says_nothing_of_itself_or_other_things_than_its_video_is_refused(
+    copy: Path, column: str, value: object
+) -> None:
+    clip = next(clip for clip in ClipStore(copy).clips("val") if clip.label == 1)
     file = copy / "clips" / f"{clip.video_id}.parquet"
     rows = [row | {column: value} for row in pq.read_table(file).to_pylist()]
     pq.write_table(pa.Table.from_pylist(rows, schema=CLIP_SCHEMA), file)
-    with pytest.raises(StageError, match=rf"{file.name} is missing or damaged: prepare the store again"):
+    with pytest.raises(StageError, match=rf"{file.name} is missing or damaged( \(.+\))?: prepare the store again"):
         ClipStore(copy).clips("val")
 
 
@@ -307,7 +314,8 @@ def test_changed_videos_are_refused(copy: Path) -> None:
 
 def test_missing_videos_are_refused(copy: Path) -> None:
     (copy / "videos.parquet").unlink()
-    with pytest.raises(StageError, match=r"videos\.parquet is missing or damaged: prepare the store again"):
+    said = r"videos\.parquet cannot be read \(No such file or directory\): prepare the store again"
+    with pytest.raises(StageError, match=said):
         ClipStore(copy)
 
 
@@ -317,7 +325,7 @@ def test_a_clip_file_missing_or_cut_short_is_refused_where_scores_depend_on_it(
 ) -> None:
     file = copy / "clips" / f"{ClipStore(copy).clips('test')[3].video_id}.parquet"
     damage(file)
-    with pytest.raises(StageError, match=rf"{file.name} is missing or damaged: prepare the store again"):
+    with pytest.raises(StageError, match=rf"{file.name} is missing or damaged( \(.+\))?: prepare the store again"):
         ClipStore(copy).clips("test")
     assert len(ClipStore(copy).clips("train")) == 12
 
@@ -330,7 +338,23 @@ def test_training_does_without_a_damaged_clip_file_and_says_so(
     file = copy / "clips" / f"{ClipStore(copy).clips('train')[3].video_id}.parquet"
     damage(file)
     assert [clip.clip_id for clip in ClipStore(copy).clips("train")] == whole[:3] + whole[4:]
-    assert capsys.readouterr().err == f"training does without {file}: it is missing or damaged\n"
+    said = rf"training does without a file: {re.escape(str(file))} is missing or damaged \(.+\)\n"
+    assert re.fullmatch(said, capsys.readouterr().err)
+
+
+def test_a_split_whose_files_are_all_lost_says_so(copy: Path) -> None:
+    shutil.rmtree(copy / "clips")
+    said = r"has 6 real and 6 fake clips, of which 12 files cannot be read, and needs both"
+    with pytest.raises(StageError, match=said):
+        ClipStore(copy).clips("train")
+
+
+def test_files_that_are_not_those_that_were_prepared_are_found(copy: Path) -> None:
+    first, second, third, *_ = sorted((copy / "clips").iterdir())
+    assert list(ClipStore(copy).changed_files()) == []
+    first.write_bytes(second.read_bytes())
+    third.unlink()
+    assert sorted(ClipStore(copy).changed_files()) == [first, third]
 
 
 def test_boxes_in_crops_are_where_prepare_put_them(demo_store: Path) -> None:
@@ -356,7 +380,7 @@ def test_a_damaged_picture_names_its_file(copy: Path, where: float) -> None:
     start = int(len(content) * where)
     content[start : start + 50] = bytes(50)
     file.write_bytes(content)
-    with pytest.raises(StageError, match=rf"{file.name} is missing or damaged: prepare the store again"):
+    with pytest.raises(StageError, match=rf"{file.name} is missing or damaged( \(.+\))?: prepare the store again"):
         ClipStore(copy).pixels(clip)
 
 
@@ -369,7 +393,7 @@ def test_one_flipped_bit_is_noticed(copy: Path, column: str) -> None:
     content = bytearray(file.read_bytes())
     content[chunk.data_page_offset + chunk.total_compressed_size * 2 // 3] ^= 1
     file.write_bytes(content)
-    with pytest.raises(StageError, match=rf"{file.name} is missing or damaged: prepare the store again"):
+    with pytest.raises(StageError, match=rf"{file.name} is missing or damaged( \(.+\))?: prepare the store again"):
         ClipStore(copy).pixels(ClipStore(copy).clips("test")[0])
 
 

@@ -1,11 +1,13 @@
 """Many videos into one table: a row for each whatever happens, no work twice, the same on a cluster."""
 
+import io
 import json
 import os
 import shutil
 import time
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -196,6 +198,34 @@ def test_a_photo_of_a_clip_student_is_refused_in_its_row(demo_store, folder, tmp
     detect([folder / "face.png", folder / "real"], bundle, out=tmp_path / "t.parquet")
     row = _rows(tmp_path / "t.parquet")["face.png"]
     assert row["status"] == "refused" and "is a photo, and test_tiny-clip-fp32" in row["reason"]
+
+
+def test_urls_are_scored_and_named(bundle_path, astronaut, tmp_path, here, capsys):
+    png = io.BytesIO()
+    Image.fromarray(astronaut).save(png, "PNG")
+    fsspec.filesystem("memory").pipe({"/faces/a.png": png.getvalue()})
+    url = place("memory://faces/a.png")
+    detect([url], bundle_path, FILE)
+    assert capsys.readouterr().out.startswith(f"{url}: ")
+    detect([url, place("memory://faces/none.png")], bundle_path, FILE, out=tmp_path / "scores.parquet")
+    assert {name: row["status"] for name, row in _rows(tmp_path / "scores.parquet").items()} == {
+        "a.png": "ok", "none.png": "unreadable",
+    }  # fmt: skip
+
+
+def test_a_file_of_the_far_future_has_its_row(bundle_path, astronaut, tmp_path, here):
+    Image.fromarray(astronaut).save(tmp_path / "a.png")
+    os.utime(tmp_path / "a.png", (1e10, 1e10))
+    for _ in range(2):
+        detect([tmp_path / "a.png"], bundle_path, FILE, out=tmp_path / "scores.parquet")
+    assert _rows(tmp_path / "scores.parquet")["a.png"]["status"] == "ok"
+    assert here == [tmp_path.joinpath("a.png").name]
+
+
+def test_a_link_as_output_is_refused(bundle_path, folder, tmp_path):
+    (tmp_path / "link.parquet").symlink_to("other.parquet")
+    with pytest.raises(StageError, match=r"link\.parquet is a link: give the path that it leads to"):
+        detect([folder], bundle_path, FILE, out=tmp_path / "link.parquet")
 
 
 def test_a_url_that_is_no_file_is_refused(bundle_path):

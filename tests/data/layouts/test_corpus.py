@@ -169,7 +169,9 @@ def test_note_of_a_corpus(tmp_path: Path) -> None:
     assert corpus_note(tmp_path) == "one person only"
 
 
-@pytest.mark.parametrize("content", [b"", b"{}", b"[1]", b'"text"', b"\xff"])
+@pytest.mark.parametrize(
+    "content", [b"", b"{}", b"[1]", b'"text"', b"\xff", b'{"note": 3}', b'{"note": "half \\ud83d"}']
+)
 def test_a_malformed_note_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "corpus.json").write_bytes(content)
     with pytest.raises(StageError, match=r'corpus\.json is not of the form \{"note": "\.\.\."\}: mend or remove it'):

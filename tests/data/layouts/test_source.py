@@ -83,6 +83,15 @@ def test_folders_that_link_to_each_other_are_gone_into_once(tmp_path: Path) -> N
     assert [name for _, name in media(tmp_path, "real")] == ["real/a/a.mp4", "real/b/b.mp4"]
 
 
+def test_a_file_that_has_two_names_is_refused(tmp_path: Path) -> None:
+    """In two splits it would be trained on and tested with."""
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real/a.mp4").touch()
+    (tmp_path / "real/b.mp4").symlink_to("a.mp4")
+    with pytest.raises(StageError, match=r"real/a.mp4 and real/b.mp4 are one file: leave one of them out"):
+        read_sources([tmp_path], Selection())
+
+
 def test_a_file_that_links_make_both_real_and_fake_is_refused(tmp_path: Path) -> None:
     for name in ("real", "fake"):
         (tmp_path / name).mkdir()
