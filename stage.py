@@ -49,6 +49,10 @@ class StageError(Exception):
     """Asked-for work that cannot be done. The text is one line: what, where, and the mend."""
 
 
+class WrongArgument(StageError):
+    """What was asked for is wrong in itself, whatever the files hold: a command ends with 2, as for typer's own."""
+
+
 class WorkerDied(StageError):
     """A process of a stage was killed, or crashed in native code."""
 
@@ -152,9 +156,9 @@ def _check_arguments(arguments: Iterable[str]) -> None:
     """Raise StageError for arguments that nobody means: empty, which as a path is the current folder, or endless."""
     for argument in arguments:
         if not argument or re.fullmatch(r"--[a-z-]+=", argument):
-            raise StageError("an argument is empty: is a variable of the shell not set?")
+            raise WrongArgument("an argument is empty: is a variable of the shell not set?")
         if len(argument) > LONGEST:
-            raise StageError(
+            raise WrongArgument(
                 f"the argument {argument[:40]}... has {len(argument)} characters: at most {LONGEST} are read"
             )
 
@@ -177,7 +181,7 @@ def call(app: Callable[[], Any]) -> None:
         sys.exit(1)
     except StageError as error:
         say(f"error: {' '.join(str(error).split())}", everywhere=True)
-        sys.exit(1)
+        sys.exit(2 if isinstance(error, WrongArgument) else 1)
     except ImportError as error:
         say(f"error: a package cannot be loaded ({reason_of(error)}): install Pocketproof again", everywhere=True)
         sys.exit(1)
@@ -245,7 +249,7 @@ def takes_options(stage: Callable[..., T]) -> Callable[..., T]:
             except ValidationError as error:
                 first = error.errors()[0]
                 option = str(first["loc"][0]).replace("_", "-")
-                raise StageError(f"--{option} {first['input']}: {first['msg']}") from error
+                raise WrongArgument(f"--{option} {first['input']}: {first['msg']}") from error
         return stage(**given)
 
     called.__dict__["__signature__"] = signature

@@ -10,7 +10,7 @@ import typer
 
 from benchmarks.columns import threads_of
 from benchmarks.report import Report, Row, machine_of, read_report
-from stage import StageError
+from stage import StageError, WrongArgument
 
 Key = tuple[object, ...]
 
@@ -19,7 +19,7 @@ def parse_share(text: str, option: str) -> float:
     """Return 0.1 of ``10%`` or ``0.1``. Raises StageError for anything else, and for ``10``, which is not ten times."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)(%?)", text.strip())
     if not found or (float(found[1]) >= 1 and not found[2]):
-        raise StageError(f"{option} {text}: give a share, as 10% or 0.1")
+        raise WrongArgument(f"{option} {text}: give a share, as 10% or 0.1")
     return float(found[1]) / (100 if found[2] else 1)
 
 
@@ -58,10 +58,11 @@ class Baseline:
     @classmethod
     def read(cls, path: Path, max_slower: str, max_auc_drop: float) -> "Baseline":
         """Read the report to hold a new one against. Raises StageError if it cannot be read, or holds no row."""
+        share = parse_share(max_slower, "--max-slower")
         report = read_report(path)
         if not report.rows:
             raise StageError(f"--baseline {path} has no rows: there is nothing to hold the new report against")
-        return cls(path, report, parse_share(max_slower, "--max-slower"), max_auc_drop)
+        return cls(path, report, share, max_auc_drop)
 
     def check_comparable(self, place: str, fingerprint: str) -> None:
         """Raise StageError if no row's latency, or if accuracy, was measured on this machine or phone, or store."""
@@ -97,7 +98,7 @@ class Baseline:
                 shaky = ", though it is unstable" if now.unstable or before.unstable else ""
                 yield (
                     f"{name} is {slower:.1%} slower: {before.latency_ms.p50:.3g} to {now.latency_ms.p50:.3g} ms, "
-                    f"and {self.max_slower:.3g} of it is allowed{shaky}"
+                    f"and {self.max_slower:.1%} is allowed{shaky}"
                 )
         if before.auc is not None:
             if now.auc is None:

@@ -32,7 +32,7 @@ from data.store import ClipStore
 from export.bundle import Bundle, is_bundle
 from files import refuse_existing, shortest_names
 from models.run import Run
-from stage import StageError, run_as_script, say, takes_options
+from stage import StageError, WrongArgument, run_as_script, say, takes_options
 
 
 def _diagnoses(paths: list[Path]) -> dict[str, Diagnosis]:
@@ -84,10 +84,10 @@ def _measure_here(
 def _parse_threads(text: str, most: int | None) -> list[int]:
     """Return counts, each once. Raises StageError for what is none, or above ``most``."""
     if not all(part.isdecimal() and int(part) > 0 for part in text.split(",")):
-        raise StageError(f"--threads {text!r}: give one or more counts, as 1 or 1,2")
+        raise WrongArgument(f"--threads {text!r}: give one or more counts, as 1 or 1,2")
     counts = list(dict.fromkeys(int(part) for part in text.split(",")))
     if most is not None and max(counts) > most:
-        raise StageError(f"--threads {text}: this machine has {threads_of(most).replace('thread', 'core')}")
+        raise WrongArgument(f"--threads {text}: this machine has {threads_of(most).replace('thread', 'core')}")
     return counts
 
 
@@ -134,12 +134,14 @@ def bench(
     refuse_existing(out)
     here = {"--control": control, "--sources": sources, "--video": clip.video}
     phone = where.phone(here | {"--sustain": effort.sustain, "--profile": effort.profile})
-    store, against, machine = ClipStore(data), read_reference(reference), describe_machine()
+    machine = describe_machine()
+    counts = _parse_threads(threads, None if phone else machine.cores)
+    store, against = ClipStore(data), read_reference(reference)
     if against.fingerprint != store.info.fingerprint:
         raise StageError(f"{reference} was measured on another store than {data}: measure it again")
     before = gate.read(phone.phone.name if phone else machine.name, store.info.fingerprint)
     clip.check()
-    corpora, counts = Corpora(store, against.split, control), _parse_threads(threads, None if phone else machine.cores)
+    corpora = Corpora(store, against.split, control)
     subjects, diagnoses = _opened(path, counts, corpora, machine.name), _diagnoses(path)
     with Kept(out, machine.model_dump_json()) as kept:
         if phone:

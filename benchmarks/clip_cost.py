@@ -16,7 +16,7 @@ from data.depth import DepthAnything
 from data.store import ClipStore
 from data.video import Video
 from files import sha256_of
-from stage import StageError, progress
+from stage import WrongArgument, progress
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class ClipCost:
     def check(self) -> None:
         """Raise StageError if a file cannot be used, or if there is nothing to use it for."""
         if self.depth_weights and not self.video:
-            raise StageError(
+            raise WrongArgument(
                 "--depth-weights is for --video, which times a depth network: leave it out, or give --video"
             )
         if self.video:

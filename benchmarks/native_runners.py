@@ -13,7 +13,7 @@ import numpy as np
 
 from benchmarks.worker import WARM_UPS
 from export.runtimes import ProgramName, Runtime
-from stage import StageError
+from stage import StageError, WrongArgument
 
 NUMBER = r"([0-9.]+(?:e[-+]?[0-9]+)?)"
 
@@ -134,7 +134,7 @@ def tool_of(runner: Path) -> Tool:
     """Tell a runner's kind by its name. Raises StageError if that is neither, or if there is no such file."""
     tool = next((tool for tool in TOOLS if tool.in_name in runner.name), None)
     if tool is None:
-        raise StageError(
+        raise WrongArgument(
             f"--runner {runner}: its kind is told by its name, which must contain executor_runner (runs .pte) or "
             "perf_test (runs .onnx)"
         )

@@ -15,7 +15,7 @@ from benchmarks.report import Row
 from benchmarks.rounds import Effort
 from benchmarks.rows import Subject
 from export.manifest import Artifact, Program
-from stage import StageError, progress
+from stage import StageError, WrongArgument, progress
 
 ACCURACY = "timed on the phone; its accuracy is that of the row measured on this machine"
 
@@ -31,12 +31,12 @@ class PhoneTimer:
     def connect(cls, runners: Sequence[Path]) -> "PhoneTimer":
         """Look for the phone. Raises StageError if there is none, or a runner is missing or of no known kind."""
         if not runners:
-            raise StageError(
+            raise WrongArgument(
                 "--device adb needs --runner FILE: executor_runner for .pte, onnxruntime_perf_test for .onnx"
             )
         tools = {tool_of(runner): runner for runner in runners}
         if len(tools) < len(runners):
-            raise StageError("--runner: give one runner of each kind")
+            raise WrongArgument("--runner: give one runner of each kind")
         return cls(Phone(), tools)
 
     @property
@@ -186,8 +186,8 @@ class DeviceOptions:
         """
         if self.device == "local":
             if self.runner:
-                raise StageError("--runner is for --device adb: leave it out, or give --device adb")
+                raise WrongArgument("--runner is for --device adb: leave it out, or give --device adb")
             return None
         if given := [option for option, value in only_here.items() if value]:
-            raise StageError(f"{', '.join(given)}: measured on this machine alone, leave it out with --device adb")
+            raise WrongArgument(f"{', '.join(given)}: measured on this machine alone, leave it out with --device adb")
         return PhoneTimer.connect(self.runner or [])

@@ -15,7 +15,7 @@ from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor, nn
 
 from models.schemes import cast_to, fast_dtype
-from stage import StageError, out_of_memory, reason_of, refuse_tf32, say
+from stage import StageError, WrongArgument, out_of_memory, reason_of, refuse_tf32, say
 
 Precision = Literal["fp32", "autocast", "bf16", "fp16"]
 TIMED_STEPS = 3
@@ -181,7 +181,7 @@ def samples_of_part(batch_size: int, accumulate: int, processes: int) -> int:
     Raises StageError if the batch cannot be cut so.
     """
     if batch_size % (2 * accumulate * processes):
-        raise StageError(
+        raise WrongArgument(
             f"--batch-size {batch_size} cannot be cut into equal, balanced parts: give a multiple of "
             f"{2 * accumulate * processes} (2 labels x --accumulate {accumulate} x {processes} processes)"
         )

@@ -27,7 +27,7 @@ from models.outputs import example_outputs
 from models.run import Run, UnfinishedRun
 from models.start import Start
 from models.temporal import TemporalSettings
-from stage import Modality, Seed, StageError, run_as_script, takes_options
+from stage import Modality, Seed, StageError, WrongArgument, run_as_script, takes_options
 
 DEFAULT_LOSS = "classification,kl,embedding-kl"
 BATCH = {"frame": 16, "clip": 4}
@@ -56,9 +56,11 @@ def _losses(text: str, teacher: Path | None) -> dict[str, float]:
     weights = parse_losses(text)
     imitated = [name for name in weights if name != CLASSIFICATION]
     if imitated and teacher is None:
-        raise StageError(f"--loss {', '.join(imitated)} imitates a teacher: give --teacher, or --loss {CLASSIFICATION}")
+        raise WrongArgument(
+            f"--loss {', '.join(imitated)} imitates a teacher: give --teacher, or --loss {CLASSIFICATION}"
+        )
     if teacher is not None and not imitated:
-        raise StageError(
+        raise WrongArgument(
             f"--loss {text} asks nothing of {teacher}: leave --teacher out, or add a loss that imitates it"
         )
     return weights
@@ -67,7 +69,7 @@ def _losses(text: str, teacher: Path | None) -> dict[str, float]:
 def _check_balance(balance: str, named: dict[str, float]) -> None:
     """Raise StageError if the rarer label is to weigh more, and no loss knows labels."""
     if balance == "weights" and CLASSIFICATION not in named:
-        raise StageError(
+        raise WrongArgument(
             f"--balance weights weighs labels in the loss {CLASSIFICATION}: add it to --loss, or leave --balance out"
         )
 
@@ -157,9 +159,9 @@ def distill(
     named = _losses(loss, teacher)
     _check_balance(schedule.balance, named)
     if live_teacher and teacher is None:
-        raise StageError("--live-teacher asks a teacher at every step: give --teacher, or leave it out")
+        raise WrongArgument("--live-teacher asks a teacher at every step: give --teacher, or leave it out")
     if cache and (live_teacher or teacher is None):
-        raise StageError("--cache keeps what a teacher says: leave it out with --live-teacher and without --teacher")
+        raise WrongArgument("--cache keeps what a teacher says: leave it out with --live-teacher and without --teacher")
     store = ClipStore(data)
     if kind == "clip" and store.frames == 1:
         raise StageError(f"{data} holds single pictures: a clip student needs clips; prepare videos, or --kind frame")

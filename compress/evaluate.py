@@ -1,6 +1,6 @@
 """A detector on any corpus: every figure by frames, clips, videos and methods, and what recompression costs."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -16,12 +16,12 @@ from compress.metrics import RATES, Figures, Metrics
 from compress.persons import seen_note
 from compress.runs import check_store, own_threshold, pixel_detector, takes, torch_scorer
 from compress.scoring import PictureSource, Scorer, Takes, score_clip_list
-from data.recompress import RecompressedStore, Recompression, depth_of, parse_recompressions
+from data.recompress import RecompressedStore, Recompression, depth_of
 from data.store import ClipStore
 from files import written_whole
 from models.origin import Parent
 from models.run import Run
-from stage import StageError, refuse_tf32, say
+from stage import StageError, WrongArgument, refuse_tf32, say
 
 COLUMNS = {
     "AUC": "auc",
@@ -145,14 +145,15 @@ def print_evaluation(evaluation: Evaluation) -> None:
 
 
 def _sources(
-    store: ClipStore, looks: Takes, text: str | None, weights: Path | None
+    store: ClipStore, looks: Takes, recompressions: Sequence[Recompression], weights: Path | None
 ) -> list[tuple[str | None, PictureSource]]:
     """Return the store itself and, by name, each recompression of it that was asked for."""
-    recompressions: list[Recompression] = parse_recompressions(text) if text is not None else []
     if weights and not (recompressions and "depth" in looks.modalities):
-        raise StageError("--depth-weights is for --recompress and runs that look at depth: leave it out")
+        raise WrongArgument("--depth-weights is for --recompress and runs that look at depth: leave it out")
     if recompressions and "flow" in looks.modalities:
-        raise StageError(f"--recompress {text}: flow cannot be computed from recompressed crops; evaluate without it")
+        raise WrongArgument(
+            f"--recompress {recompressions[0].codec}: flow cannot be computed from such crops; evaluate without it"
+        )
     depth = depth_of(store, weights) if recompressions and "depth" in looks.modalities else None
     changed = [(str(entry), RecompressedStore(store, entry, depth)) for entry in recompressions]
     return [(None, store), *changed]
@@ -169,13 +170,13 @@ def evaluations(
     model: Evaluated,
     store: ClipStore,
     split: Literal["train", "val", "test"] = "test",
-    recompress: str | None = None,
+    recompressions: Sequence[Recompression] = (),
     depth_weights: Path | None = None,
 ) -> Iterator[Evaluation]:
     """Measure a model at its own threshold on a split of any store, and on each recompression of it; save each."""
     clips = store.clips(split, both=False)
     known = seen_note([model.name], model.persons, clips, split) if split == "test" else []
-    for name, pictures in _sources(store, model.takes, recompress, depth_weights):
+    for name, pictures in _sources(store, model.takes, recompressions, depth_weights):
         said = f"score {split}{f', {name}' if name else ''}"
         scores = score_clip_list(model.scorer, pictures, clips, said, model.takes)
         evaluation = Evaluation(

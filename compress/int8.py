@@ -98,7 +98,7 @@ def traced(detector: Detector, dynamic_batch: bool = True) -> GraphModule:
     """Return a fused detector's backbone as a graph of ATen operations: float32 [N, 3, S, S] -> [N, D]."""
     size = detector.architecture.size
     example = torch.zeros(2 if dynamic_batch else 1, 3, size, size)
-    shapes = ({0: torch.export.Dim("batch", min=1, max=1024)},) if dynamic_batch else None
+    shapes = ({0: torch.export.Dim("batch", min=1)},) if dynamic_batch else None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         graph = torch.export.export(detector.backbone.eval(), (example,), dynamic_shapes=shapes).module()

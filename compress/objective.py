@@ -10,7 +10,7 @@ from compress import losses
 from compress.taught import Layout
 from models.detector import Detector
 from models.outputs import Outputs, on_grids, outputs
-from stage import StageError
+from stage import WrongArgument
 
 CLASSIFICATION = "classification"
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -133,7 +133,7 @@ OF_LOGITS = (CLASSIFICATION, "kl", "margin")
 def check_related(names: Iterable[str], samples: int) -> None:
     """Raise StageError if a loss relates samples, and sees too few of them at once."""
     if samples < FEWEST_RELATED and set(names) & set(RELATIONS):
-        raise StageError(
+        raise WrongArgument(
             f"--loss {' and '.join(RELATIONS)} compare the samples of a part of a batch, which here has {samples}: "
             f"give a --batch-size of which {FEWEST_RELATED} are in each"
         )
@@ -148,17 +148,17 @@ def parse_losses(text: str) -> dict[str, float]:
     for part in text.split(","):
         name, _, number = (word.strip() for word in part.partition("="))
         if name != CLASSIFICATION and name not in IMITATIONS:
-            raise StageError(f"--loss {name!r} is unknown: give some of {', '.join([CLASSIFICATION, *IMITATIONS])}")
+            raise WrongArgument(f"--loss {name!r} is unknown: give some of {', '.join([CLASSIFICATION, *IMITATIONS])}")
         if name in weights:
-            raise StageError(f"--loss names {name} twice: give each loss once, as {name}=2")
+            raise WrongArgument(f"--loss names {name} twice: give each loss once, as {name}=2")
         try:
             weights[name] = float(number) if number else 1.0
         except ValueError:
             weights[name] = math.nan
         if not 0 < weights[name] < math.inf:
-            raise StageError(f"--loss {part.strip()}: a weight is a number above 0, as in {name}=0.5")
+            raise WrongArgument(f"--loss {part.strip()}: a weight is a number above 0, as in {name}=0.5")
     if not weights.keys() & set(OF_LOGITS):
-        raise StageError(f"--loss {text} trains no classifier: add one of {', '.join(OF_LOGITS)}")
+        raise WrongArgument(f"--loss {text} trains no classifier: add one of {', '.join(OF_LOGITS)}")
     return weights
 
 

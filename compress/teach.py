@@ -24,7 +24,7 @@ from models.freezing import freeze
 from models.megatron import MegatronSettings
 from models.run import UnfinishedRun
 from models.start import Start
-from stage import Modality, Seed, StageError, run_as_script, takes_options
+from stage import Modality, Seed, StageError, WrongArgument, run_as_script, takes_options
 
 HEAD_HIDDEN = 256
 """Width of the hidden layer in the head over single frames."""
@@ -85,9 +85,9 @@ def modalities_of(family: str, text: str | None) -> tuple[Modality, ...]:
     usual = FAMILIES[family].modality
     names = (text or usual).split("+")
     if not set(names) <= set(get_args(Modality)) or len(set(names)) < len(names):
-        raise StageError(f"--modality {text}: give rgb, depth or flow, or several as depth+flow")
+        raise WrongArgument(f"--modality {text}: give rgb, depth or flow, or several as depth+flow")
     if family == "megatron" and set(names) != {"rgb", "depth"}:
-        raise StageError(f"--modality {text}: megatron looks at {usual}; teach dino takes any")
+        raise WrongArgument(f"--modality {text}: megatron looks at {usual}; teach dino takes any")
     return tuple(name for name in get_args(Modality) if name in names)
 
 
@@ -96,7 +96,7 @@ def _architecture(
 ) -> Architecture:
     usual = FAMILIES[family]
     if pooling and family != "megatron":
-        raise StageError("--pooling joins the frames of a clip, which megatron does: leave it out")
+        raise WrongArgument("--pooling joins the frames of a clip, which megatron does: leave it out")
     return Architecture(
         backbone=check_backbone(backbone or usual.backbone),
         size=size,
@@ -164,7 +164,9 @@ def teach(
     start = Start.of(architecture, weights, random_weights, seed)
     cut = _cut(start, unfreeze or usual.unfreeze)
     if cache and (cut.unfreeze == "all" or not schedule.epochs):
-        raise StageError("--cache keeps what frozen layers say: leave it out where none is frozen, or nothing trains")
+        raise WrongArgument(
+            "--cache keeps what frozen layers say: leave it out where none is frozen, or nothing trains"
+        )
     info = start.info("teacher", data_source(store), seed)
     asked = asked_of(info, rule, schedule) | {"unfreeze": cut.unfreeze}
     compute = prepare_compute(schedule.precision)

@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from data.flow import flow_picture, picture_flow
 from data.policies import TIMM, TORCHVISION, apply_policy
-from stage import StageError
+from stage import WrongArgument
 
 Matrix = NDArray[np.float64]
 """A homography, float64 [3, 3], of the unit square: x right, y down, the picture's outer corners (0, 0) and (1, 1)."""
@@ -164,13 +164,13 @@ def check_policy(policy: str, modalities: Iterable[str]) -> None:
     if policy == DEFAULT_POLICY:
         return
     if policy not in TORCHVISION and not TIMM.fullmatch(policy):
-        raise StageError(
+        raise WrongArgument(
             f"--augment {policy} is not known: take {', '.join((DEFAULT_POLICY, *TORCHVISION))}, "
             "or timm's rand, augmix, original, originalr, v0, v0r or 3a with its sections, such as rand-m9-mstd0.5"
         )
     others = [modality for modality in modalities if modality != "rgb"]
     if others:
-        raise StageError(
+        raise WrongArgument(
             f"--augment {policy} mixes geometry and photometry, so it fits rgb only, not {', '.join(others)}: "
             f"take --augment {DEFAULT_POLICY}"
         )

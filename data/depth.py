@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from files import card_licence, sha256_of
-from stage import StageError, reason_of, refuse_tf32
+from stage import StageError, WrongArgument, reason_of, refuse_tf32
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -90,10 +90,10 @@ def _load(folder: Path) -> tuple[Any, Any]:
 def _find(size: str | None, folder: Path | None) -> tuple[Path, DepthWeights]:
     """Return the folder that holds the weights, and their description."""
     if size is not None and folder is not None:
-        raise StageError("--depth-size and --depth-weights exclude each other: give one of them")
+        raise WrongArgument("--depth-size and --depth-weights exclude each other: give one of them")
     published = SIZES.get(size or "small")
     if published is None:
-        raise StageError(f"--depth-size {size} is not known: give one of {', '.join(SIZES)}")
+        raise WrongArgument(f"--depth-size {size} is not known: give one of {', '.join(SIZES)}")
     files = folder or _from_hub(published.repository)
     if absent := [name for name in FILES if not (files / name).is_file()]:
         raise StageError(f"{files} has no {', no '.join(absent)} (pickled weights are not read): {MEND}")

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from files import load_tensors
-from stage import StageError, reason_of, refuse_tf32
+from stage import StageError, WrongArgument, reason_of, refuse_tf32
 
 if TYPE_CHECKING:
     from torch import nn
@@ -40,7 +40,7 @@ def _grey(crop: Crop) -> Crop:
 
 def _refuse_weights(name: str, weights: Path | None) -> None:
     if weights is not None:
-        raise StageError(f"--flow-weights {weights} is for --flow raft, {name} has no weights: leave it out")
+        raise WrongArgument(f"--flow-weights {weights} is for --flow raft, {name} has no weights: leave it out")
 
 
 def _dis(weights: Path | None) -> Estimate:
@@ -97,7 +97,7 @@ def _raft_network(path: Path) -> "nn.Module":
 def _raft(weights: Path | None) -> Estimate:
     """RAFT (Teed & Deng, ECCV 2020) with the user's weights; pictures go in as -1..1."""
     if weights is None:
-        raise StageError(f"--flow raft needs weights: {RAFT_MEND}")
+        raise WrongArgument(f"--flow raft needs weights: {RAFT_MEND}")
     import torch
 
     refuse_tf32()
@@ -107,7 +107,7 @@ def _raft(weights: Path | None) -> Estimate:
     def estimate(first: Crop, second: Crop) -> Flow:
         side = first.shape[0]
         if side < RAFT_SMALLEST or side % RAFT_MULTIPLE:
-            raise StageError(
+            raise WrongArgument(
                 f"--flow raft cannot take crops of {side} pixels: give a --size of at least {RAFT_SMALLEST} "
                 f"and a multiple of {RAFT_MULTIPLE}"
             )
@@ -128,7 +128,7 @@ def flow_estimator(name: str, weights: Path | None = None) -> Estimate:
     Raises StageError for an unknown name, and for weights that are missing, not needed, unsafe, or of another network.
     """
     if name not in ESTIMATORS:
-        raise StageError(f"--flow {name} is not known: give one of {', '.join(ESTIMATORS)}")
+        raise WrongArgument(f"--flow {name} is not known: give one of {', '.join(ESTIMATORS)}")
     return ESTIMATORS[name](weights)
 
 

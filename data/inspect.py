@@ -17,7 +17,7 @@ from rich.text import Text
 from data.layouts import SPLITS
 from data.store import FORGED, Clip, ClipStore
 from files import refuse_link, written_whole
-from stage import StageError, run_as_script, say
+from stage import StageError, WrongArgument, run_as_script, say
 
 SHEET_CLIPS, SHEET_FRAMES = 12, 4
 TITLE = "Contact sheet of a ClipStore"
@@ -120,7 +120,7 @@ def _mark() -> PngInfo:
 def _check_sheet(target: Path) -> None:
     """Raise StageError if a contact sheet cannot be written there, or would overwrite anything but another one."""
     if target.suffix.lower() != ".png":
-        raise StageError(f"--sheet {target}: give a name that ends with .png")
+        raise WrongArgument(f"--sheet {target}: give a name that ends with .png")
     refuse_link(target)
     try:
         own = not target.exists() or Image.open(target).info.get("Title") == TITLE

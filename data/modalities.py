@@ -15,7 +15,7 @@ from data.depth import DepthAnything, DepthWeights, depth_pictures
 from data.flow import Estimate, clip_flow, flow_estimator
 from data.picture import Frame
 from files import sha256_of
-from stage import Modality, StageError
+from stage import Modality, WrongArgument
 
 
 def flow_pictures(
@@ -96,13 +96,13 @@ class ModalityOptions:
         """Return what to make. Raises StageError that names the option that is wrong."""
         names = tuple(name.strip() for name in self.modalities.split(","))
         if len(set(names)) < len(names) or not {"rgb"} <= set(names) <= set(get_args(Modality)):
-            raise StageError(
+            raise WrongArgument(
                 f"--modalities {self.modalities!r}: give rgb, and depth and flow if wanted, as rgb,depth,flow"
             )
         if "depth" not in names and (self.depth_size or self.depth_weights):
-            raise StageError("--depth-size and --depth-weights are for depth: add it to --modalities")
+            raise WrongArgument("--depth-size and --depth-weights are for depth: add it to --modalities")
         if "flow" not in names and (self.flow_weights or self.flow != "dis"):
-            raise StageError("--flow and --flow-weights are for flow: add it to --modalities")
+            raise WrongArgument("--flow and --flow-weights are for flow: add it to --modalities")
         ordered: list[Modality] = [name for name in get_args(Modality) if name in names]
         files = [path and path.absolute() for path in (self.flow_weights, self.depth_weights)]
         return Modalities(tuple(ordered), self.flow, files[0], self.depth_size, files[1])

@@ -29,7 +29,7 @@ from data.store import CLIP_SCHEMA, ClipStore, Start, StoreInfo, StoreSettings
 from data.unfinished import Unfinished, clips_of, is_done, note
 from data.views import WeakestForgery
 from files import refuse_existing, written_whole
-from stage import Seed, StageError, run_as_script, say, takes_options
+from stage import Seed, StageError, WrongArgument, run_as_script, say, takes_options
 
 MANY_FILES = 10
 """Of a method, which chance alone does not put into one split."""
@@ -158,7 +158,7 @@ def _frames_of(sources: list[Source], frames: int | None, modalities: Modalities
     """Return the length of a clip: what was asked for, else 1 for photos alone and 20 otherwise."""
     length = frames or (1 if all(source.is_photo for source in sources) else 20)
     if length == 1 and "flow" in modalities.names:
-        raise StageError("--modalities flow needs clips of at least 2 frames: a photo has no motion")
+        raise WrongArgument("--modalities flow needs clips of at least 2 frames: a photo has no motion")
     return length
 
 
@@ -246,7 +246,7 @@ def prepare(
     else:
         refuse_existing(out)
     if weakest_forgery != WEAKEST and not forge:
-        raise StageError(f"--weakest-forgery {weakest_forgery} is for forgeries: give --forge with it")
+        raise WrongArgument(f"--weakest-forgery {weakest_forgery} is for forgeries: give --forge with it")
     shares = parse_ratios(ratios)
     wanted = looks.checked()
     sources, notes, fingerprint = _found(source, selection)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from data.depth import SIZES, DepthAnything, DepthWeights, depth_pictures
 from data.store import Clip, ClipStore
 from data.video import recompressed
-from stage import Modality, StageError
+from stage import Modality, StageError, WrongArgument
 
 LEVELS = {"h264": (0, 51), "jpeg": (1, 100)}
 """Legal levels by codec: H.264's constant rate factor (more is worse) and JPEG's quality (less is worse)."""
@@ -49,7 +49,7 @@ def parse_recompressions(text: str) -> list[Recompression]:
     least, most = LEVELS.get(codec, (1, 0))
     parts = levels.split(",")
     if not all(part.isascii() and part.isdecimal() and least <= int(part) <= most for part in parts):
-        raise StageError(f"--recompress {text!r}: {LEGAL}")
+        raise WrongArgument(f"--recompress {text!r}: {LEGAL}")
     return [Recompression(codec, level) for level in dict.fromkeys(map(int, parts))]  # type: ignore[arg-type]
 
 

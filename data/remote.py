@@ -15,7 +15,7 @@ from typing import Any, cast
 from upath import UPath
 
 from data.picture import UnreadableVideo
-from stage import StageError, reason_of
+from stage import StageError, WrongArgument, reason_of
 
 PAUSES = (1.0, 5.0)
 """Seconds before a file that could not be fetched is tried again."""
@@ -141,7 +141,7 @@ def refuse_occupied(out: Path, store: Path) -> None:
     """Raise StageError if something lies at a URL, but for what an interrupted upload of ``store`` left."""
     remote: Any = out
     if not remote.path.strip("/"):
-        raise StageError(f"--out {out} names no folder: give one below it")
+        raise WrongArgument(f"--out {out} names no folder: give one below it")
     with answering(out):
         taken = _listing(remote)
         if taken and not _has_begun(store, remote, taken):

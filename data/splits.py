@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from data.layouts import FAKE, REAL, SPLITS, Source
-from stage import StageError
+from stage import StageError, WrongArgument
 
 __all__ = ["SPLITS", "groups_of", "parse_ratios", "split_sources"]
 
@@ -38,7 +38,9 @@ def parse_ratios(text: str) -> tuple[float, float, float]:
     except ValueError:
         shares = ()
     if len(shares) != 3 or min(shares) < 0 or not np.isclose(sum(shares), 1.0):
-        raise StageError(f"--ratios {text!r}: give three shares for train, val and test that sum to 1, as 0.7,0.1,0.2")
+        raise WrongArgument(
+            f"--ratios {text!r}: give three shares for train, val and test that sum to 1, as 0.7,0.1,0.2"
+        )
     return shares
 
 

@@ -18,7 +18,7 @@ from data.augment import DEFAULT_POLICY, augment, check_policy, generator
 from data.forge import WEAKEST, Forgery
 from data.layouts import FAKE, REAL
 from data.store import Clip, ClipStore
-from stage import Modality, StageError
+from stage import Modality, StageError, WrongArgument
 
 WeakestForgery = Annotated[
     float, typer.Option(help="Forgeries are drawn from this strength on up to coarse ones, 1.", min=0.0, max=1.0)
@@ -48,9 +48,9 @@ class ViewRule(BaseModel):
     def seeded(self, seed: int) -> "ViewRule":
         """Return the rule with a seed. Raises StageError for an option that would change nothing."""
         if self.augment != DEFAULT_POLICY and self.views == 1:
-            raise StageError(f"--augment {self.augment} changes views but the first: give --views 2 or more with it")
+            raise WrongArgument(f"--augment {self.augment} changes views but the first: give --views 2 or more with it")
         if self.weakest_forgery != WEAKEST and not self.forge:
-            raise StageError(f"--weakest-forgery {self.weakest_forgery} is for forgeries: give --forge with it")
+            raise WrongArgument(f"--weakest-forgery {self.weakest_forgery} is for forgeries: give --forge with it")
         return self.model_copy(update={"seed": seed})
 
 
@@ -91,7 +91,7 @@ class Views:
         check_policy(rule.augment, modalities)
         store.require(modalities)
         if rule.forge and any(modality != "rgb" for modality in modalities):
-            raise StageError(
+            raise WrongArgument(
                 "--forge forges rgb alone: for depth or flow of forgeries, prepare the store with --forge N"
             )
         self.store, self.rule, self.split, self.modalities = store, rule, split, tuple(modalities)

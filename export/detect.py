@@ -13,7 +13,7 @@ from export.bundle import Bundle
 from export.scan import scan, videos_in
 from export.scorer import Detection, VideoScorer
 from files import refuse_link
-from stage import StageError, run_as_script, say
+from stage import StageError, WrongArgument, run_as_script, say
 
 
 def _line(found: Detection) -> str:
@@ -32,20 +32,21 @@ def _check(
     """Raise StageError for options that do not go together."""
     if annotate is not None:
         if len(videos) != 1 or out is not None:
-            raise StageError("--annotate is for one video, without --out")
+            raise WrongArgument("--annotate is for one video, without --out")
         if is_photo(videos[0]):
-            raise StageError(f"--annotate is for videos, and {videos[0]} is a photo")
-        if annotate.suffix.lower() != ".mp4" or annotate.exists():
-            said = "already exists: remove it" if annotate.exists() else "is not an .mp4: name one"
-            raise StageError(f"--annotate {annotate} {said}")
+            raise WrongArgument(f"--annotate is for videos, and {videos[0]} is a photo")
+        if annotate.suffix.lower() != ".mp4":
+            raise WrongArgument(f"--annotate {annotate} is not an .mp4: name one")
+        if annotate.exists():
+            raise StageError(f"--annotate {annotate} already exists: remove it")
     for target in filter(None, (annotate, out)):
         refuse_link(target)
     if out is not None and out.suffix.lower() != ".parquet":
-        raise StageError(f"--out {out} is not a .parquet: name one")
+        raise WrongArgument(f"--out {out} is not a .parquet: name one")
     if out is not None and as_json:
-        raise StageError("--json is for what is printed: the table of --out has the same columns")
+        raise WrongArgument("--json is for what is printed: the table of --out has the same columns")
     if out is None and (workers != 1 or ray is not None):
-        raise StageError("--workers and --ray are for a table of many videos: give --out scores.parquet too")
+        raise WrongArgument("--workers and --ray are for a table of many videos: give --out scores.parquet too")
 
 
 def detect(

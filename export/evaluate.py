@@ -8,10 +8,11 @@ import typer
 from compress.evaluate import Evaluated, Evaluation, evaluations, print_evaluation
 from compress.runs import check_length, check_size
 from compress.scoring import Takes
+from data.recompress import parse_recompressions
 from data.store import ClipStore
 from export.bundle import Bundle, is_bundle
 from export.runtimes import evaluated_by
-from stage import StageError, run_as_script
+from stage import WrongArgument, run_as_script
 
 
 def artifact_of(path: Path, file: str | None, store: ClipStore) -> Evaluated:
@@ -60,15 +61,16 @@ def evaluate(
 
     Example: **pocketproof evaluate runs/student --data celebdf --recompress h264:23,40**
     """
+    recompressions = parse_recompressions(recompress) if recompress is not None else []
     store = ClipStore(data)
     if is_bundle(model):
         evaluated = artifact_of(model, artifact, store)
     elif artifact is not None:
-        raise StageError(f"--artifact {artifact} is for bundles, and {model} is not one: leave it out")
+        raise WrongArgument(f"--artifact {artifact} is for bundles, and {model} is not one: leave it out")
     else:
         evaluated = Evaluated.of_run(model, store)
     found = []
-    for evaluation in evaluations(evaluated, store, split, recompress, depth_weights):
+    for evaluation in evaluations(evaluated, store, split, recompressions, depth_weights):
         found.append(evaluation)
         if as_json:
             print(evaluation.model_dump_json())

@@ -31,7 +31,7 @@ from files import alone, bytes_of, refuse_existing, remove, sha256_of, shortest_
 from models.detector import Architecture, PixelDetector
 from models.run import TOOLS as RUN_TOOLS
 from models.run import Run, RunInfo, versions_of
-from stage import Scheme, StageError, in_processes, run_as_script, say
+from stage import Scheme, StageError, in_processes, reason_of, run_as_script, say
 
 TOOLS = (*RUN_TOOLS, "onnx", "onnxruntime", "coremltools")
 ONLY_TORCH: tuple[Scheme, ...] = ("autocast", "int8-dynamic")
@@ -111,6 +111,16 @@ def write_artifact(job: Job, folder: Path, inputs: Inputs, frames: int) -> Writt
     return Written(said | {"programs": programs}, scores)
 
 
+def _written(job: Job, folder: Path, inputs: Inputs, frames: int) -> Written:
+    """Write an artifact. Raises Unfit where a runtime's compiler fails on it: the others are none the worse."""
+    try:
+        return write_artifact(job, folder, inputs, frames)
+    except (StageError, OSError, MemoryError):
+        raise
+    except Exception as error:  # compilers raise nearly anything
+        raise Unfit(f"{job.file} cannot be written ({type(error).__name__}: {reason_of(error)})") from error
+
+
 def _judged(gated: Gated, source: SourceRun, store: ClipStore) -> dict[str, Any]:
     """Return an artifact's threshold, of what scores, and its figures on validation clips, as the manifest has them."""
     if gated.runner is None:
@@ -133,7 +143,7 @@ def make_artifact(job: Job, folder: Path, inputs: Inputs) -> tuple[Artifact, lis
     store, source, path, runtime = ClipStore(job.store), job.source, folder / job.file, job.form.runtime
     files = [path]
     try:
-        written = write_artifact(job, folder, inputs, store.frames)
+        written = _written(job, folder, inputs, store.frames)
         files += [folder / name for name in written.said.get("companions", ())]
         gated = gate(path, job.form, source, written.in_torch, inputs)
     except Unfit as error:

@@ -6,7 +6,7 @@ from typing import get_args
 
 from export.runtimes import ORT, SUFFIX_OF, Delegate, Method, Runtime
 from models.run import RunInfo
-from stage import PALETTES, Scheme, StageError
+from stage import PALETTES, Scheme, WrongArgument
 
 FORMATS: dict[str, Runtime] = {"executorch": "executorch", "onnx": "onnxruntime", "coreml": "coreml"}
 FORMAT_OF = {runtime: name for name, runtime in FORMATS.items()}
@@ -51,10 +51,10 @@ class Form:
 
 
 def _named(text: str, known: Sequence[str], option: str) -> list[str]:
-    """Return the parts of a comma-separated option in the order of ``known``; StageError names one that is not."""
+    """Return the parts of a comma-separated option in the order of ``known``; WrongArgument names one that is not."""
     names = {part.strip() for part in text.split(",")}
     if unknown := sorted(names - set(known)):
-        raise StageError(f"{option} {','.join(unknown)!r} is unknown: give some of {','.join(known)}")
+        raise WrongArgument(f"{option} {','.join(unknown)!r} is unknown: give some of {','.join(known)}")
     return [name for name in known if name in names]
 
 
@@ -66,14 +66,14 @@ def _batch(text: str) -> int | None:
     if text == "dynamic":
         return None
     if not text.isdecimal() or not 1 <= int(text) <= MOST_AT_ONCE:
-        raise StageError(f"--batch {text!r} is neither a number from 1 to {MOST_AT_ONCE} nor dynamic")
+        raise WrongArgument(f"--batch {text!r} is neither a number from 1 to {MOST_AT_ONCE} nor dynamic")
     return int(text)
 
 
 def parse_forms(formats: str, batch: str, delegates: str, etrecord: bool, ort: bool) -> list[Form]:
     """Return the forms that the options of ``export`` ask for, of any student.
 
-    Raises StageError for an option that is wrong, or of a runtime that is not asked for.
+    Raises WrongArgument for an option that is wrong, or of a runtime that is not asked for.
     """
     runtimes = [FORMATS[name] for name in _named(formats, [*FORMATS], "--format")]
     asked = _named(delegates, get_args(Delegate), "--delegate")
@@ -82,7 +82,7 @@ def parse_forms(formats: str, batch: str, delegates: str, etrecord: bool, ort: b
     for format, options in {"onnx": of_onnx, "executorch": of_executorch}.items():
         for option, given in options.items():
             if given and FORMATS[format] not in runtimes:
-                raise StageError(f"{option} is for {format}: add it to --format")
+                raise WrongArgument(f"{option} is for {format}: add it to --format")
     forms: list[Form] = []
     for name in runtimes:
         if name == "executorch":

@@ -3,7 +3,7 @@
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from stage import StageError
+from stage import WrongArgument
 
 
 class TransformerTrunk(nn.Module):
@@ -45,18 +45,18 @@ def freeze(backbone: nn.Module, unfreeze: str) -> tuple[nn.Module, nn.Module]:
     if unfreeze == "all":
         return nn.Identity(), backbone
     if not unfreeze.isdecimal():
-        raise StageError(f"--unfreeze {unfreeze!r}: give a number of last blocks, 0 for the head only, or all")
+        raise WrongArgument(f"--unfreeze {unfreeze!r}: give a number of last blocks, 0 for the head only, or all")
     blocks = int(unfreeze)
     backbone.requires_grad_(False)
     if blocks == 0:
         return backbone, nn.Identity()
     if not isinstance(backbone, VisionTransformer):
-        raise StageError(
+        raise WrongArgument(
             f"--unfreeze {blocks}: the last blocks of a {type(backbone).__name__} cannot be trained alone; "
             "use --unfreeze 0 (head only) or --unfreeze all"
         )
     if blocks > len(backbone.blocks):
-        raise StageError(f"--unfreeze {blocks}: the backbone has {len(backbone.blocks)} blocks")
+        raise WrongArgument(f"--unfreeze {blocks}: the backbone has {len(backbone.blocks)} blocks")
     for part in (*backbone.blocks[-blocks:], backbone.norm, backbone.fc_norm):
         part.requires_grad_(True)
     return TransformerTrunk(backbone, len(backbone.blocks) - blocks), TransformerTop(backbone, blocks)

@@ -11,7 +11,7 @@ from models.detector import Architecture, Detector, Preprocessing, cannot_take, 
 from models.origin import DataSource, Parent, Weights
 from models.run import Run, RunInfo
 from models.weights import backbone_with_weights, check_one_source, stated_preprocessing
-from stage import StageError, say
+from stage import WrongArgument, say
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Start:
         name, size = architecture.backbone, architecture.size
         body, source = backbone_with_weights(name, size, None if run else given, random or run is not None)
         if architecture.activation and not gelus(body):
-            raise StageError(f"--activation {architecture.activation}: {name} has no GELU to replace: leave it out")
+            raise WrongArgument(f"--activation {architecture.activation}: {name} has no GELU to replace: leave it out")
         _check_takes(body, name, size)
         detector = Detector(architecture, body)
         if run:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from files import card_licence, load_tensors, parse_json, sha256_of
 from models.detector import Preprocessing, create_backbone
 from models.origin import Weights
-from stage import StageError, reason_of, say
+from stage import StageError, WrongArgument, reason_of, say
 
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 
@@ -184,7 +184,7 @@ def stated_preprocessing(given: Path | None, name: str) -> Preprocessing:
 def check_one_source(given: Path | None, random: bool) -> None:
     """Raise StageError if weights are both given and to be random."""
     if given is not None and random:
-        raise StageError("--weights and --random-weights exclude each other: give one of them")
+        raise WrongArgument("--weights and --random-weights exclude each other: give one of them")
 
 
 def backbone_with_weights(name: str, size: int, given: Path | None, random: bool) -> tuple[nn.Module, Weights]:

@@ -99,8 +99,6 @@ def test_source_without_any_video_that_can_be_read(tmp_path):
         (["teach", "dino", "--data", "{store}", "--out", "{store}", "--random-weights"], "already exists: remove it"),
         (["teach", "dino", "--data", "{store}", "--out", "{tmp}/out", "--backbone", "nothing"],
          "timm has no backbone 'nothing'"),
-        (["teach", "dino", "--data", "{store}", "--out", "{tmp}/out", "--backbone", "test_byobnet", "--random-weights"],
-         "the last blocks of a ByobNet cannot be trained alone"),
     ],
 )  # fmt: skip
 def test_bad_input_is_one_line_and_exit_code_1(
@@ -115,6 +113,37 @@ def test_bad_input_is_one_line_and_exit_code_1(
     assert len(lines) == 1 and message in lines[0]
     assert "Traceback" not in said
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["prepare", "{tmp}", "--out", "{tmp}/out", "--ratios", "1,2"], "--ratios '1,2': give three shares"),
+        (["prepare", "{tmp}", "--out", "{tmp}/out", "--modalities", "smell"], "--modalities 'smell': give rgb"),
+        (["prepare", "{tmp}", "--out", "{tmp}/out", "--flow", "raft"], "--flow and --flow-weights are for flow"),
+        (["prepare", "{tmp}", "--out", ""], "an argument is empty"),
+        (["inspect", "{store}", "--sheet", "{tmp}/a.jpg"], "give a name that ends with .png"),
+        (["distill", "--data", "{store}", "--out", "{tmp}/out", "--loss", "klm"], "--loss 'klm' is unknown"),
+        (["distill", "--data", "{store}", "--out", "{tmp}/out", "--loss", "classification",
+          "--augment", "spin", "--views", "2"], "--augment spin is not known"),
+        (["quantize", "{tmp}", "--data", "{store}", "--out", "{tmp}/out", "--scheme", "fp16", "--passes", "2"],
+         "--scheme fp16 has no use for --passes: leave it out"),
+        (["export", "{tmp}", "--data", "{store}", "--out", "{tmp}/out", "--format", "tflite"], "--format 'tflite' is"),
+        (["export", "{tmp}", "--data", "{store}", "--out", "{tmp}/out", "--batch", "x"], "--batch 'x' is neither"),
+        (["evaluate", "{tmp}", "--data", "{tmp}", "--recompress", "vp9:1"], "--recompress 'vp9:1': give h264:CRF"),
+        (["bench", "{tmp}", "--data", "{tmp}", "--reference", "{tmp}", "--out", "{tmp}/out", "--threads", "all"],
+         "--threads 'all': give one or more counts"),
+        (["detect", "{tmp}/a.mp4", "--bundle", "{tmp}", "--out", "{tmp}/t.csv"], "is not a .parquet: name one"),
+        (["teach", "dino", "--data", "{store}", "--out", "{tmp}/out", "--backbone", "test_byobnet", "--random-weights"],
+         "the last blocks of a ByobNet cannot be trained alone"),
+    ],
+)  # fmt: skip
+def test_wrong_options_are_one_line_and_exit_code_2(arguments, message, capsys, monkeypatch, tmp_path, demo_store):
+    names = {"tmp": tmp_path, "store": demo_store}
+    code, said = _refused(capsys, monkeypatch, *[argument.format(**names) for argument in arguments])
+    assert code == 2
+    lines = [line for line in said.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and message in lines[0]
 
 
 def test_missing_weights_stop_the_command(capsys, monkeypatch, tmp_path, demo_store):

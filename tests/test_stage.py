@@ -172,7 +172,7 @@ def test_arguments_that_nobody_means_end_with_one_line(
     monkeypatch.setattr(sys, "argv", ["pocketproof", "detect", argument])
     with pytest.raises(SystemExit) as ended:
         call(lambda: None)
-    assert (ended.value.code, capsys.readouterr().err) == (1, f"error: {message}\n")
+    assert (ended.value.code, capsys.readouterr().err) == (2, f"error: {message}\n")
 
 
 def test_without_standard_error_nothing_goes_to_standard_output(

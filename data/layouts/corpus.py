@@ -19,7 +19,7 @@ from data.layouts.folder import folder_layout
 from data.layouts.source import PHOTO_SUFFIXES, VIDEO_SUFFIXES, Source, media
 from data.layouts.table import csv_layout
 from files import parse_json
-from stage import StageError
+from stage import StageError, WrongArgument
 
 LAYOUTS: dict[str, Callable[[Path], list[Source]]] = {
     "ffpp": ffpp_layout,
@@ -66,17 +66,19 @@ class Selection:
 
     def __post_init__(self) -> None:
         if self.layout not in ("auto", *LAYOUTS):
-            raise StageError(f"layout {self.layout!r} is not known: give auto, {' or '.join(LAYOUTS)}")
+            raise WrongArgument(f"--layout {self.layout!r} is not known: give auto, {' or '.join(LAYOUTS)}")
         if self.label not in (None, "real", "fake"):
-            raise StageError(f"--label {self.label!r} is not known: give real or fake")
+            raise WrongArgument(f"--label {self.label!r} is not known: give real or fake")
         if self.label and self.layout != "auto":
-            raise StageError(f"--label {self.label} and --layout {self.layout}: a layout has its own labels, give one")
+            raise WrongArgument(
+                f"--label {self.label} and --layout {self.layout}: a layout has its own labels, give one"
+            )
         if self.identity_pattern is not None and not self.label:
-            raise StageError("--identity-pattern needs --label: a layout has its own identities")
+            raise WrongArgument("--identity-pattern needs --label: a layout has its own identities")
         if self.max_videos is not None and self.max_videos < 1:
-            raise StageError(f"--max-videos {self.max_videos}: give at least 1")
+            raise WrongArgument(f"--max-videos {self.max_videos}: give at least 1")
         if self.compression not in (None, *COMPRESSIONS):
-            raise StageError(f"--compression {self.compression!r} is not known: give {', '.join(COMPRESSIONS)}")
+            raise WrongArgument(f"--compression {self.compression!r} is not known: give {', '.join(COMPRESSIONS)}")
 
 
 def _layout_of(root: Path, selection: Selection) -> str:
@@ -236,7 +238,7 @@ def _of_methods(sources: list[Source], methods: str | None) -> list[Source]:
     for method in wanted:
         if method not in present:
             counts = ", ".join(f"{name} ({len(group)})" for name, group in sorted(present.items()))
-            raise StageError(f"--methods: {method!r} is not there: give some of {counts}")
+            raise WrongArgument(f"--methods: {method!r} is not there: give some of {counts}")
     return [source for source in sources if source.method in wanted]
 
 

@@ -4,14 +4,14 @@ import re
 from pathlib import Path, PurePath
 
 from data.layouts.source import FAKE, PHOTO_SUFFIXES, REAL, VIDEO_SUFFIXES, Source, media
-from stage import StageError
+from stage import StageError, WrongArgument
 
 
 def _compiled(pattern: str) -> re.Pattern[str]:
     try:
         return re.compile(pattern)
     except (re.error, OverflowError, RecursionError) as error:  # the latter two of huge numbers and deep nesting
-        raise StageError(f"--identity-pattern {pattern!r} is not a regular expression: {error}") from error
+        raise WrongArgument(f"--identity-pattern {pattern!r} is not a regular expression: {error}") from error
 
 
 def _identity(name: str, pattern: re.Pattern[str] | None) -> str:

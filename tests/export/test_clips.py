@@ -269,19 +269,25 @@ def test_clip_with_too_few_frames_is_nothing_to_score(bundle, demo_corpus):
         scorer.detect(video)
 
 
-@pytest.mark.parametrize(("scheme", "formats"), [("int8", "executorch,onnx"), ("fp16", "coreml")])
-def test_a_clip_student_in_fewer_bits_is_exported(run_path, eager, demo_store, tmp_path, monkeypatch, scheme, formats):
+@pytest.mark.parametrize(
+    ("scheme", "formats", "batch"), [("int8", "executorch,onnx", "dynamic"), ("fp16", "coreml", "1")]
+)
+def test_a_clip_student_in_fewer_bits_is_exported(
+    run_path, eager, demo_store, tmp_path, monkeypatch, scheme, formats, batch
+):
     def forms(_info, asked):  # each in one of two ways, for the sake of time
         return [dataclasses.replace(f, method="steps" if f.runtime == "executorch" else "clip") for f in asked]
 
     monkeypatch.setattr("export.export.forms_of", forms)
     quantize(run_path, demo_store, tmp_path / "run", scheme=scheme, max_auc_drop=1.0)
-    export_here([tmp_path / "run"], demo_store, tmp_path / "bundle", formats)
+    export_here([tmp_path / "run"], demo_store, tmp_path / "bundle", formats, batch=batch)
     made = Bundle(tmp_path / "bundle")
     exact = _scores(eager, *made.golden_inputs())
     for artifact in made.manifest.artifacts:
         assert artifact.method == ("steps" if artifact.runtime == "executorch" else "clip")
         assert artifact.scheme == scheme
+        if artifact.runtime == "onnxruntime":
+            assert artifact.batch is None
         if artifact.runtime == "coreml":
             assert _numbers_of_convolutions(tmp_path / "bundle" / artifact.programs[0].file) == {FLOAT16}
         else:

@@ -152,6 +152,17 @@ def test_an_artifact_that_fails_the_gate_is_kept_out_and_the_others_are_there(
     assert not (tmp_path / "bundle" / "test_byobnet-fp32.onnx").exists() and made.check_files() > 5
 
 
+def test_a_compiler_that_fails_costs_only_its_own_artifact(student_run, demo_store, tmp_path, monkeypatch, capfd):
+    def broken(*_):
+        raise AssertionError("guard failed\nin 100 lines")
+
+    monkeypatch.setattr("export.onnx.write", broken)
+    with pytest.raises(StageError, match=r"bundle is written without test_byobnet-fp32.onnx: the reasons are above"):
+        export_here([student_run], demo_store, tmp_path / "bundle", "onnx,coreml")
+    assert "test_byobnet-fp32.onnx cannot be written (AssertionError: guard failed)\n" in capfd.readouterr().err
+    assert [own.file for own in Bundle(tmp_path / "bundle").manifest.artifacts] == ["test_byobnet-fp32.mlpackage"]
+
+
 def test_int8_onnx_has_unsigned_activations_and_signed_weights(bundle):
     graph = onnx.load(bundle.path / "test_byobnet-int8.onnx").graph
     constants = {constant.name: constant for constant in graph.initializer}
