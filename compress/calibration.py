@@ -48,8 +48,10 @@ def drawn_inputs(run: Run, looks: Takes, store: ClipStore, split: str, samples: 
     parts = [slice(start, start + step) for start in range(0, len(batch.rows), step)]
     pixels_in = PixelDetector(nn.Identity(), run.info.preprocessing)
     found = []
+    # Both labels in each part: a moving average of ranges forgets the first ones.
+    mixed = Batch(*(values.reshape(2, -1).T.ravel() for values in (batch.rows, batch.labels)))
     for part in parts:
-        read = read_batch(views, Batch(batch.rows[part], batch.labels[part]), looks.per)
+        read = read_batch(views, Batch(mixed.rows[part], mixed.labels[part]), looks.per)
         valid = () if read.valid is None else (torch.from_numpy(read.valid),)
         found.append((pixels_in.pictures(torch.from_numpy(read.pixels)), *valid))
     return found

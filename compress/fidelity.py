@@ -51,9 +51,9 @@ class Diagnosis(BaseModel):
     per: Literal["frame", "clip"]
     """Which of both."""
     logit_snr_db: float
-    """Of the fake-minus-real logit, against the float32 network that was rounded: of int8-qat, after its training."""
+    """Of the fake-minus-real logit, against the run that was quantized, which int8-qat with a teacher departs from."""
     observers: dict[str, float]
-    """The same by observer, before layers were kept in float32 and logits matched."""
+    """The same by observer, before training, before layers were kept in float32 and before logits were matched."""
     float_layers: list[str]
     """Layers of the backbone that compute in float32; the head does in any case."""
     islands: dict[str, int]

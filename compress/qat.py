@@ -1,11 +1,12 @@
 """Quantization-aware training: the fused student learns with its weights and activations rounded as int8 will round.
 
 Gradients pass each rounding as if it were not there, within its range (straight-through estimator, arXiv 1712.05877,
-section 3). Ranges of activations stay as they were calibrated; those of weights follow the weights.
+section 3). Ranges of activations stay as they were calibrated; those of weights follow the weights. What was trained so
+is what is shipped: neither ranges nor logits are fitted anew to weights that were not trained to be used unrounded.
 """
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import Any
 
@@ -17,7 +18,7 @@ from compress.calibration import Calibrated
 from compress.compute import Compute, prepare_compute
 from compress.distill import student_task
 from compress.equalization import BATCH_NORM
-from compress.int8 import graph_of, layers_of, observers_of, simulated, traced
+from compress.int8 import QuantizedTensor, graph_of, layers_of, observers_of, set_numbers, simulated, traced
 from compress.objective import StudentObjective
 from compress.schedule import Schedule
 from compress.taught import Taught
@@ -41,12 +42,17 @@ SMALLEST_SCALE = 2.0**-12
 MOST_WEIGHT = 127
 
 
+def weight_scales(weight: Tensor) -> Tensor:
+    """Return the scale of each output channel of weights, float32 [C, ...] -> [C], as XNNPACK's quantizer has it."""
+    return (weight.detach().flatten(1).abs().amax(1) / MOST_WEIGHT).clamp(min=SMALLEST_SCALE)
+
+
 class WeightRounding(nn.Module):
     """Rounds weights, float32 [C, ...], by the range that each output channel has now."""
 
     def forward(self, weight: Tensor) -> Tensor:
         """Return the rounded weights; the gradient is 1."""
-        scale = (weight.detach().flatten(1).abs().amax(1) / MOST_WEIGHT).clamp(min=SMALLEST_SCALE)
+        scale = weight_scales(weight)
         zeros = torch.zeros_like(scale, dtype=torch.int32)
         return torch.fake_quantize_per_channel_affine(weight, scale, zeros, 0, -MOST_WEIGHT, MOST_WEIGHT)
 
@@ -60,6 +66,18 @@ def trainable(calibrated: Calibrated) -> Detector:
         if rounding.qscheme == torch.per_channel_symmetric:
             setattr(graph, name, WeightRounding())
     return program
+
+
+def as_trained(calibrated: Calibrated, trained: Detector) -> Calibrated:
+    """Return what rounds as it did in training: activations by the ranges that they had, weights by their own."""
+    program = simulated(trained, calibrated.tensors)
+    graph, tensors = graph_of(program), dict(calibrated.tensors)
+    for _, node, rounding in observers_of(graph):
+        if rounding.qscheme == torch.per_channel_symmetric:
+            scales = weight_scales(attrgetter(str(node.target))(graph)).tolist()
+            tensors[node.name] = QuantizedTensor(scale=scales, zero_point=[0] * len(scales))
+    set_numbers(graph, tensors)
+    return replace(calibrated, detector=trained, tensors=tensors, program=program)
 
 
 @torch.no_grad()
@@ -108,11 +126,17 @@ class Lesson:
     teacher: Run
     store: ClipStore
     rule: ViewRule
-    """Views as ``run`` was trained on, of which there are as many of each clip as passes."""
+    """Views as ``run`` was trained on: of each clip one for each pass, or one alone."""
+    passes: int
     batch_size: int
     accumulate: int
     losses: dict[str, float]
     seed: int
+
+    @property
+    def of_itself(self) -> bool:
+        """Whether the run teaches itself."""
+        return self.teacher is self.run
 
     @classmethod
     def of(cls, run: Run, teacher: Run | None, store: ClipStore, passes: int, seed: int) -> "Lesson":
@@ -122,27 +146,37 @@ class Lesson:
         try:
             history: dict[str, Any] = parse_json(run.read("metrics.json"))["training"]
             views = {name: history["views"][name] for name in ViewRule.model_fields}
-            rule = ViewRule.model_validate(views | {"views": passes})
+            rule = ViewRule.model_validate(views | {"views": passes if views["views"] > 1 else 1})
             losses = OF_TEACHER if teacher else OF_ITSELF
             accumulate = int(history.get("accumulate", 1))  # older runs do not say
-            return cls(run, teacher or run, store, rule, int(history["batch_size"]), accumulate, losses, seed)
+            return cls(run, teacher or run, store, rule, passes, int(history["batch_size"]), accumulate, losses, seed)
         except (ValueError, KeyError, TypeError) as error:
             raise StageError(
                 f"{run.path} does not say on what it was trained: int8-qat cannot go on with it"
             ) from error
 
 
-def train_rounded(calibrated: Calibrated, lesson: Lesson, unfinished: UnfinishedRun) -> tuple[Detector, dict[str, Any]]:
-    """Train a fused detector with its values rounded. Returns it in float32, and the history for ``metrics.json``."""
+def train_rounded(
+    calibrated: Calibrated, lesson: Lesson, unfinished: UnfinishedRun
+) -> tuple[Calibrated, dict[str, Any]]:
+    """Train a fused detector with its values rounded. Returns it as it was trained, and the history.
+
+    Of a run that teaches itself the last pass is kept: its logits are aimed at, of which validation AUC says little.
+    """
     compute = _compute()
     run, teacher, store, rule = lesson.run, lesson.teacher, lesson.store, lesson.rule
     views = Views(store, rule, modalities=run.info.architecture.modalities)
     seen = Views(store, rule, modalities=teacher.info.architecture.modalities)
-    schedule = Schedule(1, lesson.batch_size, LEARNING_RATE, lesson.accumulate, patience=rule.views, precision="fp32")
+    epochs = lesson.passes // rule.views
+    schedule = Schedule(
+        epochs, lesson.batch_size, LEARNING_RATE, lesson.accumulate, patience=lesson.passes, precision="fp32"
+    )
     program = trainable(calibrated)
     said = example_outputs(program, store.frames, with_maps=False)
     taught = Taught(teacher, views, seen, said, compute, cache=None)
     objective = StudentObjective(program, lesson.losses, None, taught.layout, said)
     task = student_task(PixelDetector(program, run.info.preprocessing), objective, taught, views, compute)
+    task = replace(task, keep_last=lesson.of_itself)
     history = fit(compute, task, schedule, lesson.seed, unfinished)
-    return with_weights_of(calibrated.detector, program.cpu()), history | {"loss": lesson.losses}
+    trained = with_weights_of(calibrated.detector, program.cpu())
+    return as_trained(calibrated, trained), history | {"loss": lesson.losses}

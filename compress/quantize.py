@@ -65,48 +65,56 @@ class Quantized:
 
 
 def _accurate(
-    source: Unquantized, calibrated: Calibrated, exact: Detector, noises: list[LayerNoise], crops: int
+    source: Unquantized, calibrated: Calibrated, noises: list[LayerNoise], crops: int, match: bool
 ) -> tuple[list[str], Detector, ClipScores | None]:
-    """Match the logits to those of ``exact``, and keep layers in float32 as far as accuracy asks for it.
+    """Match the logits to the run's unless others are aimed at, and keep layers in float32 as accuracy asks for it.
 
     Returns them, the program, and what it says of the validation split where its accuracy counted.
     """
     matched = source.drawn(takes(source.run.info), 2 * crops if source.per == "frame" else MATCHED_CLIPS)
-    expected = logits(exact, progress(matched, "match logits"))
+    expected = logits(source.fused, progress(matched, "match logits"))
 
     def keeping(layers: list[str]) -> Detector:
         program = calibrated.keeping(layers)
-        match_logits(program, expected, matched)
-        return program
+        if not match:
+            return program
+        nearer = program.with_parts(head=copy.deepcopy(program.head))
+        match_logits(nearer, expected, matched)
+        # Few crops fit the last layer to themselves.
+        return max(program, nearer, key=source.snr_db)
 
     if source.least_auc is None:
         return [], keeping([]), None
-    return keep_in_float(noises, keeping, source.scores, source.least_auc)
+    found = keep_in_float(noises, keeping, source.scores, source.least_auc)
+    if len(found[0]) == len(noises):
+        raise Refused(
+            f"{source.run.path} keeps the validation AUC that --max-auc-drop asks for only with every layer in "
+            "float32: the run was not written; give --scheme fp16, or more validation clips"
+        )
+    return found
 
 
-Train = Callable[[Calibrated], tuple[Detector, dict[str, Any]]]
+Train = Callable[[Calibrated], tuple[Calibrated, dict[str, Any]]]
 
 
-def static_int8(source: Unquantized, crops: int, train: Train | None = None) -> Quantized:
+def static_int8(source: Unquantized, crops: int, train: Train | None = None, match: bool = True) -> Quantized:
     """Calibrate on training crops; keep in float32 what int8 would break; match the logits.
 
-    ``train``: what trains the calibrated detector, which is then calibrated anew.
+    ``train``: what trains the calibrated detector. ``match``: whether the run's logits are what is aimed at.
     """
     frames = source.drawn(Takes(source.run.info.architecture.modalities), crops)
     pictures = backbone_pictures(frames)
-    exact = equalize(source.fused, pictures)
-    calibrated = calibrate(exact, pictures, source.validation)
+    calibrated = calibrate(equalize(source.fused, pictures), pictures, source.validation)
     history: dict[str, Any] = {}
     if train:
-        exact, history = train(calibrated)
-        calibrated = calibrate(exact, pictures, source.validation)
+        calibrated, history = train(calibrated)
     noises = source.layer_noise(calibrated.program)
-    floats, program, scores = _accurate(source, calibrated, exact, noises, crops)
+    floats, program, scores = _accurate(source, calibrated, noises, crops, match)
     snr = source.snr_db(program)
     diagnosis = Diagnosis(
         samples=sum(len(inputs[0]) for inputs in source.validation),
         per=source.per,
-        logit_snr_db=source.snr_db(program, exact) if train else snr,
+        logit_snr_db=snr,
         observers={str(name): snr for name, snr in calibrated.tried.items()},
         float_layers=floats,
         islands=islands(program),
@@ -234,7 +242,9 @@ def _train_and_write(
     """Make and write an int8-qat run, or go on with one that was interrupted; return it and its metrics."""
     asked = {"run": info.asked(), "crops": crops, "rule": lesson.rule.model_dump(), "losses": lesson.losses}
     with UnfinishedRun(out, asked | {"data": source.store.info.fingerprint}) as unfinished:
-        found = static_int8(source, crops, lambda calibrated: train_rounded(calibrated, lesson, unfinished))
+        found = static_int8(
+            source, crops, lambda calibrated: train_rounded(calibrated, lesson, unfinished), match=lesson.of_itself
+        )
         metrics = _check_accuracy(source, found, info.scheme) | found.metrics
         steps = info.trained_steps + found.metrics["training"]["steps"]
         info = info.model_copy(update={"trained_steps": steps})

@@ -51,6 +51,8 @@ class Task:
     """Called in eval mode under autocast; its AUC on the validation split chooses the pass, its loss breaks ties."""
     views: Views
     unit: Unit = "frame"
+    keep_last: bool = False
+    """Keep the last pass, where validation AUC is not what is aimed at."""
 
 
 def fit(compute: Compute, task: Task, schedule: Schedule, seed: int, unfinished: UnfinishedRun) -> dict[str, Any]:
@@ -214,7 +216,7 @@ class _Training:
         say(f"{done}: loss {loss:.3f}, val AUC {auc:.3f}, {position.seconds:.0f} s")
         position.batch, position.losses, position.seconds = 0, [], 0.0
         position.stale += 1
-        if (auc, -log_loss) > position.best:
+        if (auc, -log_loss) > position.best or self.task.keep_last:
             position.best, position.stale = (auc, -log_loss), 0
             position.best_weights = trained_state(self.task.objective)
         if self.schedule.curve == "plateau":

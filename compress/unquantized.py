@@ -4,7 +4,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from compress.calibration import Inputs, auc_of, drawn_inputs, logits, one_pair, validation_scores
@@ -66,9 +68,14 @@ class Unquantized:
         """Return what a program says of the validation clips."""
         return validation_scores(program, self.run, self.store)
 
-    def snr_db(self, program: nn.Module, exact: nn.Module | None = None) -> float:
-        """Return how near a program's logits come to those of the run, or of ``exact``."""
-        return snr_db(logits(exact or self.fused, self.validation), logits(program, self.validation))
+    def snr_db(self, program: nn.Module) -> float:
+        """Return how near a program's logits come to those of the run."""
+        return snr_db(self.expected, logits(program, self.validation))
+
+    @cached_property
+    def expected(self) -> NDArray[np.float64]:
+        """What the run says of the frames or clips that programs are compared on, fake minus real, float64 [N]."""
+        return logits(self.fused, self.validation)
 
     def layer_noise(self, program: Detector) -> list[LayerNoise]:
         """Say what each layer of an int8 program adds to the noise of the logits."""
