@@ -1,5 +1,6 @@
 """Rows against each other: speed against the teacher, verdicts against the fp32 student, schemes against fp32."""
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,6 +15,8 @@ MOST_LOST = 0.005
 """AUC that a scheme may cost against fp32."""
 LEAST_BOUND = -0.01
 """Where the 95 % interval of that difference may begin."""
+MOST_FLIPS = 0.03
+"""Share of verdicts that a scheme may turn against fp32, or one runtime against another."""
 
 
 def compare_rows(subjects: Sequence[Subject]) -> None:
@@ -99,9 +102,41 @@ def _earned(subject: Subject, base: Subject | None) -> tuple[bool | None, str]:
     told = f"{speed:.3g}x as fast as fp32, AUC {point:+z.4f}"
     told += f" ({interval[0]:+z.4f} to {interval[1]:+z.4f})" if interval else " (too few persons for an interval)"
     faults = []
+    turned = max(_flips_at_thresholds(subject, base))
     varies = max(subject.row.spread or 0, base.row.spread or 0)
     if speed <= 1 + varies:
         faults.append("not faster here" if speed <= 1 else f"by less than these latencies vary, {varies:.1%}")
     if point < -MOST_LOST or (interval and interval[0] < LEAST_BOUND):
         faults.append(f"loses more than {MOST_LOST} AUC" if point < -MOST_LOST else f"may lose {-LEAST_BOUND} AUC")
+    if turned > MOST_FLIPS:
+        faults.append(f"turns {turned:.1%} of the verdicts")
     return not faults, "; ".join([told, *faults])
+
+
+def _flips_at_thresholds(one: Subject, other: Subject) -> list[float]:
+    """Return the shares of clips whose verdicts differ, at the shipped thresholds and at those of equal error."""
+    assert one.scores is not None and other.scores is not None
+    mine, its = one.threshold, other.threshold
+    if mine is None or its is None:
+        return [0.0]
+    found = [flips(one.scores, mine.value, other.scores, its.value)]
+    if mine.equal_error is not None and its.equal_error is not None:
+        found.append(flips(one.scores, mine.equal_error, other.scores, its.equal_error))
+    return found
+
+
+def runtimes_apart(subjects: Sequence[Subject]) -> list[str]:
+    """Name artifacts of one student, scheme and form that say other things in two runtimes than rounding explains."""
+    scored = {s.row.name: s for s in subjects if s.row.kind == "artifact" and s.scores is not None}.values()
+    notes = []
+    for one, other in itertools.combinations(scored, 2):
+        same = (one.student, one.row.scheme, one.form) == (other.student, other.row.scheme, other.form)
+        if not same or one.row.runtime == other.row.runtime or one.row.auc is None or other.row.auc is None:
+            continue
+        apart, turned = abs(one.row.auc - other.row.auc), max(_flips_at_thresholds(one, other))
+        if apart > MOST_LOST or turned > MOST_FLIPS:
+            notes.append(
+                f"{one.row.name} and {other.row.name} are one model in two runtimes, and lie {apart:.4f} AUC and "
+                f"{turned:.1%} of the verdicts apart (at most {MOST_LOST} and {MOST_FLIPS:.0%} are expected)."
+            )
+    return notes

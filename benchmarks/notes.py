@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from benchmarks.columns import threads_of
+from benchmarks.comparing import runtimes_apart
 from benchmarks.machine import slow_int8
 from benchmarks.on_phone import PhoneTimer
 from benchmarks.reference import Reference
@@ -45,6 +46,7 @@ def notes_of(
         said = "Evaluated" if row.status == "evaluated" else "Not measured:"
         others.setdefault(f"{said} {row.reason}", []).append(f"{row.name} ({row.scheme})")
     notes += [f"{said}: {', '.join(dict.fromkeys(names))}." for said, names in others.items()]
+    notes += runtimes_apart(subjects)
     if unstable := [subject.row for subject in subjects if subject.row.unstable]:
         named = ", ".join(f"{row.name} ({row.scheme}, {threads_of(row.threads)})" for row in unstable)
         notes.append(f"Unstable: medians at different times lie more than {MOST_SPREAD:.0%} apart: {named}.")

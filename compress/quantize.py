@@ -42,6 +42,8 @@ MATCHED_CLIPS = 32
 """Training clips on which a clip detector's logits are matched. A frame detector's are on twice as many crops as ranges
 are found on: a last layer of some hundred weights is fitted, which gave 3 dB more (docs/lab-notes.md)."""
 CALIBRATION_CROPS, PASSES = 256, 6
+LEAST_SNR_DB = 20.0
+"""Of logits that computing in fewer bits may leave, before it is said."""
 
 
 class Refused(StageError):
@@ -225,6 +227,8 @@ def quantize(
             metrics = _check_accuracy(source, found, scheme) | found.metrics
             save_run(out, info, found.detector, metrics, **found.files)
     accuracy = f"val AUC {metrics['val']['auc']:.3f} in torch" if metrics["val"] else str(metrics["reason"])
+    if metrics["logit_snr_db"] < LEAST_SNR_DB and not taught:
+        say(f"note: {LEAST_SNR_DB:.0f} dB or more are expected of {scheme}: metrics.json says which layers cost most")
     say(f"{out}: logits within {metrics['logit_snr_db']:.1f} dB of the run's ({found.said}); {accuracy}")
 
 

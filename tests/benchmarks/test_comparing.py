@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.comparing import against_peaks, compare_rows
+from benchmarks.comparing import against_peaks, compare_rows, runtimes_apart
 from benchmarks.figures import Latency, Peak
 from benchmarks.report import Row
 from benchmarks.rows import Subject
@@ -59,7 +59,43 @@ def test_a_slower_scheme_does_not(good):
 def test_a_scheme_that_loses_accuracy_does_not(good):
     noisy = good + np.random.default_rng(1).normal(0, 0.2, CLIPS)
     row = judged(subject("fp32", "fp32", 12.0, scores_of(good)), subject("int8", "int8", 4.0, scores_of(noisy)))
-    assert row.earned is False and row.earned_because.endswith("; loses more than 0.005 AUC")
+    assert row.earned is False and "; loses more than 0.005 AUC; turns 13.0% of" in row.earned_because
+
+
+def test_a_scheme_that_is_faster_by_less_than_latencies_vary_does_not(good):
+    fp32, fp16 = subject("fp32", "fp32", 12.0, scores_of(good)), subject("fp16", "fp16", 11.8, scores_of(good))
+    fp16.row.spread = 0.03
+    row = judged(fp32, fp16)
+    assert row.earned is False and row.earned_because.endswith("; by less than these latencies vary, 3.0%")
+    fp16.row.spread = 0.01
+    assert judged(fp32, fp16).earned is True
+
+
+@pytest.mark.parametrize("thresholds", [{"at": 0.7}, {"eer": 0.7}])
+def test_a_scheme_that_turns_verdicts_does_not(good, thresholds):
+    """Its scores are those of fp32, its threshold is not."""
+    row = judged(
+        subject("fp32", "fp32", 12.0, scores_of(good)), subject("int8", "int8", 4.0, scores_of(good), **thresholds)
+    )
+    share = ((good > 0.5) != (good > 0.7)).mean()
+    assert row.earned is False and row.earned_because.endswith(f"; turns {share:.1%} of the verdicts")
+
+
+def test_one_model_in_two_runtimes_must_say_the_same(good):
+    def pair(other):
+        rows = [subject("a.pte", "int8", 4.0, scores_of(good)), other]
+        for entry in rows:
+            entry.row.auc = 0.9
+        return runtimes_apart(rows)
+
+    assert pair(subject("a.onnx", "int8", 4.0, scores_of(good), runtime="onnxruntime")) == []
+    assert pair(subject("b.pte", "int8", 4.0, scores_of(good), at=0.9)) == []
+    assert pair(subject("a.onnx", "fp32", 4.0, scores_of(good), runtime="onnxruntime", at=0.9)) == []
+    share = ((good > 0.5) != (good > 0.9)).mean()
+    assert pair(subject("a.onnx", "int8", 4.0, scores_of(good), runtime="onnxruntime", at=0.9)) == [
+        f"a.pte and a.onnx are one model in two runtimes, and lie 0.0000 AUC and {share:.1%} of the verdicts apart "
+        "(at most 0.005 and 3% are expected)."
+    ]
 
 
 def test_a_scheme_that_may_lose_accuracy_does_not():
