@@ -1,7 +1,6 @@
 """Face detectors on parts of frames: dlib's HOG (Dalal & Triggs, CVPR 2005) and MTCNN (Zhang et al., 2016)."""
 
 import functools
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -129,7 +128,7 @@ class Mtcnn:
         return faces
 
 
-DETECTORS: dict[str, Callable[[], FaceDetector]] = {"dlib": DlibHog, "mtcnn": Mtcnn}
+DETECTORS: dict[str, type[DlibHog] | type[Mtcnn]] = {"dlib": DlibHog, "mtcnn": Mtcnn}
 
 
 def whole(picture: Picture) -> Box:

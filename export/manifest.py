@@ -15,7 +15,7 @@ from export.runtimes import ORT, PROGRAMS, Delegate, Method, ProgramName, Runtim
 from models.origin import DataSource, Parent, Weights
 from stage import STATIC_INT8, Scheme
 
-SCHEMA_VERSION = 8
+SCHEMA_VERSION = 9
 
 
 def _rounded_up(value: float) -> float:
@@ -34,6 +34,10 @@ class Tensor(Frozen):
     layout: str
     shape: list[PositiveInt | None] = Field(min_length=1)
     """None where any number goes."""
+    colours: Literal["RGB"] | None = None
+    """Order of the channels of a picture."""
+    range: tuple[float, float] | None = None
+    """Least and greatest value; None where there is none."""
     meaning: str
 
 

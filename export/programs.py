@@ -85,21 +85,21 @@ class Graph:
 
 def probability(batch: int | None = 1) -> Tensor:
     """Return what a program gives that scores."""
-    return Tensor(name="fake_probability", dtype="float32", layout="N", shape=[batch], meaning="P(fake), 0..1")
+    return Tensor(name="fake_probability", dtype="float32", layout="N", shape=[batch], range=(0, 1), meaning="P(fake)")
 
 
 RAW = "RGB, 0..255; normalization is inside the graph"
+PIXELS: dict[str, Any] = {"colours": "RGB", "range": (0, 255)}
 
 
 def pixel_input(size: int, planar: bool = False, batch: int | None = 1) -> Tensor:
     """Return how a program takes one crop, or several: as bytes, or one as an image where a runtime has such."""
     if planar:
         shape: list[int | None] = [size, size]
-        return Tensor(
-            name="image", dtype="image", layout="RGB image", shape=shape, meaning=f"raw pixels of one crop, {RAW}"
-        )
+        meaning = f"raw pixels of one crop, {RAW}"
+        return Tensor(name="image", dtype="image", layout="RGB image", shape=shape, meaning=meaning, **PIXELS)
     meaning = f"raw pixels of {'one crop' if batch == 1 else 'crops'}, {RAW}"
-    return Tensor(name="pixels", dtype="uint8", layout="NHWC", shape=[batch, size, size, 3], meaning=meaning)
+    return Tensor(name="pixels", dtype="uint8", layout="NHWC", shape=[batch, size, size, 3], meaning=meaning, **PIXELS)
 
 
 def flags(frames: int, batch: int | None) -> Tensor:
@@ -109,6 +109,7 @@ def flags(frames: int, batch: int | None) -> Tensor:
         dtype="float32",
         layout="NT",
         shape=[batch, frames],
+        range=(0, 1),
         meaning="1 for a frame that counts, 0 for one that is left out; at least one frame must count",
     )
 
@@ -203,6 +204,7 @@ def whole_graph(
         layout="NTHWC",
         shape=[form.batch, frames, size, size, 3],
         meaning=f"raw pixels of a clip's crops in their order, {RAW}",
+        **PIXELS,
     )
     inputs = (pixels, flags(frames, form.batch))
     return Graph("clip", WholeClip(network, preprocessing).eval(), inputs, probability(form.batch), scheme, licence)

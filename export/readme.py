@@ -7,7 +7,6 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from export.coreml import MINIMUM_OS
 from export.manifest import Artifact, Manifest
 from export.parity import LEAST_SNR_DB
-from export.rules import DETECTOR_NAMES
 from export.runtimes import ORT, Runtime
 
 
@@ -39,7 +38,6 @@ def readme(manifest: Manifest) -> str:
         frame=manifest.clip.per == "frame",
         size=manifest.crop.rule.size,
         width=embeds[0].output.shape[-1] if embeds else None,
-        detector=DETECTOR_NAMES[manifest.crop.detector],
         minimum_os=MINIMUM_OS,
         batch=(onnx and onnx.batch) or 1,
         file=file,

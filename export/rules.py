@@ -10,7 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
 from data.clips import BRIDGED_FRAMES
 from data.crops import CropRule
+from data.faces import DETECTORS
 from data.store import StoreSettings
+from data.tracks import LARGEST_SCALE, REACH, STRIDE
 
 CROP_RULE = (
     "Take any detector's face box [x0, y0, x1, y1] in pixels of the upright picture. side = floor(margin * "
@@ -23,6 +25,7 @@ CROP_RULE = (
     "limited range, whatever its height (phones may take BT.709 for HD, which turned 3 % of verdicts). "
 )
 DETECTOR_NAMES = {"dlib": "dlib's frontal HOG detector", "mtcnn": "MTCNN"}
+SEEN_AS = {"dlib": "on luma, without upsampling of its own", "mtcnn": "on RGB"}
 EXAMPLES = (
     ((100.0, 80.0, 260.0, 240.0), (640, 480), 0),
     ((-12.0, 4.0, 51.0, 90.0), (640, 480), 90),
@@ -126,12 +129,28 @@ def _box_about(center: tuple[float, float], longer: float) -> tuple[float, float
     return round(x - shorter, 2), round(y - half, 2), round(x + shorter, 2), round(y + half, 2)
 
 
+def finding(detector: Literal["dlib", "mtcnn"]) -> str:
+    """Say how ``prepare`` and ``detect`` run a detector."""
+    own = DETECTORS[detector]
+    *lower, highest = (str(height) for height in own.sought_heights)
+    return (
+        f"All figures are with boxes of {DETECTOR_NAMES[detector]}, run {SEEN_AS[detector]}: on the whole picture, "
+        f"scaled to a height of {', '.join(lower)} and at last {highest} pixels (or its own, if that is less), until a "
+        f"face is found. From then on, on every {STRIDE}th frame of a video, on what lies around the last box "
+        f"({REACH} of its width beyond each side), scaled so that the face is {own.followed_width} pixels wide (at "
+        f"most {LARGEST_SCALE:g} times as large as it is). Boxes in between are interpolated where the face looks "
+        "alike, else looked for in the same way."
+    )
+
+
 class CropGeometry(Frozen):
     """How to cut the crop from a face box."""
 
     rule: CropRule
     detector: Literal["dlib", "mtcnn"] = "dlib"
     """Whose boxes the crops were cut from, in training and for every figure."""
+    finding: str
+    """How that detector was run."""
     text: str
     examples: list[CropExample] = Field(min_length=1)
     pixels: CropPixels
@@ -141,8 +160,14 @@ class CropGeometry(Frozen):
         """Describe a store's crop rule with test vectors."""
         rule, detector = settings.crop, settings.detector
         examples = [CropExample.of(rule, *example) for example in EXAMPLES]
-        text = f"{CROP_RULE}The detector behind all figures is {DETECTOR_NAMES[detector]}."
-        return cls(rule=rule, detector=detector, text=text, examples=examples, pixels=CropPixels.of(rule))
+        return cls(
+            rule=rule,
+            detector=detector,
+            finding=finding(detector),
+            text=CROP_RULE.strip(),
+            examples=examples,
+            pixels=CropPixels.of(rule),
+        )
 
 
 COUNTING = (

@@ -357,7 +357,7 @@ def _changed(bundle: Bundle, out: Path, **changes: object) -> Path:
 
 def test_a_bundle_of_another_schema_version_is_told_by_its_version(bundle, tmp_path):
     path = _changed(bundle, tmp_path / "old", schema_version=1, artifacts=[{"input": "as it was in version 1"}])
-    with pytest.raises(StageError, match=r"manifest.json is of schema version 1, this program reads 8"):
+    with pytest.raises(StageError, match=r"manifest.json is of schema version 1, this program reads 9"):
         Bundle(path)
 
 

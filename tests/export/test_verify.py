@@ -109,7 +109,7 @@ def test_golden_outputs_of_another_model_are_refused(copy, scheme, failure):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda m: m.update(schema_version=99), r"is of schema version 99, this program reads 8"),
+        (lambda m: m.update(schema_version=99), r"is of schema version 99, this program reads 9"),
         (lambda m: m["golden"]["outputs"].popitem(), r"has 0 golden outputs of .* for 32 inputs"),
         (
             lambda m: m["artifacts"][0]["programs"][0].update(bytes=7),
