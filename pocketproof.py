@@ -21,9 +21,9 @@ STAGES = {
     "verify": ("export.verify", "Check that a bundle is whole and gives what it gave; needs no torch."),
     "reference": ("benchmarks.reference", "Measure a teacher: scores, latency, memory."),
     "bench": ("benchmarks.bench", "Measure every artifact and run and write the report."),
-    "report": ("benchmarks.merging", "Put the reports of several machines into one."),
+    "report": ("benchmarks.report", "Put the reports of several machines into one."),
     "detect": ("export.detect", "Score videos exactly as the phone app would."),
-    "doctor": ("benchmarks.machine", "Say what this machine can do."),
+    "doctor": ("benchmarks.doctor", "Say what this machine can do."),
 }
 """Sub-command to its module, which has a function of the same name, and one line of help."""
 

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from benchmarks.columns import threads_of
-from benchmarks.report import Report, Row, machine_of, read_report
+from benchmarks.schema import Report, Row, machine_of, read_report
 from stage import StageError, WrongArgument
 
 Key = tuple[object, ...]

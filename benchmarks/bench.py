@@ -22,9 +22,9 @@ from benchmarks.on_phone import DeviceOptions, PhoneTimer
 from benchmarks.processor import measure_products
 from benchmarks.reference import read_reference
 from benchmarks.render import table_text, write_report
-from benchmarks.report import Report, Session
 from benchmarks.rounds import Corpora, Effort, measure_all
 from benchmarks.rows import Subject, check_fits, list_subjects
+from benchmarks.schema import Report, Session
 from compress.fidelity import Diagnosis
 from compress.runs import diagnosis_of
 from data.perturb import perturbed_stores

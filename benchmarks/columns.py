@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import NamedTuple
 
-from benchmarks.report import Row
+from benchmarks.schema import Row
 
 DASH = "–"
 RUNTIMES = {"torch": "PyTorch", "executorch": "ExecuTorch", "onnxruntime": "ONNX Runtime", "coreml": "Core ML"}

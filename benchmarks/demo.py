@@ -12,7 +12,7 @@ import typer
 from benchmarks.bench import bench, check_measured
 from benchmarks.reference import reference
 from benchmarks.render import table_text
-from benchmarks.report import read_report
+from benchmarks.schema import read_report
 from compress.distill import distill
 from compress.quantize import quantize
 from compress.teach import teach

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from benchmarks.comparing import LEAST_BOUND, MOST_FLIPS, MOST_LOST
-from benchmarks.report import MOST_SPREAD, Report, Row
+from benchmarks.schema import MOST_SPREAD, Report, Row
 
 
 def _span(report: Report, count: Callable[[Row], int]) -> str:

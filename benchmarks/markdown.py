@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 
 from benchmarks.columns import COLUMNS, DASH, deciding, words
 from benchmarks.headline import headline
-from benchmarks.report import Report
+from benchmarks.schema import Report
 from benchmarks.sections import Section, sections
 from benchmarks.tables import Table
 

@@ -7,8 +7,8 @@ from benchmarks.comparing import runtimes_apart
 from benchmarks.machine import slow_int8
 from benchmarks.on_phone import PhoneTimer
 from benchmarks.reference import Reference
-from benchmarks.report import MOST_SPREAD
 from benchmarks.rows import Subject
+from benchmarks.schema import MOST_SPREAD
 from compress.persons import seen_note
 from data.perturb import PERTURBATIONS
 from data.store import ClipStore

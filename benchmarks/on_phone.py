@@ -11,9 +11,9 @@ import typer
 from benchmarks.adb import Phone
 from benchmarks.figures import RUNS_FOR_P90, RUNS_FOR_P99, Latency
 from benchmarks.native_runners import Told, Tool, tool_of
-from benchmarks.report import Row
 from benchmarks.rounds import Effort
 from benchmarks.rows import Subject
+from benchmarks.schema import Row
 from export.manifest import Artifact, Program
 from stage import StageError, WrongArgument, progress
 

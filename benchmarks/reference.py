@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from benchmarks.figures import Latency
 from benchmarks.machine import Machine, describe_machine
 from benchmarks.measuring import measure_apart, write_timed_crops
-from benchmarks.report import ReferenceSummary
+from benchmarks.schema import ReferenceSummary
 from benchmarks.task import BatchTiming, Measurement, Scores, Task, Timing, clip_scores
 from compress.metrics import Metrics
 from compress.persons import seen_note

@@ -14,7 +14,7 @@ from benchmarks import markdown as markdown_page
 from benchmarks import terminal
 from benchmarks.columns import COLUMNS, deciding, differing, words
 from benchmarks.headline import headline
-from benchmarks.report import Report, Row
+from benchmarks.schema import Report, Row
 from benchmarks.sections import sections
 from files import written_whole
 

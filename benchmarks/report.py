@@ -1,220 +1,127 @@
-"""The report's schema: ``report.json``. One row per artifact or run, device and thread count, against the reference."""
+"""Reports of several machines, or of several calls, in one."""
 
-import json
-import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+import typer
 
-from benchmarks.figures import Budget, Latency, MethodFigures, Peak, Profile, Robustness, Sustained
+from benchmarks.render import write_report
+from benchmarks.schema import Report, machine_of, read_report
 from compress.fidelity import Diagnosis
-from export.runtimes import ComputeUnits
-from files import read_json
-from stage import PALETTES, STATIC_INT8, Scheme
-
-SCHEMA_VERSION = 5
-Share = Annotated[float, Field(ge=0, le=1)]
-MOST_SPREAD = 0.05
-"""Of medians between rounds: a row whose medians lie further apart is unstable."""
+from files import refuse_existing, sha256_of
+from stage import StageError, run_as_script, say
 
 
-class Session(BaseModel):
-    """One call of ``bench`` on one machine: rows name it by ``machine``."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    machine: str
-    created: str
-    """UTC, ISO 8601."""
-    command: str
-    environment: dict[str, Any]
-    """What ``pocketproof doctor`` knows of the machine: processor, cores, versions."""
-    peaks: list[Peak] = Field(default_factory=list)
-
-
-class Row(BaseModel):
-    """What was measured of one artifact or run. A figure that was not measured is None and ``reason`` says why."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    name: str
-    """The artifact's file, or the run's folder; with the folders before it where others have that name too."""
-    kind: Literal["artifact", "run"]
-    model: str
-    """The backbone."""
-    runtime: Literal["torch", "executorch", "onnxruntime", "coreml"]
-    scheme: Scheme
-    machine: str
-    """The session in which it was measured."""
-    device: str
-    """``cpu``; on a Mac of Core ML the compute units that it may use; or a phone, which is no part of the session's
-    machine."""
-    threads: PositiveInt
-    cores: list[int] | None = None
-    """Processors that the process was bound to while it was timed; None where the system cannot."""
-    batch: PositiveInt = 1
-    """Crops, or clips, that are scored at once."""
-    input_size: PositiveInt
-    status: Literal["measured", "evaluated", "not measured", "failed"]
-    """``evaluated``: scored by something in the runtime's place, as ``reason`` says; nothing was timed."""
-    reason: str = ""
-    """Why nothing was measured; or why some figures are missing or mean less than they seem to."""
-    bytes: PositiveInt
-    sha256: str | None = None
-    """Of the artifact or run; None in reports that were made before rows told it."""
-    load_ms: float | None = None
-    first_run_ms: float | None = None
-    latency_ms: Latency | None = None
-    repeats: int = 0
-    medians_ms: list[float] = Field(default_factory=list)
-    """Of each round, a fresh process; of a single round on this machine, those of its thirds."""
-    spread: float | None = None
-    """Largest less smallest of them, as a share of their median: above 0.05 the row is unstable."""
-    throughput: float | None = None
-    """Frames per second."""
-    peak_memory_mb: float | None = None
-    """Largest resident set of the whole process up to the end of the timing."""
-    peak_memory_over_idle_mb: float | None = None
-    """The same less the process with its runtime imported and nothing loaded."""
-    delegated_fraction: Share | None = None
-    """Share of operations that a delegate runs (ExecuTorch), or that Core ML prefers to run off the CPU."""
-    macs: int | None = None
-    """Multiply-accumulates a frame."""
-    peak_fraction: float | None = None
-    """``macs`` a second in the median run, as a share of the fastest matrix product on the same cores."""
-    runtime_bytes: int | None = None
-    """Of the runtime's own libraries on this machine, which an app ships beside the artifact; 0 where the system has
-    them."""
-    threshold: float | None = None
-    auc: Share | None = None
-    auc_interval: tuple[float, float] | None = None
-    """95 % bootstrap interval that resamples persons; None below 10 of each label."""
-    frame_auc: Share | None = None
-    video_auc: Share | None = None
-    """Of videos, each the mean over its valid frames, of clip models over its clips."""
-    methods: dict[str, MethodFigures] = Field(default_factory=dict)
-    eer: Share | None = None
-    ap: Share | None = None
-    accuracy: Share | None = None
-    tpr_at_fpr: dict[str, float | None] | None = None
-    delta_auc: float | None = None
-    """AUC less the reference's on the same clips."""
-    student: str | None = None
-    """The row of the fp32 student that this one was made from, to which verdict flips refer."""
-    verdict_flips: Share | None = None
-    """Share of clips whose verdict differs from the fp32 student's, each at its own threshold."""
-    equal_error_flips: Share | None = None
-    """The same with each at the equal-error threshold of its validation scores."""
-    frame_verdict_flips: Share | None = None
-    """The same as ``verdict_flips`` by single frames."""
-    control_auc: Share | None = None
-    """AUC on forgeries with the identity transform: 0.5 when the forgery was learned and not the file."""
-    speedup_over: str | None = None
-    """The fp32 teacher on the same machine and threads to which speedup and size ratio refer."""
-    speedup: float | None = None
-    """Its median latency divided by this row's."""
-    size_ratio: float | None = None
-    """Its bytes divided by this row's."""
-    earned: bool | None = None
-    """Whether this scheme is worth its slot here: faster than fp32 of the same student in the same runtime by more than
-    their spreads, and as accurate. None for fp32 itself, and where one of the two was not measured."""
-    earned_because: str = ""
-    """By what, or why not, or why it could not be told."""
-    robustness: list[Robustness] | None = None
-    sustained: Sustained | None = None
-    profile: Profile | None = None
-
-    @property
-    def on_phone(self) -> bool:
-        """Whether it was timed on a phone."""
-        return self.device not in ("cpu", *get_args(ComputeUnits))
-
-    @property
-    def unstable(self) -> bool:
-        """Whether its medians lie too far apart to be believed."""
-        return self.spread is not None and self.spread > MOST_SPREAD
-
-    @property
-    def simulated(self) -> bool:
-        """Whether torch computes in float32 what a phone computes in fewer bits: time and bytes then say nothing."""
-        return self.kind == "run" and self.scheme in (*STATIC_INT8, *PALETTES)
-
-    @property
-    def as_teacher(self) -> str:
-        """What ``speedup_over`` says of rows that are compared with this one."""
-        return f"{self.name} ({self.model}, torch fp32)"
+def _renamed(report: Report, taken: set[str]) -> Report:
+    """Return a report whose sessions' names are none of those taken: a second call on a machine gets a number."""
+    report = report.model_copy(deep=True)
+    names: dict[str, str] = {}
+    for session in report.sessions:
+        before, number = session.machine, 1
+        while session.machine in taken:
+            number += 1
+            session.machine = f"{machine_of(before)} ({number})"
+        taken.add(session.machine)
+        names[before] = session.machine
+    for row in report.rows:
+        row.machine = names[row.machine]
+    for budget in report.budgets:
+        budget.machine = names[budget.machine]
+    report.notes = [_of_session(note, names) for note in report.notes]
+    report.diagnoses = {_of_session(name, names): own for name, own in report.diagnoses.items()}
+    return report
 
 
-class ReferenceSummary(BaseModel):
-    """The teacher that rows are compared with, and where it was measured."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    run: str
-    sha256: str
-    """Of the run."""
-    backbone: str
-    device: str
-    precision: str
-    clips: int
-    auc: float | None
-    latency_ms: Latency
-    throughput: float
-    """Frames a second in the batch of the best throughput."""
-    best_batch: int
-    tf32: bool
-    """Whether float32 convolutions or matrix products might round to TF32 (NVIDIA GPUs only)."""
-    peak_memory_mb: float
-    device_memory_mb: float | None
-    """Largest sum of tensors on the GPU; None on a CPU."""
-    notes: list[str]
+def _of_session(text: str, names: dict[str, str]) -> str:
+    """Return a note, or the name of a diagnosis, that begins with its session with the session's new name."""
+    for before, after in names.items():
+        if text.startswith(f"{before}: "):
+            return f"{after}{text.removeprefix(before)}"
+    return text
 
 
-class Report(BaseModel):
-    """``report.json``."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    schema_version: int = SCHEMA_VERSION
-    sessions: list[Session]
-    fingerprint: str
-    """Of the store that was scored."""
-    split: str
-    clips: dict[str, int]
-    """Real and fake clips on which accuracy was measured."""
-    control_clips: int | None = None
-    control_fingerprint: str | None = None
-    """Of the store of controls."""
-    reference: ReferenceSummary
-    diagnoses: dict[str, Diagnosis] = Field(default_factory=dict)
-    """What int8 cost, and in which layers, by int8 run."""
-    notes: list[str] = Field(default_factory=list)
-    """What a reader must know before believing a figure: corpora, random weights, what could not run here."""
-    rows: list[Row]
-    budgets: list[Budget] = Field(default_factory=list)
-
-    @model_validator(mode="after")
-    def _names_its_sessions(self) -> Self:
-        names = [session.machine for session in self.sessions]
-        if len(set(names)) < len(names):
-            raise ValueError("two sessions have one name")
-        if strangers := {*(row.machine for row in self.rows), *(own.machine for own in self.budgets)} - set(names):
-            raise ValueError(f"no session is named {min(strangers)!r}")
-        return self
+def _diagnoses(parts: Sequence[Report]) -> dict[str, Diagnosis]:
+    """Return all diagnoses; those of other runs of the same name are told apart by their session."""
+    found: dict[str, Diagnosis] = {}
+    for part in parts:
+        for name, own in part.diagnoses.items():
+            found[name if found.get(name, own) == own else f"{part.sessions[0].machine}: {name}"] = own
+    return found
 
 
-def machine_of(session: str) -> str:
-    """Return the machine of a session; several on one machine that are in one report have a number behind it."""
-    return re.sub(r" \(\d+\)$", "", session)
+def _notes(part: Report, parts: Sequence[Report]) -> list[str]:
+    """Return a report's notes: those that are not of all reports name its session."""
+    everywhere = set.intersection(*(set(other.notes) for other in parts))
+    alone = part.sessions[0].machine if len(part.sessions) == 1 else ""
+    return [f"{alone}: {note}" if alone and note not in everywhere else note for note in part.notes]
 
 
-def report_schema() -> str:
-    """Return the JSON Schema of ``report.json``."""
-    return json.dumps(Report.model_json_schema(), indent=2) + "\n"
+def _refuse_twice(reports: Sequence[Report]) -> None:
+    """Raise StageError if a measurement is there twice: figures of two measurements are never equal."""
+    seen: set[str] = set()
+    for row in (row for report in reports for row in report.rows if row.latency_ms):
+        figures = row.model_dump_json(exclude={"machine"}) + machine_of(row.machine)
+        if figures in seen:
+            raise StageError(
+                f"{row.name} of {machine_of(row.machine)} is there twice with the same figures: one report holds "
+                "another, give the rows of each machine once"
+            )
+        seen.add(figures)
 
 
-def read_report(path: Path) -> Report:
-    """Read a ``report.json``. Raises StageError if it is missing, damaged or of another version."""
-    missing = f"{path} cannot be read: make it with pocketproof bench"
-    return read_json(path, Report, SCHEMA_VERSION, missing, "measure it again")
+def merge(reports: Sequence[Report]) -> Report:
+    """Return one report with the rows of all, which must be on the same clips and against the same reference.
+
+    What was compared within one report (speedups, flips, what earned its slot) stays as it was measured there.
+    Raises StageError if they differ in what they were measured on.
+    """
+    first = reports[0]
+    for report in reports[1:]:
+        if (report.fingerprint, report.split) != (first.fingerprint, first.split):
+            raise StageError("the reports are of different stores or splits, and cannot be compared: measure one again")
+        if report.reference != first.reference:
+            one, other = (f"{own.run} ({own.precision} on {own.device})" for own in (first.reference, report.reference))
+            raise StageError(
+                f"the reports have different references, {one} and {other}: measure one again with --reference of the "
+                "other"
+            )
+    controls = {report.control_fingerprint for report in reports} - {None}
+    if len(controls) > 1:
+        raise StageError("the reports have different controls: measure one again with --control of the other")
+    _refuse_twice(reports)
+    taken: set[str] = set()
+    parts = [_renamed(report, taken) for report in reports]
+    controlled = max(parts, key=lambda part: (bool(part.control_fingerprint), bool(part.control_clips)))
+    return first.model_copy(
+        update={
+            "sessions": [session for part in parts for session in part.sessions],
+            "control_clips": controlled.control_clips,
+            "control_fingerprint": controlled.control_fingerprint,
+            "diagnoses": _diagnoses(parts),
+            "notes": list(dict.fromkeys(note for part in parts for note in _notes(part, parts))),
+            "rows": [row for part in parts for row in part.rows],
+            "budgets": [budget for part in parts for budget in part.budgets],
+        }
+    )
+
+
+def report(
+    path: Annotated[list[Path], typer.Argument(help="Files report.json, of several machines or calls.")],
+    out: Annotated[Path, typer.Option(help="The folder for report.json, report.md and report.html.")],
+) -> Report:
+    """Put reports into one: a phone's rows beside this machine's.
+
+    Example: **pocketproof report here/report.json phone/report.json --out report**
+    """
+    refuse_existing(out)
+    if len({sha256_of(file) for file in path if file.is_file()}) < sum(file.is_file() for file in path):
+        raise StageError("two of the reports are the same: give each once")
+    merged = merge([read_report(file) for file in path])
+    write_report(merged, out)
+    say(f"{out}: {len(merged.rows)} rows of {len(merged.sessions)} sessions")
+    return merged
+
+
+if __name__ == "__main__":
+    run_as_script(report)

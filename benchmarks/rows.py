@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from benchmarks.figures import Latency, MethodFigures
-from benchmarks.report import Row
 from benchmarks.robustness import robustness_of
+from benchmarks.schema import Row
 from benchmarks.task import Measurement, Timing, clip_scores
 from compress.metrics import Metrics, Threshold
 from compress.runs import check_length, check_size, own_threshold, student_of, takes

@@ -9,7 +9,7 @@ from benchmarks.columns import COLUMNS, DASH, PLACES, differing, figure, fixed, 
 from benchmarks.figures import Budget, Peak
 from benchmarks.how import how
 from benchmarks.picture import Mark, picture
-from benchmarks.report import ReferenceSummary, Report, Row
+from benchmarks.schema import ReferenceSummary, Report, Row
 from benchmarks.svg import shortened
 from benchmarks.tables import (
     Table,

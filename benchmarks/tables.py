@@ -22,7 +22,7 @@ from benchmarks.columns import (
     words,
 )
 from benchmarks.figures import Budget, MethodFigures, Profile
-from benchmarks.report import Report, Row
+from benchmarks.schema import Report, Row
 from compress.fidelity import Diagnosis
 
 WORST_LAYERS = 8

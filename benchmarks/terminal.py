@@ -10,7 +10,7 @@ from rich.text import Text
 
 from benchmarks.columns import COLUMNS, DASH, label, percent, status_of, words
 from benchmarks.headline import headline
-from benchmarks.report import Report
+from benchmarks.schema import Report
 
 WIDTH = 150
 SHOWN = (

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from compress.evaluate import Evaluated, Evaluation, evaluations, print_evaluation
+from compress.evaluation import Evaluated, Evaluation, evaluations, print_evaluation
 from compress.runs import check_length, check_size
 from compress.scoring import Takes
 from data.recompress import parse_recompressions

@@ -46,6 +46,13 @@ def test_stage_is_one_function_as_sub_command_and_as_script(name, capsys, monkey
     assert "Example: pocketproof" in " ".join(capsys.readouterr().out.split())
 
 
+def test_a_stage_lies_in_a_module_of_its_name():
+    """So that ``python -m room.stage`` is the stage."""
+    assert {name: module.rpartition(".")[2] for name, (module, _) in pocketproof.STAGES.items()} == {
+        name: name for name in pocketproof.STAGES
+    }
+
+
 def test_stage_as_a_script_shows_the_same_help():
     script = subprocess.run(
         [sys.executable, "-m", "data.prepare", "--help"], cwd=ROOT, capture_output=True, text=True, check=False

@@ -18,10 +18,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.merging import merge
 from benchmarks.reference import read_reference
 from benchmarks.render import write_report
-from benchmarks.report import read_report
+from benchmarks.report import merge
+from benchmarks.schema import read_report
 from benchmarks.task import clip_scores
 from compress.checkpoints import Position, load_checkpoint, save_checkpoint
 from compress.filling import _mapped as mapped

@@ -19,7 +19,7 @@ from rich.table import Table
 
 from benchmarks.bench import bench
 from benchmarks.reference import reference
-from benchmarks.report import Row, read_report
+from benchmarks.schema import Row, read_report
 from benchmarks.studies.teachers import SMALL, save_random_depth
 from compress.distill import distill
 from compress.teach import teach

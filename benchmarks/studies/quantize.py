@@ -19,7 +19,7 @@ from rich.table import Table
 
 from benchmarks.bench import bench
 from benchmarks.reference import reference
-from benchmarks.report import read_report
+from benchmarks.schema import read_report
 from compress.calibration import backbone_pictures, drawn_inputs, logits
 from compress.diagnosis import block_of, noisiest_blocks
 from compress.equalization import STRENGTH, equalize

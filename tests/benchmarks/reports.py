@@ -5,7 +5,7 @@ from html.parser import HTMLParser
 from typing import Any
 
 from benchmarks.figures import Budget, Latency, MethodFigures, Operation, Peak, Profile, Robustness, Stage, Sustained
-from benchmarks.report import ReferenceSummary, Report, Row, Session
+from benchmarks.schema import ReferenceSummary, Report, Row, Session
 from compress.fidelity import Diagnosis, LayerNoise
 
 HOSTILE = "<img src=x onerror=alert(1)>.mp4"

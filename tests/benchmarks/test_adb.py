@@ -14,13 +14,13 @@ import pytest
 
 from benchmarks.adb import Phone
 from benchmarks.bench import bench
-from benchmarks.merging import report as merged
 from benchmarks.native_runners import read_executorch, read_onnxruntime, tool_of
 from benchmarks.on_phone import ACCURACY, PhoneTimer
 from benchmarks.render import markdown
-from benchmarks.report import read_report
+from benchmarks.report import report as merged
 from benchmarks.rounds import Effort
 from benchmarks.rows import list_subjects
+from benchmarks.schema import read_report
 from benchmarks.worker import measure
 from export.bundle import Bundle
 from stage import StageError

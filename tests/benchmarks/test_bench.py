@@ -12,11 +12,12 @@ import pytest
 import torch
 
 from benchmarks.bench import bench, command_of_this_process
-from benchmarks.machine import describe_machine, diagnose
+from benchmarks.doctor import diagnose
+from benchmarks.machine import describe_machine
 from benchmarks.measuring import measure_apart, write_timed_crops
 from benchmarks.reference import Reference, read_reference, reference
-from benchmarks.report import Report, read_report
 from benchmarks.rows import check_fits, list_subjects
+from benchmarks.schema import Report, read_report
 from benchmarks.task import Task, clip_scores
 from benchmarks.timing import sustained, time_batches, time_runs
 from benchmarks.worker import measure

@@ -7,8 +7,8 @@ import pytest
 
 from benchmarks.comparing import against_peaks, compare_rows, runtimes_apart
 from benchmarks.figures import Latency, Peak
-from benchmarks.report import Row
 from benchmarks.rows import Subject
+from benchmarks.schema import Row
 from compress.metrics import Threshold
 from compress.scoring import ClipScores
 

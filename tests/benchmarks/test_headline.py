@@ -3,7 +3,7 @@
 import pytest
 
 from benchmarks.headline import NO_INT8, headline
-from benchmarks.report import Report
+from benchmarks.schema import Report
 from tests.benchmarks.reports import MACHINE, full_report, measured, plain_report
 
 

@@ -7,7 +7,7 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 
 from benchmarks.render import html
-from benchmarks.report import Report
+from benchmarks.schema import Report
 from tests.benchmarks.reports import CLOSING, HOSTILE, MACHINE, PHONE, Page, full_report, measured, plain_report
 
 SVG = "{http://www.w3.org/2000/svg}"

@@ -12,7 +12,7 @@ from torch import nn
 from benchmarks.bench import bench
 from benchmarks.measuring import measure_apart, write_timed_crops
 from benchmarks.profiling import LISTED, PROFILERS, RUNS, _by_run, profile
-from benchmarks.report import read_report
+from benchmarks.schema import read_report
 from benchmarks.task import Task
 from benchmarks.worker import WARM_UPS, load_scorer, measure
 from compress.runs import pixel_detector

@@ -10,7 +10,7 @@ import pytest
 from benchmarks.columns import ACCURACY, COLUMNS, DECIDING
 from benchmarks.headline import headline
 from benchmarks.render import html, markdown, table_text, write_report
-from benchmarks.report import Report, read_report, report_schema
+from benchmarks.schema import Report, read_report, report_schema
 from stage import StageError
 from tests.benchmarks.reports import (
     BREAKOUT,

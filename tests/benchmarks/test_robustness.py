@@ -6,8 +6,8 @@ from sklearn.metrics import roc_auc_score
 
 from benchmarks.bench import bench
 from benchmarks.render import html, markdown
-from benchmarks.report import read_report
 from benchmarks.robustness import robustness_of
+from benchmarks.schema import read_report
 from benchmarks.worker import measure
 from compress.metrics import Threshold
 from compress.scoring import ClipScores, score_split

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from benchmarks.figures import Latency
-from benchmarks.report import Row
 from benchmarks.rows import Subject, fill_row, list_subjects
+from benchmarks.schema import Row
 from benchmarks.task import Measurement, Scores, Timing
 from compress.metrics import Threshold
 from export.bundle import Bundle

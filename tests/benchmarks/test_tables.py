@@ -3,7 +3,7 @@
 import pytest
 
 from benchmarks.figures import MethodFigures
-from benchmarks.report import Report
+from benchmarks.schema import Report
 from benchmarks.sections import sections
 from benchmarks.tables import (
     accuracy_table,

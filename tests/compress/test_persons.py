@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.reference import reference
-from compress.evaluate import Evaluated, evaluations
+from compress.evaluation import Evaluated, evaluations
 from compress.persons import hashed, seen_note
 from compress.runs import data_source
 from compress.teach import teach

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from compress.evaluate import Evaluation
+from compress.evaluation import Evaluation
 from compress.metrics import compute_metrics
 from compress.runs import own_threshold, pixel_detector, takes, torch_scorer
 from compress.scoring import Takes, score_clip_list

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from benchmarks.merging import merge
-from benchmarks.merging import report as merge_files
-from benchmarks.report import read_report
+from benchmarks.report import merge
+from benchmarks.report import report as merge_files
+from benchmarks.schema import read_report
 from benchmarks.sections import sections
 from stage import StageError
 from tests.benchmarks.reports import DIAGNOSIS, MACHINE, plain_report

@@ -1,0 +1,220 @@
+"""The report's schema: ``report.json``. One row per artifact or run, device and thread count, against the reference."""
+
+import json
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+
+from benchmarks.figures import Budget, Latency, MethodFigures, Peak, Profile, Robustness, Sustained
+from compress.fidelity import Diagnosis
+from export.runtimes import ComputeUnits
+from files import read_json
+from stage import PALETTES, STATIC_INT8, Scheme
+
+SCHEMA_VERSION = 5
+Share = Annotated[float, Field(ge=0, le=1)]
+MOST_SPREAD = 0.05
+"""Of medians between rounds: a row whose medians lie further apart is unstable."""
+
+
+class Session(BaseModel):
+    """One call of ``bench`` on one machine: rows name it by ``machine``."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    machine: str
+    created: str
+    """UTC, ISO 8601."""
+    command: str
+    environment: dict[str, Any]
+    """What ``pocketproof doctor`` knows of the machine: processor, cores, versions."""
+    peaks: list[Peak] = Field(default_factory=list)
+
+
+class Row(BaseModel):
+    """What was measured of one artifact or run. A figure that was not measured is None and ``reason`` says why."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+    """The artifact's file, or the run's folder; with the folders before it where others have that name too."""
+    kind: Literal["artifact", "run"]
+    model: str
+    """The backbone."""
+    runtime: Literal["torch", "executorch", "onnxruntime", "coreml"]
+    scheme: Scheme
+    machine: str
+    """The session in which it was measured."""
+    device: str
+    """``cpu``; on a Mac of Core ML the compute units that it may use; or a phone, which is no part of the session's
+    machine."""
+    threads: PositiveInt
+    cores: list[int] | None = None
+    """Processors that the process was bound to while it was timed; None where the system cannot."""
+    batch: PositiveInt = 1
+    """Crops, or clips, that are scored at once."""
+    input_size: PositiveInt
+    status: Literal["measured", "evaluated", "not measured", "failed"]
+    """``evaluated``: scored by something in the runtime's place, as ``reason`` says; nothing was timed."""
+    reason: str = ""
+    """Why nothing was measured; or why some figures are missing or mean less than they seem to."""
+    bytes: PositiveInt
+    sha256: str | None = None
+    """Of the artifact or run; None in reports that were made before rows told it."""
+    load_ms: float | None = None
+    first_run_ms: float | None = None
+    latency_ms: Latency | None = None
+    repeats: int = 0
+    medians_ms: list[float] = Field(default_factory=list)
+    """Of each round, a fresh process; of a single round on this machine, those of its thirds."""
+    spread: float | None = None
+    """Largest less smallest of them, as a share of their median: above 0.05 the row is unstable."""
+    throughput: float | None = None
+    """Frames per second."""
+    peak_memory_mb: float | None = None
+    """Largest resident set of the whole process up to the end of the timing."""
+    peak_memory_over_idle_mb: float | None = None
+    """The same less the process with its runtime imported and nothing loaded."""
+    delegated_fraction: Share | None = None
+    """Share of operations that a delegate runs (ExecuTorch), or that Core ML prefers to run off the CPU."""
+    macs: int | None = None
+    """Multiply-accumulates a frame."""
+    peak_fraction: float | None = None
+    """``macs`` a second in the median run, as a share of the fastest matrix product on the same cores."""
+    runtime_bytes: int | None = None
+    """Of the runtime's own libraries on this machine, which an app ships beside the artifact; 0 where the system has
+    them."""
+    threshold: float | None = None
+    auc: Share | None = None
+    auc_interval: tuple[float, float] | None = None
+    """95 % bootstrap interval that resamples persons; None below 10 of each label."""
+    frame_auc: Share | None = None
+    video_auc: Share | None = None
+    """Of videos, each the mean over its valid frames, of clip models over its clips."""
+    methods: dict[str, MethodFigures] = Field(default_factory=dict)
+    eer: Share | None = None
+    ap: Share | None = None
+    accuracy: Share | None = None
+    tpr_at_fpr: dict[str, float | None] | None = None
+    delta_auc: float | None = None
+    """AUC less the reference's on the same clips."""
+    student: str | None = None
+    """The row of the fp32 student that this one was made from, to which verdict flips refer."""
+    verdict_flips: Share | None = None
+    """Share of clips whose verdict differs from the fp32 student's, each at its own threshold."""
+    equal_error_flips: Share | None = None
+    """The same with each at the equal-error threshold of its validation scores."""
+    frame_verdict_flips: Share | None = None
+    """The same as ``verdict_flips`` by single frames."""
+    control_auc: Share | None = None
+    """AUC on forgeries with the identity transform: 0.5 when the forgery was learned and not the file."""
+    speedup_over: str | None = None
+    """The fp32 teacher on the same machine and threads to which speedup and size ratio refer."""
+    speedup: float | None = None
+    """Its median latency divided by this row's."""
+    size_ratio: float | None = None
+    """Its bytes divided by this row's."""
+    earned: bool | None = None
+    """Whether this scheme is worth its slot here: faster than fp32 of the same student in the same runtime by more than
+    their spreads, and as accurate. None for fp32 itself, and where one of the two was not measured."""
+    earned_because: str = ""
+    """By what, or why not, or why it could not be told."""
+    robustness: list[Robustness] | None = None
+    sustained: Sustained | None = None
+    profile: Profile | None = None
+
+    @property
+    def on_phone(self) -> bool:
+        """Whether it was timed on a phone."""
+        return self.device not in ("cpu", *get_args(ComputeUnits))
+
+    @property
+    def unstable(self) -> bool:
+        """Whether its medians lie too far apart to be believed."""
+        return self.spread is not None and self.spread > MOST_SPREAD
+
+    @property
+    def simulated(self) -> bool:
+        """Whether torch computes in float32 what a phone computes in fewer bits: time and bytes then say nothing."""
+        return self.kind == "run" and self.scheme in (*STATIC_INT8, *PALETTES)
+
+    @property
+    def as_teacher(self) -> str:
+        """What ``speedup_over`` says of rows that are compared with this one."""
+        return f"{self.name} ({self.model}, torch fp32)"
+
+
+class ReferenceSummary(BaseModel):
+    """The teacher that rows are compared with, and where it was measured."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    run: str
+    sha256: str
+    """Of the run."""
+    backbone: str
+    device: str
+    precision: str
+    clips: int
+    auc: float | None
+    latency_ms: Latency
+    throughput: float
+    """Frames a second in the batch of the best throughput."""
+    best_batch: int
+    tf32: bool
+    """Whether float32 convolutions or matrix products might round to TF32 (NVIDIA GPUs only)."""
+    peak_memory_mb: float
+    device_memory_mb: float | None
+    """Largest sum of tensors on the GPU; None on a CPU."""
+    notes: list[str]
+
+
+class Report(BaseModel):
+    """``report.json``."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    schema_version: int = SCHEMA_VERSION
+    sessions: list[Session]
+    fingerprint: str
+    """Of the store that was scored."""
+    split: str
+    clips: dict[str, int]
+    """Real and fake clips on which accuracy was measured."""
+    control_clips: int | None = None
+    control_fingerprint: str | None = None
+    """Of the store of controls."""
+    reference: ReferenceSummary
+    diagnoses: dict[str, Diagnosis] = Field(default_factory=dict)
+    """What int8 cost, and in which layers, by int8 run."""
+    notes: list[str] = Field(default_factory=list)
+    """What a reader must know before believing a figure: corpora, random weights, what could not run here."""
+    rows: list[Row]
+    budgets: list[Budget] = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _names_its_sessions(self) -> Self:
+        names = [session.machine for session in self.sessions]
+        if len(set(names)) < len(names):
+            raise ValueError("two sessions have one name")
+        if strangers := {*(row.machine for row in self.rows), *(own.machine for own in self.budgets)} - set(names):
+            raise ValueError(f"no session is named {min(strangers)!r}")
+        return self
+
+
+def machine_of(session: str) -> str:
+    """Return the machine of a session; several on one machine that are in one report have a number behind it."""
+    return re.sub(r" \(\d+\)$", "", session)
+
+
+def report_schema() -> str:
+    """Return the JSON Schema of ``report.json``."""
+    return json.dumps(Report.model_json_schema(), indent=2) + "\n"
+
+
+def read_report(path: Path) -> Report:
+    """Read a ``report.json``. Raises StageError if it is missing, damaged or of another version."""
+    missing = f"{path} cannot be read: make it with pocketproof bench"
+    return read_json(path, Report, SCHEMA_VERSION, missing, "measure it again")
