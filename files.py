@@ -65,7 +65,8 @@ def written_whole(target: Path, keep_existing: bool = False) -> Iterator[Path]:
 def put_in_place(made: Path, target: Path) -> None:
     """Rename what was made, a file or a folder, to ``target``, so that after a power cut it is there whole or not."""
     _flush(made)
-    made.replace(target)
+    with writing(target):
+        made.replace(target)
     folder = os.open(target.parent, os.O_RDONLY)
     try:
         os.fsync(folder)

@@ -34,7 +34,7 @@ class Kept:
         """
         file = self.folder / f"{hashlib.sha256(f'{self._where} {asked}'.encode()).hexdigest()}.json"
         try:
-            return kind.model_validate_json(file.read_text(encoding="utf-8"))
+            return kind.model_validate_json(file.read_bytes())
         except (FileNotFoundError, ValidationError):  # after a power cut what was kept can be empty
             found = measure()
         with written_whole(file) as aside:

@@ -9,6 +9,7 @@ A frame's augmented picture does not depend on which other frames of its clip ar
 """
 
 import hashlib
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
@@ -153,6 +154,10 @@ TEN: dict[str, Callable[[np.random.Generator], Draw]] = {
 }
 
 
+MOST_OF_POLICY = 100
+"""Of a magnitude or count in a policy's name: beyond, pictures take for ever, or are nothing but grey."""
+
+
 def generator(seed: int, clip_id: str, view: int) -> np.random.Generator:
     """Return the random generator of a view, the same in every process."""
     digest = hashlib.sha256(f"{seed} {view} {clip_id}".encode()).digest()
@@ -168,6 +173,8 @@ def check_policy(policy: str, modalities: Iterable[str]) -> None:
             f"--augment {policy} is not known: take {', '.join((DEFAULT_POLICY, *TORCHVISION))}, "
             "or timm's rand, augmix, original, originalr, v0, v0r or 3a with its sections, such as rand-m9-mstd0.5"
         )
+    if any(float(number) > MOST_OF_POLICY for number in re.findall(r"\d+(?:\.\d+)?", policy)):
+        raise WrongArgument(f"--augment {policy}: numbers of a policy are at most {MOST_OF_POLICY}")
     others = [modality for modality in modalities if modality != "rgb"]
     if others:
         raise WrongArgument(

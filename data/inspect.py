@@ -22,6 +22,8 @@ from stage import StageError, WrongArgument, run_as_script, say
 SHEET_CLIPS, SHEET_FRAMES = 12, 4
 TITLE = "Contact sheet of a ClipStore"
 """In the file, so that no other picture is overwritten."""
+WIDTH = 150
+"""Of the printed table, whatever the terminal says of itself."""
 THUMBNAIL, CAPTION = 112, 18
 """Pixels: side of a picture on the sheet, and height of the line above a clip."""
 
@@ -98,7 +100,7 @@ def _print(counts: dict[str, Any]) -> None:
     table = Table("split", "label", "method", "status", "files", "clips")
     for group in counts["groups"]:
         table.add_row(*(Text(str(value)) for value in group.values()))  # in plain text, brackets are no markup
-    Console().print(table)
+    Console(width=WIDTH, color_system=None).print(table)
     for reason, number in counts["reasons"].items():
         print(f"{number} file{'' if number == 1 else 's'}: {reason}")
     for note in counts["notes"]:

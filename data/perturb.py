@@ -24,10 +24,9 @@ from data.parquet import RowWriter, read_rows
 from data.photo import Photo
 from data.picture import Frame, Picture
 from data.prepare_video import forged, surroundings
-from data.recompress import through_jpeg
 from data.store import CLIP_SCHEMA, VIDEO_SCHEMA, Clip, ClipStore, StoreSettings, encode_png
 from data.unfinished import counted
-from data.video import Video, recompressed
+from data.video import Video, recompressed, through_jpeg
 from files import sha256_of
 from stage import StageError, in_processes
 

@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from data.depth import SIZES, DepthAnything, DepthWeights, depth_pictures
 from data.store import Clip, ClipStore
-from data.video import recompressed
+from data.video import recompressed, through_jpeg
 from stage import Modality, StageError, WrongArgument
 
 LEVELS = {"h264": (0, 51), "jpeg": (1, 100)}
@@ -51,13 +50,6 @@ def parse_recompressions(text: str) -> list[Recompression]:
     if not all(part.isascii() and part.isdecimal() and least <= int(part) <= most for part in parts):
         raise WrongArgument(f"--recompress {text!r}: {LEGAL}")
     return [Recompression(codec, level) for level in dict.fromkeys(map(int, parts))]  # type: ignore[arg-type]
-
-
-def through_jpeg(crop: NDArray[np.uint8], quality: int) -> NDArray[np.uint8]:
-    """Return a picture, uint8 [H, W, 3] RGB, as it comes out of JPEG of a quality from 1 to 100."""
-    done, data = cv2.imencode(".jpg", crop[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
-    assert done
-    return np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR_RGB), np.uint8)
 
 
 class RecompressedStore:

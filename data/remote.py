@@ -32,7 +32,9 @@ def place(text: str) -> Path:
     if "://" not in text:
         return Path(text)
     with answering(text):
-        return cast(Path, UPath(text))
+        path = cast(Path, UPath(text))
+        str(path)  # of some URLs says only now that they are none
+        return path
 
 
 def is_remote(path: Path) -> bool:

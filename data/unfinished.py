@@ -41,7 +41,8 @@ class Unfinished:
         self._lock = locked(out)
         refuse_existing(out)
         mark = self.folder / "settings.json"
-        before, asked = mark.read_text() if mark.exists() else "", settings.model_dump_json()
+        before = mark.read_text(encoding="utf-8", errors="replace") if mark.exists() else ""
+        asked = settings.model_dump_json()
         if before != asked:
             if before and any(self.folder.glob("rows/*.json")):
                 refuse_other_settings(self.folder, before, asked, MEANING)

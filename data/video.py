@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import av
+import cv2
 import numpy as np
 from av.packet import Packet
 from av.video.frame import VideoFrame
@@ -217,3 +218,10 @@ def recompressed(frames: Sequence[Frame], crf: int = CRF) -> list[Frame]:
     with av.open(file, mode="r", format="mp4") as container:
         decoded = [Picture(frame).rgb for frame in container.decode(video=0)]
     return [frame[:height, :width] for frame in decoded]
+
+
+def through_jpeg(crop: Frame, quality: int) -> Frame:
+    """Return a picture, uint8 [H, W, 3] RGB, as it comes out of JPEG of a quality from 1 to 100."""
+    done, data = cv2.imencode(".jpg", crop[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
+    assert done
+    return np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR_RGB), np.uint8)

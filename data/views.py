@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-import cv2
 import numpy as np
 import typer
 from numpy.typing import NDArray
@@ -18,6 +17,7 @@ from data.augment import DEFAULT_POLICY, augment, check_policy, generator
 from data.forge import WEAKEST, Forgery
 from data.layouts import FAKE, REAL
 from data.store import Clip, ClipStore
+from data.video import through_jpeg
 from stage import Modality, StageError, WrongArgument
 
 WeakestForgery = Annotated[
@@ -145,6 +145,5 @@ class Views:
 
     def _compressed(self, crops: NDArray[np.uint8], view: View) -> NDArray[np.uint8]:
         rng = generator(self.rule.seed, f"compress {view.clip.clip_id}", view.number)
-        quality = [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(*JPEG_QUALITY))]
-        files = [cv2.imencode(".jpg", crop[..., ::-1], quality)[1] for crop in crops]
-        return np.stack([np.asarray(cv2.imdecode(file, cv2.IMREAD_COLOR_RGB), np.uint8) for file in files])
+        quality = int(rng.integers(*JPEG_QUALITY))
+        return np.stack([through_jpeg(crop, quality) for crop in crops])

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 
+import av
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,7 @@ from data.remote import fetched
 from data.video import Video, write_video
 from export.scorer import Detection
 from files import written_whole
+from stage import StageError, reason_of
 
 RED, BLUE, AXIS, BAND = (214, 69, 53), (38, 128, 199), (230, 230, 230), (24, 24, 24)
 """Colours, RGB; words and a dashed outline say the same as they do."""
@@ -45,7 +47,10 @@ def annotate(path: Path, found: Detection, marks: Marks, out: Path) -> None:
     with fetched(path) as file, Video(file) as video, written_whole(out) as aside:
         rate = Fraction(video.info.fps).limit_denominator(90_000)
         frames = (picture.rgb for picture in video.pictures())
-        write_video(aside, _drawn(frames, found, marks), rate)
+        try:
+            write_video(aside, _drawn(frames, found, marks), rate)
+        except av.error.ExternalError as error:
+            raise StageError(f"{out}: H.264 cannot hold this video ({reason_of(error)})") from error
 
 
 def _drawn(frames: Iterator[Frame], found: Detection, marks: Marks) -> Iterator[Frame]:

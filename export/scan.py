@@ -235,7 +235,7 @@ def scan(
 def _go_on(folder: Path, scorer: str) -> None:
     """Make the folder of an unfinished scan, or go on with that of the same artifact and rules."""
     mark = folder / "scorer.txt"
-    before = mark.read_text() if mark.exists() else ""
+    before = mark.read_text(encoding="utf-8", errors="replace") if mark.exists() else ""
     if before != scorer:
         if before and any(Journal(folder).rows()):
             raise StageError(

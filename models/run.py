@@ -125,7 +125,7 @@ class UnfinishedRun:
 
     def _begin(self, asked: str) -> None:
         mark = self.checkpoint.with_name("asked.json")
-        before = mark.read_text(encoding="utf-8") if mark.exists() else ""
+        before = mark.read_text(encoding="utf-8", errors="replace") if mark.exists() else ""
         if before != asked:
             if self.checkpoint.exists():
                 refuse_other_settings(self.folder, before, asked, MEANING)

@@ -364,6 +364,12 @@ def test_ten_fits_every_modality() -> None:
     check_policy("ten", ["rgb", "depth", "flow"])
 
 
+@pytest.mark.parametrize("policy", ["rand-n99999999", "augmix-d101", "rand-m9-mstd100.5"])
+def test_numbers_that_would_take_for_ever_are_refused(policy: str) -> None:
+    with pytest.raises(StageError, match=rf"--augment {policy}: numbers of a policy are at most 100"):
+        check_policy(policy, ["rgb"])
+
+
 @pytest.mark.parametrize("policy", ["rand-m9.5", "augmix-m2.5", "rand-n99-tweights"])
 def test_numbers_that_timm_cannot_take_are_refused_in_one_line(clip: NDArray[np.uint8], policy: str) -> None:
     with pytest.raises(StageError, match=rf"timm refuses --augment {policy}: .+: take other numbers"):

@@ -1,5 +1,6 @@
 """Corpora behind URLs: what lies there must not reach out of where it is read."""
 
+import re
 from pathlib import Path
 
 import fsspec
@@ -88,6 +89,12 @@ def test_an_upload_mixes_with_nothing_that_is_there(
     with pytest.raises(StageError, match=r"memory:///?out already exists: remove it or give another --out"):
         upload(tmp_path, place("memory://out"))
     assert {name: memory.cat(f"/out/{name}") for name in there} == there
+
+
+@pytest.mark.parametrize("url", ["http://[::1", "nothing://x"])
+def test_what_is_no_url_is_one_line(url: str) -> None:
+    with pytest.raises(StageError, match=re.escape(f"{url} cannot be reached: ")):
+        place(url)
 
 
 def test_the_top_of_a_file_system_is_no_place_for_a_store(tmp_path: Path) -> None:
