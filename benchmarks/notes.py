@@ -38,8 +38,8 @@ def notes_of(
     if looking := [s for s in subjects if s.takes.modalities != ("rgb",)]:
         named = ", ".join(dict.fromkeys(f"{s.row.name} ({'+'.join(s.takes.modalities)})" for s in looking))
         notes.append(
-            f"Latency, throughput and speedup of {named} are of ready pictures: making depth or flow of a frame takes "
-            "longer than some networks (--video times it)."
+            f"Latency, throughput and speedup of {named} leave out the time to make depth or flow of a frame, which is "
+            "longer than some networks take (--video times it)."
         )
     others: dict[str, list[str]] = {}
     for row in (subject.row for subject in subjects if subject.row.status != "measured"):

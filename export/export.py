@@ -292,7 +292,7 @@ def export(
     for artifact in manifest.artifacts:
         say(f"{out / artifact.file}: {artifact.bytes / 1e6:.2f} MB, {artifact.near()}")
         if artifact.untold:
-            say(f"{out / artifact.file}: its golden outputs cannot tell {', '.join(artifact.untold)}")
+            say(f"{out / artifact.file}: its golden outputs would not reveal {', '.join(artifact.untold)}")
         if artifact.phone_check:
             say(f"{out / artifact.file}: {artifact.phone_check}")
     for absent in manifest.absent:

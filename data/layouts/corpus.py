@@ -202,7 +202,9 @@ def _left_out(root: Path, sources: Sequence[Source]) -> list[str]:
     if not names:
         return []
     some = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-    return [f"{len(names)} files of {root.name} are not where or what its layout looks for: {some}."]
+    return [
+        f"{len(names)} files of {root.name} were not taken: their folder or suffix is none that its layout reads: {some}."
+    ]
 
 
 def _asked(selection: Selection) -> str:

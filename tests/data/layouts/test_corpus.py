@@ -182,7 +182,8 @@ def test_videos_and_photos_that_a_layout_does_not_take_are_noted(touch: Callable
     root = touch("real/a.mp4", "fake/b.mp4", "real/c.heic", "extra/d.mp4", "real/notes.txt")
     _, notes = read_sources([root], Selection())
     assert notes[-1:] == [
-        f"2 files of {root.name} are not where or what its layout looks for: extra/d.mp4, real/c.heic."
+        f"2 files of {root.name} were not taken: their folder or suffix is none that its layout reads: extra/d.mp4, "
+        "real/c.heic."
     ]
 
 
