@@ -1,4 +1,4 @@
-"""Files on disk: written whole or not at all, locked, hashed, and those of a user read without trust.
+"""Files on disk: written whole or not at all, locked, hashed, and gone on with after an interruption.
 
 This module stands beside ``stage.py``: every room uses it and it uses none of them.
 """
@@ -8,20 +8,17 @@ import errno
 import fcntl
 import hashlib
 import json
-import math
 import os
 import platform
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any
 
-from pydantic import BaseModel, ValidationError
+from parsing import parse_json
+from stage import StageError, reason_of, say, some_of
 
-from stage import StageError, reason_of, say
-
-Schema = TypeVar("Schema", bound=BaseModel)
 NOT_WRITABLE = (
     *(errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY, errno.EBUSY),
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENAMETOOLONG),
@@ -177,15 +174,25 @@ def alone(out: Path) -> Iterator[None]:
             Path(lock.name).unlink(missing_ok=True)
 
 
-def refuse_other_settings(folder: Path, before: str, now: str, meaning: Mapping[str, str]) -> None:
-    """Raise StageError for work that was interrupted and would go on with other settings, each a JSON object.
+def go_on_with(folder: Path, mark: str, asked: str, begun: Callable[[], bool], meaning: Mapping[str, str]) -> None:
+    """Make a folder of unfinished work, or go on with one that was made for the same.
 
-    meaning: what is said of settings whose values tell a user nothing.
+    mark: the file in it that holds what decides the work, ``asked``, a JSON object. begun: whether there is work that
+    could be lost. meaning: what is said of settings whose values tell a user nothing. Raises StageError for the work of
+    another call.
     """
-    raise StageError(
-        f"{folder} is unfinished work of another call ({_differing(before, now, meaning)}): call the command as then "
-        "to go on with it, or remove it to begin anew"
-    )
+    file = folder / mark
+    before = file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
+    if before != asked:
+        if begun():
+            raise StageError(
+                f"{folder} is unfinished work of another call ({_differing(before, asked, meaning)}): call the command "
+                "as then to go on with it, or remove it to begin anew"
+            )
+        remove(folder)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with written_whole(file) as aside:
+        aside.write_text(asked, encoding="utf-8")
 
 
 def _differing(before: str, now: str, meaning: Mapping[str, str]) -> str:
@@ -197,7 +204,7 @@ def _differing(before: str, now: str, meaning: Mapping[str, str]) -> str:
     names = [name for name in {**one, **other} if one.get(name) != other.get(name)]
     shown = [meaning.get(name, f"{name} was {json.dumps(one.get(name))[:40]}") for name in names]
     shown = list(dict.fromkeys(shown))
-    return ", ".join(shown[:3]) + (", ..." if len(shown) > 3 else "")
+    return some_of(shown)
 
 
 def _flat(value: dict[str, Any]) -> dict[str, Any]:
@@ -222,90 +229,11 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def load_tensors(path: Path) -> Any:
-    """Read what a .safetensors or torch file holds, without unpickling anything but tensors and plain containers.
-
-    Raises ValueError with the reason if the file is damaged or would have to be unpickled without restriction.
-    """
-    import torch
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
-    except Exception as error:  # a damaged pickle makes its reader raise nearly anything
-        # Torch itself would tell the user how to unpickle it without restriction.
-        unsafe = "weights_only" in str(error)
-        raise ValueError("it holds other things than tensors" if unsafe else reason_of(error)) from error
-
-
-def card_licence(folder: Path) -> str:
-    """Return the licence in the front matter of a model card (README.md). Raises StageError if it is damaged."""
-    from huggingface_hub.repocard import metadata_load
-
-    card = folder / "README.md"
-    if not card.is_file():
-        return "unknown (no model card beside the weights)"
-    try:
-        licence = (metadata_load(card) or {}).get("license")
-    except Exception as error:  # the card is anybody's YAML
-        raise StageError(f"{card} cannot be read as a model card: {reason_of(error)}; mend or remove it") from error
-    return str(licence or "unknown (the model card names none)")
-
-
 def bytes_of(path: Path) -> int:
     """Return the size of a file in bytes, or the sum over a folder's files. Raises FileNotFoundError for nothing."""
     if not path.is_dir():
         return path.stat().st_size
     return sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
-
-
-class NotFinite(ValueError):
-    """A file holds NaN or an infinity."""
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise NotFinite(f"{text} is no number")
-    return value
-
-
-def parse_json(text: str | bytes) -> Any:
-    """Parse the JSON of a user's file.
-
-    Raises ValueError if it is damaged, or nested deeper than Python follows, and NotFinite for NaN and infinities,
-    which JSON does not have and Python takes.
-    """
-    try:
-        return json.loads(text, parse_constant=_finite, parse_float=_finite)
-    except RecursionError as error:
-        raise ValueError("it is nested too deeply") from error
-
-
-def read_json(path: Path, schema: type[Schema], version: int, missing: str, mend: str = "") -> Schema:
-    """Read a file of Pocketproof's own.
-
-    Raises StageError: ``missing`` where there is none, why it cannot be read, or what is wrong with it and then
-    ``mend``. Another version than the known one is told first, as its parts may be of any form.
-    """
-    mend = mend and f": {mend}"
-    try:
-        text = path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise StageError(missing) from error
-    except OSError as error:
-        raise StageError(f"{path} cannot be read: {reason_of(error)}") from error
-    try:
-        if (stated := parse_json(text)["schema_version"]) != version:
-            raise StageError(f"{path} is of schema version {stated}, this program reads {version}{mend}")
-    except NotFinite as error:
-        raise StageError(f"{path} is not valid: {error}{mend}") from error
-    except (ValueError, KeyError, TypeError):
-        pass  # its schema tells it better
-    try:
-        return schema.model_validate_json(text)
-    except ValidationError as error:
-        raise StageError(f"{path} is not valid: {reason_of(error)}{mend}") from error
 
 
 def shortest_names(paths: Iterable[Path]) -> dict[Path, str]:

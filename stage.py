@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import is_dataclass
@@ -64,6 +64,11 @@ def reason_of(error: Exception) -> str:
         return ": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"])))
     text = getattr(error, "strerror", None) or str(error)
     return text.strip().splitlines()[0].strip() if text.strip() else type(error).__name__
+
+
+def some_of(names: Sequence[str]) -> str:
+    """Return the first three names, and a sign of more."""
+    return ", ".join([*names[:3], *(["..."] if len(names) > 3 else [])])
 
 
 def speaks() -> bool:

@@ -18,10 +18,11 @@ from compress.metrics import Metrics
 from compress.persons import seen_note
 from compress.runs import check_store, takes
 from data.store import ClipStore
-from files import read_json, refuse_existing, written_whole
+from files import refuse_existing, written_whole
 from models.origin import Parent
 from models.run import Run
 from models.schemes import fast_dtype
+from parsing import read_json
 from stage import StageError, refuse_tf32, run_as_script, say
 
 SCHEMA_VERSION = 3

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 from benchmarks.figures import Budget, Latency, MethodFigures, Peak, Profile, Robustness, Sustained
 from compress.fidelity import Diagnosis
 from export.runtimes import ComputeUnits
-from files import read_json
+from parsing import read_json
 from stage import PALETTES, STATIC_INT8, Scheme
 
 SCHEMA_VERSION = 5

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from files import load_tensors, written_whole
+from files import written_whole
+from parsing import load_tensors
 from stage import StageError, reason_of
 
 

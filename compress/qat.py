@@ -25,10 +25,10 @@ from compress.taught import Taught
 from compress.training import fit
 from data.store import ClipStore
 from data.views import ViewRule, Views
-from files import parse_json
 from models.detector import Detector, PixelDetector
 from models.outputs import example_outputs
 from models.run import Run, UnfinishedRun
+from parsing import parse_json
 from stage import StageError
 
 OF_ITSELF = {"margin": 1.0}

@@ -16,13 +16,13 @@ from compress.fidelity import Diagnosis
 from compress.persons import seen_persons
 from compress.scoring import ClipScores, Scorer, Takes, score_split
 from data.store import ClipStore
-from files import parse_json
 from models.cost import cost_of
 from models.detector import Detector, PixelDetector
 from models.fusing import fuse
 from models.origin import DataSource
 from models.run import Run, RunInfo, UnfinishedRun
 from models.schemes import in_scheme
+from parsing import parse_json
 from stage import Scheme, StageError, say, speaks
 
 if TYPE_CHECKING:

@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from files import card_licence, sha256_of
+from files import sha256_of
+from parsing import card_licence
 from stage import StageError, WrongArgument, reason_of, refuse_tf32
 
 if TYPE_CHECKING:

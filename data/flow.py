@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from files import load_tensors
+from parsing import load_tensors
 from stage import StageError, WrongArgument, reason_of, refuse_tf32
 
 if TYPE_CHECKING:

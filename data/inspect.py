@@ -17,7 +17,7 @@ from rich.text import Text
 from data.layouts import SPLITS
 from data.store import FORGED, Clip, ClipStore
 from files import refuse_link, written_whole
-from stage import StageError, WrongArgument, run_as_script, say
+from stage import StageError, WrongArgument, run_as_script, say, some_of
 
 SHEET_CLIPS, SHEET_FRAMES = 12, 4
 TITLE = "Contact sheet of a ClipStore"
@@ -150,8 +150,9 @@ def inspect(
     else:
         _print(counts)
     if counts["changed"]:
-        some = ", ".join(counts["changed"][:3]) + (", ..." if len(counts["changed"]) > 3 else "")
-        say(f"clip files that are missing or not those that were prepared: {len(counts['changed'])} ({some})")
+        say(
+            f"clip files that are missing or not those that were prepared: {len(counts['changed'])} ({some_of(counts['changed'])})"
+        )
     if not any(sum(clips.values()) for clips in opened.info.clips.values()):
         say(f"{store} holds no clip: there is nothing to draw")
         return

@@ -30,7 +30,8 @@ from data.crops import CropRule
 from data.depth import DepthWeights
 from data.layouts import FAKE, REAL, SPLITS
 from data.parquet import read_rows
-from files import read_json, sha256_of
+from files import sha256_of
+from parsing import read_json
 from stage import Modality, StageError, reason_of, say
 
 SCHEMA_VERSION = 2

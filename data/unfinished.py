@@ -14,16 +14,7 @@ from data.layouts import SPLITS, Source
 from data.parquet import RowWriter
 from data.remote import is_remote
 from data.store import CLIP_SCHEMA, VIDEO_SCHEMA, Status, StoreInfo, StoreSettings
-from files import (
-    aside_of,
-    locked,
-    put_in_place,
-    refuse_existing,
-    refuse_other_settings,
-    remove,
-    sha256_of,
-    written_whole,
-)
+from files import aside_of, go_on_with, locked, put_in_place, refuse_existing, sha256_of
 
 MODIFIED = "modified_ns"
 MEANING = {"sources_sha256": "a source was added, removed or changed"}
@@ -40,19 +31,12 @@ class Unfinished:
         self.folder = out.with_name(f".{out.name}.unfinished")
         self._lock = locked(out)
         refuse_existing(out)
-        mark = self.folder / "settings.json"
-        before = mark.read_text(encoding="utf-8", errors="replace") if mark.exists() else ""
         asked = settings.model_dump_json()
-        if before != asked:
-            if before and any(self.folder.glob("rows/*.json")):
-                refuse_other_settings(self.folder, before, asked, MEANING)
-            remove(self.folder)
+        go_on_with(self.folder, "settings.json", asked, lambda: any(self.folder.glob("rows/*.json")), MEANING)
         self._remove_partial()
         (self.folder / "clips").mkdir(parents=True, exist_ok=True)
         self.journal = Journal(self.folder)
         self.journal.open()
-        with written_whole(mark) as aside:
-            aside.write_text(asked)
 
     def finish(self, sources: Sequence[Source], notes: list[str]) -> StoreInfo:
         """Join the rows into ``videos.parquet`` and ``store.json`` and put the store in its place."""

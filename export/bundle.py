@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 
 from export.manifest import SCHEMA_VERSION, Artifact, Manifest
 from export.runtimes import Programs, Runner, evaluated_by, open_artifact, program_file, runner_of
-from files import bytes_of, read_json, sha256_of
+from files import bytes_of, sha256_of
+from parsing import read_json
 from stage import StageError
 
 SUMS = "SHA256SUMS"

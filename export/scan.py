@@ -23,7 +23,7 @@ from data.remote import is_remote
 from export.bundle import Bundle
 from export.manifest import Artifact
 from export.scorer import NoFace, VideoScorer
-from files import locked, remove, written_whole
+from files import go_on_with, locked, written_whole
 from stage import StageError, reason_of
 
 CLIP = pa.struct([("start_frame", pa.int32()), ("score", pa.float64()), ("frames", pa.int32())])
@@ -51,6 +51,7 @@ TABLE_SCHEMA = pa.schema(
 """One row per video. ``status``: ok, no_face, unreadable, or refused (a photo, of a clip student)."""
 SCORER_KEY = b"pocketproof.scorer.sha256"
 """In the file's metadata: what gave the scores, see ``_scorer_hash``."""
+MEANING = {"scorer": "another artifact, threshold or rule"}
 FETCH = "cannot be fetched"
 """Begins the reason of a file behind a URL that did not come."""
 
@@ -211,8 +212,9 @@ def scan(
     folder, scorer = out.with_name(f".{out.name}.unfinished"), _scorer_hash(bundle, artifact)
     with closing(locked(out)) as lock:
         rows = {row["video"]: row for row in _read_table(out, artifact, scorer)}
-        _go_on(folder, scorer)
         journal = Journal(folder)
+        go_on_with(folder, "asked.json", json.dumps({"scorer": scorer}), lambda: any(journal.rows()), MEANING)
+        journal.open()
         rows |= {row["video"]: row for row in journal.rows()}
         absolute = [path if is_remote(path) else path.absolute() for path in videos]
         todo = {}
@@ -230,21 +232,6 @@ def scan(
         shutil.rmtree(folder)
         Path(lock.name).unlink(missing_ok=True)
     return Counter(rows[shown(path)]["status"] for path in absolute)
-
-
-def _go_on(folder: Path, scorer: str) -> None:
-    """Make the folder of an unfinished scan, or go on with that of the same artifact and rules."""
-    mark = folder / "scorer.txt"
-    before = mark.read_text(encoding="utf-8", errors="replace") if mark.exists() else ""
-    if before != scorer:
-        if before and any(Journal(folder).rows()):
-            raise StageError(
-                f"{folder} holds unfinished scores of another artifact: give another --out, or remove it to begin anew"
-            )
-        remove(folder)
-    Journal(folder).open()
-    with written_whole(mark) as aside:
-        aside.write_text(scorer)
 
 
 def _in_processes(todo: dict[str, Path], bundle: Bundle, artifact: Artifact, folder: Path, workers: int) -> None:

@@ -17,18 +17,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
-from files import (
-    locked,
-    put_in_place,
-    read_json,
-    refuse_existing,
-    refuse_other_settings,
-    remove,
-    sha256_of,
-    written_whole,
-)
+from files import go_on_with, locked, put_in_place, refuse_existing, sha256_of, written_whole
 from models.detector import Architecture, Detector, Preprocessing
 from models.origin import DataSource, Parent, Weights
+from parsing import read_json
 from stage import STATIC_INT8, Scheme, StageError, reason_of, say, speaks
 
 SCHEMA_VERSION = 1
@@ -121,18 +113,8 @@ class UnfinishedRun:
         if speaks():
             self._lock = locked(out)
             refuse_existing(out)
-            self._begin(json.dumps(asked, indent=2, default=str) + "\n")
-
-    def _begin(self, asked: str) -> None:
-        mark = self.checkpoint.with_name("asked.json")
-        before = mark.read_text(encoding="utf-8", errors="replace") if mark.exists() else ""
-        if before != asked:
-            if self.checkpoint.exists():
-                refuse_other_settings(self.folder, before, asked, MEANING)
-            remove(self.folder)
-        self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
-        with written_whole(mark) as aside:
-            aside.write_text(asked, encoding="utf-8")
+            said = json.dumps(asked, indent=2, default=str) + "\n"
+            go_on_with(self.folder, f"{self.checkpoint.parent.name}/asked.json", said, self.checkpoint.exists, MEANING)
 
     def finish(self, info: RunInfo, detector: Detector, metrics: dict[str, Any], **files: str) -> None:
         """Write the trained run and put it in its place, as ``save_run`` does; for the first process alone."""

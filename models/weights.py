@@ -11,10 +11,11 @@ import timm
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from torch import Tensor, nn
 
-from files import card_licence, load_tensors, parse_json, sha256_of
+from files import sha256_of
 from models.detector import Preprocessing, create_backbone
 from models.origin import Weights
-from stage import StageError, WrongArgument, reason_of, say
+from parsing import card_licence, load_tensors, parse_json
+from stage import StageError, WrongArgument, reason_of, say, some_of
 
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 
@@ -84,17 +85,13 @@ def _observed_loading() -> Iterator[list[_Fit]]:
         nn.Module.load_state_dict = load  # type: ignore[method-assign]
 
 
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-
-
 def _check(fit: _Fit, misfit: str) -> None:
     """Raise StageError if a backbone did not get all of its tensors."""
     reasons = []
     if fit.missing:
-        reasons.append(f"{len(fit.missing)} of {fit.total} tensors missing ({_some(fit.missing)})")
+        reasons.append(f"{len(fit.missing)} of {fit.total} tensors missing ({some_of(fit.missing)})")
     if fit.other_shape:
-        reasons.append(f"{len(fit.other_shape)} of {fit.total} tensors of another shape ({_some(fit.other_shape)})")
+        reasons.append(f"{len(fit.other_shape)} of {fit.total} tensors of another shape ({some_of(fit.other_shape)})")
     if reasons:
         raise StageError(f"{misfit}: {'; '.join(reasons)}; give weights of this backbone")
 
@@ -104,7 +101,7 @@ def _say_unused(fit: _Fit, name: str, path: Path) -> None:
     heads = timm.get_pretrained_cfg(name).classifier or ()
     prefixes = tuple(f"{head.split('.')[0]}." for head in ([heads] if isinstance(heads, str) else heads))
     if unused := [tensor for tensor in fit.unknown if not tensor.startswith(prefixes)]:
-        say(f"{path}: {len(unused)} tensors that {name} does not have are not used ({_some(unused)})")
+        say(f"{path}: {len(unused)} tensors that {name} does not have are not used ({some_of(unused)})")
 
 
 def _from_file(name: str, size: int, path: Path) -> nn.Module:

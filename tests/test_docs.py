@@ -159,6 +159,7 @@ SAYINGS = (
     ]
     + sayings(ROOT / "stage.py")
     + sayings(ROOT / "files.py")
+    + sayings(ROOT / "parsing.py")
 )
 ERRORS = [
     pytest.param(error, id=f"{page.name}: {error}")

@@ -10,18 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from files import (
-    NotFinite,
-    alone,
-    bytes_of,
-    load_tensors,
-    locked,
-    parse_json,
-    put_in_place,
-    refuse_existing,
-    sha256_of,
-    written_whole,
-)
+from files import alone, bytes_of, locked, put_in_place, refuse_existing, sha256_of, written_whole
+from parsing import NotFinite, load_tensors, parse_json
 from stage import StageError
 
 

@@ -18,8 +18,8 @@ from data.layouts.flat import flat_layout
 from data.layouts.folder import folder_layout
 from data.layouts.source import PHOTO_SUFFIXES, VIDEO_SUFFIXES, Source, media
 from data.layouts.table import csv_layout
-from files import parse_json
-from stage import StageError, WrongArgument
+from parsing import parse_json
+from stage import StageError, WrongArgument, some_of
 
 LAYOUTS: dict[str, Callable[[Path], list[Source]]] = {
     "ffpp": ffpp_layout,
@@ -201,9 +201,9 @@ def _left_out(root: Path, sources: Sequence[Source]) -> list[str]:
     ]
     if not names:
         return []
-    some = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
     return [
-        f"{len(names)} files of {root.name} were not taken: their folder or suffix is none that its layout reads: {some}."
+        f"{len(names)} files of {root.name} were not taken: their folder or suffix is none that its layout reads: "
+        f"{some_of(names)}."
     ]
 
 

@@ -5,7 +5,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from data.layouts.source import FAKE, REAL, VIDEO_SUFFIXES, Source, corpus_json, media, shown
-from stage import StageError
+from stage import StageError, some_of
 
 PERSONS_NOTE = (
     "DFDC does not name its actors: its splits share no source video, but the same person may be in several splits."
@@ -61,5 +61,7 @@ def dfdc_notes(root: Path, sources: Sequence[Source]) -> list[str]:
     unlisted = [name for _, name in media(root) if name not in listed]
     if not unlisted:
         return [PERSONS_NOTE]
-    some = ", ".join(unlisted[:3]) + (", ..." if len(unlisted) > 3 else "")
-    return [PERSONS_NOTE, f"DFDC: {len(unlisted)} videos that no metadata.json lists were left out: {some}."]
+    return [
+        PERSONS_NOTE,
+        f"DFDC: {len(unlisted)} videos that no metadata.json lists were left out: {some_of(unlisted)}.",
+    ]

@@ -92,7 +92,7 @@ def test_an_interrupted_scan_goes_on(folder, bundle_path, tmp_path, here, monkey
             detect([folder], bundle_path, FILE, out=out)
     assert not out.exists()
     (tmp_path / ".scores.parquet.unfinished" / "rows" / "torn.json").write_text("")
-    with pytest.raises(StageError, match=r"\.unfinished holds unfinished scores of another artifact: give another"):
+    with pytest.raises(StageError, match=r"is unfinished work of another call \(another artifact, threshold or rule\)"):
         detect([folder], bundle_path, "test_byobnet-int8.onnx", out=out)
     here.clear()
     detect([folder / "real"], bundle_path, FILE, out=out)

@@ -1,0 +1,94 @@
+"""What a user's files hold, read without trust: JSON, weights, model cards.
+
+This module stands beside ``stage.py``: every room uses it and it uses none of them.
+"""
+
+import json
+import math
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from stage import StageError, reason_of
+
+Schema = TypeVar("Schema", bound=BaseModel)
+
+
+def load_tensors(path: Path) -> Any:
+    """Read what a .safetensors or torch file holds, without unpickling anything but tensors and plain containers.
+
+    Raises ValueError with the reason if the file is damaged or would have to be unpickled without restriction.
+    """
+    import torch
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+    except Exception as error:  # a damaged pickle makes its reader raise nearly anything
+        # Torch itself would tell the user how to unpickle it without restriction.
+        unsafe = "weights_only" in str(error)
+        raise ValueError("it holds other things than tensors" if unsafe else reason_of(error)) from error
+
+
+def card_licence(folder: Path) -> str:
+    """Return the licence in the front matter of a model card (README.md). Raises StageError if it is damaged."""
+    from huggingface_hub.repocard import metadata_load
+
+    card = folder / "README.md"
+    if not card.is_file():
+        return "unknown (no model card beside the weights)"
+    try:
+        licence = (metadata_load(card) or {}).get("license")
+    except Exception as error:  # the card is anybody's YAML
+        raise StageError(f"{card} cannot be read as a model card: {reason_of(error)}; mend or remove it") from error
+    return str(licence or "unknown (the model card names none)")
+
+
+class NotFinite(ValueError):
+    """A file holds NaN or an infinity."""
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise NotFinite(f"{text} is no number")
+    return value
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Parse the JSON of a user's file.
+
+    Raises ValueError if it is damaged, or nested deeper than Python follows, and NotFinite for NaN and infinities,
+    which JSON does not have and Python takes.
+    """
+    try:
+        return json.loads(text, parse_constant=_finite, parse_float=_finite)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def read_json(path: Path, schema: type[Schema], version: int, missing: str, mend: str = "") -> Schema:
+    """Read a file of Pocketproof's own.
+
+    Raises StageError: ``missing`` where there is none, why it cannot be read, or what is wrong with it and then
+    ``mend``. Another version than the known one is told first, as its parts may be of any form.
+    """
+    mend = mend and f": {mend}"
+    try:
+        text = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise StageError(missing) from error
+    except OSError as error:
+        raise StageError(f"{path} cannot be read: {reason_of(error)}") from error
+    try:
+        if (stated := parse_json(text)["schema_version"]) != version:
+            raise StageError(f"{path} is of schema version {stated}, this program reads {version}{mend}")
+    except NotFinite as error:
+        raise StageError(f"{path} is not valid: {error}{mend}") from error
+    except (ValueError, KeyError, TypeError):
+        pass  # its schema tells it better
+    try:
+        return schema.model_validate_json(text)
+    except ValidationError as error:
+        raise StageError(f"{path} is not valid: {reason_of(error)}{mend}") from error
