@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import pocketproof
@@ -164,28 +165,34 @@ def test_missing_weights_stop_the_command(capsys, monkeypatch, tmp_path, demo_st
     assert "--weights FILE, or --random-weights" in said
 
 
-def test_detect_prints_json(capsys, monkeypatch, bundle_path, demo_control):
+def test_detect_prints_what_the_scorer_says_as_json(capsys, monkeypatch, bundle_path, demo_control):
+    from export.bundle import Bundle
+    from export.scorer import VideoScorer
+
     video = demo_control / "real" / "001.mp4"
     monkeypatch.setattr(sys, "argv", ["pocketproof", "detect", str(video), "--bundle", str(bundle_path), "--json"])
     with pytest.raises(SystemExit) as stopped:
         pocketproof.main()
     assert stopped.value.code == 0
     result = json.loads(capsys.readouterr().out)
-    assert 0.0 <= result["score"] <= 1.0
-    assert result["verdict"] in ("real", "fake")
+    scorer = VideoScorer.load(Bundle(bundle_path))
+    threshold = scorer.artifact.threshold.value
+    assert result["score"] == pytest.approx(scorer.detect(video).score, abs=1e-6)
+    assert (result["verdict"], result["threshold"]) == ("fake" if result["score"] > threshold else "real", threshold)
 
 
-def test_real_talking_video_gets_a_score(bundle_path):
+def test_a_real_talking_video_s_score_is_the_mean_of_its_frames(bundle_path):
     from export.bundle import Bundle
     from export.scorer import VideoScorer
 
     video = ROOT.parent / "shared" / "data" / "talking" / "d10.mp4"
     if not video.exists():
         pytest.skip("shared/data/talking is not here")
-    bundle = Bundle(bundle_path)
-    found = VideoScorer.load(bundle).detect(video)
-    assert 0.0 <= found.score <= 1.0
-    assert found.frames_used > 400
+    scorer, scores = VideoScorer.load(Bundle(bundle_path)), []
+    found = scorer.detect(video, lambda _, of_clip: scores.extend(of_clip.tolist()))
+    assert found.frames_used == len(scores) > 400
+    assert found.score == pytest.approx(np.mean(scores), abs=1e-6)
+    assert found.verdict == ("fake" if found.score > scorer.artifact.threshold.value else "real")
 
 
 def test_stand_in_is_never_silent():

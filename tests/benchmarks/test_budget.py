@@ -1,5 +1,6 @@
 """What a whole clip costs: its steps, and the time of each."""
 
+import itertools
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -96,6 +97,17 @@ def test_a_clip_that_begins_later_is_found(student_run, video, tmp_path):
     write_video(late, [np.zeros_like(filmed[0])] * 60 + filmed)
     pictures, clip = first_clip(late, "dlib", FRAMES)
     assert clip.start >= 60 and len(pictures) == clip.start + FRAMES
+
+
+def test_of_a_clip_that_begins_later_its_own_frames_share_of_reading_and_looking_counts(video, tmp_path, monkeypatch):
+    with Video(video) as opened:
+        filmed = [picture.rgb for picture, _ in zip(opened.pictures(), range(FRAMES), strict=False)]
+    late = tmp_path / "late.mp4"
+    write_video(late, [np.zeros_like(filmed[0])] * 12 + filmed)
+    steps = Steps(task_of(video, late))
+    monkeypatch.setattr("benchmarks.budget.time", SimpleNamespace(perf_counter=itertools.count().__next__))  # 1 s each
+    steps.before_the_model(*first_clip(late, "dlib", FRAMES))
+    assert {stage.name: stage.ms for stage in steps.stages} == {"decode": 250.0, "faces": 250.0, "crop": 1000.0}
 
 
 def test_a_video_without_a_face_is_said(student_run, tmp_path):

@@ -250,6 +250,28 @@ def test_an_interrupted_moving_average_goes_on(saves, opened_store, tmp_path, mo
         assert torch.equal(own, other)
 
 
+class Normed(Colours):
+    """Colours whose batch norm sees what comes in, whatever the weights."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = torch.nn.BatchNorm1d(3, affine=False)
+
+    def forward(self, labels, colours):
+        return super().forward(labels, self.norm(colours))
+
+
+def test_batch_norms_settle_on_the_first_batches_of_a_pass(opened_store, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "SETTLING_BATCHES", 4)
+    task = replace(_colours_task(opened_store, said=0.5), objective=Normed())
+    with UnfinishedRun(tmp_path / "run", {"what": "norms"}) as unfinished:
+        fit(prepare_compute("fp32"), task, replace(EMA, epochs=1), 0, unfinished)
+    batches = EMA.batches(task.views, 0, 0, "frame")
+    means = [task.inputs_of(batch)[1].mean(0) for batch in batches]
+    assert len(batches) == 6
+    torch.testing.assert_close(task.objective.norm.running_mean, torch.stack(means[:4]).mean(0))
+
+
 def test_training_stops_where_validations_no_longer_get_better(opened_store, tmp_path):
     schedule = Schedule(epochs=9, batch_size=8, patience=3, precision="fp32")
     kept, history, states = _fit_colours(opened_store, tmp_path / "run", schedule, said=0.5)

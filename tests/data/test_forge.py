@@ -111,6 +111,14 @@ def test_mask_without_softness_has_the_area_of_its_ellipse() -> None:
     assert mask.sum() == pytest.approx(np.pi * 44 * 54, rel=0.03)
 
 
+def test_mask_lies_a_little_below_the_box_s_centre() -> None:
+    """By 4 % of its height, towards the chin."""
+    mask = Forgery(opacity=1.0).mask(200, 240, BOX)[..., 0]
+    rows, columns = np.indices(mask.shape)
+    assert np.average(rows, weights=mask) == pytest.approx(94.0, abs=0.5)
+    assert np.average(columns, weights=mask) == pytest.approx(110.0, abs=0.5)
+
+
 def test_draws_are_within_their_ranges() -> None:
     for forgery in draws(200):
         departures = np.abs(np.array(forgery.gain) - 1.0)

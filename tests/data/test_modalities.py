@@ -69,6 +69,15 @@ def test_flow_of_a_growing_face_is_in_pixels_of_its_crop(pattern: NDArray[np.uin
     np.testing.assert_allclose(median_flow(pad)[0], [2, 0], atol=0.3)
 
 
+def test_padded_flow_of_what_stands_still_is_black_though_the_last_square_is_the_largest(
+    pattern: NDArray[np.uint8],
+) -> None:
+    boxes = np.array([[72, 52, 144, 124], [60, 40, 156, 136]], np.float32)
+    rule = RULE.model_copy(update={"fit": "pad"})
+    flow = Modalities(("rgb", "flow")).pictures([pattern] * 2, boxes, ALL[:2], rule)["flow"]
+    assert flow.max() <= 2
+
+
 def test_rgb_is_the_crops(pattern: NDArray[np.uint8]) -> None:
     made = Modalities().pictures([pattern] * 5, JITTER, ALL, RULE)
     assert list(made) == ["rgb"]

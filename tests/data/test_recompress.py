@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -92,6 +93,14 @@ def test_depth_is_that_of_the_compressed_crops(with_depth: Path, tiny_depth: Pat
     expected = depth_pictures(DepthAnything(folder=tiny_depth)(source.pixels(clip)), clip.valid)
     np.testing.assert_array_equal(source.pixels(clip, [2], "depth"), expected[[2]])
     assert expected.std() > 0
+
+
+def test_depth_of_a_frame_that_is_not_valid_is_black_and_scales_no_other(opened_store: ClipStore) -> None:
+    clip = replace(opened_store.clips("val")[0], valid=np.array([True, True, False, True]))
+    depth = np.arange(4, dtype=np.float32)[:, None, None] * np.ones((4, 64, 64), np.float32)
+    depth[2] = 1000.0
+    source = RecompressedStore(opened_store, Recompression("jpeg", 50), lambda _: depth)
+    assert source.pixels(clip, None, "depth")[:, 0, 0, 0].tolist() == [0, 85, 0, 255]  # of 0, 1, none and 3
 
 
 def test_depth_needs_the_weights_that_made_it(

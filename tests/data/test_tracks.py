@@ -213,6 +213,22 @@ def test_a_still_video_is_looked_at_on_key_frames_only(astronaut: Frame) -> None
     assert sum(detector.wholes) == 1 + 60 // SEARCH_EVERY
 
 
+def test_a_picture_in_between_is_compared_with_the_nearer_key_frame(astronaut: Frame) -> None:
+    """The head is mirrored between two key frames: half of the pictures are like the first, half like the second."""
+    frame = shown(astronaut, (100, 80, 180))
+    mirrored = frame.copy()
+    mirrored[80:260, 100:280] = frame[80:260, 279:99:-1]
+    half = STRIDE // 2 + 1
+    seen = followed([frame] * half + [mirrored] * (STRIDE + 1 - half))
+    assert looks(seen) == "*" + "~" * (STRIDE - 1) + "*"
+
+
+def test_a_face_that_moved_by_much_of_its_size_is_looked_at_in_every_frame(astronaut: Frame) -> None:
+    places = [(60 + 4 * n, 40 + 4 * n, 180) for n in range(2 * STRIDE + 1)]
+    assert iou(at(places[0]), at(places[STRIDE])) == pytest.approx(0.39, abs=0.01)
+    assert looks(followed([shown(astronaut, place) for place in places])) == "*" * len(places)
+
+
 def test_a_score_is_that_of_the_detector_or_none(astronaut: Frame) -> None:
     seen = followed([shown(astronaut, (100, 80, 180))] * 8)
     scores = [frame.faces[0].score for frame in seen]

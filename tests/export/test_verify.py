@@ -15,6 +15,7 @@ from export.bundle import SUMS, Bundle, write_sums
 from export.detect import detect
 from export.manifest import manifest_schema
 from export.rules import CropExample
+from export.scorer import VideoScorer
 from export.verify import verify
 from stage import StageError
 from tests.export.clip_student import clip_bundle
@@ -106,6 +107,24 @@ def test_golden_outputs_of_another_model_are_refused(copy, scheme, failure):
         verify(copy)
 
 
+def test_an_artifact_is_held_to_the_ratio_that_its_gate_asked_for(copy):
+    """Logits stretched by a tenth about their mean are 20 log10(11) = 20.8 dB from those that come out."""
+    file = "test_byobnet-int8.onnx"
+
+    def stretch(manifest):
+        scores = np.array(manifest["golden"]["outputs"][file])
+        logits = np.log(scores / (1 - scores))
+        stretched = logits.mean() + 1.1 * (logits - logits.mean())
+        manifest["golden"]["outputs"][file] = (1 / (1 + np.exp(-stretched))).tolist()
+        (artifact,) = [own for own in manifest["artifacts"] if own["file"] == file]
+        for number, step in enumerate(artifact["parity"]):
+            step["least_snr_db"] = 15.0 if number else 30.0
+
+    _rewritten(copy, stretch)
+    with pytest.raises(StageError, match=rf"{file} .* logits are 20\.8 dB from .* at least 30\.0 dB is rounding"):
+        verify(copy)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -145,7 +164,7 @@ def test_a_manifest_that_is_not_this_bundle_s_is_refused(copy, change, message):
         verify(copy)
 
 
-def test_a_bundle_without_its_faces_is_checked_by_hashes_and_still_detects(copy, demo_control, capsys):
+def test_a_bundle_without_its_faces_is_checked_by_hashes_and_still_detects(copy, bundle_path, demo_control, capsys):
     shutil.rmtree(copy / "golden")
     (copy / ".DS_Store").write_bytes(b"Finder")
     verify(copy)
@@ -153,7 +172,9 @@ def test_a_bundle_without_its_faces_is_checked_by_hashes_and_still_detects(copy,
     assert said.count("by its hash only: golden/ was taken out") == 6
     video = next(demo_control.rglob("*.mp4"))
     detect([video], copy, as_json=True)
-    assert json.loads(capsys.readouterr().out)["verdict"] in ("real", "fake")
+    result, scorer = json.loads(capsys.readouterr().out), VideoScorer.load(Bundle(bundle_path))
+    assert result["score"] == pytest.approx(scorer.detect(video).score, abs=1e-6)
+    assert result["verdict"] == ("fake" if result["score"] > scorer.artifact.threshold.value else "real")
 
 
 def test_published_schema_is_the_manifest_s(bundle_path):

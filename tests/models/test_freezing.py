@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from timm.models.vision_transformer import VisionTransformer
 
 from models.detector import create_backbone
 from models.freezing import freeze
@@ -26,6 +27,16 @@ def test_only_the_last_blocks_train():
     trained = {name.split(".")[1] for name, p in backbone.named_parameters() if p.requires_grad and "blocks" in name}
     assert trained == {str(len(backbone.blocks) - 2), str(len(backbone.blocks) - 1)}
     assert not backbone.patch_embed.proj.weight.requires_grad
+
+
+@pytest.mark.parametrize(("pool", "norm"), [("token", "norm"), ("avg", "fc_norm")])
+def test_the_norm_after_the_last_block_trains_with_it(pool, norm):
+    """It lies before or after pooling."""
+    shape = {"img_size": 32, "patch_size": 16, "embed_dim": 8, "depth": 2, "num_heads": 2, "num_classes": 0}
+    backbone = VisionTransformer(**shape, global_pool=pool)
+    freeze(backbone, "1")
+    trained = {name.split(".")[0] for name, p in backbone.named_parameters() if p.requires_grad}
+    assert trained == {"blocks", norm}
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from models.detector import Architecture, Detector
-from models.fusing import fuse
+from models.fusing import check_unmoved, fuse
 from stage import StageError
 
 
@@ -45,3 +45,11 @@ def test_difference_is_refused():
     norm.running_var[1] = float("nan")
     with pytest.raises(StageError, match=r"fusing repvit_m0_9 moves outputs by .* on 2 crops"):
         fuse(detector, torch.randn(2, 3, 64, 64))
+
+
+@pytest.mark.parametrize(("largest", "rounding", "mistake"), [(0.5, 9e-4, 2e-3), (10.0, 9e-3, 2e-2)])
+def test_outputs_move_by_a_thousandth_at_most(largest, rounding, mistake):
+    before = torch.linspace(-largest, largest, 6).reshape(3, 2)
+    check_unmoved(before, before + rounding, "fusing")
+    with pytest.raises(StageError, match=rf"fusing moves outputs by {mistake:.2g} on 3 crops: it must not be exported"):
+        check_unmoved(before, before + mistake, "fusing")
