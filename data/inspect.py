@@ -149,10 +149,8 @@ def inspect(
         print(json.dumps(counts))
     else:
         _print(counts)
-    if counts["changed"]:
-        say(
-            f"clip files that are missing or not those that were prepared: {len(counts['changed'])} ({some_of(counts['changed'])})"
-        )
+    if changed := counts["changed"]:
+        say(f"clip files that are missing or not those that were prepared: {len(changed)} ({some_of(changed)})")
     if not any(sum(clips.values()) for clips in opened.info.clips.values()):
         say(f"{store} holds no clip: there is nothing to draw")
         return
