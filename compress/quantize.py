@@ -244,8 +244,15 @@ def _train_and_write(
     out: Path, source: Unquantized, info: RunInfo, crops: int, lesson: Lesson
 ) -> tuple[Quantized, dict[str, Any]]:
     """Make and write an int8-qat run, or go on with one that was interrupted; return it and its metrics."""
-    asked = {"run": info.asked(), "crops": crops, "rule": lesson.rule.model_dump(), "losses": lesson.losses}
-    with UnfinishedRun(out, asked | {"data": source.store.info.fingerprint}) as unfinished:
+    asked = {
+        "run": info.asked(),
+        "crops": crops,
+        "rule": lesson.rule.model_dump(),
+        "passes": lesson.passes,
+        "losses": lesson.losses,
+        "data": source.store.info.fingerprint,
+    }
+    with UnfinishedRun(out, asked) as unfinished:
         found = static_int8(
             source, crops, lambda calibrated: train_rounded(calibrated, lesson, unfinished), match=lesson.of_itself
         )

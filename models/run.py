@@ -95,7 +95,6 @@ def save_run(out: Path, info: RunInfo, detector: Detector, metrics: dict[str, An
 MEANING = {
     "fingerprint": "the store was another",
     **dict.fromkeys(("parents", "trained_steps", "weights"), "what it starts from or learns from was another"),
-    "views": "--views, or --passes of int8-qat, was another",
 }
 
 
