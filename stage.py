@@ -50,7 +50,7 @@ class StageError(Exception):
 
 
 class WrongArgument(StageError):
-    """What was asked for is wrong in itself, whatever the files hold: a command ends with 2, as for typer's own."""
+    """An option must be given otherwise, or left out: a command ends with 2, as for what typer refuses."""
 
 
 class WorkerDied(StageError):

@@ -108,9 +108,22 @@ def _earned(subject: Subject, base: Subject | None) -> tuple[bool | None, str]:
         faults.append("not faster here" if speed <= 1 else f"by less than these latencies vary, {varies:.1%}")
     if point < -MOST_LOST or (interval and interval[0] < LEAST_BOUND):
         faults.append(f"loses more than {MOST_LOST} AUC" if point < -MOST_LOST else f"may lose {-LEAST_BOUND} AUC")
-    if turned > MOST_FLIPS:
+    if _too_many(turned, subject):
         faults.append(f"turns {turned:.1%} of the verdicts")
     return not faults, "; ".join([told, *faults])
+
+
+def _too_many(turned: float, subject: Subject) -> bool:
+    """Tell whether a share of turned verdicts is more than MOST_FLIPS, and more than one clip."""
+    assert subject.scores is not None
+    return turned > max(MOST_FLIPS, 1 / len(subject.scores.clips))
+
+
+def _model_of(subject: Subject) -> tuple[object, ...]:
+    """Return what is the same of one run's artifacts in several runtimes."""
+    own = subject.artifact
+    assert own is not None
+    return own.source_run, own.scheme, own.method, own.batch
 
 
 def _flips_at_thresholds(one: Subject, other: Subject) -> list[float]:
@@ -126,15 +139,15 @@ def _flips_at_thresholds(one: Subject, other: Subject) -> list[float]:
 
 
 def runtimes_apart(subjects: Sequence[Subject]) -> list[str]:
-    """Name artifacts of one student, scheme and form that say other things in two runtimes than rounding explains."""
-    scored = {s.row.name: s for s in subjects if s.row.kind == "artifact" and s.scores is not None}.values()
+    """Name artifacts of one run that say other things in two runtimes than rounding explains."""
+    scored = {s.row.name: s for s in subjects if s.artifact and s.scores is not None}.values()
     notes = []
     for one, other in itertools.combinations(scored, 2):
-        same = (one.student, one.row.scheme, one.form) == (other.student, other.row.scheme, other.form)
-        if not same or one.row.runtime == other.row.runtime or one.row.auc is None or other.row.auc is None:
+        same = _model_of(one) == _model_of(other) and one.row.runtime != other.row.runtime
+        if not same or one.row.auc is None or other.row.auc is None:
             continue
         apart, turned = abs(one.row.auc - other.row.auc), max(_flips_at_thresholds(one, other))
-        if apart > MOST_LOST or turned > MOST_FLIPS:
+        if apart > MOST_LOST or _too_many(turned, one):
             notes.append(
                 f"{one.row.name} and {other.row.name} are one model in two runtimes, and lie {apart:.4f} AUC and "
                 f"{turned:.1%} of the verdicts apart (at most {MOST_LOST} and {MOST_FLIPS:.0%} are expected)."

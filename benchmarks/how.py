@@ -113,7 +113,7 @@ def _of_verdicts(report: Report) -> dict[str, str]:
         f"{MOST_LOST} lower, with an interval of the difference "
         f"(persons drawn anew) from {LEAST_BOUND} on; where there are too few persons for an interval, the difference "
         f"alone decides. At most {MOST_FLIPS:.0%} of the verdicts may differ from that fp32 row's, at the shipped "
-        "thresholds and at those of equal error.",
+        "thresholds and at those of equal error; one clip always may.",
     }
 
 

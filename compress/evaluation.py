@@ -151,9 +151,8 @@ def _sources(
     if weights and not (recompressions and "depth" in looks.modalities):
         raise WrongArgument("--depth-weights is for --recompress and runs that look at depth: leave it out")
     if recompressions and "flow" in looks.modalities:
-        raise WrongArgument(
-            f"--recompress {recompressions[0].codec}: flow cannot be computed from such crops; evaluate without it"
-        )
+        said = ", ".join(map(str, recompressions))
+        raise WrongArgument(f"--recompress {said}: flow cannot be computed from such crops; evaluate without it")
     depth = depth_of(store, weights) if recompressions and "depth" in looks.modalities else None
     changed = [(str(entry), RecompressedStore(store, entry, depth)) for entry in recompressions]
     return [(None, store), *changed]

@@ -42,7 +42,7 @@ MATCHED_CLIPS = 32
 """Training clips on which a clip detector's logits are matched. A frame detector's are on twice as many crops as ranges
 are found on: a last layer of some hundred weights is fitted, which gave 3 dB more (docs/lab-notes.md)."""
 CALIBRATION_CROPS, PASSES = 256, 6
-LEAST_SNR_DB = 20.0
+EXPECTED_SNR_DB = 20.0
 """Of logits that computing in fewer bits may leave, before it is said."""
 
 
@@ -88,7 +88,7 @@ def _accurate(
     if source.least_auc is None:
         return [], keeping([]), None
     found = keep_in_float(noises, keeping, source.scores, source.least_auc)
-    if len(found[0]) == len(noises):
+    if len(found[0]) == len(noises) and auc_of(found[2]) >= source.least_auc:
         raise Refused(
             f"{source.run.path} keeps the validation AUC that --max-auc-drop asks for only with every layer in "
             "float32: the run was not written; give --scheme fp16, or more validation clips"
@@ -227,8 +227,9 @@ def quantize(
             metrics = _check_accuracy(source, found, scheme) | found.metrics
             save_run(out, info, found.detector, metrics, **found.files)
     accuracy = f"val AUC {metrics['val']['auc']:.3f} in torch" if metrics["val"] else str(metrics["reason"])
-    if metrics["logit_snr_db"] < LEAST_SNR_DB and not taught:
-        say(f"note: {LEAST_SNR_DB:.0f} dB or more are expected of {scheme}: metrics.json says which layers cost most")
+    if metrics["logit_snr_db"] < EXPECTED_SNR_DB and not taught:
+        where = ": metrics.json says which layers cost most" if "diagnosis" in metrics else ""
+        say(f"note: {EXPECTED_SNR_DB:.0f} dB or more are expected of {scheme}{where}")
     say(f"{out}: logits within {metrics['logit_snr_db']:.1f} dB of the run's ({found.said}); {accuracy}")
 
 

@@ -155,7 +155,7 @@ TEN: dict[str, Callable[[np.random.Generator], Draw]] = {
 
 
 MOST_OF_POLICY = 100
-"""Of a magnitude or count in a policy's name: beyond, pictures take for ever, or are nothing but grey."""
+"""Of a magnitude or count in a policy's name: beyond, pictures take for ever."""
 
 
 def generator(seed: int, clip_id: str, view: int) -> np.random.Generator:
@@ -173,7 +173,8 @@ def check_policy(policy: str, modalities: Iterable[str]) -> None:
             f"--augment {policy} is not known: take {', '.join((DEFAULT_POLICY, *TORCHVISION))}, "
             "or timm's rand, augmix, original, originalr, v0, v0r or 3a with its sections, such as rand-m9-mstd0.5"
         )
-    if any(float(number) > MOST_OF_POLICY for number in re.findall(r"\d+(?:\.\d+)?", policy)):
+    counted = re.sub(r"mstd[\d.]+", "", policy)  # of which more than 100 means: from all magnitudes alike
+    if any(float(number) > MOST_OF_POLICY for number in re.findall(r"\d+(?:\.\d+)?", counted)):
         raise WrongArgument(f"--augment {policy}: numbers of a policy are at most {MOST_OF_POLICY}")
     others = [modality for modality in modalities if modality != "rgb"]
     if others:

@@ -124,9 +124,12 @@ def _check_sheet(target: Path) -> None:
     if target.suffix.lower() != ".png":
         raise WrongArgument(f"--sheet {target}: give a name that ends with .png")
     refuse_link(target)
+    if not target.exists():
+        return
     try:
-        own = not target.exists() or Image.open(target).info.get("Title") == TITLE
-    except OSError:  # a folder, or no picture
+        with Image.open(target) as picture:
+            own = picture.info.get("Title") == TITLE
+    except (OSError, ValueError, Image.DecompressionBombError):  # a folder, no picture, or one of endless size
         own = False
     if not own:
         raise StageError(f"{target} is no contact sheet: remove it or give another --sheet")

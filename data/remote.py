@@ -154,7 +154,11 @@ def _has_begun(store: Path, remote: Any, there: dict[str, Any]) -> bool:
     """Tell whether an upload of this very store was begun: its list of videos, which has all hashes, went first."""
     videos, listed = store / "videos.parquet", (remote / "videos.parquet").path
     unfinished = listed in there and (remote / "store.json").path not in there and videos.is_file()
-    return unfinished and bool(remote.fs.cat_file(listed) == videos.read_bytes())
+    if not unfinished:
+        return False
+    found, own = remote.fs.cat_file(listed), videos.read_bytes()
+    # Some file systems show the first file while it is written.
+    return bool(found == own) or (len(there) == 1 and own.startswith(found))
 
 
 def upload(store: Path, out: Path) -> None:

@@ -32,7 +32,7 @@ from data.layouts import FAKE, REAL, SPLITS
 from data.parquet import read_rows
 from files import sha256_of
 from parsing import read_json
-from stage import Modality, StageError, reason_of, say
+from stage import Modality, StageError, progress, reason_of, say
 
 SCHEMA_VERSION = 2
 Status = Literal["ok", "no_face", "too_short", "unreadable", "left_out"]
@@ -250,7 +250,7 @@ class ClipStore:
 
     def changed_files(self) -> Iterator[Path]:
         """Yield the clip files that are missing or not those that were prepared, by their hashes: reads all."""
-        for video in self._videos:
+        for video in progress(self._videos, "compare hashes"):
             file = self.file_of(video["video_id"])
             if not file.is_file() or sha256_of(file) != video["clips_sha256"]:
                 yield file

@@ -2,6 +2,7 @@
 
 import functools
 import os
+import tempfile
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -27,7 +28,7 @@ from export.programs import Graph, graphs_of, in_torch
 from export.readme import readme
 from export.rules import ClipRule, CropGeometry, CropPixels
 from export.runtimes import evaluated_by, program_file, runner_of
-from files import alone, bytes_of, refuse_existing, remove, sha256_of, shortest_names, written_whole
+from files import alone, bytes_of, refuse_existing, sha256_of, shortest_names, written_whole
 from models.detector import Architecture, PixelDetector
 from models.run import TOOLS as RUN_TOOLS
 from models.run import Run, RunInfo, versions_of
@@ -135,21 +136,26 @@ def _judged(gated: Gated, source: SourceRun, store: ClipStore) -> dict[str, Any]
 def make_artifact(job: Job, folder: Path, inputs: Inputs) -> tuple[Artifact, list[float]] | Absent:
     """Write one artifact, gate it and set its threshold; return its manifest entry and golden outputs.
 
-    One that must not be in a bundle is removed, and why is returned. Runs in a process of its own, on one thread,
-    beside others that do the same.
+    One that must not be in a bundle leaves nothing there, and why is returned. Runs in a process of its own, on one
+    thread, beside others that do the same.
     """
     torch.set_num_threads(1)
     threadpool_limits(1)  # of NumPy's BLAS
+    with tempfile.TemporaryDirectory(dir=folder) as aside:
+        try:
+            made = _made(job, Path(aside), inputs)
+        except Unfit as error:
+            return job.absent(str(error))
+        for file in Path(aside).iterdir():
+            file.replace(folder / file.name)
+    return made
+
+
+def _made(job: Job, folder: Path, inputs: Inputs) -> tuple[Artifact, list[float]]:
+    """Write one artifact into an empty folder, with what belongs to it. Raises Unfit if it must not be in a bundle."""
     store, source, path, runtime = ClipStore(job.store), job.source, folder / job.file, job.form.runtime
-    files = [path]
-    try:
-        written = _written(job, folder, inputs, store.frames)
-        files += [folder / name for name in written.said.get("companions", ())]
-        gated = gate(path, job.form, source, written.in_torch, inputs)
-    except Unfit as error:
-        for file in files:
-            remove(file)
-        return job.absent(str(error))
+    written = _written(job, folder, inputs, store.frames)
+    gated = gate(path, job.form, source, written.in_torch, inputs)
     entry = Artifact(
         file=job.file,
         sha256=sha256_of(path),

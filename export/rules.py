@@ -12,7 +12,7 @@ from data.clips import BRIDGED_FRAMES
 from data.crops import CropRule
 from data.faces import DETECTORS
 from data.store import StoreSettings
-from data.tracks import LARGEST_SCALE, REACH, STRIDE
+from data.tracks import LARGEST_SCALE, REACH, SEARCH_EVERY, STRIDE
 
 CROP_RULE = (
     "Take any detector's face box [x0, y0, x1, y1] in pixels of the upright picture. side = floor(margin * "
@@ -129,17 +129,18 @@ def _box_about(center: tuple[float, float], longer: float) -> tuple[float, float
     return round(x - shorter, 2), round(y - half, 2), round(x + shorter, 2), round(y + half, 2)
 
 
-def finding(detector: Literal["dlib", "mtcnn"]) -> str:
+def finding(detector: Literal["dlib", "mtcnn"], all_faces: bool = False) -> str:
     """Say how ``prepare`` and ``detect`` run a detector."""
     own = DETECTORS[detector]
     *lower, highest = (str(height) for height in own.sought_heights)
+    heights = highest if all_faces else f"{', '.join(lower)} and at last {highest}"
     return (
         f"All figures are with boxes of {DETECTOR_NAMES[detector]}, run {SEEN_AS[detector]}: on the whole picture, "
-        f"scaled to a height of {', '.join(lower)} and at last {highest} pixels (or its own, if that is less), until a "
-        f"face is found. From then on, on every {STRIDE}th frame of a video, on what lies around the last box "
-        f"({REACH} of its width beyond each side), scaled so that the face is {own.followed_width} pixels wide (at "
-        f"most {LARGEST_SCALE:g} times as large as it is). Boxes in between are interpolated where the face looks "
-        "alike, else looked for in the same way."
+        f"scaled to a height of {heights} pixels (or its own, if that is less), until a face is found, and every "
+        f"{SEARCH_EVERY} frames for newcomers. From then on, on every {STRIDE}th frame of a video, on what lies around "
+        f"the last box ({REACH} of its width beyond each side), scaled so that the face is {own.followed_width} pixels "
+        f"wide (at most {LARGEST_SCALE:g} times as large as it is). Boxes in between are interpolated where the face "
+        "looks alike, else looked for in the same way."
     )
 
 
@@ -163,7 +164,7 @@ class CropGeometry(Frozen):
         return cls(
             rule=rule,
             detector=detector,
-            finding=finding(detector),
+            finding=finding(detector, settings.all_faces),
             text=CROP_RULE.strip(),
             examples=examples,
             pixels=CropPixels.of(rule),

@@ -144,6 +144,7 @@ def read_sources(roots: Sequence[Path], selection: Selection) -> tuple[list[Sour
     found = [source for _, _, sources in corpora for source in sources]
     _refuse_twice(found)
     taken = _at_most(_of_methods(found, selection.methods), selection.max_videos)
+    _refuse_links(taken)
     notes = [note for root, layout, sources in corpora for note in _notes(root, layout, sources, set(taken), selection)]
     if len(taken) < len(found):
         notes.append(f"{len(taken)} of {len(found)} files were taken ({_asked(selection)}).")
@@ -214,11 +215,16 @@ def _asked(selection: Selection) -> str:
 
 def _refuse_twice(sources: Sequence[Source]) -> None:
     seen: set[str] = set()
-    files: dict[str, Source] = {}
     for source in sources:
         if (video_id := source.video_id) in seen:
             raise StageError(f"{source.name} is in two of the given sources: prepare them into stores of their own")
         seen.add(video_id)
+
+
+def _refuse_links(sources: Sequence[Source]) -> None:
+    """Raise StageError for a file with two names, which could be in two splits."""
+    files: dict[str, Source] = {}
+    for source in sources:
         if (same := files.setdefault(os.path.realpath(source.path), source)) is not source:
             labels = ", once real and once fake" if same.label != source.label else ""
             raise StageError(f"{same.name} and {source.name} are one file{labels}: leave one of them out")

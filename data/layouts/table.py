@@ -61,7 +61,9 @@ def _checked_name(text: str, folder: Path) -> str:
 def _source(row: dict[str, str], folder: Path) -> Source:
     """Return what a row says. Raises ValueError for a cell that is not legal."""
     cells = {column: cell.strip() for column, cell in row.items()}
-    name = _checked_name(cells["path"], folder)
+    name = _checked_name(row["path"], folder)
+    if not (folder / name).exists():  # else its name begins or ends with a space
+        name = _checked_name(cells["path"], folder)
     label = LABELS.get(cells["label"].lower())
     if label is None:
         raise ValueError(f"label {cells['label']!r} is not known: give real, fake, 0 (real) or 1 (fake)")

@@ -1,6 +1,7 @@
 """Whether a scheme earned its slot, and against which student verdicts flip."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -82,15 +83,19 @@ def test_a_scheme_that_turns_verdicts_does_not(good, thresholds):
 
 
 def test_one_model_in_two_runtimes_must_say_the_same(good):
-    def pair(other):
+    def pair(other, source="run"):
         rows = [subject("a.pte", "int8", 4.0, scores_of(good)), other]
-        for entry in rows:
+        for entry, delegate, origin in zip(rows, ("xnnpack", None), ("run", source), strict=True):
             entry.row.auc = 0.9
+            entry.artifact = SimpleNamespace(
+                source_run=origin, scheme=entry.row.scheme, method="forward", batch=1, delegate=delegate
+            )
         return runtimes_apart(rows)
 
     assert pair(subject("a.onnx", "int8", 4.0, scores_of(good), runtime="onnxruntime")) == []
     assert pair(subject("b.pte", "int8", 4.0, scores_of(good), at=0.9)) == []
     assert pair(subject("a.onnx", "fp32", 4.0, scores_of(good), runtime="onnxruntime", at=0.9)) == []
+    assert pair(subject("a.onnx", "int8", 4.0, scores_of(good), runtime="onnxruntime", at=0.9), "another") == []
     share = ((good > 0.5) != (good > 0.9)).mean()
     assert pair(subject("a.onnx", "int8", 4.0, scores_of(good), runtime="onnxruntime", at=0.9)) == [
         f"a.pte and a.onnx are one model in two runtimes, and lie 0.0000 AUC and {share:.1%} of the verdicts apart "

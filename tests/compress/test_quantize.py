@@ -39,8 +39,11 @@ def test_a_program_whose_layers_all_stay_computes_what_its_source_does(student_r
 
 
 def test_a_run_of_which_nothing_would_be_int8_is_not_written(student_run, demo_store, tmp_path, monkeypatch):
-    monkeypatch.setattr("compress.calibration.auc_of", lambda _: -1.0)  # as if nothing were enough
+    monkeypatch.setattr("compress.calibration.auc_of", lambda _: -1.0)  # as if no layer could be rounded
     with pytest.raises(StageError, match="only with every layer in float32: the run was not written"):
+        quantize(student_run, demo_store, tmp_path / "int8", calibration_clips=8)
+    monkeypatch.setattr("compress.quantize.auc_of", lambda _: -1.0)  # and float32 itself were not enough
+    with pytest.raises(StageError, match=r"int8 takes the validation AUC of .+ to -1\.0000, below the"):
         quantize(student_run, demo_store, tmp_path / "int8", calibration_clips=8)
     assert not (tmp_path / "int8").exists()
 

@@ -364,10 +364,11 @@ def test_ten_fits_every_modality() -> None:
     check_policy("ten", ["rgb", "depth", "flow"])
 
 
-@pytest.mark.parametrize("policy", ["rand-n99999999", "augmix-d101", "rand-m9-mstd100.5"])
+@pytest.mark.parametrize("policy", ["rand-n99999999", "augmix-d101"])
 def test_numbers_that_would_take_for_ever_are_refused(policy: str) -> None:
     with pytest.raises(StageError, match=rf"--augment {policy}: numbers of a policy are at most 100"):
         check_policy(policy, ["rgb"])
+    check_policy("rand-m9-mstd101", ["rgb"])  # timm's word for magnitudes that are all alike
 
 
 @pytest.mark.parametrize("policy", ["rand-m9.5", "augmix-m2.5", "rand-n99-tweights"])

@@ -143,7 +143,7 @@ def test_store_must_hold_what_the_run_looks_at_and_flow_cannot_be_recompressed(t
     info = json.loads((store / "store.json").read_text())
     info["settings"]["modalities"] = ["rgb", "flow"]
     (store / "store.json").write_text(json.dumps(info))
-    with pytest.raises(StageError, match=r"--recompress h264: flow cannot be computed from such crops"):
+    with pytest.raises(StageError, match=r"--recompress h264-23: flow cannot be computed from such crops"):
         evaluate(run, store, recompress="h264:23")
 
 
