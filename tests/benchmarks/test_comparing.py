@@ -14,6 +14,8 @@ from compress.metrics import Threshold
 from compress.scoring import ClipScores
 
 CLIPS = 400
+FEW = 5
+"""Persons: too few for an interval, which takes a second to draw."""
 
 
 def subject(name, scheme, p50, scores=None, student="a", kind="artifact", runtime="executorch", at=0.5, eer=0.5):
@@ -52,19 +54,26 @@ def test_a_faster_scheme_of_equal_accuracy_earns_its_slot(good):
 
 
 def test_a_slower_scheme_does_not(good):
-    row = judged(subject("fp32", "fp32", 12.0, scores_of(good)), subject("fp16", "fp16", 15.0, scores_of(good)))
+    row = judged(
+        subject("fp32", "fp32", 12.0, scores_of(good, FEW)), subject("fp16", "fp16", 15.0, scores_of(good, FEW))
+    )
     assert row.earned is False and row.earned_because.endswith("; not faster here")
     assert row.earned_because.startswith("0.8x as fast as fp32")
 
 
 def test_a_scheme_that_loses_accuracy_does_not(good):
     noisy = good + np.random.default_rng(1).normal(0, 0.2, CLIPS)
-    row = judged(subject("fp32", "fp32", 12.0, scores_of(good)), subject("int8", "int8", 4.0, scores_of(noisy)))
+    row = judged(
+        subject("fp32", "fp32", 12.0, scores_of(good, FEW)), subject("int8", "int8", 4.0, scores_of(noisy, FEW))
+    )
     assert row.earned is False and "; loses more than 0.005 AUC; turns 13.0% of" in row.earned_because
 
 
 def test_a_scheme_that_is_faster_by_less_than_latencies_vary_does_not(good):
-    fp32, fp16 = subject("fp32", "fp32", 12.0, scores_of(good)), subject("fp16", "fp16", 11.8, scores_of(good))
+    fp32, fp16 = (
+        subject("fp32", "fp32", 12.0, scores_of(good, FEW)),
+        subject("fp16", "fp16", 11.8, scores_of(good, FEW)),
+    )
     fp16.row.spread = 0.03
     row = judged(fp32, fp16)
     assert row.earned is False and row.earned_because.endswith("; by less than these latencies vary, 3.0%")
@@ -76,7 +85,8 @@ def test_a_scheme_that_is_faster_by_less_than_latencies_vary_does_not(good):
 def test_a_scheme_that_turns_verdicts_does_not(good, thresholds):
     """Its scores are those of fp32, its threshold is not."""
     row = judged(
-        subject("fp32", "fp32", 12.0, scores_of(good)), subject("int8", "int8", 4.0, scores_of(good), **thresholds)
+        subject("fp32", "fp32", 12.0, scores_of(good, FEW)),
+        subject("int8", "int8", 4.0, scores_of(good, FEW), **thresholds),
     )
     share = ((good > 0.5) != (good > 0.7)).mean()
     assert row.earned is False and row.earned_because.endswith(f"; turns {share:.1%} of the verdicts")
