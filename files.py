@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from parsing import parse_json
+from parsing import parse_json, refuse_url
 from stage import StageError, reason_of, say, some_of
 
 NOT_WRITABLE = (
@@ -127,7 +127,8 @@ def _flush(path: Path) -> None:
 
 
 def refuse_link(out: Path) -> None:
-    """Raise StageError for a link as an output: it would be replaced, and what it leads to would stay as it is."""
+    """Raise StageError for a link as an output, which would be replaced while what it leads to stays, and for a URL."""
+    refuse_url(out)
     if out.is_symlink():
         raise StageError(f"{out} is a link: give the path that it leads to")
 

@@ -5,14 +5,21 @@ This module stands beside ``stage.py``: every room uses it and it uses none of t
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from stage import StageError, reason_of
+from stage import StageError, WrongArgument, reason_of
 
 Schema = TypeVar("Schema", bound=BaseModel)
+
+
+def refuse_url(path: Path) -> None:
+    """Raise WrongArgument for a URL where a path of this machine is needed: it would be a folder named ``s3:``."""
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(path)):
+        raise WrongArgument(f"{path} is a URL, and a path of this machine is needed: fetch it, or write here first")
 
 
 def load_tensors(path: Path) -> Any:
@@ -78,7 +85,8 @@ def read_json(path: Path, schema: type[Schema], version: int, missing: str, mend
     try:
         text = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise StageError(missing) from error
+        refuse_url(path.parent)
+        raise StageError(missing if path.parent.exists() else f"{path.parent} does not exist") from error
     except OSError as error:
         raise StageError(f"{path} cannot be read: {reason_of(error)}") from error
     try:

@@ -76,7 +76,7 @@ def at_hand(roots: Sequence[Path]) -> Iterator[tuple[list[Path], Callable[[Path]
             text = str(error)
             for folder in folders:
                 text = text.replace(str(folder), str(origin(folder)))
-            raise StageError(text) from error
+            raise type(error)(text) from error
 
 
 def _shadow(root: Path, folder: Path) -> Path:

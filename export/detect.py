@@ -51,7 +51,8 @@ def _check(
 
 def detect(
     video: Annotated[
-        list[Path], typer.Argument(parser=place, help="Videos or photos, or folders of them; paths or URLs.")
+        list[Path],
+        typer.Argument(parser=place, help="Videos or photos, by paths or URLs, or folders of them, by paths."),
     ],
     bundle: Annotated[Path, typer.Option(help="The bundle to score with.")],
     artifact: Annotated[str | None, typer.Option(help="File of an artifact; else the smallest that runs here.")] = None,

@@ -72,7 +72,7 @@ def test_wrong_arguments_exit_with_2(arguments):
 def test_missing_source_is_one_line(tmp_path):
     done = _call("prepare", tmp_path / "none", "--out", tmp_path / "store")
     assert done.returncode == 1
-    assert done.stderr == f"error: {tmp_path / 'none'} is not a folder: give the folder of a corpus\n"
+    assert done.stderr == f"error: {tmp_path / 'none'} does not exist: give the folder, or the .csv file, of a corpus\n"
 
 
 def test_empty_folder_is_one_line(tmp_path):
@@ -95,10 +95,10 @@ def test_source_without_any_video_that_can_be_read(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["teach", "dino", "--data", "{tmp}/none", "--out", "{tmp}/out"], "is not a ClipStore: it has no store.json"),
-        (["distill", "--teacher", "{tmp}/none", "--data", "{store}", "--out", "{tmp}/out"], "is not a run"),
-        (["quantize", "{tmp}/none", "--data", "{store}", "--out", "{tmp}/out"], "is not a run"),
-        (["detect", "{tmp}/none.mp4", "--bundle", "{tmp}/none"], "is not a bundle: it has no readable manifest.json"),
+        (["teach", "dino", "--data", "{tmp}/none", "--out", "{tmp}/out"], "/none does not exist"),
+        (["distill", "--teacher", "{tmp}/none", "--data", "{store}", "--out", "{tmp}/out"], "/none does not exist"),
+        (["quantize", "{tmp}/none", "--data", "{store}", "--out", "{tmp}/out"], "/none does not exist"),
+        (["detect", "{tmp}/none.mp4", "--bundle", "{tmp}/none"], "/none does not exist"),
         (["detect", "{tmp}/none.mp4", "--bundle", "{bundle}"], "cannot be read as a video: No such file"),
         (["detect", "{text}", "--bundle", "{bundle}"], "cannot be read as a video: Invalid data"),
         (["detect", "{text}", "--bundle", "{store}"], "is not a bundle"),
@@ -130,6 +130,11 @@ def test_bad_input_is_one_line_and_exit_code_1(
         (["prepare", "{tmp}", "--out", "{tmp}/out", "--modalities", "smell"], "--modalities 'smell': give rgb"),
         (["prepare", "{tmp}", "--out", "{tmp}/out", "--flow", "raft"], "--flow and --flow-weights are for flow"),
         (["prepare", "{tmp}", "--out", ""], "an argument is empty"),
+        (["prepare", "{tmp}", "--out", "{tmp}/out", "--label", "real", "--identity-pattern", "("],
+         "--identity-pattern '(' is not a regular expression"),
+        (["teach", "dino", "--data", "{store}", "--out", "s3://bucket/run"], "is a URL, and a path of this machine"),
+        (["teach", "dino", "--data", "s3://bucket/store", "--out", "{tmp}/out"], "is a URL, and a path of this"),
+        (["detect", "{tmp}/a.mp4", "--bundle", "{tmp}", "--out", "s3://b/t.parquet"], "is a URL, and a path of this"),
         (["inspect", "{store}", "--sheet", "{tmp}/a.jpg"], "give a name that ends with .png"),
         (["distill", "--data", "{store}", "--out", "{tmp}/out", "--loss", "klm"], "--loss 'klm' is unknown"),
         (["distill", "--data", "{store}", "--out", "{tmp}/out", "--loss", "classification",

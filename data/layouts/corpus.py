@@ -86,6 +86,8 @@ def _layout_of(root: Path, selection: Selection) -> str:
     layout = "flat" if selection.label else selection.layout
     if layout == "auto" and root.suffix.lower() == ".csv" and not root.is_dir():
         layout = "csv"
+    if not root.exists():
+        raise StageError(f"{root} does not exist: give the folder, or the .csv file, of a corpus")
     if layout == "csv" and not root.is_file():
         raise StageError(f"{root} is not a file: the layout csv takes the .csv file of a corpus")
     if layout != "csv" and not root.is_dir():

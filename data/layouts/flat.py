@@ -11,7 +11,7 @@ def _compiled(pattern: str) -> re.Pattern[str]:
     try:
         return re.compile(pattern)
     except (re.error, OverflowError, RecursionError) as error:  # the latter two of huge numbers and deep nesting
-        raise WrongArgument(f"--identity-pattern {pattern!r} is not a regular expression: {error}") from error
+        raise WrongArgument(f"--identity-pattern '{pattern}' is not a regular expression: {error}") from error
 
 
 def _identity(name: str, pattern: re.Pattern[str] | None) -> str:

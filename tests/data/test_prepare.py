@@ -412,7 +412,8 @@ def test_a_corpus_that_gives_no_clip_ends_with_one_line_and_its_reasons(
 
 def test_a_missing_corpus_ends_with_one_line(tmp_path: Path) -> None:
     ended = run("nowhere", "--out", "store", cwd=tmp_path)
-    assert (ended.returncode, ended.stderr) == (1, "error: nowhere is not a folder: give the folder of a corpus\n")
+    said = "error: nowhere does not exist: give the folder, or the .csv file, of a corpus\n"
+    assert (ended.returncode, ended.stderr) == (1, said)
     assert not list(tmp_path.iterdir())
 
 

@@ -239,7 +239,12 @@ def test_no_row_no_file(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("make", [Path.mkdir, Path.touch, lambda _: None], ids=["empty", "file", "missing"])
+def test_a_path_that_leads_nowhere_is_said_to(tmp_path: Path) -> None:
+    with pytest.raises(StageError, match="store does not exist"):
+        ClipStore(tmp_path / "store")
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, Path.touch], ids=["empty", "file"])
 def test_what_is_no_store_is_refused(tmp_path: Path, make: Callable[[Path], object]) -> None:
     make(tmp_path / "store")
     with pytest.raises(StageError, match=r"store is not a ClipStore: it has no store\.json; make one with pocketproof"):

@@ -85,7 +85,8 @@ def test_links_within_the_corpus_are_followed(tmp_path: Path) -> None:
     assert [source.name for source in sources] == ["link/a.mp4", "loop"]
 
 
-@pytest.mark.parametrize(("name", "layout"), [("none.csv", "auto"), (".", "csv")])
-def test_what_is_no_file_is_refused(tmp_path: Path, name: str, layout: str) -> None:
+def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StageError, match=r"is not a file: the layout csv takes the \.csv file of a corpus"):
-        read_sources([tmp_path / name], Selection(layout))
+        read_sources([tmp_path], Selection("csv"))
+    with pytest.raises(StageError, match=r"none.csv does not exist: give the folder, or the \.csv file, of a corpus"):
+        read_sources([tmp_path / "none.csv"], Selection())
