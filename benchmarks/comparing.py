@@ -63,9 +63,8 @@ def _set_flips(subject: Subject, student: Subject) -> None:
     mine, its, row = subject.scores, student.scores, subject.row
     assert mine is not None and its is not None and subject.threshold is not None and student.threshold is not None
     row.student = student.row.name
-    row.verdict_flips = flips(mine, subject.threshold.value, its, student.threshold.value)
-    if subject.threshold.equal_error is not None and student.threshold.equal_error is not None:
-        row.equal_error_flips = flips(mine, subject.threshold.equal_error, its, student.threshold.equal_error)
+    row.verdict_flips, *at_equal_error = _flips_at_thresholds(subject, student)
+    row.equal_error_flips = at_equal_error[0] if at_equal_error else None
     if mine.frames is not None and its.frames is not None:
         seen = ~np.isnan(its.frames)
         verdicts = mine.frames[seen] > subject.threshold.value, its.frames[seen] > student.threshold.value
@@ -127,7 +126,7 @@ def _model_of(subject: Subject) -> tuple[object, ...]:
 
 
 def _flips_at_thresholds(one: Subject, other: Subject) -> list[float]:
-    """Return the shares of clips whose verdicts differ, at the shipped thresholds and at those of equal error."""
+    """Return the shares of clips whose verdicts differ, at the shipped thresholds and, if known, at equal error."""
     assert one.scores is not None and other.scores is not None
     mine, its = one.threshold, other.threshold
     if mine is None or its is None:
