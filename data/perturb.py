@@ -23,8 +23,9 @@ from data.layouts import is_photo
 from data.parquet import RowWriter, read_rows
 from data.photo import Photo
 from data.picture import Frame, Picture
+from data.png import encode_png
 from data.prepare_video import forged, surroundings
-from data.store import CLIP_SCHEMA, VIDEO_SCHEMA, Clip, ClipStore, StoreSettings, encode_png
+from data.store import CLIP_SCHEMA, VIDEO_SCHEMA, Clip, ClipStore, StoreSettings
 from data.unfinished import counted
 from data.video import Video, recompressed, through_jpeg
 from files import sha256_of

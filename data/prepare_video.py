@@ -17,8 +17,9 @@ from data.layouts import FAKE, REAL, Source
 from data.modalities import Modalities
 from data.photo import Photo
 from data.picture import Frame, Picture, UnreadableVideo
+from data.png import encode_png
 from data.remote import NotFetched, fetched
-from data.store import FORGED, Start, Status, StoreSettings, encode_png
+from data.store import FORGED, Start, Status, StoreSettings
 from data.tracks import STRIDE, Tracker
 from data.video import Video, recompressed
 from stage import StageError

@@ -1,12 +1,9 @@
 """ClipStores as other tools see them, and what damaged ones say: read with pandas, pyarrow, hashlib and Pillow."""
 
 import hashlib
-import io
 import json
 import re
 import shutil
-import struct
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,13 +13,13 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from numpy.typing import NDArray
-from PIL import Image
 
 from data.demo import NOTE
 from data.parquet import RowWriter
-from data.store import CLIP_SCHEMA, ClipStore, decode_png, encode_png
+from data.png import encode_png
+from data.store import CLIP_SCHEMA, ClipStore
 from stage import StageError
+from tests.data.test_png import by_pillow
 
 LIST = "list<element: {}>".format
 CLIP_COLUMNS = {
@@ -68,10 +65,6 @@ def columns_of(path: Path) -> dict[str, str]:
 
 def clip_table(store: Path) -> pd.DataFrame:
     return pd.concat([pd.read_parquet(file) for file in sorted((store / "clips").iterdir())], ignore_index=True)
-
-
-def by_pillow(png: bytes) -> NDArray[np.uint8]:
-    return np.asarray(Image.open(io.BytesIO(png)))
 
 
 @pytest.fixture
@@ -160,26 +153,6 @@ def test_only_what_is_no_picture_is_compressed_again(demo_store: Path) -> None:
     plain = {path for path, codec in codecs.items() if codec == "UNCOMPRESSED"}
     assert plain == {f"{name}.list.element" for name in ("rgb", "depth", "flow")}
     assert set(codecs.values()) == {"UNCOMPRESSED", "ZSTD"}
-
-
-def test_pictures_are_lossless_for_other_readers_and_writers() -> None:
-    rng = np.random.default_rng(0)
-    for size in (16, 33, 224):
-        crop = rng.integers(0, 256, (size, size, 3)).astype(np.uint8)
-        np.testing.assert_array_equal(by_pillow(encode_png(crop)), crop)
-        file = io.BytesIO()
-        Image.fromarray(crop).save(file, "png")
-        np.testing.assert_array_equal(decode_png(file.getvalue()), crop)
-
-
-def test_a_damaged_picture_is_noticed() -> None:
-    crop = np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8)
-    png = encode_png(crop)
-    header = png[12:16] + struct.pack(">II", 40_000, 40_000) + png[24:29]
-    huge = png[:12] + header + struct.pack(">I", zlib.crc32(header)) + png[33:]
-    for damaged in (b"", huge, png[: len(png) // 2], png[:3000] + bytes([png[3000] ^ 1]) + png[3001:]):
-        with pytest.raises(StageError, match="a picture in the store is damaged: prepare the store again"):
-            decode_png(damaged)
 
 
 def test_pixels_are_the_stored_pictures_in_their_order(demo_store: Path) -> None:

@@ -142,7 +142,7 @@ def test_an_artifact_that_fails_the_gate_is_kept_out_and_the_others_are_there(
             raise Unfit(f"{path.name} failed the parity gate (lowered)")
         return gate(path, *args)
 
-    monkeypatch.setattr("export.export.gate", unlike)
+    monkeypatch.setattr("export.artifact.gate", unlike)
     with pytest.raises(StageError, match=r"bundle is written without test_byobnet-fp32.onnx: the reasons are above"):
         export_here([student_run], demo_store, tmp_path / "bundle", "onnx,coreml")
     assert "no test_byobnet-fp32.onnx: test_byobnet-fp32.onnx failed the parity gate" in capfd.readouterr().err

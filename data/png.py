@@ -1,0 +1,33 @@
+"""Crops as PNG, in which no pixel changes."""
+
+import contextlib
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from stage import StageError
+
+PNG_OPTIONS = [
+    *(cv2.IMWRITE_PNG_COMPRESSION, 1),
+    *(cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_UP),
+    *(cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE),
+]
+"""As small as OpenCV's own choice for 224-pixel faces (63 kB) in half the time (1.5 against 3.1 ms)."""
+
+
+def encode_png(crop: NDArray[np.uint8]) -> bytes:
+    """Encode a crop, uint8 [S, S, 3] RGB, as PNG."""
+    done, data = cv2.imencode(".png", crop[..., ::-1], PNG_OPTIONS)
+    assert done
+    return bytes(data)
+
+
+def decode_png(data: bytes) -> NDArray[np.uint8]:
+    """Decode a PNG into uint8 [S, S, 3] RGB. Raises StageError if it is damaged."""
+    picture = None
+    with contextlib.suppress(cv2.error):  # of more pixels than OpenCV takes
+        picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB) if data else None
+    if picture is None:
+        raise StageError("a picture in the store is damaged: prepare the store again")
+    return np.asarray(picture, np.uint8)
