@@ -92,6 +92,11 @@ def aside_of(target: Path) -> Path:
     return target.with_name(f".{target.name}.{platform.node()}.{os.getpid()}.partial")
 
 
+def unfinished_of(out: Path) -> Path:
+    """Return where what becomes ``out`` grows over several calls, until it is finished."""
+    return out.with_name(f".{out.name}.unfinished")
+
+
 def remove(path: Path) -> None:
     """Remove a file or a whole folder, if it is there."""
     if path.is_dir():

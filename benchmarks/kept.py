@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from files import locked, written_whole
+from files import locked, unfinished_of, written_whole
 
 Found = TypeVar("Found", bound=BaseModel)
 
@@ -24,7 +24,7 @@ class Kept:
 
     def __init__(self, out: Path, where: str) -> None:
         self._lock, self._where = locked(out), where
-        self.folder = out.with_name(f".{out.name}.unfinished")
+        self.folder = unfinished_of(out)
         self.folder.mkdir(exist_ok=True)
 
     def once(self, asked: str, measure: Callable[[], Found], kind: type[Found]) -> Found:

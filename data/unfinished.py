@@ -14,7 +14,7 @@ from data.layouts import SPLITS, Source
 from data.parquet import RowWriter
 from data.remote import is_remote
 from data.store import CLIP_SCHEMA, VIDEO_SCHEMA, Status, StoreInfo, StoreSettings
-from files import aside_of, go_on_with, locked, put_in_place, refuse_existing, sha256_of
+from files import aside_of, go_on_with, locked, put_in_place, refuse_existing, sha256_of, unfinished_of
 
 MODIFIED = "modified_ns"
 MEANING = {"sources_sha256": "a source was added, removed or changed"}
@@ -28,7 +28,7 @@ class Unfinished:
 
     def __init__(self, out: Path, settings: StoreSettings) -> None:
         self.out, self.settings = out, settings
-        self.folder = out.with_name(f".{out.name}.unfinished")
+        self.folder = unfinished_of(out)
         self._lock = locked(out)
         refuse_existing(out)
         asked = settings.model_dump_json()

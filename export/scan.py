@@ -23,7 +23,7 @@ from data.remote import is_remote
 from export.bundle import Bundle
 from export.manifest import Artifact
 from export.scorer import NoFace, VideoScorer
-from files import go_on_with, locked, written_whole
+from files import go_on_with, locked, unfinished_of, written_whole
 from stage import StageError, reason_of
 
 CLIP = pa.struct([("start_frame", pa.int32()), ("score", pa.float64()), ("frames", pa.int32())])
@@ -209,7 +209,7 @@ def scan(
     Rows that it has already, of unchanged files, stay. What an interrupted scan has done is kept beside ``out``. Raises
     StageError if ``out`` holds something else, or scores of another artifact or by another manifest.
     """
-    folder, scorer = out.with_name(f".{out.name}.unfinished"), _scorer_hash(bundle, artifact)
+    folder, scorer = unfinished_of(out), _scorer_hash(bundle, artifact)
     with closing(locked(out)) as lock:
         rows = {row["video"]: row for row in _read_table(out, artifact, scorer)}
         journal = Journal(folder)

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
-from files import go_on_with, locked, put_in_place, refuse_existing, sha256_of, written_whole
+from files import go_on_with, locked, put_in_place, refuse_existing, sha256_of, unfinished_of, written_whole
 from models.detector import Architecture, Detector, Preprocessing
 from models.origin import DataSource, Parent, Weights
 from parsing import read_json
@@ -107,7 +107,7 @@ class UnfinishedRun:
     """
 
     def __init__(self, out: Path, asked: dict[str, Any]) -> None:
-        self.out, self.folder = out, out.with_name(f".{out.name}.unfinished")
+        self.out, self.folder = out, unfinished_of(out)
         self.checkpoint, self.log = self.folder / "checkpoints" / "last.pt", self.folder / "log"
         if speaks():
             self._lock = locked(out)

@@ -18,7 +18,7 @@ import typer
 
 from data.prepare import prepare
 from export.evaluate import evaluate
-from files import sha256_of
+from files import sha256_of, unfinished_of
 from stage import StageError, run_as_script, say
 
 FAMILIES = {
@@ -79,7 +79,7 @@ def taught(family: str, store: Path, out: Path, kill: bool) -> Path:
         "--random-weights",
     ]
     run = subprocess.Popen([*command, *FAMILIES[family]])
-    checkpoint = out.with_name(f".{out.name}.unfinished") / "checkpoints" / "last.pt"
+    checkpoint = unfinished_of(out) / "checkpoints" / "last.pt"
     while kill and run.poll() is None:
         if checkpoint.exists():
             run.send_signal(signal.SIGKILL)
