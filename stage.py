@@ -32,7 +32,9 @@ logging.getLogger("torch.utils._pytree").addFilter(lambda record: record.levelno
 T = TypeVar("T")
 Modality = Literal["rgb", "depth", "flow"]
 """What a model looks at: each is a picture of S x S x 3 bytes per frame."""
-Scheme = Literal["fp32", "autocast", "fp16", "int8", "int8-dynamic", "int8-qat", "palette4", "palette6", "palette8"]
+LowPrecision = Literal["autocast", "fp16", "int8", "int8-dynamic", "int8-qat", "palette4", "palette6", "palette8"]
+"""In fewer bits than fp32."""
+Scheme = Literal["fp32", LowPrecision]
 """How numbers are stored and computed."""
 PALETTES: dict[Scheme, int] = {"palette4": 4, "palette6": 6, "palette8": 8}
 """Bits of a weight that says which value of a table it has, by scheme: Core ML alone stores such."""

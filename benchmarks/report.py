@@ -107,7 +107,9 @@ def merge(reports: Sequence[Report]) -> Report:
 
 
 def report(
-    path: Annotated[list[Path], typer.Argument(help="Files report.json, of several machines or calls.")],
+    path: Annotated[
+        list[Path], typer.Argument(help="Files report.json, or their folders, of several machines or calls.")
+    ],
     out: Annotated[Path, typer.Option(help="The folder for report.json, report.md and report.html.")],
 ) -> Report:
     """Put reports into one: a phone's rows beside this machine's.
@@ -115,9 +117,10 @@ def report(
     Example: **pocketproof report here/report.json phone/report.json --out report**
     """
     refuse_existing(out)
-    if len({sha256_of(file) for file in path if file.is_file()}) < sum(file.is_file() for file in path):
+    files = [own / "report.json" if own.is_dir() else own for own in path]
+    if len({sha256_of(file) for file in files if file.is_file()}) < sum(file.is_file() for file in files):
         raise StageError("two of the reports are the same: give each once")
-    merged = merge([read_report(file) for file in path])
+    merged = merge([read_report(file) for file in files])
     write_report(merged, out)
     say(f"{out}: {len(merged.rows)} rows of {len(merged.sessions)} sessions")
     return merged

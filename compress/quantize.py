@@ -36,7 +36,18 @@ from models.detector import Detector
 from models.origin import DataSource
 from models.run import TOOLS, Run, RunInfo, UnfinishedRun, save_run, versions_of
 from models.schemes import dynamic_layers, fast_dtype, in_scheme
-from stage import PALETTES, STATIC_INT8, Scheme, Seed, StageError, WrongArgument, progress, run_as_script, say
+from stage import (
+    PALETTES,
+    STATIC_INT8,
+    LowPrecision,
+    Scheme,
+    Seed,
+    StageError,
+    WrongArgument,
+    progress,
+    run_as_script,
+    say,
+)
 
 MATCHED_CLIPS = 32
 """Training clips on which a clip detector's logits are matched. A frame detector's are on twice as many crops as ranges
@@ -180,7 +191,7 @@ def quantize(
     data: Annotated[Path, typer.Option(help="The ClipStore to calibrate, and to train, on.")],
     out: Annotated[Path, typer.Option(help="The run to write.")],
     scheme: Annotated[
-        Scheme,
+        LowPrecision,
         typer.Option(
             help="int8: integers, calibrated; int8-qat: trained so; int8-dynamic: linear layers of teachers; fp16; "
             "autocast: torch alone; palette4, 6, 8: bits a weight, Core ML alone."
@@ -265,9 +276,7 @@ def _train_and_write(
 
 
 def _check_options(scheme: Scheme, of_int8: dict[str, Any], of_qat: dict[str, Any]) -> None:
-    """Raise StageError for fp32, and for options that a scheme has no use for."""
-    if scheme == "fp32":
-        raise WrongArgument("--scheme fp32 is what runs are in: give another one")
+    """Raise WrongArgument for options that a scheme has no use for."""
     needless = [of_int8] if scheme not in STATIC_INT8 else []
     needless += [of_qat] if scheme != "int8-qat" else []
     for name in (name for options in needless for name, value in options.items() if value is not None):

@@ -33,7 +33,8 @@ def place(text: str) -> Path:
         return Path(text)
     with answering(text):
         path = cast(Path, UPath(text))
-        str(path)  # of some URLs says only now that they are none
+        if not is_remote(path):  # of some URLs str says only now that they are none
+            raise WrongArgument(f"{text} is not the URL of a file or folder")
         return path
 
 

@@ -10,7 +10,7 @@ from export.manifest import SCHEMA_VERSION, Artifact, Manifest
 from export.runtimes import Programs, Runner, evaluated_by, open_artifact, program_file, runner_of
 from files import bytes_of, sha256_of
 from parsing import read_json
-from stage import StageError
+from stage import StageError, WrongArgument
 
 SUMS = "SHA256SUMS"
 GOLDEN = "golden"
@@ -70,12 +70,12 @@ class Bundle:
         return (self.path / GOLDEN).exists()
 
     def artifact(self, file: str) -> Artifact:
-        """Return an artifact by its file name. Raises StageError naming those there are."""
+        """Return an artifact by its file name. Raises WrongArgument naming those there are."""
         for artifact in self.manifest.artifacts:
             if artifact.file == file:
                 return artifact
         known = ", ".join(artifact.file for artifact in self.manifest.artifacts)
-        raise StageError(f"{self.path} has no artifact {file!r}; it has {known}")
+        raise WrongArgument(f"{self.path} has no artifact {file!r}; it has {known}")
 
     def chosen(self, file: str | None) -> Artifact:
         """Return the named artifact, or the smallest that runs here: one sample at once, clips in steps.

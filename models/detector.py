@@ -15,13 +15,13 @@ from torch import Tensor, nn
 
 from models.megatron import Megatron, MegatronSettings
 from models.temporal import ClipHead, Temporal, TemporalSettings
-from stage import Modality, StageError, reason_of
+from stage import Modality, StageError, WrongArgument, reason_of
 
 BYTE_MAX = 255.0
 
 
 def check_backbone(name: str) -> str:
-    """Return ``name`` if it is a timm architecture, with or without a tag of weights. StageError names near ones.
+    """Return ``name`` if it is a timm architecture, with or without a tag of weights. WrongArgument names others.
 
     Only names that timm lists pass: a hub address in a user's file must not start a download.
     """
@@ -30,7 +30,7 @@ def check_backbone(name: str) -> str:
             "repvit_m0_9",
             "vit_base_patch14_dinov2",
         ]
-        raise StageError(f"timm has no backbone {name!r}; some that it has: {', '.join(near)}")
+        raise WrongArgument(f"timm has no backbone {name!r}; some that it has: {', '.join(near)}")
     return name
 
 

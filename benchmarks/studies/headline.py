@@ -30,7 +30,7 @@ from data.prepare import prepare
 from data.video import write_video
 from export.export import export
 from files import written_whole
-from stage import Scheme, in_processes, run_as_script, say
+from stage import LowPrecision, in_processes, run_as_script, say
 
 STUDENT, TEACHER, LARGE_TEACHER = "repvit_m0_9", "tf_efficientnet_lite0", "vit_base_patch14_dinov2"
 SIZE, FRAMES = 224, 20
@@ -38,7 +38,7 @@ SHARES = {"train": 76, "val": 12, "test": 12}
 """Per cent of persons."""
 CLIP_PERSONS = 9
 """Every so many of the persons to train on are in clips too: the clip student has learned from single frames before."""
-SCHEMES: tuple[Scheme, ...] = ("fp16", "int8")
+SCHEMES: tuple[LowPrecision, ...] = ("fp16", "int8")
 
 
 def split_of(person: str) -> str:

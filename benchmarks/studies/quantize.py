@@ -33,9 +33,9 @@ from export.bundle import Bundle
 from export.export import export
 from models.fusing import fuse
 from models.run import Run, save_run
-from stage import Scheme, run_as_script
+from stage import LowPrecision, run_as_script
 
-SCHEMES: tuple[Scheme, ...] = ("fp16", "int8", "int8-qat")
+SCHEMES: tuple[LowPrecision, ...] = ("fp16", "int8", "int8-qat")
 CROPS = (64, 256)
 VALIDATION_CROPS = 128
 

@@ -37,10 +37,11 @@ def later(own, calls=1):
 def test_rows_of_all_machines_stand_side_by_side(report, tmp_path):
     other = on_another_machine(report)
     other.notes.append("Only there.")
-    paths = [tmp_path / "a.json", tmp_path / "b.json"]
+    paths = [tmp_path / "a.json", tmp_path / "phone" / "report.json"]
     for path, own in zip(paths, (report, other), strict=True):
+        path.parent.mkdir(exist_ok=True)
         path.write_text(own.model_dump_json())
-    merged = merge_files(paths, tmp_path / "merged")
+    merged = merge_files([paths[0], paths[1].parent], tmp_path / "merged")
     assert [row.name for row in merged.rows] == [row.name for row in report.rows] * 2
     assert [session.machine for session in merged.sessions] == ["a processor, 2 cores", "a phone"]
     assert {row.machine for row in merged.rows} == {"a processor, 2 cores", "a phone"}

@@ -250,7 +250,6 @@ def test_qat_says_where_it_cannot_go_on(student_run, demo_store, tmp_path):
         ({"scheme": "fp16", "passes": 3}, "--scheme fp16 has no use for --passes: leave it out"),
         ({"scheme": "int8", "passes": 3}, "--scheme int8 has no use for --passes: leave it out"),
         ({"scheme": "autocast", "calibration_clips": 8}, "--scheme autocast has no use for --calibration-clips"),
-        ({"scheme": "fp32"}, "--scheme fp32 is what runs are in: give another one"),
     ],
 )
 def test_options_without_use_are_refused(student_run, demo_store, tmp_path, options, message):

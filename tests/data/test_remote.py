@@ -91,9 +91,16 @@ def test_an_upload_mixes_with_nothing_that_is_there(
     assert {name: memory.cat(f"/out/{name}") for name in there} == there
 
 
-@pytest.mark.parametrize("url", ["http://[::1", "nothing://x"])
-def test_what_is_no_url_is_one_line(url: str) -> None:
-    with pytest.raises(StageError, match=re.escape(f"{url} cannot be reached: ")):
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("http://[::1", "cannot be reached: "),
+        ("nothing://x", "cannot be reached: "),
+        ("data://x", "is not the URL of a file or folder"),
+    ],
+)
+def test_what_is_no_url_is_one_line(url: str, message: str) -> None:
+    with pytest.raises(StageError, match=re.escape(f"{url} {message}")):
         place(url)
 
 
