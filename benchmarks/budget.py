@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from benchmarks.figures import Budget, Stage
-from benchmarks.measuring import answer_of
+from benchmarks.measuring import answer_of, refuse_changed
 from benchmarks.processor import bound_to
 from benchmarks.task import end_with_parent
 from benchmarks.timing import peak_mb, reset_peak
@@ -47,6 +47,7 @@ class BudgetTask(BaseModel):
 
     row: str
     path: Path
+    sha256: str | None
     runtime: str
     method: Method
     scheme: Scheme
@@ -228,11 +229,10 @@ class Steps:
 
 
 def measure_budget(task: BudgetTask) -> Budget:
-    """Measure in a fresh process; a budget that cannot be measured says why."""
-    try:
-        return answer_of("benchmarks.budget", task, Budget)
-    except StageError as error:
-        return task.empty(str(error))
+    """Measure in a fresh process. Raises StageError with the worker's last line if it fails."""
+    found = answer_of("benchmarks.budget", task, Budget)
+    refuse_changed(task.path, task.sha256)
+    return found
 
 
 def main() -> None:

@@ -1,6 +1,5 @@
 """What a whole clip costs, of which rows: the options of ``bench`` that ask for it, and the measuring."""
 
-import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -16,7 +15,7 @@ from data.depth import DepthAnything
 from data.store import ClipStore
 from data.video import Video
 from files import sha256_of
-from stage import WrongArgument, progress
+from stage import StageError, WrongArgument, progress
 
 
 @dataclass(frozen=True)
@@ -46,10 +45,11 @@ class ClipCost:
         if self.video is None:
             return []
         timed = [subject for subject in subjects if subject.row.latency_ms and subject.row.batch == 1]
-        tasks = {
-            subject.row.sha256: BudgetTask(
+        tasks = [
+            BudgetTask(
                 row=subject.row.name,
                 path=subject.path,
+                sha256=subject.row.sha256,
                 runtime=subject.row.runtime,
                 method=subject.artifact.method if subject.artifact else "forward",
                 scheme=subject.row.scheme,
@@ -70,9 +70,14 @@ class ClipCost:
             if subject.row.threads == subjects[0].row.threads
             if subject.row.kind == "artifact" or subject.row.scheme == "fp32"
             if subject.row.runtime != "coreml" or subject.units == "all"
-        }
-        of_video = sha256_of(self.video)
-        return [
-            kept.once(f"{task.model_dump_json()} {sha256} {of_video}", functools.partial(measure_budget, task), Budget)
-            for sha256, task in progress(tasks.items(), "budget", len(tasks))
         ]
+        given = " ".join(sha256_of(path) for path in (self.video, self.depth_weights) if path)
+        return [_measured(task, given, kept) for task in progress(tasks, "budget")]
+
+
+def _measured(task: BudgetTask, given: str, kept: Kept) -> Budget:
+    """Measure a budget, or say in it why it cannot be; ``given``: the hashes of what a user gave for it."""
+    try:
+        return kept.once(f"{task.model_dump_json()} {given}", lambda: measure_budget(task), Budget)
+    except StageError as error:
+        return task.empty(str(error))

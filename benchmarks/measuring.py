@@ -15,7 +15,9 @@ from pydantic import BaseModel
 from benchmarks.task import Measurement, Task
 from compress.scoring import Takes, pictures_of
 from data.store import ClipStore
-from stage import StageError
+from files import sha256_of
+from models.run import Run
+from stage import StageError, reason_of
 
 TIMED_CROPS = 8
 Answer = TypeVar("Answer", bound=BaseModel)
@@ -67,3 +69,19 @@ def measure_apart(task: Task) -> Measurement:
         return answer_of("benchmarks.worker", task, Measurement, environment)
     except StageError as error:
         raise StageError(f"measuring {task.path} failed: {error}") from error
+
+
+def refuse_changed(path: Path, sha256: str | None) -> None:
+    """Raise StageError if what was measured at a path, an artifact or a run, is not what its row names."""
+    try:
+        now = Run(path).sha256 if (path / "model.json").is_file() else sha256_of(path)
+    except OSError as error:
+        raise StageError(f"{path} went away while it was measured ({reason_of(error)})") from error
+    if now != sha256:
+        raise StageError(f"{path} was changed while it was measured")
+
+
+def refuse_changed_store(store: ClipStore) -> None:
+    """Raise StageError if another store lies at its path by now; the files in it are compared as they are read."""
+    if ClipStore(store.path).info.fingerprint != store.info.fingerprint:
+        raise StageError(f"{store.path} was changed while it was scored")

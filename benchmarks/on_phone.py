@@ -10,6 +10,7 @@ import typer
 
 from benchmarks.adb import Phone
 from benchmarks.figures import RUNS_FOR_P90, RUNS_FOR_P99, Latency
+from benchmarks.measuring import refuse_changed
 from benchmarks.native_runners import Told, Tool, tool_of
 from benchmarks.rounds import Effort
 from benchmarks.rows import Subject
@@ -106,6 +107,7 @@ class _Calls:
         name = f"{self._number}-{program.name}{Path(program.file).suffix}"
         if not self._rounds:
             self._phone.push(self._subject.path.parent / program.file, f"{self._folder}/{name}")
+            refuse_changed(self._subject.path, self._subject.row.sha256)
         tool = self._tool
         command = [f"./{tool.in_name}", *tool.arguments(name, program.name, self._subject.row.threads, runs)]
         said = self._phone.run(command, self._folder, tool.log_tag)

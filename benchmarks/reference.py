@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 
 from benchmarks.figures import Latency
 from benchmarks.machine import Machine, describe_machine
-from benchmarks.measuring import measure_apart, write_timed_crops
+from benchmarks.measuring import measure_apart, refuse_changed, refuse_changed_store, write_timed_crops
 from benchmarks.schema import ReferenceSummary
 from benchmarks.task import BatchTiming, Measurement, Scores, Task, Timing, clip_scores
 from compress.metrics import Metrics
@@ -157,7 +157,7 @@ def _measured(
     source: Run, store: ClipStore, device: str, precision: Literal["fp32", "autocast"], threads: int, repeats: int
 ) -> Measurement:
     """Time a run and score its validation and test clips, in a fresh process."""
-    looks = takes(source.info)
+    looks, sha256 = takes(source.info), source.sha256
     with tempfile.TemporaryDirectory() as folder:
         task = Task(
             path=source.path,
@@ -174,7 +174,10 @@ def _measured(
             crops=write_timed_crops(store, "test", Path(folder), looks),
             scored={split: (store.path, split) for split in ("val", "test")},
         )
-        return measure_apart(task)
+        found = measure_apart(task)
+    refuse_changed(source.path, sha256)
+    refuse_changed_store(store)
+    return found
 
 
 def _notes(run: Run, store: ClipStore, device: str) -> list[str]:

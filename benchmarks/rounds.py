@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from benchmarks.kept import Kept
-from benchmarks.measuring import measure_apart, write_timed_crops
+from benchmarks.measuring import measure_apart, refuse_changed, refuse_changed_store, write_timed_crops
 from benchmarks.processor import cores_for
 from benchmarks.rows import Subject, fill_row
 from benchmarks.task import Measurement, Task
@@ -114,10 +114,18 @@ class Rounds:
         scored = [self._corpora.opened(path).info.fingerprint for path, _ in task.scored.values()]
         asked = f"{said} {subject.row.sha256} {self._corpora.store.info.fingerprint} {scored} {number}"
         try:
-            found = self._kept.once(asked, lambda: measure_apart(task), Measurement)
+            found = self._kept.once(asked, lambda: self._measured(subject, task), Measurement)
             self._found.setdefault(id(subject), []).append(found)
         except StageError as error:
             subject.row.status, subject.row.reason = "failed", str(error)
+
+    def _measured(self, subject: Subject, task: Task) -> Measurement:
+        """Measure a row in a fresh process. Raises StageError if that fails, or if it was of other files than named."""
+        found = measure_apart(task)
+        refuse_changed(subject.path, subject.row.sha256)
+        for path in {path for path, _ in task.scored.values()}:
+            refuse_changed_store(self._corpora.opened(path))
+        return found
 
     def fill(self, subjects: Iterable[Subject], reference_auc: float | None, split: str) -> None:
         """Put what was measured into the rows."""

@@ -161,7 +161,13 @@ def _clip(entry: dict[str, Any], row: int, video: dict[str, Any], frames: int) -
 
 
 def _read_clips(file: Path, video: dict[str, Any], frames: int) -> list[Clip]:
-    """Read what a video's file says of its clips. Raises ValueError if it is damaged or not what was written."""
+    """Read what a video's file says of its clips. Raises ValueError if it is not, byte for byte, what was prepared."""
+    try:
+        changed = sha256_of(file) != video["clips_sha256"]
+    except OSError as error:
+        raise ValueError(reason_of(error)) from error
+    if changed:
+        raise ValueError("its SHA-256 is not the one that prepare noted")
     columns = ["clip_id", "video_id", "label", "method", "split", "identities", "valid", "boxes"]
     entries = read_rows(file, CLIP_SCHEMA, columns)
     if len(entries) != video["clips"]:

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import skimage.data
 from filelock import FileLock
@@ -21,6 +23,7 @@ from numpy.typing import NDArray
 from data.demo import render_corpora
 from data.prepare import prepare
 from data.store import ClipStore
+from files import sha256_of
 
 if TYPE_CHECKING:
     from models.detector import Detector
@@ -47,6 +50,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def astronaut() -> NDArray[np.uint8]:
     """The photo of scikit-image, uint8 [512, 512, 3] RGB: eyes at (204, 101) and (247, 103), mouth at (225, 146)."""
     return np.ascontiguousarray(skimage.data.astronaut())
+
+
+def note_anew(store: Path) -> None:
+    """Note the hashes of a store's files as they are now, as one who changed them on purpose would."""
+    videos = pq.read_table(store / "videos.parquet")
+    files = [store / "clips" / f"{video}.parquet" for video in videos["video_id"].to_pylist()]
+    hashes = [sha256_of(file) if file.exists() else None for file in files]
+    column = videos.column_names.index("clips_sha256")
+    pq.write_table(videos.set_column(column, "clips_sha256", pa.array(hashes)), store / "videos.parquet")
+    info = json.loads((store / "store.json").read_text()) | {"fingerprint": sha256_of(store / "videos.parquet")}
+    (store / "store.json").write_text(json.dumps(info))
 
 
 def shared(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:

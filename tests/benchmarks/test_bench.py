@@ -19,7 +19,7 @@ from benchmarks.measuring import measure_apart, write_timed_crops
 from benchmarks.reference import Reference, read_reference, reference
 from benchmarks.rows import check_fits, list_subjects
 from benchmarks.schema import Report, read_report
-from benchmarks.task import Task, clip_scores
+from benchmarks.task import Measurement, Task, clip_scores
 from benchmarks.timing import sustained, time_batches, time_runs
 from benchmarks.worker import measure
 from compress.runs import diagnosis_of, pixel_detector, takes, torch_scorer
@@ -33,6 +33,7 @@ from models.detector import Architecture, Detector
 from models.megatron import MegatronSettings
 from models.run import Run, save_run
 from stage import StageError
+from tests.conftest import note_anew
 from tests.export.clip_student import NAME, clip_bundle
 
 ROW_KEYS = {
@@ -261,6 +262,7 @@ def clip_run_and_store(demo_store, teacher_run, tmp_path_factory):
     info = json.loads((store / "store.json").read_text())
     info["settings"]["modalities"] = ["rgb", "depth"]
     (store / "store.json").write_text(json.dumps(info))
+    note_anew(store)
     source = Run(teacher_run)
     changes = {"modalities": ("rgb", "depth"), "megatron": MegatronSettings(feed_forward=16)}
     architecture = Architecture(backbone="test_byobnet", size=64, **changes)
@@ -281,6 +283,20 @@ def test_clip_model_can_be_the_reference(clip_run_and_store, tmp_path, monkeypat
     scorer = torch_scorer(pixel_detector(Run(run)), torch.device("cpu"))
     expected = score_split(scorer, store, "test", takes(Run(run).info))
     np.testing.assert_allclose(scores.clips, expected.whole, atol=1e-5)
+
+
+def test_a_reference_is_of_the_run_that_it_names(clip_run_and_store, tmp_path, monkeypatch):
+    run, store = clip_run_and_store
+    run = shutil.copytree(run, tmp_path / "run")
+
+    def replaced(task):
+        (run / "model.safetensors").write_bytes(b"another")
+        return Measurement(timing=None, scores={})
+
+    monkeypatch.setattr("benchmarks.reference.measure_apart", replaced)
+    with pytest.raises(StageError, match=rf"{run} was changed while it was measured"):
+        reference(run, store, tmp_path / "reference.json", device="cpu", repeats=10)
+    assert not (tmp_path / "reference.json").exists()
 
 
 def test_time_of_a_clip_is_divided_by_its_frames(demo_store, tmp_path):

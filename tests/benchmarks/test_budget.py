@@ -12,6 +12,8 @@ from data.crops import CropRule
 from data.depth import DepthAnything
 from data.video import Video, write_video
 from export.bundle import Bundle
+from files import sha256_of
+from models.run import Run
 from stage import StageError
 from tests.export.clip_student import NAME, clip_bundle
 
@@ -24,9 +26,10 @@ def video(demo_corpus: Path) -> Path:
 
 
 def task_of(path: Path, video: Path, **changes: object) -> BudgetTask:
+    sha256 = Run(path).sha256 if path.is_dir() else sha256_of(path)
     return BudgetTask.model_validate(
         {
-            "row": path.name, "path": path, "runtime": "torch", "method": "forward", "scheme": "fp32",
+            "row": path.name, "path": path, "sha256": sha256, "runtime": "torch", "method": "forward", "scheme": "fp32",
             "machine": "here", "threads": 1, "cores": None, "teacher": False, "modalities": ("rgb",), "per": "frame",
             "frames": FRAMES, "detector": "dlib", "rule": CropRule(size=64), "flow": "dis", "video": video,
             "depth_weights": None,
@@ -118,6 +121,13 @@ def test_a_video_without_a_face_is_said(student_run, tmp_path):
 
 
 def test_what_fails_in_its_process_says_why(student_run, tmp_path):
-    budget = measure_budget(task_of(student_run, tmp_path / "none.mp4"))
-    assert (budget.stages, budget.row) == ([], student_run.name)
-    assert "none.mp4" in budget.reason
+    with pytest.raises(StageError, match=r"none\.mp4"):
+        measure_budget(task_of(student_run, tmp_path / "none.mp4"))
+
+
+def test_a_budget_is_of_what_its_row_names(student_run, video, monkeypatch):
+    found = task_of(student_run, video).empty("")
+    monkeypatch.setattr("benchmarks.budget.answer_of", lambda *_: found)
+    assert measure_budget(task_of(student_run, video)) == found
+    with pytest.raises(StageError, match=rf"{student_run} was changed while it was measured"):
+        measure_budget(task_of(student_run, video, sha256="0" * 64))

@@ -1,0 +1,76 @@
+"""Rounds: what is measured is what the row names, and nothing is kept of what was replaced meanwhile."""
+
+import json
+import shutil
+
+import pyarrow.parquet as pq
+import pytest
+
+from benchmarks.kept import Kept
+from benchmarks.rounds import Corpora, Effort, Rounds, task_of
+from benchmarks.rows import list_subjects
+from benchmarks.task import Measurement
+from data.store import ClipStore
+from files import sha256_of
+
+
+def replace_artifact(bundle, run, store):
+    (bundle / "test_byobnet-fp32.onnx").write_bytes(b"another")
+
+
+def remove_artifact(bundle, run, store):
+    (bundle / "test_byobnet-fp32.onnx").unlink()
+
+
+def replace_weights(bundle, run, store):
+    (run / "model.safetensors").write_bytes(b"another")
+
+
+def replace_store(bundle, run, store):
+    videos = pq.read_table(store / "videos.parquet")
+    pq.write_table(videos.slice(0, len(videos) - 1), store / "videos.parquet")
+    info = json.loads((store / "store.json").read_text()) | {"fingerprint": sha256_of(store / "videos.parquet")}
+    (store / "store.json").write_text(json.dumps(info))
+
+
+def nothing(bundle, run, store):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("change", "failed", "reason"),
+    [
+        (replace_artifact, {"artifact"}, "test_byobnet-fp32.onnx was changed while it was measured"),
+        (remove_artifact, {"artifact"}, "test_byobnet-fp32.onnx went away while it was measured"),
+        (replace_weights, {"run"}, "run was changed while it was measured"),
+        (replace_store, {"artifact", "run"}, "store was changed while it was scored"),
+        (nothing, set(), ""),
+    ],
+)
+def test_what_is_replaced_while_it_is_measured_fails_its_row(
+    bundle_path, student_run, demo_store, tmp_path, monkeypatch, change, failed, reason
+):
+    own = [shutil.copytree(source, tmp_path / name) for source, name in
+           ((bundle_path, "bundle"), (student_run, "run"), (demo_store, "store"))]  # fmt: skip
+    corpora = Corpora(ClipStore(own[2]), "test")
+    rows = {("artifact", "onnxruntime", "fp32"), ("run", "torch", "fp32")}
+    listed = list_subjects(own[:2], [1], "here")
+    subjects = [one for one in listed if (one.row.kind, one.row.runtime, one.row.scheme) in rows]
+    assert len(subjects) == 2
+    changes = [change]
+
+    def measured(task):
+        for made in changes:
+            made(*own)
+        changes.clear()
+        return Measurement(timing=None, scores={})
+
+    monkeypatch.setattr("benchmarks.rounds.measure_apart", measured)
+    with pytest.raises(KeyboardInterrupt), Kept(tmp_path / "report", "here") as kept:
+        rounds = Rounds(corpora, kept)
+        for subject in subjects:
+            rounds.measure(subject, task_of(subject, tmp_path / "crops", Effort(), corpora, True))
+        raise KeyboardInterrupt
+    assert {subject.row.kind for subject in subjects if subject.row.status == "failed"} == failed
+    assert all(reason in subject.row.reason for subject in subjects if subject.row.status == "failed")
+    assert len(list(tmp_path.glob(".report.unfinished/*.json"))) == 2 - len(failed)
