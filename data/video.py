@@ -14,6 +14,7 @@ import av
 import cv2
 import numpy as np
 from av.packet import Packet
+from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
@@ -25,6 +26,8 @@ ONLY_VIDEO_FILES = {
     "protocol_whitelist": "file",
 }
 """FFmpeg's playlists (ffconcat, HLS) named like a video must not make it open other files or addresses."""
+PICTURES = Disposition.attached_pic | Disposition.timed_thumbnails
+"""Of video streams that are no film."""
 WITHOUT_INDEX = ("mpeg", "mpegts")
 """After a seek in these, FFmpeg lands on any frame and guesses its time."""
 WORTH_SEEKING = 50
@@ -47,6 +50,11 @@ def _is_shown(packet: "Packet[Any]") -> bool:
     if not packet.size or packet.is_discard:
         return False
     return packet.stream.codec_context.name != "vp8" or bool(memoryview(packet)[0] & 0x10)
+
+
+def _film_of(container: Any) -> VideoStream | None:
+    """Return the first video stream that is neither a cover nor thumbnails, which FFmpeg may list before it."""
+    return next((stream for stream in container.streams.video if not stream.disposition & PICTURES), None)
 
 
 class Video:
@@ -85,17 +93,19 @@ class Video:
             container: Any = av.open(f"file:{self.path}", mode="r", options=ONLY_VIDEO_FILES)
         except (av.FFmpegError, OSError, ValueError, UnicodeError) as error:
             raise self._unreadable(reason_of(error)) from error
-        if not container.streams.video:
+        stream = _film_of(container)
+        if stream is None:
             container.close()
             raise self._unreadable("it holds no video stream")
-        if container.streams.video[0].codec_context is None:  # decoding it would crash PyAV 18 (its issue 2344)
+        if stream.codec_context is None:  # decoding it would crash PyAV 18 (its issue 2344)
             container.close()
             raise self._unreadable("its codec is not known")
         return container
 
     @property
     def _stream(self) -> VideoStream:
-        stream: VideoStream = self._container.streams.video[0]
+        stream = _film_of(self._container)
+        assert stream is not None
         return stream
 
     def _decode(self) -> Iterator[Picture]:
@@ -138,7 +148,7 @@ class Video:
         """Presentation times of all frames in order, read without decoding; empty where the file lacks them."""
         with self._open() as container:
             try:
-                times = [packet.pts for packet in container.demux(container.streams.video[0]) if _is_shown(packet)]
+                times = [packet.pts for packet in container.demux(_film_of(container)) if _is_shown(packet)]
             except (av.FFmpegError, ValueError):
                 return []
         if self._begins is None or None in times:

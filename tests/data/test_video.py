@@ -61,6 +61,25 @@ def with_display_matrix(path: Path, matrix: tuple[int, int, int, int]) -> None:
     path.write_bytes(content)
 
 
+def with_cover(path: Path) -> None:
+    """Put a JPEG into an mp4 as its cover, before its tracks, where FFmpeg takes it for the first video stream."""
+
+    def box(name: bytes, *parts: bytes) -> bytes:
+        content = b"".join(parts)
+        return struct.pack(">I4s", 8 + len(content), name) + content
+
+    jpeg = bytes(cv2.imencode(".jpg", quadrants())[1])
+    cover = box(b"ilst", box(b"covr", box(b"data", struct.pack(">II", 13, 0), jpeg)))
+    handler = box(b"hdlr", bytes(8), b"mdirappl", bytes(9))
+    added = box(b"udta", box(b"meta", bytes(4), handler, cover))
+    content = path.read_bytes()
+    moov, track = content.index(b"moov") - 4, content.index(b"trak") - 4
+    assert content.index(b"mdat") < moov  # else the frames would move
+    (size,) = struct.unpack_from(">I", content, moov)
+    longer = struct.pack(">I", size + len(added))
+    path.write_bytes(content[:moov] + longer + content[moov + 4 : track] + added + content[track:])
+
+
 def encode(
     path: Path,
     frames: list[NDArray[np.uint8]],
@@ -438,6 +457,19 @@ def test_sound_alone_is_unreadable(tmp_path: Path) -> None:
         sound.writeframes(bytes(4000))
     with pytest.raises(UnreadableVideo, match=r"cannot be read as a video: (it holds no video stream|Invalid)"):
         Video(tmp_path / "a.mp4")
+
+
+def test_a_cover_is_no_film(tmp_path: Path) -> None:
+    path = tmp_path / "a.mp4"
+    write_video(path, waves(60))
+    plain = decode(path)
+    with_cover(path)
+    with av.open(str(path)) as container:
+        assert [stream.codec_context.name for stream in container.streams.video] == ["mjpeg", "h264"]
+    np.testing.assert_array_equal(decode(path), plain)
+    with Video(path) as video:
+        assert (video.info.width, video.info.height, video.count()) == (64, 48, 60)
+        np.testing.assert_array_equal(next(video.pictures(55)).rgb, plain[55])
 
 
 def test_video_without_a_frame_is_unreadable(tmp_path: Path) -> None:
