@@ -86,7 +86,7 @@ def say(line: str, everywhere: bool = False) -> None:
 
     ``everywhere``: also from processes that otherwise leave it to the first.
     """
-    if (everywhere or speaks()) and sys.stderr is not None:  # which is closed, where print would take the other
+    if everywhere or speaks():
         print(line, file=sys.stderr, flush=True)
 
 
@@ -170,9 +170,22 @@ def _check_arguments(arguments: Iterable[str]) -> None:
             )
 
 
+def _open_closed_streams() -> None:
+    """Give the standard streams that are closed somewhere to go: libraries write to them, or to what has their number.
+
+    With ``>&-`` the next file that is opened, an output perhaps, would be standard output to native code.
+    """
+    streams = (("stdin", "r"), ("stdout", "w"), ("stderr", "w"))
+    while (number := os.open(os.devnull, os.O_RDWR)) < len(streams):
+        name, mode = streams[number]
+        setattr(sys, name, os.fdopen(number, mode, encoding="utf-8", closefd=False))
+    os.close(number)
+
+
 def call(app: Callable[[], Any]) -> None:
     """Run a command; bad input ends it with one line and exit code 1, never with a traceback."""
     try:
+        _open_closed_streams()
         _check_arguments(sys.argv[1:])
         app()
     except (KeyboardInterrupt, SystemExit) as ended:

@@ -28,7 +28,8 @@ class Effort:
     ] = 50
     rounds: Annotated[int, typer.Option(help="Processes of each row, one round of all rows after another.", min=1)] = 3
     sustain: Annotated[
-        float, typer.Option(help="Seconds to run each row without a pause: speed over time, and energy.", min=0)
+        float,
+        typer.Option(help="Seconds to run each row without a pause: speed over time, and energy.", min=0, max=86_400),
     ] = 0
     profile: Annotated[bool, typer.Option("--profile", help="Add the slowest operations of each row.")] = False
 

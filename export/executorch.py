@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from export.programs import Graph
 
+IDENTIFIER = b"ET12"
+"""At byte 4 of a program, as FlatBuffers mark their files (ExecuTorch's schema/program.fbs)."""
 ETRECORD = ".etrecord"
 ETRECORD_MEANING = "names the operations of the .pte for ExecuTorch's Inspector; not for the app"
 
@@ -144,7 +146,10 @@ def without_native_messages() -> Iterator[None]:
 
 
 def opened(path: Path, threads: int) -> Programs:
-    """Open a ``.pte``, whose methods are its programs."""
+    """Open a ``.pte``, whose methods are its programs. Raises ValueError if it is none: the runtime would die of it."""
+    with path.open("rb") as file:
+        if file.read(8)[4:] != IDENTIFIER:
+            raise ValueError("it is no ExecuTorch program")
     with without_native_messages():
         from executorch.extension.pybindings import portable_lib
         from executorch.runtime import Runtime

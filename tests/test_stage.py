@@ -16,7 +16,7 @@ import typer
 from pydantic import BaseModel, Field
 from typer.testing import CliRunner
 
-from stage import StageError, call, in_processes, progress, say, speaks, takes_options
+from stage import StageError, call, in_processes, progress, speaks, takes_options
 
 ROOT = Path(__file__).parents[1]
 
@@ -175,12 +175,29 @@ def test_arguments_that_nobody_means_end_with_one_line(
     assert (ended.value.code, capsys.readouterr().err) == (2, f"error: {message}\n")
 
 
-def test_without_standard_error_nothing_goes_to_standard_output(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sys, "stderr", None)
-    say("a note")
-    assert capsys.readouterr().out == ""
+@pytest.mark.parametrize("closed", [(0,), (1,), (2,), (0, 1, 2)])
+def test_closed_streams_lead_nowhere(tmp_path: Path, closed: tuple[int, ...]) -> None:
+    work = (
+        f"import os, sys\nos.chdir({str(tmp_path)!r})\n"
+        "def work():\n"
+        "    with open('out', 'w') as out:\n"  # else the first to get a free number
+        "        stage.say('a note'), print('a result', flush=True), sys.stdin.read()\n"
+        "        os.write(1, b'native'), os.write(2, b'native')\n"
+        "        out.write('kept')\n"
+        f"sys.path.insert(0, {str(ROOT)!r})\n"
+        "import stage\nstage.call(work)"
+    )
+
+    def close() -> None:
+        for number in closed:
+            os.close(number)
+
+    given = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    done = subprocess.run([sys.executable, "-c", work], preexec_fn=close, check=False, **given)
+    assert done.returncode == 0
+    assert (tmp_path / "out").read_text() == "kept"
+    assert done.stdout == (b"" if 1 in closed else b"a result\nnative")
+    assert done.stderr == (b"" if 2 in closed else b"a note\nnative")
 
 
 def test_a_defect_keeps_its_traceback() -> None:

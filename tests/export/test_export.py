@@ -327,7 +327,7 @@ def test_path_out_of_the_bundle_is_refused(bundle, tmp_path):
 @pytest.mark.parametrize(("suffix", "runtime"), [("onnx", "onnxruntime"), ("pte", "executorch")])
 def test_file_that_is_no_program_gets_one_line(tmp_path, suffix, runtime):
     path = tmp_path / f"x.{suffix}"
-    path.write_bytes(b"not a program at all")
+    path.write_bytes(b"not a program at all" * 250)
     with pytest.raises(StageError, match=rf"x.{suffix} cannot be loaded by {runtime}: "):
         load_artifact(path, runtime, 1)
 
