@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Interpreter, Node
+from torch.fx.node import map_arg
 from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
 from compress.fidelity import MOST_DB, LayerNoise
@@ -41,26 +42,45 @@ class _Exact(_Layers):
         self.errors: list[tuple[str, Tensor, Tensor]] = []
         """By layer: zeros that were added, float [N, ...] with a gradient, and the error, of the same shape."""
         self._latest = next(iter(self.layers.values()))
+        self._rounded: dict[Node, Tensor] = {}
+        """What each rounding since the latest layer gives."""
 
-    def _entry(self, value: Tensor, rounded: Tensor) -> Tensor:
+    def _is_rounding(self, node: Node) -> bool:
+        return node.op == "call_module" and self.fetch_attr(str(node.target)) in self.roundings
+
+    def _entry(self, value: Tensor, error: Tensor) -> Tensor:
         zeros = torch.zeros_like(value, requires_grad=True)
-        self.errors.append((self._latest, zeros, (rounded - value).detach()))
+        self.errors.append((self._latest, zeros, error.detach()))
         return value + zeros
+
+    def _round(self, node: Node, value: Tensor) -> Tensor:
+        """Note the error that a rounding makes: where the same layer's have rounded all it follows from, of that.
+
+        Pooling, flattening, dropout and clamping give rounded values as they get them: a second rounding adds nothing.
+        """
+        operation, given = node.all_input_nodes[0], value
+        taken = operation.all_input_nodes
+        if taken and all(own in self._rounded for own in taken):
+            assert callable(operation.target)
+            copies = {own: self._rounded[own].clone() for own in taken}  # some operations work in place
+            args, kwargs = map_arg((operation.args, operation.kwargs), copies.__getitem__)
+            given = operation.target(*args, **kwargs)
+        self._rounded[node] = self.fetch_attr(str(node.target))(given).detach()
+        return self._entry(value, self._rounded[node] - given)
 
     def run_node(self, n: Node) -> Any:
         """Run one operation."""
-        if n.op == "call_module" and self.fetch_attr(str(n.target)) in self.roundings:
-            assert isinstance(n.args[0], Node)
-            value = self.env[n.args[0]]
-            return value if n.args[0].op == "get_attr" else self._entry(value, self.fetch_attr(str(n.target))(value))
+        if self._is_rounding(n):
+            value = self.env[n.all_input_nodes[0]]
+            return value if n.all_input_nodes[0].op == "get_attr" else self._round(n, value)
         value = super().run_node(n)
         if n in self.layers:
-            self._latest = self.layers[n]
+            self._latest, self._rounded = self.layers[n], {}
             (given, weight, *bias), _ = self.fetch_args_kwargs_from_env(n)
             assert isinstance(n.args[1], Node) and callable(n.target)
             if n.args[1].op == "call_module":
                 rounded = self.fetch_attr(str(n.args[1].target))(weight)
-                return self._entry(value, n.target(given, rounded, *bias))
+                return self._entry(value, n.target(given, rounded, *bias) - value)
         return value
 
 

@@ -9,7 +9,8 @@ from torchao.quantization.pt2e import MinMaxObserver, PerChannelMinMaxObserver
 
 from compress.diagnosis import block_of, islands, layer_noise
 from compress.int8 import Rounding, graph_of, layers_of, observe, observers_of, simulated
-from tests.compress.small_network import small_detector, some_pictures
+from models.detector import Architecture, Detector
+from tests.compress.small_network import SIZE, small_detector, some_pictures
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +63,31 @@ def test_a_layers_noise_is_what_it_adds_alone(diagnosed):
         alone = _fake_minus_real(_rounding_alone(detector, tensors, found.layer), pictures)
         share = float((alone - exact).square().mean() / exact.var(correction=0))
         assert found.logit_noise == pytest.approx(share, rel=0.3), found.layer
+
+
+class Passing(nn.Module):
+    """float32 [N, 3, 32, 32] -> [N, 8]: operations that give values as they got them, or the same again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, stride=2, padding=1)
+        self.dropout = nn.Dropout(0.1)
+
+    def forward(self, pictures):
+        """Pool to single values, so that the last rounding is most of the noise, and pass them on."""
+        pooled = nn.functional.max_pool2d(nn.functional.relu6(self.stem(pictures)), 2).mean((2, 3), keepdim=True)
+        return self.dropout(pooled.flatten(1))
+
+
+def test_a_rounding_of_what_is_rounded_adds_nothing():
+    torch.manual_seed(0)
+    detector = Detector(Architecture(backbone="test_byobnet", size=SIZE, fused=True), Passing()).eval()
+    pictures = some_pictures(256)
+    tensors = observe(detector, [some_pictures(64, seed=2)])["minmax"]
+    exact = _fake_minus_real(detector, pictures)
+    alone = _fake_minus_real(_rounding_alone(detector, tensors, "stem"), pictures)
+    (found,) = layer_noise(simulated(detector, tensors), _batches(pictures))
+    assert found.logit_noise == pytest.approx(float((alone - exact).square().mean() / exact.var(correction=0)), rel=0.3)
 
 
 def test_the_noise_of_a_layers_output_is_measured(diagnosed):
