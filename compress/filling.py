@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from data.store import DamagedClip
 from data.views import View, Views
 from files import writing, written_whole
 from stage import Modality, StageError, progress, say
@@ -123,7 +124,7 @@ class Filling:
         """Return the arrays of a view's frames, or None if it cannot be read: it is marked so."""
         try:
             pixels = self.views.pixels(view, modalities=self.modalities)
-        except StageError as error:
+        except DamagedClip as error:
             if self.views.split != "train":
                 raise
             say(f"clip {view.clip.clip_id} is left out of training: {error}", everywhere=True)

@@ -7,6 +7,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from data.store import DamagedClip
 from data.views import View, Views
 from stage import StageError, say
 
@@ -163,7 +164,7 @@ def _read_or_replace(
             chosen = valid[np.resize(np.arange(len(valid)), len(frames))].tolist()
         try:
             return views.pixels(view, chosen), index, chosen
-        except StageError as error:
+        except DamagedClip as error:
             if views.split != "train":
                 raise
             _give_up(views, index, view, error)
@@ -177,6 +178,6 @@ def _and_others(views: Views, number: int) -> Iterator[int]:
     yield from np.random.default_rng(number).permutation(others).tolist()
 
 
-def _give_up(views: Views, index: int, view: View, error: StageError) -> None:
+def _give_up(views: Views, index: int, view: View, error: DamagedClip) -> None:
     views.unreadable.add(index)
     say(f"clip {view.clip.clip_id} is replaced by others: {error}", everywhere=True)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stage import StageError, reason_of
+from stage import WrongArgument, reason_of
 
 TORCHVISION = ("RandAugment", "TrivialAugmentWide", "AutoAugment", "AugMix")
 # timm itself passes over sections that it does not know.
@@ -21,12 +21,15 @@ TIMM = re.compile(
 )
 
 
+MOST_DRAWS = 20
+"""Until one is taken that Pillow can make: some of timm's keep 0 bits of a colour, which Pillow 13 refuses."""
+
 _one_at_a_time = threading.Lock()
 """Both libraries draw from generators that the whole process shares, and training reads ahead in threads."""
 
 
 def apply_policy(policy: str, frames: NDArray[np.uint8], seed: int) -> NDArray[np.uint8]:
-    """Return frames, uint8 [T, S, S, 3] RGB, under one draw of a policy. Raises StageError where timm refuses it."""
+    """Return frames, uint8 [T, S, S, 3] RGB, under one draw of a policy. Raises WrongArgument where timm refuses it."""
     with _one_at_a_time:
         return _torchvision(policy, frames, seed) if policy in TORCHVISION else _timm(policy, frames, seed)
 
@@ -47,17 +50,25 @@ def _torchvision(policy: str, frames: NDArray[np.uint8], seed: int) -> NDArray[n
 def _timm(policy: str, frames: NDArray[np.uint8], seed: int) -> NDArray[np.uint8]:
     from PIL import Image
 
-    def changed(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        with _seeded(seed):
+    def changed(frame: NDArray[np.uint8], draw: int) -> NDArray[np.uint8]:
+        with _seeded((seed + draw) % 2**32):
             return np.asarray(transform(Image.fromarray(frame)), np.uint8)
 
     try:
         transform = _timm_transform(policy, frames.shape[1])
-        return np.stack([changed(frame) for frame in frames])
     except (AssertionError, ValueError) as error:
-        raise StageError(
-            f"timm refuses --augment {policy}: {reason_of(error)}: take other numbers, such as rand-m9-mstd0.5"
-        ) from error
+        raise _refused(policy, error) from error
+    for draw in range(MOST_DRAWS):
+        try:
+            return np.stack([changed(frame, draw) for frame in frames])
+        except (AssertionError, ValueError) as error:
+            refused = error
+    raise _refused(policy, refused) from refused
+
+
+def _refused(policy: str, error: Exception) -> WrongArgument:
+    said = f"timm refuses --augment {policy}: {reason_of(error)}"
+    return WrongArgument(f"{said}: take other numbers, such as rand-m9-mstd0.5")
 
 
 def _timm_transform(policy: str, size: int) -> Callable[[Any], Any]:

@@ -175,6 +175,10 @@ def _read_clips(file: Path, video: dict[str, Any], frames: int) -> list[Clip]:
     return [_clip(entry, row, video, frames) for row, entry in enumerate(entries)]
 
 
+class DamagedClip(StageError):
+    """The pictures of a clip are missing or damaged: training can do without it."""
+
+
 class ClipStore:
     """A whole store on disk. Raises StageError if it is missing, unfinished or of another version."""
 
@@ -275,7 +279,7 @@ class ClipStore:
     def pixels(self, clip: Clip, frames: list[int] | None = None, modality: Modality = "rgb") -> NDArray[np.uint8]:
         """Return a clip's pictures, uint8 [T, S, S, 3] RGB, or only those of the given frame numbers.
 
-        Raises StageError if they are damaged, or if the store was prepared without the modality.
+        Raises DamagedClip if they are damaged, StageError if the store was prepared without the modality.
         """
         self.require([modality])
         file = self.file_of(clip.video_id)
@@ -287,7 +291,7 @@ class ClipStore:
             wanted = range(len(pictures)) if frames is None else frames
             return np.stack([self._crop(pictures[frame].as_py()) for frame in wanted])
         except (OSError, pa.ArrowException, StageError) as error:
-            raise StageError(f"{file} is missing or damaged: prepare the store again") from error
+            raise DamagedClip(f"{file} is missing or damaged: prepare the store again") from error
 
     def _crop(self, png: bytes) -> NDArray[np.uint8]:
         crop = decode_png(png)

@@ -323,6 +323,30 @@ def test_timm_gives_each_frame_the_draw_of_its_training_pipeline(clip: NDArray[n
             np.testing.assert_array_equal(frame, np.asarray(transform(Image.fromarray(picture))))
 
 
+@pytest.mark.parametrize("policy", ["v0", "rand-m1", "rand-m10-inc1"])
+def test_draws_that_pillow_cannot_make_are_drawn_again(clip: NDArray[np.uint8], policy: str) -> None:
+    (transform,) = [
+        step
+        for step in create_transform(SIZE, is_training=True, auto_augment=policy, interpolation="random").transforms
+        if isinstance(step, (auto_augment.RandAugment, auto_augment.AutoAugment))
+    ]
+
+    def by_timm(seed: int) -> NDArray[np.uint8] | None:
+        random.seed(seed)
+        np.random.seed(seed)  # noqa: NPY002
+        try:
+            return np.asarray(transform(Image.fromarray(clip[0])))
+        except ValueError:
+            return None
+
+    expected = [by_timm(seed) for seed in range(100)]
+    refused = [seed for seed in range(99) if expected[seed] is None]
+    assert refused
+    for seed in refused:
+        following = next(picture for picture in expected[seed:] if picture is not None)
+        np.testing.assert_array_equal(apply_policy(policy, clip, seed)[0], following)
+
+
 @pytest.mark.parametrize("policy", ["TrivialAugmentWide", "rand-m9-mstd0.5"])
 def test_views_of_a_named_policy_are_deterministic(clip: NDArray[np.uint8], policy: str) -> None:
     first, again = ([augment({"rgb": clip}, policy, 0, "clip", view)["rgb"] for view in range(8)] for _ in range(2))

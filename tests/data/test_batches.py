@@ -12,7 +12,7 @@ import pytest
 from data.batches import Batch, Unit, balanced_batches, label_shares, natural_batches, read_batch
 from data.store import Clip, ClipStore
 from data.views import View, ViewRule, Views
-from stage import StageError
+from stage import StageError, WrongArgument
 
 T = 5
 
@@ -185,3 +185,10 @@ def test_outside_training_nothing_is_replaced(damaged: Views) -> None:
     broken = next(n for n, view in enumerate(damaged.views) if view.label == 0)
     with pytest.raises(StageError, match="is missing or damaged: prepare the store again"):
         read_batch(damaged, Batch(np.array([broken]), np.array([0])), "clip")
+
+
+def test_a_policy_that_is_refused_ends_the_training_and_blames_no_clip(demo_store: Path) -> None:
+    views = Views(ClipStore(demo_store), ViewRule(views=2, augment="rand-m9.5"))
+    with pytest.raises(WrongArgument, match=r"timm refuses --augment rand-m9\.5"):
+        read_batch(views, Batch(np.array([len(views.views) - 1]), np.array([0])), "clip")
+    assert views.unreadable == set()
