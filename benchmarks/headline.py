@@ -45,7 +45,8 @@ def _kept(best: Row, report: Report) -> str:
     against = report.reference
     kept = f"The AUC of {best.name} is {fixed(best.auc)}"
     kept += f"; the reference's ({against.run}, {against.backbone}) is {fixed(against.auc)}"
-    for student in [row for row in report.rows if (row.name, row.scheme) == (best.student, "fp32")][:1]:
+    of_student = (best.machine, best.student, "fp32")
+    for student in [row for row in report.rows if (row.machine, row.name, row.scheme) == of_student][:1]:
         kept += f" and the fp32 student's {fixed(student.auc)}"
     if best.verdict_flips is not None:
         kept += f"; {percent(best.verdict_flips)} of its verdicts differ from the fp32 student's"

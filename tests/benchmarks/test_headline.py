@@ -51,6 +51,20 @@ def test_headline_believes_no_failed_row_and_takes_the_students_auc_from_its_fp3
     assert "and the fp32 student's 0.9745" in found
 
 
+def test_headline_of_several_sessions_takes_the_student_of_its_own(report: Report) -> None:
+    for machine in ("another", "a third"):
+        report.sessions.append(report.sessions[0].model_copy(update={"machine": machine}))
+        own = [row.model_copy(update={"machine": machine}) for row in plain_report().rows]
+        for row in own:
+            row.auc = row.auc and row.auc - 0.1
+        report.rows = [*own, *report.rows] if machine == "another" else [*report.rows, *own]
+    report.rows[0].latency_ms = None
+    for row in report.rows:
+        if row.machine != MACHINE and row.latency_ms:
+            row.latency_ms = row.latency_ms.model_copy(update={"p50": 2 * row.latency_ms.p50})
+    assert "and the fp32 student's 0.9745; 1.2%" in headline(report)
+
+
 def test_headline_names_the_fastest_of_any_scheme_where_there_is_no_int8_artifact(report: Report) -> None:
     report.rows = [row for row in report.rows if not row.scheme.startswith("int8")]
     report.rows.append(measured("student-fp16.onnx", 9.0, 9_800_000, scheme="fp16"))
