@@ -25,9 +25,9 @@ from compress.distill import load_teacher
 from compress.equalization import equalize
 from compress.fidelity import Diagnosis, LayerNoise
 from compress.int8 import Quantization
-from compress.persons import seen_note, seen_persons
+from compress.persons import seen_note
 from compress.qat import Lesson, train_rounded
-from compress.runs import own_metrics, takes
+from compress.runs import data_source, own_metrics, takes
 from compress.scoring import ClipScores, Takes
 from compress.unquantized import Unquantized
 from data.store import ClipStore
@@ -245,11 +245,15 @@ def quantize(
 
 
 def _seen(store: ClipStore, own: Run, *others: Run) -> DataSource:
-    """Return a run's data with the persons that it sees now too; say if another store's validation knows some."""
+    """Return the data of a quantized run: its threshold is of this store, its notes and persons are of all.
+
+    Says if the run has seen persons of another store's validation split.
+    """
     if own.info.data.fingerprint != store.info.fingerprint:
         for line in seen_note([own.path.name], own.info.data.persons, store.clips("val"), "val"):
             say(line)
-    return own.info.data.model_copy(update={"persons": seen_persons(store, own, *others)})
+    now = data_source(store, own, *others)
+    return now.model_copy(update={"notes": list(dict.fromkeys([*own.info.data.notes, *now.notes]))})
 
 
 def _train_and_write(

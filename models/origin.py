@@ -26,7 +26,7 @@ class Parent(BaseModel):
 
 
 class DataSource(BaseModel):
-    """The store on which a run was trained, and what that store says of itself."""
+    """The store on which a run was trained, or quantized, and got its threshold, and what that store says of itself."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
