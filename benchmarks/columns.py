@@ -5,6 +5,7 @@ from functools import partial
 from typing import NamedTuple
 
 from benchmarks.schema import Row
+from compress.scoring import probability
 
 DASH = "–"
 RUNTIMES = {"torch": "PyTorch", "executorch": "ExecuTorch", "onnxruntime": "ONNX Runtime", "coreml": "Core ML"}
@@ -110,7 +111,7 @@ COLUMNS: dict[str, Column] = {
     "Accuracy": _number(lambda row: row.accuracy, percent),
     "TPR at 1% FPR": _number(_true_positives("0.01"), percent),
     "TPR at 5% FPR": _number(_true_positives("0.05"), percent),
-    "Threshold": _number(lambda row: row.threshold, fixed),
+    "Threshold": _number(lambda row: row.threshold, lambda p: DASH if p is None else probability(p)),
     "Delta AUC": _number(lambda row: row.delta_auc, difference),
     "Verdict flips": _number(lambda row: row.verdict_flips, percent),
     "Flips at EER": _number(lambda row: row.equal_error_flips, percent),

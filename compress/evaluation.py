@@ -15,7 +15,7 @@ from rich.text import Text
 from compress.metrics import RATES, Figures, Metrics
 from compress.persons import seen_note
 from compress.runs import check_store, own_threshold, pixel_detector, takes, torch_scorer
-from compress.scoring import PictureSource, Scorer, Takes, score_clip_list
+from compress.scoring import PictureSource, Scorer, Takes, probability, score_clip_list
 from data.recompress import RecompressedStore, Recompression, depth_of
 from data.store import ClipStore
 from files import written_whole
@@ -137,7 +137,9 @@ def print_evaluation(evaluation: Evaluation) -> None:
         cells = [level, str(figures.real), str(figures.fake), *shown]
         table.add_row(*map(Text, cells))  # in plain text, brackets are no markup
     Console(width=150, color_system=None).print(table)
-    print(f"accuracy and F1 at its own threshold, {evaluation.metrics.threshold:.4f}; 95 % intervals by persons")
+    print(
+        f"accuracy and F1 at its own threshold, {probability(evaluation.metrics.threshold)}; 95 % intervals by persons"
+    )
     for line in _reasons(levels):
         print(line)
     for note in evaluation.notes:

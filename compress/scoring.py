@@ -3,6 +3,7 @@
 Imports neither torch nor scikit-learn: a worker that measures an artifact needs neither.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -28,6 +29,14 @@ A frame model takes uint8 [N, S, S, 3] RGB 0..255, or [N, M, S, S, 3] of several
 """
 Score = Callable[[Sequence[Clip]], Sequence[NDArray[np.float32]]]
 """Clips to P(fake): for each clip float32 [valid frames] by a frame model, float32 [1] by a clip model."""
+
+
+def probability(p: float) -> str:
+    """Return a probability with 3 decimals, or as many as tell it from 0 and from 1: students can be very sure."""
+    if 0 < p < 1e-6:
+        return f"{p:.2e}"
+    rest = min(p, 1 - p) or 1.0
+    return f"{p:.{min(9, max(3, 2 - math.floor(math.log10(rest))))}f}"
 
 
 @dataclass(frozen=True)

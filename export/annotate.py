@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from compress.scoring import probability
 from data.clips import FaceClip
 from data.picture import Frame
 from data.remote import fetched
@@ -66,7 +67,7 @@ def _drawn(frames: Iterator[Frame], found: Detection, marks: Marks) -> Iterator[
             _box(canvas, marks.boxes[number], marks.scores[number], found.threshold)
         _draw_score(strip, number, found, marks)
         canvas[height : height + len(strip), :width] = strip
-        said = f"video: {found.verdict} {found.score:.3f} (threshold {found.threshold:.3f})"
+        said = f"video: {found.verdict} {probability(found.score)} (threshold {probability(found.threshold)})"
         _text(canvas, said, 4, 4, max(0.45, width / 1400))
         yield canvas
 
@@ -98,7 +99,7 @@ def _box(canvas: Frame, box: NDArray[np.float32], score: float, threshold: float
     else:
         cv2.rectangle(canvas, (x0, y0), (x1, y1), BLUE, 2)
     size = max(0.45, canvas.shape[1] / 1400)
-    _text(canvas, f"{'fake' if fake else 'real'} {score:.3f}", x0, y0 - 6, size)
+    _text(canvas, f"{'fake' if fake else 'real'} {probability(score)}", x0, y0 - 6, size)
 
 
 def _place(strip: Frame, found: Detection, frame: int, score: float) -> tuple[int, int]:

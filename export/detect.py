@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from compress.scoring import probability
 from data.layouts import is_photo
 from data.remote import place
 from export.annotate import Marks
@@ -21,7 +22,7 @@ def _line(found: Detection) -> str:
     missed = f", no face in {found.faces_missed}" if found.faces_missed else ""
     name = "".join(letter if letter.isprintable() else " " for letter in found.video)  # of which none is a line's end
     return (
-        f"{name}: {found.verdict}, P(fake) {found.score:.3f} (threshold {found.threshold:.3f}, "
+        f"{name}: {found.verdict}, P(fake) {probability(found.score)} (threshold {probability(found.threshold)}, "
         f"{found.frames_used} of {found.frames_read} frames{missed}, {found.artifact}{by})"
     )
 

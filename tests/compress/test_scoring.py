@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from compress.scoring import Takes, collect, score_clip_list, score_split
+from compress.scoring import Takes, collect, probability, score_clip_list, score_split
 from data.store import Clip
 from stage import StageError
 
@@ -130,6 +130,17 @@ def test_clip_model_refuses_photos():
 def test_score_that_is_no_number_is_refused():
     with pytest.raises(StageError, match=r"score: the score of clip v0-0 is not a number: its model is damaged"):
         score_clip_list(lambda pixels: np.full(len(pixels), np.nan, np.float32), Pictures(2), _clips(2, 2), "score")
+
+
+@pytest.mark.parametrize(
+    ("p", "text"),
+    [
+        (0.0, "0.000"), (1.0, "1.000"), (0.5, "0.500"), (0.8314, "0.831"), (0.0002021, "0.000202"),
+        (0.99971, "0.999710"), (1 - 6e-8, "0.999999940"), (1e-9, "1.00e-09"), (1 - 1e-16, "1.000000000"),
+    ],
+)  # fmt: skip
+def test_a_sure_probability_is_told_from_certainty(p, text):
+    assert probability(p) == text
 
 
 def test_scoring_imports_neither_torch_nor_scikit_learn():

@@ -248,7 +248,7 @@ def test_the_readme_names_every_file_and_input(name, request):
     folder = request.getfixturevalue(name)
     text, manifest = (folder / "README.md").read_text(), Bundle(folder).manifest
     for artifact in manifest.artifacts:
-        assert f"`{artifact.file}`" in text and f"{artifact.threshold.value:.4f}" in text
+        assert f"`{artifact.file}`" in text and f"| {artifact.threshold.value:.9g} |" in text
         for program in artifact.programs:
             assert all(given.name in text for given in program.inputs) and program.output.name in text
     assert manifest.crop.text in text and manifest.clip.text in text and "{{" not in text and "THE-MODEL" not in text
