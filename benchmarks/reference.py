@@ -16,7 +16,7 @@ from benchmarks.schema import ReferenceSummary
 from benchmarks.task import BatchTiming, Measurement, Scores, Task, Timing, clip_scores
 from compress.metrics import Metrics
 from compress.persons import seen_note
-from compress.runs import check_store, takes
+from compress.runs import check_store, own_threshold, takes
 from data.store import ClipStore
 from files import refuse_existing, written_whole
 from models.origin import Parent
@@ -60,6 +60,7 @@ class Reference(BaseModel):
     device_memory_mb: float | None
     """Largest sum of tensors on the GPU, with one sample at once; None on a CPU."""
     metrics: Metrics
+    """At the run's own threshold."""
     scores: Scores
     notes: list[str]
 
@@ -118,7 +119,7 @@ def reference(
     threads = torch.get_num_threads()
     found = _measured(source, store, where, precision, threads, repeats)
     assert found.timing is not None
-    val, test = clip_scores(found.scores["val"]), clip_scores(found.scores["test"])
+    test = clip_scores(found.scores["test"])
     machine = describe_machine()
     result = Reference(
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -130,7 +131,7 @@ def reference(
         machine=machine,
         split="test",
         fingerprint=store.info.fingerprint,
-        metrics=test.metrics(val.choose_threshold().value),
+        metrics=test.metrics(own_threshold(source).value),
         scores=found.scores["test"],
         notes=_notes(source, store, where),
         **_cost(found.timing),
@@ -143,12 +144,14 @@ def reference(
 
 
 def _check(source: Run, store: ClipStore, device: str, precision: str) -> None:
-    """Raise StageError for a run that cannot be a reference, or not in this precision on this device."""
+    """Raise StageError, before anything is measured, for what cannot give a reference."""
     if source.info.scheme != "fp32":
         raise StageError(f"{source.path} is in {source.info.scheme}: the reference is the run that it came from")
     if reason := source.info.meaningless:
         raise StageError(f"{source.path} cannot be a reference: {reason}")
+    own_threshold(source)
     check_store(source, store)
+    store.clips("test")
     if precision == "autocast" and fast_dtype(torch.device(device)) is None:
         raise StageError("--precision autocast: this CPU has no bfloat16 instructions to compute in; give fp32")
 
@@ -156,7 +159,7 @@ def _check(source: Run, store: ClipStore, device: str, precision: str) -> None:
 def _measured(
     source: Run, store: ClipStore, device: str, precision: Literal["fp32", "autocast"], threads: int, repeats: int
 ) -> Measurement:
-    """Time a run and score its validation and test clips, in a fresh process."""
+    """Time a run and score the test clips, in a fresh process."""
     looks, sha256 = takes(source.info), source.sha256
     with tempfile.TemporaryDirectory() as folder:
         task = Task(
@@ -172,7 +175,7 @@ def _measured(
             per=looks.per,
             frames=store.frames,
             crops=write_timed_crops(store, "test", Path(folder), looks),
-            scored={split: (store.path, split) for split in ("val", "test")},
+            scored={"test": (store.path, "test")},
         )
         found = measure_apart(task)
     refuse_changed(source.path, sha256)

@@ -22,7 +22,7 @@ from benchmarks.schema import Report, read_report
 from benchmarks.task import Measurement, Task, clip_scores
 from benchmarks.timing import sustained, time_batches, time_runs
 from benchmarks.worker import measure
-from compress.runs import diagnosis_of, pixel_detector, takes, torch_scorer
+from compress.runs import diagnosis_of, own_threshold, pixel_detector, takes, torch_scorer
 from compress.scoring import Takes, score_split
 from compress.teach import teach
 from data.prepare import prepare
@@ -280,9 +280,22 @@ def test_clip_model_can_be_the_reference(clip_run_and_store, tmp_path, monkeypat
     made = reference(run, path, tmp_path / "reference.json", device="cpu", repeats=10)
     scores = clip_scores(made.scores)
     assert made.metrics.frame is None and scores.frames is None
+    assert made.metrics.threshold == own_threshold(Run(run)).value
     scorer = torch_scorer(pixel_detector(Run(run)), torch.device("cpu"))
     expected = score_split(scorer, store, "test", takes(Run(run).info))
     np.testing.assert_allclose(scores.clips, expected.whole, atol=1e-5)
+
+
+def test_a_reference_of_one_label_is_refused_before_it_is_measured(clip_run_and_store, tmp_path, monkeypatch):
+    run, store = clip_run_and_store
+    store = shutil.copytree(store, tmp_path / "store")
+    videos = pq.read_table(store / "videos.parquet")
+    keep = [row["split"] != "test" or row["label"] == 0 for row in videos.to_pylist()]
+    pq.write_table(videos.filter(keep), store / "videos.parquet")
+    note_anew(store)
+    monkeypatch.setattr("benchmarks.reference.measure_apart", lambda task: pytest.fail("it was measured"))
+    with pytest.raises(StageError, match=r"the test split of .* needs both"):
+        reference(run, store, tmp_path / "reference.json", device="cpu", repeats=10)
 
 
 def test_a_reference_is_of_the_run_that_it_names(clip_run_and_store, tmp_path, monkeypatch):
