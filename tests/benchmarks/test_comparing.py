@@ -79,6 +79,21 @@ def test_a_scheme_that_is_faster_by_less_than_latencies_vary_does_not(good):
     assert row.earned is False and row.earned_because.endswith("; by less than these latencies vary, 3.0%")
     fp16.row.spread = 0.01
     assert judged(fp32, fp16).earned is True
+    fp32.row.spread = 0.03
+    assert judged(fp32, fp16).earned is False
+
+
+@pytest.mark.parametrize(("turned", "earned"), [(12, True), (13, False)])
+def test_of_100_verdicts_three_may_turn(turned, earned):
+    """Those that do lie above those of real clips still, so that the AUC does not change."""
+    sure = np.where(np.arange(CLIPS) % 2 == 0, 0.1, 0.9)
+    other = sure.copy()
+    other[1 : 2 * turned : 2] = 0.45
+    row = judged(
+        subject("fp32", "fp32", 12.0, scores_of(sure, FEW)),
+        subject("int8", "int8", 4.0, scores_of(other, FEW)),
+    )
+    assert row.earned is earned, row.earned_because
 
 
 @pytest.mark.parametrize("thresholds", [{"at": 0.7}, {"eer": 0.7}])
