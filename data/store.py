@@ -5,7 +5,7 @@ status, ``store.json`` the settings and counts. Pictures are PNG, so that no pix
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any, Literal
@@ -189,23 +189,23 @@ class ClipStore:
         self.size = self.info.settings.crop.size
         self.frames = self.info.settings.frames
         self._videos = self._videos_with_clips()
-        self._read: dict[str, tuple[list[Clip], list[str]]] = {}
+        self._read: dict[str, tuple[list[Clip], dict[Path, str]]] = {}
 
     def file_of(self, video_id: str) -> Path:
         """Return where a video's clips lie."""
         return self.path / "clips" / f"{video_id}.parquet"
 
-    def _clips_of(self, split: str) -> tuple[list[Clip], list[str]]:
+    def _clips_of(self, split: str) -> tuple[list[Clip], dict[Path, str]]:
         """Return the clips of a split, whose files are read once, and which files cannot be, and why."""
         if split not in self._read:
             clips: list[Clip] = []
-            damaged: list[str] = []
-            for video in (video for video in self._videos if video["split"] == split):
+            damaged: dict[Path, str] = {}
+            for video in progress([video for video in self._videos if video["split"] == split], f"open {split}"):
                 file = self.file_of(video["video_id"])
                 try:
                     clips += _read_clips(file, video, self.frames)
                 except ValueError as error:
-                    damaged.append(f"{file} is missing or damaged ({error})")
+                    damaged[file] = f"{file} is missing or damaged ({error})"
             self._read[split] = clips, damaged
         return self._read[split]
 
@@ -232,12 +232,9 @@ class ClipStore:
                 )
         return videos
 
-    def changed_files(self) -> Iterator[Path]:
-        """Yield the clip files that are missing or not those that were prepared, by their hashes: reads all."""
-        for video in progress(self._videos, "compare hashes"):
-            file = self.file_of(video["video_id"])
-            if not file.is_file() or sha256_of(file) != video["clips_sha256"]:
-                yield file
+    def damaged_files(self, split: str) -> list[Path]:
+        """Return the clip files of a split that are missing or damaged, with which training does without."""
+        return list(self._clips_of(split)[1])
 
     def clips(self, split: str, both: bool = True) -> list[Clip]:
         """Return the clips of ``train``, ``val`` or ``test``.
@@ -249,9 +246,9 @@ class ClipStore:
             raise StageError(f"{self.path} holds no clip: see the reasons in {self.path / 'videos.parquet'}")
         clips, damaged = self._clips_of(split)
         if damaged and split != "train":
-            raise StageError(f"{damaged[0]}: prepare the store again")
-        for file in damaged:
-            say(f"training does without a file: {file}")
+            raise StageError(f"{next(iter(damaged.values()))}: prepare the store again")
+        for reason in damaged.values():
+            say(f"training does without a file: {reason}")
         if len({clip.label for clip in clips}) < (2 if both else 1):
             counts = self.info.clips.get(split, {})
             mend = "prepare more videos, or with other --ratios or --forge"

@@ -14,14 +14,13 @@ from compress.compute import Compute, prepare_compute
 from compress.distill import distill
 from compress.taught import Layout, Taught
 from data.batches import Batch, Pictures, read_batch
-from data.store import Clip, ClipStore
+from data.store import Clip, ClipStore, DamagedClip
 from data.views import ViewRule, Views
 from models.detector import Architecture, Detector, PixelDetector
 from models.megatron import MegatronSettings
 from models.outputs import Outputs, example_outputs, outputs
 from models.run import Run
 from models.temporal import TemporalSettings
-from stage import StageError
 
 RULE = ViewRule(views=2, seed=3)
 HALF = {"rtol": 1e-3, "atol": 1e-4}
@@ -221,7 +220,7 @@ def test_what_only_the_teacher_cannot_read_is_replaced_for_the_student_too(
 
     def damaged(store: ClipStore, clip: Clip, frames: object = None, modality: str = "rgb") -> object:
         if modality == "depth" and clip.clip_id == broken:
-            raise StageError("its depth is damaged")
+            raise DamagedClip("its depth is damaged")
         return pixels(store, clip, frames, modality)
 
     monkeypatch.setattr(ClipStore, "pixels", damaged)

@@ -26,6 +26,7 @@ from models.freezing import freeze
 from models.run import Run, UnfinishedRun
 from stage import StageError
 from tests.compress.interrupted import InterruptedAfter
+from tests.conftest import note_anew
 
 
 def test_cached_features_are_those_of_the_frozen_part(teacher_run, opened_store, tmp_path):
@@ -123,7 +124,7 @@ def test_a_teacher_learns_from_real_faces_alone(reals_store, tmp_path, capfd):
     teach("dino", reals_store, tmp_path / "run", **options)
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     rule = {"views": 2, "augment": "ten", "forge": True, "weakest_forgery": 0.25, "seed": 0}
-    assert metrics["training"]["views"] == rule | {"count": 24, "replaced_clips": []}
+    assert metrics["training"]["views"] == rule | {"count": 24, "replaced_clips": [], "lost_files": []}
     assert (metrics["test"]["clip"]["real"], metrics["test"]["clip"]["fake"]) == (3, 6)
 
 
@@ -146,10 +147,13 @@ def test_a_damaged_clip_is_replaced_and_named(reals_store, tmp_path):
     file = store / "clips" / f"{clip.video_id}.parquet"
     content = file.read_bytes()
     file.write_bytes(content.replace(b"IDAT", b"IDAX"))
+    note_anew(store)
+    lost = store / "clips" / f"{ClipStore(store).clips('train', both=False)[1].video_id}.parquet"
+    lost.write_bytes(lost.read_bytes()[:-1])
     options = {"backbone": "test_vit", "random_weights": True, "forge": True, "epochs": 1, "unfreeze": "all"}
     teach("dino", store, tmp_path / "run", **options)
-    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
-    assert metrics["training"]["views"]["replaced_clips"] == [clip.clip_id]
+    views = json.loads((tmp_path / "run" / "metrics.json").read_text())["training"]["views"]
+    assert (views["replaced_clips"], views["lost_files"]) == ([clip.clip_id], [lost.name])
 
 
 def test_a_loss_that_is_not_a_number_ends_training_with_one_line(demo_store, teacher_run, tmp_path):
@@ -320,6 +324,7 @@ def test_an_interrupted_training_goes_on_without_the_views_that_it_could_not_rea
     for clip in ClipStore(store).clips("train")[2:5]:
         file = store / "clips" / f"{clip.video_id}.parquet"
         file.write_bytes(file.read_bytes().replace(b"IDAT", b"IDAX"))
+    note_anew(store)
     whole, history, _ = _fit_colours(ClipStore(store), tmp_path / "whole")
     monkeypatch.setattr(Compute, "readers", readers)
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
