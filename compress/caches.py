@@ -92,11 +92,11 @@ def _say_why_anew(root: Path, key: CacheKey) -> None:
             others.append(CacheKey.model_validate_json(file.read_bytes()))
         except (OSError, ValidationError):
             continue
-    others = [other for other in others if other.split == key.split]
+    others = [other for other in others if (other.split, other.modalities) == (key.split, key.modalities)]
     parts = list(CacheKey.model_fields)
     changes = [[part for part in parts if getattr(other, part) != getattr(key, part)] for other in others]
     if changes:
-        say(f"{key.of} are computed anew: {', '.join(sorted(changes, key=len)[0])} changed")
+        say(f"{key.of} are computed: those that are kept differ in {', '.join(sorted(changes, key=len)[0])}")
 
 
 class FrameCache:

@@ -160,13 +160,15 @@ def _clip(entry: dict[str, Any], row: int, video: dict[str, Any], frames: int) -
     return Clip(**entry | {"identities": identities, "valid": valid, "boxes": boxes, "row": row})
 
 
+def _stamp(file: Path) -> tuple[int, ...]:
+    """Return what changes when a file is replaced or written to."""
+    known = file.stat()
+    return known.st_ino, known.st_size, known.st_mtime_ns
+
+
 def _read_clips(file: Path, video: dict[str, Any], frames: int) -> list[Clip]:
     """Read what a video's file says of its clips. Raises ValueError if it is not, byte for byte, what was prepared."""
-    try:
-        changed = sha256_of(file) != video["clips_sha256"]
-    except OSError as error:
-        raise ValueError(reason_of(error)) from error
-    if changed:
+    if sha256_of(file) != video["clips_sha256"]:
         raise ValueError("its SHA-256 is not the one that prepare noted")
     columns = ["clip_id", "video_id", "label", "method", "split", "identities", "valid", "boxes"]
     entries = read_rows(file, CLIP_SCHEMA, columns)
@@ -190,6 +192,8 @@ class ClipStore:
         self.frames = self.info.settings.frames
         self._videos = self._videos_with_clips()
         self._read: dict[str, tuple[list[Clip], dict[Path, str]]] = {}
+        self._compared: dict[Path, tuple[int, ...]] = {}
+        """What tells whether a clip file is still the one whose hash was compared."""
 
     def file_of(self, video_id: str) -> Path:
         """Return where a video's clips lie."""
@@ -203,9 +207,10 @@ class ClipStore:
             for video in progress([video for video in self._videos if video["split"] == split], f"open {split}"):
                 file = self.file_of(video["video_id"])
                 try:
+                    self._compared[file] = _stamp(file)
                     clips += _read_clips(file, video, self.frames)
-                except ValueError as error:
-                    damaged[file] = f"{file} is missing or damaged ({error})"
+                except (OSError, ValueError) as error:
+                    damaged[file] = f"{file} is missing or damaged ({reason_of(error)})"
             self._read[split] = clips, damaged
         return self._read[split]
 
@@ -281,12 +286,16 @@ class ClipStore:
         self.require([modality])
         file = self.file_of(clip.video_id)
         try:
+            if self._compared.get(file, (stamp := _stamp(file))) != stamp:
+                raise DamagedClip(f"{file} was changed while it was in use: call the command again")
             clips = pq.ParquetFile(file, memory_map=True)  # PNG has checksums of its own
             pictures = clips.read_row_group(clip.row, columns=[modality])[modality][0].values
             if pictures is None or len(pictures) != self.frames:
                 raise StageError(f"clip {clip.clip_id} has no {modality} of each frame")
             wanted = range(len(pictures)) if frames is None else frames
             return np.stack([self._crop(pictures[frame].as_py()) for frame in wanted])
+        except DamagedClip:
+            raise
         except (OSError, pa.ArrowException, StageError) as error:
             raise DamagedClip(f"{file} is missing or damaged: prepare the store again") from error
 

@@ -1,6 +1,7 @@
 """ExecuTorch: a run as a ``.pte`` for XNNPACK, and the runtime that loads it."""
 
 import contextlib
+import logging
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -33,8 +34,10 @@ def _partitioner(delegate: Delegate) -> Any:
 
         return XnnpackPartitioner()
     if delegate == "vulkan":
+        level = logging.root.level
         from executorch.backends.vulkan.partitioner.vulkan_partitioner import VulkanPartitioner
 
+        logging.root.setLevel(level)  # which its import takes down, and every library would tell what it does
         return VulkanPartitioner()
     from export.coreml import delegate_partitioner
 

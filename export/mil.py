@@ -15,7 +15,8 @@ from export.mil_operations import OPERATIONS, Array
 from export.runtimes import NotEvaluated
 from stage import reason_of
 
-WEIGHTS = Path("Data") / "com.apple.CoreML" / "weights"
+MODEL = Path("Data") / "com.apple.CoreML" / "model.mlmodel"
+WEIGHTS = MODEL.with_name("weights")
 """Where an ``.mlpackage`` keeps them."""
 DTYPES = {
     "fp16": np.float16,
@@ -39,7 +40,7 @@ class MilProgram:
         import coremltools as ct
         from coremltools.converters.mil.frontend.milproto.load import load
 
-        spec: Any = ct.utils.load_spec(str(package))
+        spec: Any = ct.utils.load_spec(str(package / MODEL))  # of a package, it would write its Manifest.json anew
         program: Any = load(spec, spec.specificationVersion, str(package / WEIGHTS))
         function = program.functions["main"]
         self._name = package.name

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,10 +41,13 @@ class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
+Place = Annotated[float, Field(ge=-(2**20), le=2**20)]
+
+
 class CropExample(Frozen):
     """A test vector of the crop rule."""
 
-    box: tuple[float, float, float, float]
+    box: tuple[Place, Place, Place, Place]
     """Left, top, right and bottom of the face in pixels of the upright picture."""
     picture: tuple[int, int]
     """Width and height as stored."""
@@ -91,7 +94,7 @@ class CropPixels(Frozen):
         "red = x * x / 16 + 5 * y, green = y * y / 16 + 3 * x, blue = x * y / 8, integers modulo 256"
     )
     """Of the pixel in column x and row y, both from 0; divisions round down."""
-    boxes: list[tuple[float, float, float, float]] = Field(min_length=3, max_length=3)
+    boxes: list[tuple[Place, Place, Place, Place]] = Field(min_length=3, max_length=3)
     """One whose square shrinks, one whose square leaves the picture, one whose square grows. Where fit is pad, they are
     one clip, and all shrink."""
     crops: Literal["crop-examples.bin"] = "crop-examples.bin"

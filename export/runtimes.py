@@ -6,7 +6,7 @@ import platform
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -181,18 +181,31 @@ def open_artifact(path: Path, runtime: Runtime, threads: int, method: Method, un
 
 
 def _told(program: Loaded, path: Path, name: ProgramName) -> Loaded:
-    """Return a program that raises StageError for inputs that its runtime refuses."""
+    """Return a program that raises StageError for inputs that its runtime refuses, or if it gives other things."""
 
     def run(*inputs: NDArray[np.generic]) -> NDArray[np.float32]:
         try:
-            return program(*inputs)
+            found = program(*inputs)
         except (StageError, MemoryError):
             raise
         except Exception as error:
             shapes = ", ".join(str(list(array.shape)) for array in inputs)
             raise StageError(f"{path}: {name} does not take inputs of {shapes}: {reason_of(error)}") from error
+        if not _is_of(name, found, len(inputs[0])):
+            meant = "an embedding" if name == "embed" else "P(fake)"
+            raise StageError(f"{path}: {name} does not give {meant} of each of {len(inputs[0])} samples")
+        return found
 
     return run
+
+
+def _is_of(name: ProgramName, found: Any, count: int) -> bool:
+    """Tell whether a program gave what one of its name gives; what is no number is told with the input that gave it."""
+    if not isinstance(found, np.ndarray) or found.dtype != np.float32:
+        return False
+    if name == "embed":
+        return found.ndim == 2 and len(found) == count
+    return found.size == count and not (np.abs(found - 0.5) > 0.5 + 1e-6).any()
 
 
 def load_artifact(

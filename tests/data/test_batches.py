@@ -13,6 +13,7 @@ from data.batches import Batch, Unit, balanced_batches, label_shares, natural_ba
 from data.store import Clip, ClipStore
 from data.views import View, ViewRule, Views
 from stage import StageError, WrongArgument
+from tests.conftest import note_anew
 
 T = 5
 
@@ -159,7 +160,8 @@ def damaged(demo_store: Path, tmp_path: Path) -> Views:
         for start in (place for place in range(len(content)) if content[place : place + 4] == b"IDAT"):
             content[start + 8 : start + 40] = bytes(32)
         file.write_bytes(content)
-    return views
+    note_anew(store)
+    return Views(ClipStore(store), ViewRule())
 
 
 def test_batches_stay_full_and_balanced_when_clips_cannot_be_read(

@@ -18,7 +18,7 @@ from data.demo import NOTE
 from data.layouts import SPLITS
 from data.parquet import RowWriter
 from data.png import encode_png
-from data.store import CLIP_SCHEMA, ClipStore
+from data.store import CLIP_SCHEMA, ClipStore, DamagedClip
 from stage import StageError
 from tests.conftest import note_anew
 from tests.data.test_png import by_pillow
@@ -368,6 +368,18 @@ def test_a_modality_that_was_not_prepared_is_refused(demo_store: Path) -> None:
     store = ClipStore(demo_store)
     with pytest.raises(StageError, match=r"holds no flow: prepare it with --modalities rgb,flow"):
         store.pixels(store.clips("test")[0], modality="flow")
+
+
+def test_a_file_that_is_replaced_while_it_is_in_use_is_noticed(copy: Path) -> None:
+    store = ClipStore(copy)
+    clips = store.clips("test")
+    expected = store.pixels(clips[0])
+    other = copy / "clips" / f"{clips[1].video_id}.parquet"
+    shutil.copyfile(other, copy / "other")
+    (copy / "other").replace(store.file_of(clips[0].video_id))
+    with pytest.raises(DamagedClip, match=rf"{clips[0].video_id}\.parquet was changed while it was in use: call the"):
+        store.pixels(clips[0])
+    assert not (store.pixels(clips[1]) == expected).all()
 
 
 @pytest.mark.parametrize("where", [0.3, 0.5])

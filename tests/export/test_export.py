@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from onnx import TensorProto, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from compress.runs import pixel_detector
@@ -330,6 +330,25 @@ def test_file_that_is_no_program_gets_one_line(tmp_path, suffix, runtime):
     path.write_bytes(b"not a program at all" * 250)
     with pytest.raises(StageError, match=rf"x.{suffix} cannot be loaded by {runtime}: "):
         load_artifact(path, runtime, 1)
+
+
+@pytest.mark.parametrize(
+    ("operator", "kind"),
+    [("Identity", TensorProto.UINT8), ("Cast", TensorProto.FLOAT), ("ReduceMax", TensorProto.FLOAT)],
+)
+def test_a_program_that_gives_no_probabilities_gets_one_line(tmp_path, operator, kind):
+    """The pixels as they are, as numbers beyond 1, and the largest of them."""
+    given = helper.make_tensor_value_info("pixels", TensorProto.UINT8, [1, 8, 8, 3])
+    found = helper.make_tensor_value_info("p", kind, None)
+    first = helper.make_node("Cast", ["pixels"], ["numbers"], to=TensorProto.FLOAT)
+    last = helper.make_node(operator, ["numbers" if operator == "ReduceMax" else "pixels"], ["p"],
+                            **{"Cast": {"to": kind}, "ReduceMax": {"keepdims": 1}}.get(operator, {}))  # fmt: skip
+    opset = [helper.make_opsetid("", 18)]
+    onnx.save(helper.make_model(helper.make_graph([first, last], "g", [given], [found]), opset_imports=opset,
+                                ir_version=10), tmp_path / "x.onnx")  # fmt: skip
+    run = load_artifact(tmp_path / "x.onnx", "onnxruntime", 1)
+    with pytest.raises(StageError, match=r"x\.onnx: forward does not give P\(fake\) of each of 2 samples"):
+        run(np.full((2, 8, 8, 3), 200, np.uint8))
 
 
 def test_unknown_format_lists_the_known(student_run, demo_store, tmp_path):

@@ -215,6 +215,13 @@ def test_the_int8_program_gives_what_it_gives_in_torch(bundle_path, int8_run, re
     assert np.abs(found - fp32).mean() > 4 * np.abs(found - expected).mean()
 
 
+def test_to_evaluate_a_package_writes_nothing_into_it(bundle_path, real_crops):
+    package = bundle_path / "test_byobnet-int8.mlpackage"
+    files = {file: (file.stat().st_ino, file.stat().st_mtime_ns) for file in package.rglob("*")}
+    Bundle(bundle_path).load(Bundle(bundle_path).artifact(package.name))(real_crops[:1])
+    assert {file: (file.stat().st_ino, file.stat().st_mtime_ns) for file in package.rglob("*")} == files
+
+
 def test_a_program_that_cannot_be_evaluated_is_not_compared(bundle_path, student_run, opened_store, monkeypatch):
     monkeypatch.delitem(OPERATIONS, "conv")
     inputs = golden_inputs(opened_store, "frame")
