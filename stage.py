@@ -178,6 +178,7 @@ def _open_closed_streams() -> None:
     streams = (("stdin", "r"), ("stdout", "w"), ("stderr", "w"))
     while (number := os.open(os.devnull, os.O_RDWR)) < len(streams):
         name, mode = streams[number]
+        os.set_inheritable(number, True)  # by the processes that this one starts, too
         setattr(sys, name, os.fdopen(number, mode, encoding="utf-8", closefd=False))
     os.close(number)
 

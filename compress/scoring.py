@@ -32,10 +32,13 @@ Score = Callable[[Sequence[Clip]], Sequence[NDArray[np.float32]]]
 
 
 def probability(p: float) -> str:
-    """Return a probability with 3 decimals, or as many as tell it from 0 and from 1: students can be very sure."""
+    """Return a probability with 3 decimals, or as many as tell it from 0 and from 1: students can be very sure.
+
+    Also a threshold, which may lie a little beyond.
+    """
     if 0 < p < 1e-6:
         return f"{p:.2e}"
-    rest = min(p, 1 - p) or 1.0
+    rest = min(abs(p), abs(1 - p)) or 1.0
     return f"{p:.{min(9, max(3, 2 - math.floor(math.log10(rest))))}f}"
 
 

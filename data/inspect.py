@@ -51,7 +51,7 @@ def count(store: ClipStore) -> dict[str, Any]:
         "status": info.videos,
         "clips": info.clips,
         "groups": rows.to_dict("records"),
-        "changed": [str(file) for split in SPLITS for file in store.damaged_files(split)],
+        "changed": [str(file) for file in store.changed_files()],
         "reasons": {str(reason): int(number) for reason, number in reasons.items()},
     }
 

@@ -25,7 +25,8 @@ from data.photo import Photo
 from data.picture import Frame, Picture
 from data.png import encode_png
 from data.prepare_video import forged, surroundings
-from data.store import CLIP_SCHEMA, VIDEO_SCHEMA, Clip, ClipStore, StoreSettings
+from data.schemas import CLIP_SCHEMA, VIDEO_SCHEMA
+from data.store import Clip, ClipStore, StoreSettings
 from data.unfinished import counted
 from data.video import Video, recompressed, through_jpeg
 from files import sha256_of

@@ -24,8 +24,9 @@ from data.modalities import Modalities, ModalityOptions
 from data.parquet import RowWriter
 from data.prepare_video import Recipe, prepare_video, without_clips
 from data.remote import at_hand, is_remote, place, refuse_occupied, upload
+from data.schemas import CLIP_SCHEMA
 from data.splits import parse_ratios, split_sources
-from data.store import CLIP_SCHEMA, ClipStore, Start, StoreInfo, StoreSettings
+from data.store import ClipStore, Start, StoreInfo, StoreSettings
 from data.unfinished import Unfinished, clips_of, is_done, note
 from data.views import WeakestForgery
 from files import refuse_existing, written_whole

@@ -5,7 +5,7 @@ status, ``store.json`` the settings and counts. Pictures are PNG, so that no pix
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any, Literal
@@ -29,6 +29,7 @@ from data.depth import DepthWeights
 from data.layouts import FAKE, REAL, SPLITS
 from data.parquet import read_rows
 from data.png import decode_png
+from data.schemas import CLIP_SCHEMA, VIDEO_SCHEMA
 from files import sha256_of
 from parsing import read_json
 from stage import Modality, StageError, progress, reason_of, say
@@ -41,44 +42,6 @@ Start = Literal["first", "random", "spread"]
 
 FORGED = "SelfBlended"
 """Method of the clips that ``--forge`` makes: fakes, of real files."""
-CLIP_SCHEMA = pa.schema(
-    [
-        ("clip_id", pa.string()),
-        ("video_id", pa.string()),
-        ("track", pa.int32()),
-        ("label", pa.int8()),
-        ("method", pa.string()),
-        ("split", pa.string()),
-        ("identities", pa.list_(pa.string())),
-        ("start_frame", pa.int32()),
-        ("fps", pa.float32()),
-        ("boxes", pa.list_(pa.list_(pa.float32(), 4))),
-        ("detector_score", pa.list_(pa.float32())),
-        ("valid", pa.list_(pa.bool_())),
-        ("rgb", pa.list_(pa.binary())),
-        ("depth", pa.list_(pa.binary())),
-        ("flow", pa.list_(pa.binary())),
-    ]
-)
-VIDEO_SCHEMA = pa.schema(
-    [
-        ("video_id", pa.string()),
-        ("path", pa.string()),
-        ("status", pa.string()),
-        ("reason", pa.string()),
-        ("label", pa.int8()),
-        ("method", pa.string()),
-        ("split", pa.string()),
-        ("identities", pa.list_(pa.string())),
-        ("fps", pa.float32()),
-        ("width", pa.int32()),
-        ("height", pa.int32()),
-        ("frames_without_face", pa.int32()),
-        ("clips", pa.int32()),
-        ("forged_clips", pa.int32()),
-        ("clips_sha256", pa.string()),
-    ]
-)
 
 
 class StoreSettings(BaseModel):
@@ -160,16 +123,8 @@ def _clip(entry: dict[str, Any], row: int, video: dict[str, Any], frames: int) -
     return Clip(**entry | {"identities": identities, "valid": valid, "boxes": boxes, "row": row})
 
 
-def _stamp(file: Path) -> tuple[int, ...]:
-    """Return what changes when a file is replaced or written to."""
-    known = file.stat()
-    return known.st_ino, known.st_size, known.st_mtime_ns
-
-
 def _read_clips(file: Path, video: dict[str, Any], frames: int) -> list[Clip]:
-    """Read what a video's file says of its clips. Raises ValueError if it is not, byte for byte, what was prepared."""
-    if sha256_of(file) != video["clips_sha256"]:
-        raise ValueError("its SHA-256 is not the one that prepare noted")
+    """Read what a video's file says of its clips. Raises ValueError if it is damaged or not what was written."""
     columns = ["clip_id", "video_id", "label", "method", "split", "identities", "valid", "boxes"]
     entries = read_rows(file, CLIP_SCHEMA, columns)
     if len(entries) != video["clips"]:
@@ -192,6 +147,7 @@ class ClipStore:
         self.frames = self.info.settings.frames
         self._videos = self._videos_with_clips()
         self._read: dict[str, tuple[list[Clip], dict[Path, str]]] = {}
+        self._hashes = {video["video_id"]: video["clips_sha256"] for video in self._videos}
         self._compared: dict[Path, tuple[int, ...]] = {}
         """What tells whether a clip file is still the one whose hash was compared."""
 
@@ -204,13 +160,12 @@ class ClipStore:
         if split not in self._read:
             clips: list[Clip] = []
             damaged: dict[Path, str] = {}
-            for video in progress([video for video in self._videos if video["split"] == split], f"open {split}"):
+            for video in (video for video in self._videos if video["split"] == split):
                 file = self.file_of(video["video_id"])
                 try:
-                    self._compared[file] = _stamp(file)
                     clips += _read_clips(file, video, self.frames)
-                except (OSError, ValueError) as error:
-                    damaged[file] = f"{file} is missing or damaged ({reason_of(error)})"
+                except ValueError as error:
+                    damaged[file] = f"{file} is missing or damaged ({error})"
             self._read[split] = clips, damaged
         return self._read[split]
 
@@ -237,9 +192,18 @@ class ClipStore:
                 )
         return videos
 
-    def damaged_files(self, split: str) -> list[Path]:
-        """Return the clip files of a split that are missing or damaged, with which training does without."""
+    def lost_files(self, split: str) -> list[Path]:
+        """Return the clip files of a split that are missing or cannot be read: training does without."""
         return list(self._clips_of(split)[1])
+
+    def changed_files(self) -> Iterator[Path]:
+        """Yield the clip files that are missing or not those that were prepared, by their hashes: reads all."""
+        for video in progress(self._videos, "compare hashes"):
+            file = self.file_of(video["video_id"])
+            try:
+                self._compare(file)
+            except (OSError, StageError):
+                yield file
 
     def clips(self, split: str, both: bool = True) -> list[Clip]:
         """Return the clips of ``train``, ``val`` or ``test``.
@@ -286,18 +250,27 @@ class ClipStore:
         self.require([modality])
         file = self.file_of(clip.video_id)
         try:
-            if self._compared.get(file, (stamp := _stamp(file))) != stamp:
-                raise DamagedClip(f"{file} was changed while it was in use: call the command again")
+            self._compare(file)
             clips = pq.ParquetFile(file, memory_map=True)  # PNG has checksums of its own
             pictures = clips.read_row_group(clip.row, columns=[modality])[modality][0].values
             if pictures is None or len(pictures) != self.frames:
                 raise StageError(f"clip {clip.clip_id} has no {modality} of each frame")
             wanted = range(len(pictures)) if frames is None else frames
             return np.stack([self._crop(pictures[frame].as_py()) for frame in wanted])
-        except DamagedClip:
-            raise
         except (OSError, pa.ArrowException, StageError) as error:
-            raise DamagedClip(f"{file} is missing or damaged: prepare the store again") from error
+            raise DamagedClip(f"{file} is missing or damaged ({reason_of(error)}): prepare the store again") from error
+
+    def _compare(self, file: Path) -> None:
+        """Compare a clip file with its noted hash before its first use, and again if it was changed since.
+
+        Raises StageError if it is not, byte for byte, what was prepared, and OSError if it is missing.
+        """
+        known = file.stat()
+        stamp = known.st_ino, known.st_size, known.st_mtime_ns
+        if self._compared.get(file) != stamp:
+            if sha256_of(file) != self._hashes.get(file.stem):
+                raise StageError("its SHA-256 is not the one that prepare noted")
+            self._compared[file] = stamp
 
     def _crop(self, png: bytes) -> NDArray[np.uint8]:
         crop = decode_png(png)

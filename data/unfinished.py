@@ -13,7 +13,8 @@ from data.journal import Journal
 from data.layouts import SPLITS, Source
 from data.parquet import RowWriter
 from data.remote import is_remote
-from data.store import CLIP_SCHEMA, VIDEO_SCHEMA, Status, StoreInfo, StoreSettings
+from data.schemas import CLIP_SCHEMA, VIDEO_SCHEMA
+from data.store import Status, StoreInfo, StoreSettings
 from files import aside_of, go_on_with, locked, put_in_place, refuse_existing, sha256_of, unfinished_of
 
 MODIFIED = "modified_ns"

@@ -115,7 +115,7 @@ class Views:
     def summary(self) -> dict[str, Any]:
         """Say for ``metrics.json`` what was trained on, and what could not be read."""
         clips = {self.views[index].clip.clip_id for index in self.unreadable}
-        lost = [file.name for file in self.store.damaged_files(self.split)]
+        lost = [file.name for file in self.store.lost_files(self.split)]
         return self.rule.model_dump() | {"count": len(self), "replaced_clips": sorted(clips), "lost_files": lost}
 
     def pixels(

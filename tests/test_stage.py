@@ -183,6 +183,7 @@ def test_closed_streams_lead_nowhere(tmp_path: Path, closed: tuple[int, ...]) ->
         "    with open('out', 'w') as out:\n"  # else the first to get a free number
         "        stage.say('a note'), print('a result', flush=True), sys.stdin.read()\n"
         "        os.write(1, b'native'), os.write(2, b'native')\n"
+        "        stage.in_processes(os.write, [(1, b''), (2, b'')], 1, 'write')\n"
         "        out.write('kept')\n"
         f"sys.path.insert(0, {str(ROOT)!r})\n"
         "import stage\nstage.call(work)"

@@ -28,7 +28,8 @@ from data.parquet import RowWriter
 from data.picture import Picture
 from data.prepare import prepare
 from data.prepare_video import Recipe, prepare_video
-from data.store import CLIP_SCHEMA, StoreSettings
+from data.schemas import CLIP_SCHEMA
+from data.store import StoreSettings
 from data.tracks import Tracker
 from data.video import Video
 from stage import progress, run_as_script, say

@@ -33,6 +33,7 @@ from models.detector import Architecture, Detector
 from models.megatron import MegatronSettings
 from models.run import Run, save_run
 from stage import StageError
+from tests.benchmarks.test_rounds import replace_store
 from tests.conftest import note_anew
 from tests.export.clip_student import NAME, clip_bundle
 
@@ -310,6 +311,19 @@ def test_a_reference_is_of_the_run_that_it_names(clip_run_and_store, tmp_path, m
     with pytest.raises(StageError, match=rf"{run} was changed while it was measured"):
         reference(run, store, tmp_path / "reference.json", device="cpu", repeats=10)
     assert not (tmp_path / "reference.json").exists()
+
+
+def test_a_reference_is_of_the_store_that_it_names(clip_run_and_store, tmp_path, monkeypatch):
+    run, store = clip_run_and_store
+    store = shutil.copytree(store, tmp_path / "store")
+
+    def replaced(task):
+        replace_store(None, None, store)
+        return Measurement(timing=None, scores={})
+
+    monkeypatch.setattr("benchmarks.reference.measure_apart", replaced)
+    with pytest.raises(StageError, match=rf"{store} was changed while it was scored"):
+        reference(run, store, tmp_path / "reference.json", device="cpu", repeats=10)
 
 
 def test_time_of_a_clip_is_divided_by_its_frames(demo_store, tmp_path):

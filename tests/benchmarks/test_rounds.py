@@ -2,11 +2,13 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pyarrow.parquet as pq
 import pytest
 
 from benchmarks.kept import Kept
+from benchmarks.on_phone import _Calls
 from benchmarks.rounds import Corpora, Effort, Rounds, task_of
 from benchmarks.rows import list_subjects
 from benchmarks.task import Measurement
@@ -74,3 +76,12 @@ def test_what_is_replaced_while_it_is_measured_fails_its_row(
     assert {subject.row.kind for subject in subjects if subject.row.status == "failed"} == failed
     assert all(reason in subject.row.reason for subject in subjects if subject.row.status == "failed")
     assert len(list(tmp_path.glob(".report.unfinished/*.json"))) == 2 - len(failed)
+
+
+def test_what_is_replaced_while_it_is_pushed_to_a_phone_fails_its_row(bundle_path, tmp_path):
+    bundle = shutil.copytree(bundle_path, tmp_path / "bundle")
+    subject = next(one for one in list_subjects([bundle], [1], "here") if one.row.name == "test_byobnet-fp32.onnx")
+    phone = SimpleNamespace(push=lambda source, target: source.write_bytes(b"another"))
+    call = _Calls(phone, "folder", 0, subject, subject.artifact, SimpleNamespace())
+    call.add_round(10)
+    assert (subject.row.status, subject.row.reason) == ("failed", f"{subject.path} was changed while it was measured")

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from compress.caches import CacheKey, FrameCache, clips_fingerprint, default_cache, weights_fingerprint
 from data.store import ClipStore
 from data.views import ViewRule, Views
-from stage import StageError
+from stage import StageError, WrongArgument
 
 
 class Means:
@@ -85,6 +85,13 @@ def test_another_key_computes_anew_and_says_why(
     FrameCache.fill(tmp_path, key_of(views, **change), views, means)
     assert means.calls == 1 + len(views)
     assert f"means are computed: those that are kept differ in {next(iter(change))}\n" in capfd.readouterr().err
+
+
+def test_a_policy_that_is_refused_leaves_no_clip_out(opened_store: ClipStore, tmp_path: Path) -> None:
+    views = Views(opened_store, ViewRule(views=2, augment="rand-m9.5"))
+    with pytest.raises(WrongArgument, match=r"timm refuses --augment rand-m9\.5"):
+        FrameCache.fill(tmp_path, key_of(views), views, Means())
+    assert views.unreadable == set()
 
 
 def test_another_seed_of_views_is_another_key(opened_store: ClipStore, tmp_path: Path) -> None:

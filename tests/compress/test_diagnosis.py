@@ -90,6 +90,32 @@ def test_a_rounding_of_what_is_rounded_adds_nothing():
     assert found.logit_noise == pytest.approx(float((alone - exact).square().mean() / exact.var(correction=0)), rel=0.3)
 
 
+class Residual(nn.Module):
+    """float32 [N, 3, 32, 32] -> [N, 8]: a sum that is nearly what another layer gave."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.project = nn.Conv2d(3, 8, SIZE), nn.Conv2d(8, 8, 1)
+        nn.init.normal_(self.project.weight, std=1e-4), nn.init.zeros_(self.project.bias)
+
+    def forward(self, pictures):
+        """Sum single values, so that their rounding is most of the noise."""
+        given = self.stem(pictures)
+        return (given + self.project(given)).flatten(1)
+
+
+def test_a_sum_of_two_layers_is_rounded_by_the_latter_alone():
+    torch.manual_seed(0)
+    detector = Detector(Architecture(backbone="test_byobnet", size=SIZE, fused=True), Residual()).eval()
+    pictures = some_pictures(256)
+    tensors = observe(detector, [some_pictures(64, seed=2)])["minmax"]
+    exact = _fake_minus_real(detector, pictures)
+    for found in layer_noise(simulated(detector, tensors), _batches(pictures)):
+        alone = _fake_minus_real(_rounding_alone(detector, tensors, found.layer), pictures)
+        share = float((alone - exact).square().mean() / exact.var(correction=0))
+        assert found.logit_noise == pytest.approx(share, rel=0.3), found.layer
+
+
 def test_the_noise_of_a_layers_output_is_measured(diagnosed):
     detector, tensors, pictures, noises = diagnosed
     stem, rounded = detector.backbone.stem, {name: Rounding(_like(name), known) for name, known in tensors.items()}

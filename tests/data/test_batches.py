@@ -185,7 +185,7 @@ def test_batches_stay_full_and_balanced_when_clips_cannot_be_read(
 def test_outside_training_nothing_is_replaced(damaged: Views) -> None:
     damaged.split = "val"
     broken = next(n for n, view in enumerate(damaged.views) if view.label == 0)
-    with pytest.raises(StageError, match="is missing or damaged: prepare the store again"):
+    with pytest.raises(StageError, match=r"is missing or damaged \(.+\): prepare the store again"):
         read_batch(damaged, Batch(np.array([broken]), np.array([0])), "clip")
 
 

@@ -25,7 +25,8 @@ from data.layouts import Source
 from data.modalities import Modalities
 from data.parquet import RowWriter
 from data.prepare_video import Recipe, prepare_video
-from data.store import CLIP_SCHEMA, VIDEO_SCHEMA, StoreSettings
+from data.schemas import CLIP_SCHEMA, VIDEO_SCHEMA
+from data.store import StoreSettings
 from data.video import Video
 
 ROOT = Path(__file__).parents[2]
