@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.reference import reference
+from benchmarks.worker import measure
 from compress.evaluation import Evaluated, evaluations
 from compress.persons import hashed, seen_note
 from compress.runs import data_source
@@ -51,8 +52,10 @@ def test_a_run_that_goes_on_from_another_has_seen_what_that_has(
 
 
 def test_figures_of_persons_that_were_trained_on_say_so(
-    demo_store: Path, opened_store: ClipStore, teacher_run: Path, tmp_path: Path
+    demo_store: Path, opened_store: ClipStore, teacher_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("benchmarks.reference.measure_apart", measure)
+    monkeypatch.setattr("benchmarks.worker.LEAST_SECONDS", 0.0)
     clips = opened_store.clips("test")
     known = sorted(hashed(clips))
     assert seen_note(["a", "b"], known[1:], clips, "test") == [

@@ -42,10 +42,10 @@ def test_a_run_of_which_nothing_would_be_int8_is_not_written(student_run, demo_s
     monkeypatch.setattr("compress.calibration.auc_of", lambda _: -1.0)  # as if no layer could be rounded
     with pytest.raises(StageError, match="only with every layer in float32: the run was not written"):
         quantize(student_run, demo_store, tmp_path / "int8", calibration_clips=8)
-    monkeypatch.setattr("compress.quantize.auc_of", lambda _: -1.0)  # and float32 itself were not enough
-    with pytest.raises(StageError, match=r"int8 takes the validation AUC of .+ to -1\.0000, below the"):
-        quantize(student_run, demo_store, tmp_path / "int8", calibration_clips=8)
-    assert not (tmp_path / "int8").exists()
+    monkeypatch.setattr("compress.quantize.auc_of", lambda _: -1.0)
+    with pytest.raises(StageError, match=r"fp16 takes the validation AUC of .+ to -1\.0000, below the"):
+        quantize(student_run, demo_store, tmp_path / "fp16", scheme="fp16")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_int8_run_says_what_was_measured(int8_run):
