@@ -15,9 +15,7 @@ from tests.compress.small_network import SIZE, small_detector, some_pictures
 
 @pytest.fixture(scope="module")
 def diagnosed():
-    detector, pictures = small_detector(), some_pictures(32)
-    tensors = observe(detector, [some_pictures(64, seed=2)])["minmax"]
-    return detector, tensors, pictures, layer_noise(simulated(detector, tensors), _batches(pictures))
+    return _diagnosed(small_detector(), some_pictures(32))
 
 
 def _batches(pictures):
@@ -55,14 +53,29 @@ def _rounding_alone(detector, tensors, layer):
     return program
 
 
-def test_a_layers_noise_is_what_it_adds_alone(diagnosed):
-    detector, tensors, pictures, noises = diagnosed
+def _diagnosed(detector, pictures):
+    """Return a detector, its ranges, pictures, and what each layer's rounding adds to their logits."""
+    tensors = observe(detector, [some_pictures(64, seed=2)])["minmax"]
+    return detector, tensors, pictures, layer_noise(simulated(detector, tensors), _batches(pictures))
+
+
+def _check_against_rounding_alone(detector, tensors, pictures, noises):
     exact = _fake_minus_real(detector, pictures)
-    assert [found.layer.rpartition(".")[2] for found in noises] == ["stem", "depthwise", "gate", "project", "mix"]
     for found in noises:
         alone = _fake_minus_real(_rounding_alone(detector, tensors, found.layer), pictures)
         share = float((alone - exact).square().mean() / exact.var(correction=0))
         assert found.logit_noise == pytest.approx(share, rel=0.3), found.layer
+
+
+def test_a_layers_noise_is_what_it_adds_alone(diagnosed):
+    assert [found.layer.rpartition(".")[2] for found in diagnosed[-1]] == [
+        "stem",
+        "depthwise",
+        "gate",
+        "project",
+        "mix",
+    ]
+    _check_against_rounding_alone(*diagnosed)
 
 
 class Passing(nn.Module):
@@ -79,17 +92,6 @@ class Passing(nn.Module):
         return self.dropout(pooled.flatten(1))
 
 
-def test_a_rounding_of_what_is_rounded_adds_nothing():
-    torch.manual_seed(0)
-    detector = Detector(Architecture(backbone="test_byobnet", size=SIZE, fused=True), Passing()).eval()
-    pictures = some_pictures(256)
-    tensors = observe(detector, [some_pictures(64, seed=2)])["minmax"]
-    exact = _fake_minus_real(detector, pictures)
-    alone = _fake_minus_real(_rounding_alone(detector, tensors, "stem"), pictures)
-    (found,) = layer_noise(simulated(detector, tensors), _batches(pictures))
-    assert found.logit_noise == pytest.approx(float((alone - exact).square().mean() / exact.var(correction=0)), rel=0.3)
-
-
 class Residual(nn.Module):
     """float32 [N, 3, 32, 32] -> [N, 8]: a sum that is nearly what another layer gave."""
 
@@ -104,16 +106,13 @@ class Residual(nn.Module):
         return (given + self.project(given)).flatten(1)
 
 
-def test_a_sum_of_two_layers_is_rounded_by_the_latter_alone():
+@pytest.mark.parametrize(("network", "layers"), [(Passing, ["stem"]), (Residual, ["stem", "project"])])
+def test_each_rounding_counts_once_and_for_its_own_layer(network, layers):
     torch.manual_seed(0)
-    detector = Detector(Architecture(backbone="test_byobnet", size=SIZE, fused=True), Residual()).eval()
-    pictures = some_pictures(256)
-    tensors = observe(detector, [some_pictures(64, seed=2)])["minmax"]
-    exact = _fake_minus_real(detector, pictures)
-    for found in layer_noise(simulated(detector, tensors), _batches(pictures)):
-        alone = _fake_minus_real(_rounding_alone(detector, tensors, found.layer), pictures)
-        share = float((alone - exact).square().mean() / exact.var(correction=0))
-        assert found.logit_noise == pytest.approx(share, rel=0.3), found.layer
+    detector = Detector(Architecture(backbone="test_byobnet", size=SIZE, fused=True), network()).eval()
+    found = _diagnosed(detector, some_pictures(256))
+    assert [noise.layer for noise in found[-1]] == layers
+    _check_against_rounding_alone(*found)
 
 
 def test_the_noise_of_a_layers_output_is_measured(diagnosed):
