@@ -85,7 +85,8 @@ class Scores(BaseModel):
 
     clip_ids: list[str]
     video_ids: list[str]
-    labels: list[int]
+    labels: list[Literal[0, 1]]
+    """1 = fake."""
     methods: list[str]
     identities: list[list[str]]
     frames: list[list[float | None]] | None

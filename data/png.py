@@ -29,5 +29,5 @@ def decode_png(data: bytes) -> NDArray[np.uint8]:
     with contextlib.suppress(cv2.error):  # of more pixels than OpenCV takes
         picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB) if data else None
     if picture is None:
-        raise StageError("a picture in the store is damaged: prepare the store again")
+        raise StageError("a picture is damaged")
     return np.asarray(picture, np.uint8)

@@ -190,6 +190,8 @@ class ClipStore:
                     f"{file} names the video {video!r} in the split {split!r} with the label {label}: "
                     "prepare the store again"
                 )
+        if len({row["video_id"] for row in videos}) < len(videos):
+            raise StageError(f"{file} names a video twice: prepare the store again")
         return videos
 
     def lost_files(self, split: str) -> list[Path]:

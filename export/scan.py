@@ -186,6 +186,8 @@ def _read_table(out: Path, artifact: Artifact, scorer: str) -> list[Row]:
         rows = read_rows(out, TABLE_SCHEMA)
         if not all(row["video"] and row["status"] for row in rows):
             raise ValueError("a row has no video or no status")
+        if len({row["video"] for row in rows}) < len(rows):
+            raise ValueError("a video has two rows")
     except ValueError as error:
         raise StageError(f"{out} is not a table of scores ({reason_of(error)}): give another --out") from error
     if (pq.read_schema(out).metadata or {}).get(SCORER_KEY) != scorer.encode():

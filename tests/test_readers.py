@@ -110,6 +110,18 @@ def test_a_store_that_names_files_elsewhere_is_refused(store, name, tmp_path):
         ClipStore(path)
 
 
+def test_a_store_that_names_a_video_twice_is_refused(store, tmp_path):
+    other = tmp_path / "videos.parquet"
+    table = pq.read_table(store.path / "videos.parquet")
+    pq.write_table(pa.concat_tables([table, table.slice(0, 1)]), other)
+    info = json.loads((store.path / "store.json").read_text())
+    info["fingerprint"] = hashlib.sha256(other.read_bytes()).hexdigest()
+    spoilt = store.with_file("videos.parquet", other.read_bytes())
+    refused = pytest.raises(StageError, match=r"videos.parquet names a video twice: prepare the store again")
+    with spoilt as path, store.with_file("store.json", json.dumps(info).encode()), refused:
+        ClipStore(path)
+
+
 def test_a_file_that_lost_a_clip_is_damaged(store, tmp_path):
     videos = pq.read_table(store.path / "videos.parquet", columns=["video_id", "split"]).to_pylist()
     video = next(row["video_id"] for row in videos if row["split"] == "val")
@@ -201,6 +213,15 @@ def test_reference_json(reference_file, data, tmp_path_factory):
         reference = read_reference(file)
         reference.summary()
         assert len(clip_scores(reference.scores).clips) == len(reference.scores.labels)
+
+
+@pytest.mark.parametrize("label", [2, -1, 2**63, 0.5])
+def test_a_reference_of_clips_that_are_neither_real_nor_fake_is_refused(reference_file, label, tmp_path):
+    content = json.loads(reference_file.read_text())
+    content["scores"]["labels"][0] = label
+    (tmp_path / "reference.json").write_text(json.dumps(content))
+    with pytest.raises(StageError, match=r"reference\.json is not valid: scores\.labels\.0: "):
+        read_reference(tmp_path / "reference.json")
 
 
 @settings(max_examples=8)

@@ -33,5 +33,5 @@ def test_a_damaged_picture_is_noticed() -> None:
     header = png[12:16] + struct.pack(">II", 40_000, 40_000) + png[24:29]
     huge = png[:12] + header + struct.pack(">I", zlib.crc32(header)) + png[33:]
     for damaged in (b"", huge, png[: len(png) // 2], png[:3000] + bytes([png[3000] ^ 1]) + png[3001:]):
-        with pytest.raises(StageError, match="a picture in the store is damaged: prepare the store again"):
+        with pytest.raises(StageError, match=r"^a picture is damaged$"):
             decode_png(damaged)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import fsspec
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -144,6 +145,10 @@ def test_a_table_of_something_else_is_refused(folder, bundle_path, tmp_path, her
     with pytest.raises(StageError, match=r"text.parquet is not a table of scores \(.*\): give another --out"):
         detect([folder], bundle_path, FILE, out=tmp_path / "text.parquet")
     assert (tmp_path / "text.parquet").read_text() == "x"
+    once = pq.read_table(out)
+    pq.write_table(pa.concat_tables([once, once]), tmp_path / "twice.parquet")
+    with pytest.raises(StageError, match=r"twice.parquet is not a table of scores \(a video has two rows\): give"):
+        detect([folder], bundle_path, FILE, out=tmp_path / "twice.parquet")
     for name in ("", "/", str(tmp_path / "scores")):
         with pytest.raises(StageError, match=r"--out .* is not a \.parquet: name one"):
             detect([folder], bundle_path, FILE, out=Path(name))
