@@ -225,7 +225,7 @@ def call(app: Callable[[], Any]) -> None:
 
 def out_of_memory(error: Exception) -> bool:
     """Tell whether an error is one of the many that say so: Python's, and torch's of each kind of device."""
-    signs = ("out of memory", "not enough memory", "can't allocate memory")
+    signs = ("out of memory", "not enough memory", "can't allocate memory", "ALLOC_FAILED")
     return isinstance(error, MemoryError) or any(sign in str(error) for sign in signs)
 
 

@@ -10,6 +10,7 @@ import typer
 
 from benchmarks.columns import threads_of
 from benchmarks.schema import Report, Row, machine_of, read_report
+from compress.auc import auc_change
 from stage import StageError, WrongArgument
 
 Key = tuple[object, ...]
@@ -103,8 +104,8 @@ class Baseline:
         if before.auc is not None:
             if now.auc is None:
                 yield f"{name} has no AUC any more ({now.reason or now.status})"
-            elif before.auc - now.auc > self.max_auc_drop:
-                yield f"{name} loses {before.auc - now.auc:.4f} AUC: {before.auc:.4f} to {now.auc:.4f}"
+            elif (lost := -auc_change(now.auc, before.auc)) > self.max_auc_drop:
+                yield f"{name} loses {lost:.4f} AUC: {before.auc:.4f} to {now.auc:.4f}"
 
 
 def _place(row: Row) -> str:

@@ -7,8 +7,8 @@ import numpy as np
 
 from benchmarks.figures import Peak
 from benchmarks.rows import Subject
-from compress.metrics import auc_difference
-from compress.scoring import ClipScores
+from compress.auc import auc_change, auc_difference
+from compress.metrics import verdict_flips
 from stage import STATIC_INT8
 
 MOST_LOST = 0.005
@@ -53,11 +53,6 @@ def against_peaks(subjects: Sequence[Subject], peaks: Sequence[Peak]) -> None:
             row.peak_fraction = row.macs / row.latency_ms.p50 / 1e6 / fastest
 
 
-def flips(mine: ClipScores, at: float, its: ClipScores, its_at: float) -> float:
-    """Return the share of clips whose verdicts differ, each model at its own threshold."""
-    return float(((mine.clips > at) != (its.clips > its_at)).mean())
-
-
 def _set_flips(subject: Subject, student: Subject) -> None:
     """Fill in the shares of clips and of frames whose verdicts differ; of frames if neither model scores clips."""
     mine, its, row = subject.scores, student.scores, subject.row
@@ -67,8 +62,9 @@ def _set_flips(subject: Subject, student: Subject) -> None:
     row.equal_error_flips = at_equal_error[0] if at_equal_error else None
     if mine.frames is not None and its.frames is not None:
         seen = ~np.isnan(its.frames)
-        verdicts = mine.frames[seen] > subject.threshold.value, its.frames[seen] > student.threshold.value
-        row.frame_verdict_flips = float((verdicts[0] != verdicts[1]).mean())
+        row.frame_verdict_flips = verdict_flips(
+            mine.frames[seen], subject.threshold.value, its.frames[seen], student.threshold.value
+        )
 
 
 def _in_fp32(subject: Subject, subjects: Sequence[Subject]) -> Subject | None:
@@ -127,14 +123,12 @@ def _model_of(subject: Subject) -> tuple[object, ...]:
 
 def _flips_at_thresholds(one: Subject, other: Subject) -> list[float]:
     """Return the shares of clips whose verdicts differ, at the shipped thresholds and, if known, at equal error."""
-    assert one.scores is not None and other.scores is not None
     mine, its = one.threshold, other.threshold
-    if mine is None or its is None:
-        return [0.0]
-    found = [flips(one.scores, mine.value, other.scores, its.value)]
+    assert one.scores is not None and other.scores is not None and mine is not None and its is not None
+    pairs = [(mine.value, its.value)]
     if mine.equal_error is not None and its.equal_error is not None:
-        found.append(flips(one.scores, mine.equal_error, other.scores, its.equal_error))
-    return found
+        pairs.append((mine.equal_error, its.equal_error))
+    return [verdict_flips(one.scores.clips, at, other.scores.clips, its_at) for at, its_at in pairs]
 
 
 def runtimes_apart(subjects: Sequence[Subject]) -> list[str]:
@@ -145,7 +139,7 @@ def runtimes_apart(subjects: Sequence[Subject]) -> list[str]:
         same = _model_of(one) == _model_of(other) and one.row.runtime != other.row.runtime
         if not same or one.row.auc is None or other.row.auc is None:
             continue
-        apart, turned = abs(one.row.auc - other.row.auc), max(_flips_at_thresholds(one, other))
+        apart, turned = abs(auc_change(one.row.auc, other.row.auc)), max(_flips_at_thresholds(one, other))
         if apart > MOST_LOST or _too_many(turned, one):
             notes.append(
                 f"{one.row.name} and {other.row.name} are one model in two runtimes, and lie {apart:.4f} AUC and "

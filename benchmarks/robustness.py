@@ -3,17 +3,12 @@
 from collections.abc import Mapping
 
 import numpy as np
-from numpy.typing import NDArray
-from sklearn.metrics import roc_auc_score
 
 from benchmarks.figures import Robustness
-from compress.metrics import Threshold
+from compress.auc import auc, auc_change
+from compress.metrics import Threshold, verdict_flips
 from compress.scoring import ClipScores
 from data.perturb import UNCHANGED
-
-
-def _auc(labels: NDArray[np.int64], scores: NDArray[np.float64]) -> float | None:
-    return float(roc_auc_score(labels, scores)) if len(np.unique(labels)) > 1 else None
 
 
 def robustness_of(found: Mapping[str, ClipScores], threshold: Threshold) -> list[Robustness]:
@@ -24,16 +19,16 @@ def robustness_of(found: Mapping[str, ClipScores], threshold: Threshold) -> list
     for name, scores in found.items():
         before = unchanged.clips[[places[clip] for clip in scores.clip_ids]]
         after, labels = scores.clips, scores.labels
-        auc, base = _auc(labels, after), _auc(labels, before)
+        both = len(np.unique(labels)) > 1
         at, equal = threshold.value, threshold.equal_error
         rows.append(
             Robustness(
                 perturbation=name,
                 clips=len(after),
-                auc=auc,
-                delta_auc=None if auc is None or base is None else auc - base,
-                verdict_flips=float(((before > at) != (after > at)).mean()),
-                equal_error_flips=None if equal is None else float(((before > equal) != (after > equal)).mean()),
+                auc=scores.auc if both else None,
+                delta_auc=auc_change(scores.auc, auc(labels, before)) if both else None,
+                verdict_flips=verdict_flips(before, at, after, at),
+                equal_error_flips=None if equal is None else verdict_flips(before, equal, after, equal),
             )
         )
     return rows

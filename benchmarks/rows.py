@@ -12,6 +12,7 @@ from benchmarks.figures import Latency, MethodFigures
 from benchmarks.robustness import robustness_of
 from benchmarks.schema import Row
 from benchmarks.task import Measurement, Timing, clip_scores
+from compress.auc import auc_change
 from compress.metrics import Metrics, Threshold
 from compress.runs import check_length, check_size, own_threshold, student_of, takes
 from compress.scoring import ClipScores, Takes
@@ -224,7 +225,7 @@ def fill_row(subject: Subject, rounds: Sequence[Measurement], reference_auc: flo
     row.eer, row.ap, row.accuracy = metrics.clip.eer, metrics.clip.ap, metrics.clip.accuracy
     row.tpr_at_fpr, row.video_auc, row.methods = metrics.clip.tpr_at_fpr, metrics.video.auc, _methods(metrics)
     if row.auc is not None and reference_auc is not None:
-        row.delta_auc = row.auc - reference_auc
+        row.delta_auc = auc_change(row.auc, reference_auc)
     if "control" in found.scores:
         row.control_auc = clip_scores(found.scores["control"]).metrics(row.threshold, intervals=False).auc
     otherwise = {how.name: clip_scores(found.scores[how.name]) for how in PERTURBATIONS if how.name in found.scores}

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from benchmarks.energy import Joules
 from benchmarks.figures import Sustained
 from benchmarks.task import BatchTiming, Inputs, Task
+from stage import out_of_memory
 
 FEWEST_REPEATS = 10
 MOST_SECONDS = 5.0
@@ -92,8 +93,8 @@ def time_batches(score: Score, task: Task) -> list[BatchTiming]:
         try:
             score(*inputs(0))
             median = float(np.median(time_runs(score, own, inputs, FEWEST_OF_BATCH)))
-        except (MemoryError, RuntimeError):  # torch.OutOfMemoryError is a RuntimeError
-            if not found:
+        except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
+            if not found or not out_of_memory(error):
                 raise
             break
         memory = device_mb(task.device) or peak_mb()

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.linear_model import RidgeCV
-from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
 from compress.diagnosis import block_of, noisiest_blocks
@@ -87,11 +86,6 @@ def logits(network: nn.Module, batches: Iterable[Inputs]) -> NDArray[np.float64]
     return (given[:, 1] - given[:, 0]).numpy()
 
 
-def auc_of(scores: ClipScores) -> float:
-    """Return the AUC of a split's clips, rounded as ``compress.metrics`` does: equal orders give equal figures."""
-    return round(float(roc_auc_score(scores.labels, scores.clips)), 12)
-
-
 def one_pair(scores: ClipScores) -> float:
     """Return what one real and one fake clip in the wrong order cost in AUC: the least that a split can tell."""
     fakes = int(scores.labels.sum())
@@ -143,7 +137,7 @@ def keep_in_float(
         return program, score(program)
 
     def suffices(count: int) -> bool:
-        return auc_of(tried(count)[1]) >= least_auc
+        return tried(count)[1].auc >= least_auc
 
     too_few, enough = (-1, 0) if suffices(0) else (0, len(blocks))
     while enough - too_few > 1:

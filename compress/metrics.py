@@ -4,14 +4,16 @@ What the data cannot support is None, and ``unsupported`` says why.
 """
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import sklearn
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
-from sklearn.metrics import accuracy_score, auc, average_precision_score, f1_score, roc_auc_score, roc_curve
+from sklearn.metrics import accuracy_score, average_precision_score, f1_score, roc_curve
+from sklearn.metrics import auc as area_under
 
+from compress.auc import DIGITS, auc
 from compress.bootstrap import (
     DRAWS,
     FEWEST_IDENTITIES,
@@ -140,6 +142,13 @@ def choose_threshold(labels: Labels, scores: Values, videos: int) -> Threshold:
     return Threshold(value=value, false_positive_rate=rate, rule=rule, equal_error=equal_error)
 
 
+def verdict_flips(
+    scores: NDArray[np.floating[Any]], threshold: float, others: NDArray[np.floating[Any]], its_threshold: float
+) -> float:
+    """Return the share of items whose verdict differs, scores float [N] each, each model's at its own threshold."""
+    return float(((scores > threshold) != (others > its_threshold)).mean())
+
+
 def _at_rates(fpr: Values, tpr: Values) -> dict[str, float]:
     """Return the largest true-positive rate within each of RATES."""
     return {f"tpr_at_fpr {rate}": float(tpr[fpr <= rate].max()) for rate in RATES}
@@ -150,9 +159,9 @@ def point_figures(labels: Labels, scores: Values, threshold: float) -> dict[str,
     fpr, tpr, _ = roc_curve(labels, scores, drop_intermediate=False)
     verdicts = (scores > threshold).astype(np.int64)
     return {
-        "auc": round(float(roc_auc_score(labels, scores)), 12),  # equal orders of scores give equal figures
+        "auc": auc(labels, scores),
         "eer": _nearest_errors(fpr, tpr)[1],
-        "ap": round(float(average_precision_score(labels, scores)), 12),  # of all in order it is 1 and a rounding error
+        "ap": round(float(average_precision_score(labels, scores)), DIGITS),  # 1 and a rounding error of all in order
         "accuracy": float(accuracy_score(labels, verdicts)),
         "f1": float(f1_score(labels, verdicts)),
         **_at_rates(fpr, tpr),
@@ -172,9 +181,9 @@ def weighted_figures(labels: Labels, scores: Values, threshold: float, weights: 
     called = scores > threshold
     hits, calls = weights[called & fakes].sum(), weights[called].sum()
     return {
-        "auc": round(float(auc(fpr, tpr)), 12),
+        "auc": round(float(area_under(fpr, tpr)), DIGITS),
         "eer": _nearest_errors(fpr, tpr)[1],
-        "ap": round(float(np.diff(tpr) @ precision), 12),
+        "ap": round(float(np.diff(tpr) @ precision), DIGITS),
         "accuracy": float(np.average(called == fakes, weights=weights)),
         "f1": float(2 * hits / (calls + of_fake)),
         **_at_rates(fpr, tpr),
@@ -236,12 +245,6 @@ def compute_figures(
     )
 
 
-def _persons(scores: "ClipScores") -> list[tuple[str, ...]]:
-    """Return each clip's identities; a video of which none is known counts as a person of its own."""
-    named = zip(scores.identities, scores.video_ids, strict=True)
-    return [identities or (f"\0{video}",) for identities, video in named]
-
-
 def _frame_figures(scores: "ClipScores", threshold: float) -> Figures | None:
     """Return the figures of single valid frames; they are not resampled, which would take seconds."""
     if scores.frames is None:
@@ -251,33 +254,12 @@ def _frame_figures(scores: "ClipScores", threshold: float) -> Figures | None:
     return compute_figures(labels[seen], scores.frames[seen], threshold, scores.real_videos)
 
 
-def auc_difference(own: "ClipScores", other: "ClipScores") -> tuple[float, tuple[float, float] | None]:
-    """Return the AUC of ``own`` less that of ``other`` on the same clips of both labels, and its 95 % interval.
-
-    Both sides of a draw have the same persons. No interval below FEWEST_IDENTITIES of each label.
-    """
-    persons, labels = _persons(own), own.labels
-    point = float(roc_auc_score(labels, own.clips) - roc_auc_score(labels, other.clips))
-    if persons_of_rarer(labels, persons) < FEWEST_IDENTITIES:
-        return point, None
-    with sklearn.config_context(assume_finite=True, skip_parameter_validation=True):
-        found = [
-            roc_auc_score(labels, own.clips, sample_weight=weights)
-            - roc_auc_score(labels, other.clips, sample_weight=weights)
-            for weights in usable_draws(labels, persons)
-        ]
-    if len(found) < DRAWS:
-        return point, None
-    low, high = np.quantile(found, (0.025, 0.975))
-    return point, (float(low), float(high))
-
-
 def compute_metrics(scores: "ClipScores", threshold: float, intervals: bool = True) -> Metrics:
     """Compute all figures at a threshold.
 
     ``intervals`` false leaves out the bootstrap, which takes a second for each level and method of 500 clips.
     """
-    persons, clips = _persons(scores), scores.clips
+    persons, clips = scores.persons, scores.clips
 
     def figures(first: NDArray[np.int64], values: Values) -> Figures:
         own = [persons[clip] for clip in first] if intervals else None

@@ -13,7 +13,6 @@ from torch import nn
 
 from compress.calibration import (
     Calibrated,
-    auc_of,
     backbone_pictures,
     calibrate,
     keep_in_float,
@@ -99,7 +98,7 @@ def _accurate(
     if source.least_auc is None:
         return [], keeping([]), None
     found = keep_in_float(noises, keeping, source.scores, source.least_auc)
-    if len(found[0]) == len(noises) and auc_of(found[2]) >= source.least_auc:
+    if len(found[0]) == len(noises) and found[2].auc >= source.least_auc:
         raise Refused(
             f"{source.run.path} keeps the validation AUC that --max-auc-drop asks for only with every layer in "
             "float32: the run was not written; give --scheme fp16, or more validation clips"
@@ -178,9 +177,9 @@ def _check_accuracy(source: Unquantized, found: Quantized, scheme: Scheme) -> di
         return {"val": None, "reason": source.run.info.meaningless}
     # The test split is for the artifacts: their kernels round otherwise than this program.
     scores = found.scores or source.scores(found.program)
-    if auc_of(scores) < source.least_auc:
+    if scores.auc < source.least_auc:
         raise Refused(
-            f"{scheme} takes the validation AUC of {source.run.path} to {auc_of(scores):.4f}, below the "
+            f"{scheme} takes the validation AUC of {source.run.path} to {scores.auc:.4f}, below the "
             f"{source.least_auc:.4f} that --max-auc-drop allows: the run was not written"
         )
     return own_metrics(scores)

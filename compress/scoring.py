@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from compress.auc import auc
 from data.store import Clip, ClipStore
 from stage import Modality, StageError, progress
 
@@ -87,6 +88,17 @@ class ClipScores:
         assert self.frames is not None
         mean: NDArray[np.float64] = np.nanmean(self.frames, axis=1)
         return mean
+
+    @property
+    def auc(self) -> float:
+        """AUC of the clips, which are of both labels."""
+        return auc(self.labels, self.clips)
+
+    @property
+    def persons(self) -> list[tuple[str, ...]]:
+        """Each clip's identities; a video of which none is known counts as a person of its own."""
+        named = zip(self.identities, self.video_ids, strict=True)
+        return [identities or (f"\0{video}",) for identities, video in named]
 
     @property
     def real_videos(self) -> int:

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
+from compress.auc import auc
 from compress.averaging import MovingAverage
 from compress.batch_norms import settle_batch_norms
 from compress.checkpoints import (
@@ -125,8 +125,7 @@ class _Training:
             with self.compute.context():
                 settling = (self._inputs(batch, 0) for batch in batches[:SETTLING_BATCHES])
                 settle_batch_norms(self.task.objective, settling, self.compute.mean)
-            auc, log_loss = self._validate()
-            self._record(auc, log_loss)
+            self._record(*self._validate())
         self._save()
 
     def _train(self, batches: list[Batch]) -> None:
@@ -202,22 +201,22 @@ class _Training:
             scores[rank :: self.compute.processes] = part
         labels = np.array([clip.label for clip in clips])
         likelihood = np.where(labels == 1, scores, 1 - scores).clip(1e-6)
-        return float(roc_auc_score(labels, scores)), float(-np.log(likelihood).mean())
+        return auc(labels, scores), float(-np.log(likelihood).mean())
 
-    def _record(self, auc: float, log_loss: float) -> None:
+    def _record(self, val_auc: float, log_loss: float) -> None:
         position = self.position
         loss = sum(position.losses) / len(position.losses)
         position.history.append(
-            {"loss": loss, "val_auc": auc, "val_loss": log_loss, "seconds": round(position.seconds, 2)}
+            {"loss": loss, "val_auc": val_auc, "val_loss": log_loss, "seconds": round(position.seconds, 2)}
         )
-        self.log.scalars(position.steps, val_auc=auc, val_loss=log_loss)
+        self.log.scalars(position.steps, val_auc=val_auc, val_loss=log_loss)
         position.passes += 1
         done = f"pass {position.passes} of {self.passes}"
-        say(f"{done}: loss {loss:.3f}, val AUC {auc:.3f}, {position.seconds:.0f} s")
+        say(f"{done}: loss {loss:.3f}, val AUC {val_auc:.3f}, {position.seconds:.0f} s")
         position.batch, position.losses, position.seconds = 0, [], 0.0
         position.stale += 1
-        if (auc, -log_loss) > position.best or self.task.keep_last:
-            position.best, position.stale = (auc, -log_loss), 0
+        if (val_auc, -log_loss) > position.best or self.task.keep_last:
+            position.best, position.stale = (val_auc, -log_loss), 0
             position.best_weights = trained_state(self.task.objective)
         if self.schedule.curve == "plateau":
             self.curve.step(log_loss)

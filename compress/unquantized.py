@@ -9,7 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from compress.calibration import Inputs, auc_of, drawn_inputs, logits, one_pair, validation_scores
+from compress.auc import DIGITS
+from compress.calibration import Inputs, drawn_inputs, logits, one_pair, validation_scores
 from compress.diagnosis import layer_noise
 from compress.fidelity import LayerNoise, snr_db
 from compress.runs import check_store, takes
@@ -58,7 +59,7 @@ class Unquantized:
         if self.run.info.meaningless:
             return None
         before = self.scores(self.fused)
-        return auc_of(before) - max(self.max_auc_drop, one_pair(before)) - 1e-9
+        return round(before.auc - max(self.max_auc_drop, one_pair(before)), DIGITS)
 
     def drawn(self, looks: Takes, samples: int) -> list[Inputs]:
         """Return what a detector takes of training frames or clips, in batches."""

@@ -15,7 +15,7 @@ from export.runtimes import ORT, PROGRAMS, Delegate, Method, ProgramName, Runtim
 from models.origin import DataSource, Parent, Weights
 from stage import STATIC_INT8, Scheme
 
-SCHEMA_VERSION = 9
+SCHEMA_VERSION = 10
 
 
 def _rounded_up(value: float) -> float:

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from compress.fidelity import MOST_DB, logits_of, snr_db
+from compress.metrics import verdict_flips
 from stage import PALETTES, Scheme, StageError
 
 Step = Literal["fused", "exported", "lowered", "evaluated"]
@@ -54,8 +55,8 @@ class Parity(BaseModel):
     """Of the two vectors of logits; 0 where one of them is all zeros."""
     logit_snr_db: float
     """10 log10 of the variance of the expected logits over the mean squared difference; 200 at most."""
-    verdict_flips: float
-    """Share of samples on another side of 0.5."""
+    flips_at_half: float
+    """Share of samples on another side of 0.5, whatever the threshold."""
     most_difference: float | None
     """Tolerance of ``max_difference``; None where logits are held to a ratio alone."""
     least_snr_db: float
@@ -109,7 +110,7 @@ def compare(
         max_difference=difference if finite else 1.0,
         cosine=_cosine(*logits),
         logit_snr_db=ratio,
-        verdict_flips=float(np.mean((expected > 0.5) != (actual > 0.5))),
+        flips_at_half=verdict_flips(expected, 0.5, actual, 0.5),
         most_difference=most,
         least_snr_db=least_snr,
         explained=EXPLAINED.get(scheme, INT8_EXPLAINED),

@@ -96,6 +96,22 @@ def test_of_100_verdicts_three_may_turn(turned, earned):
     assert row.earned is earned, row.earned_because
 
 
+@pytest.mark.parametrize(("turned", "earned"), [(1, True), (2, False)])
+def test_of_20_verdicts_one_may_turn_though_that_is_more_than_three_of_100(turned, earned):
+    few = 20
+    names, labels = tuple(map(str, range(few))), np.arange(few) % 2
+    sure = np.where(labels == 0, 0.1, 0.9)
+    other = sure.copy()
+    other[1 : 2 * turned : 2] = 0.45
+    row = judged(
+        *(
+            subject(scheme, scheme, p50, ClipScores(names, names, labels, names, (("one",),) * few, whole=values))
+            for scheme, p50, values in (("fp32", 12.0, sure), ("int8", 4.0, other))
+        )
+    )
+    assert row.earned is earned, row.earned_because
+
+
 @pytest.mark.parametrize("thresholds", [{"at": 0.7}, {"eer": 0.7}])
 def test_a_scheme_that_turns_verdicts_does_not(good, thresholds):
     """Its scores are those of fp32, its threshold is not."""

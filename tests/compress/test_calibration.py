@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from compress.calibration import auc_of, calibrate, drawn_inputs, keep_in_float, logits, match_logits, one_pair
+from compress.calibration import calibrate, drawn_inputs, keep_in_float, logits, match_logits, one_pair
 from compress.diagnosis import layer_noise
 from compress.scoring import ClipScores, Takes
 from models.detector import PixelDetector
@@ -86,7 +86,7 @@ def test_every_layer_is_quantized_where_that_costs_nothing(calibrated):
 
 
 def test_the_layer_with_an_outlier_stays_in_float(with_outlier):
-    assert auc_of(_scores(with_outlier.program)) < 0.9 <= auc_of(_scores(with_outlier.keeping(["mix"])))
+    assert _scores(with_outlier.program).auc < 0.9 <= _scores(with_outlier.keeping(["mix"])).auc
     assert _kept(with_outlier, 0.9) == ["mix"]
     assert _kept(with_outlier, 0.0) == []
 
@@ -101,7 +101,7 @@ def test_one_pair_is_the_least_that_a_split_can_tell():
         names, names, np.array([0, 0, 1, 1, 1]), names, tuple((n,) for n in names), whole=np.arange(5.0)
     )
     swapped = ClipScores(names, names, scores.labels, names, scores.identities, whole=np.array([0, 2.5, 2, 3, 4]))
-    assert auc_of(scores) - one_pair(scores) == pytest.approx(auc_of(swapped))
+    assert scores.auc - one_pair(scores) == pytest.approx(swapped.auc)
 
 
 def test_calibration_takes_training_crops_of_both_labels(student_run, opened_store):

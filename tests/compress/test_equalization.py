@@ -51,6 +51,16 @@ def test_at_full_strength_all_channels_of_a_free_tensor_reach_equally_far():
     torch.testing.assert_close(after, torch.full_like(after, float(before.max())))
 
 
+def test_a_channel_that_is_nearly_always_zero_is_multiplied_by_a_thousand_at_most():
+    detector, pictures = small_detector(), some_pictures(8)
+    with torch.no_grad():
+        detector.backbone.stem.weight[5], detector.backbone.stem.bias[5] = 1e-7, 0.0
+        detector.backbone.blocks[0].project.weight[5] = 0.0
+        detector.backbone.blocks[0].project.bias[5] = 0.0
+    before, after = (d.backbone.stem.weight[5] for d in (detector, equalize(detector, [pictures], 1.0)))
+    torch.testing.assert_close(after / before, torch.full_like(before, 1000.0))
+
+
 def test_what_no_factor_may_pass_is_left_alone():
     detector, pictures = small_detector(), some_pictures(8)
     equal = equalize(detector, [pictures], 1.0)

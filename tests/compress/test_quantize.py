@@ -39,11 +39,15 @@ def test_a_program_whose_layers_all_stay_computes_what_its_source_does(student_r
 
 
 def test_a_run_of_which_nothing_would_be_int8_is_not_written(student_run, demo_store, tmp_path, monkeypatch):
-    monkeypatch.setattr("compress.calibration.auc_of", lambda _: -1.0)  # as if no layer could be rounded
+    def keeping_all(noises, keeping, score, _):
+        layers = [noise.layer for noise in noises]
+        return layers, keeping(layers), score(keeping(layers))
+
+    monkeypatch.setattr("compress.quantize.keep_in_float", keeping_all)  # as if no layer could be rounded
     with pytest.raises(StageError, match="only with every layer in float32: the run was not written"):
         quantize(student_run, demo_store, tmp_path / "int8", calibration_clips=8)
-    monkeypatch.setattr("compress.quantize.auc_of", lambda _: -1.0)
-    with pytest.raises(StageError, match=r"fp16 takes the validation AUC of .+ to -1\.0000, below the"):
+    monkeypatch.setattr(Unquantized, "least_auc", 2.0)
+    with pytest.raises(StageError, match=r"fp16 takes the validation AUC of .+ to 0\.\d+, below the 2\.0000"):
         quantize(student_run, demo_store, tmp_path / "fp16", scheme="fp16")
     assert list(tmp_path.iterdir()) == []
 

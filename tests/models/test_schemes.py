@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from sklearn.cluster import KMeans
 
-from models.schemes import palettized
+from models.schemes import PARTS, palettized
 from tests.compress.small_network import small_detector
 
 
@@ -29,3 +29,18 @@ def test_a_palette_is_as_near_as_k_means_on_the_weights():
             assert torch.equal(found.state_dict()[name], value)
     again = palettized(found, 4)
     assert torch.equal(again.backbone.further.weight, found.backbone.further.weight)
+
+
+def test_palettes_of_large_layers_are_as_near_as_k_means_on_all_weights():
+    """Which sees the means of groups of them, of one or of two weights here."""
+    detector = small_detector()
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        detector.backbone.further = torch.nn.Linear(160, 128)
+        with torch.no_grad():
+            detector.backbone.further.weight.exponential_()
+    weights = detector.backbone.further.weight.detach().flatten().numpy()
+    assert PARTS < len(weights) < 2 * PARTS
+    own = palettized(detector, 3).backbone.further.weight.detach().flatten().numpy()
+    means = KMeans(8, n_init=4, random_state=0).fit(weights[:, None])
+    assert np.sum((weights - own) ** 2) < 1.02 * means.inertia_

@@ -1,0 +1,47 @@
+"""AUC against the count of pairs, and limits that scores lie on exactly."""
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+
+from compress.auc import auc, auc_change, auc_difference
+from compress.scoring import ClipScores
+
+REALS, FAKES = 20, 10
+"""Of 200 pairs one in the wrong order costs 0.005."""
+
+
+def pairs_in_order(labels, scores):
+    """Return the share of pairs of a real and a fake whose fake has the higher score, ties half (Mann-Whitney)."""
+    fakes, reals = scores[labels == 1].tolist(), scores[labels == 0].tolist()
+    higher = sum(Fraction((fake > real) + (fake >= real), 2) for fake in fakes for real in reals)
+    return higher / (len(fakes) * len(reals))
+
+
+def scores_of(labels, values):
+    names = tuple(map(str, range(len(labels))))
+    return ClipScores(names, names, labels, names, tuple((name,) for name in names), whole=values)
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_auc_is_the_share_of_pairs_in_order(seed):
+    rng = np.random.default_rng(seed)
+    labels = rng.permutation([0] * REALS + [1] * FAKES)
+    scores = rng.integers(0, 12, len(labels)) / 12
+    assert auc(labels, scores) == round(float(pairs_in_order(labels, scores)), 12)
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_one_pair_of_200_costs_exactly_a_limit_of_5_thousandths(seed):
+    """Which a difference of two floats is above as often as not."""
+    rng = np.random.default_rng(seed)
+    labels = rng.permutation([0] * REALS + [1] * FAKES)
+    before = np.empty(len(labels))
+    before[np.argsort(rng.normal(0, 1, len(labels)) + labels)] = np.linspace(0.1, 0.9, len(labels))
+    order = np.argsort(before)
+    pair = next(place for place in range(len(order) - 1) if list(labels[order[place : place + 2]]) == [0, 1])
+    after = before.copy()
+    after[order[pair : pair + 2]] = before[order[pair : pair + 2][::-1]]
+    own, other = scores_of(labels, after), scores_of(labels, before)
+    assert auc_change(own.auc, other.auc) == auc_difference(own, other)[0] == -0.005
