@@ -16,6 +16,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from parsing import parse_json, refuse_url
 from stage import StageError, reason_of, say, some_of
 
@@ -24,6 +27,8 @@ NOT_WRITABLE = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENAMETOOLONG),
 )
 """What the system says where a file or folder cannot be put: it may not be, or does not fit."""
+OF_BUNDLES = ("manifest.json", "SHA256SUMS")
+"""What lies in every bundle: nothing may be put there later."""
 NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
 """What it says where files cannot have two names."""
 
@@ -57,6 +62,15 @@ def written_whole(target: Path, keep_existing: bool = False) -> Iterator[Path]:
                 put_in_place(aside, target)
     finally:
         remove(aside)
+
+
+def write_raw(target: Path, array: NDArray[np.generic]) -> None:
+    """Write an array's values in C order, without a header.
+
+    Not by ``ndarray.tofile``, whose error does not say that the disk is full.
+    """
+    with target.open("wb") as file:
+        file.write(np.ascontiguousarray(array).data)
 
 
 def put_in_place(made: Path, target: Path) -> None:
@@ -131,11 +145,21 @@ def _flush(path: Path) -> None:
             os.fsync(opened.fileno())
 
 
-def refuse_link(out: Path) -> None:
-    """Raise StageError for a link as an output, which would be replaced while what it leads to stays, and for a URL."""
+def check_output(out: Path) -> None:
+    """Raise StageError for a URL, for a link, which would be replaced while what it leads to stays, and in a bundle."""
     refuse_url(out)
     if out.is_symlink():
         raise StageError(f"{out} is a link: give the path that it leads to")
+    for folder in Path(os.path.realpath(out)).parents:
+        if all((folder / name).is_file() for name in OF_BUNDLES):
+            raise StageError(f"{out} is in the bundle {folder}, which stays as it was exported: give a path beside it")
+
+
+def require_writable(target: Path, option: str) -> None:
+    """Raise StageError, before work that would be lost, where a file or folder may not be written; ``option`` mends."""
+    nearest = next(path for path in (target, *target.absolute().parents) if path.exists())
+    if not os.access(nearest, os.W_OK):
+        raise StageError(f"{target} cannot be written, as {nearest} may not: give {option}, a folder that may")
 
 
 def refuse_existing(out: Path) -> None:
@@ -143,7 +167,7 @@ def refuse_existing(out: Path) -> None:
 
     What a killed process of this machine was writing there is removed.
     """
-    refuse_link(out)
+    check_output(out)
     if out.parent.is_dir():
         _remove_stale(out)
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):

@@ -81,13 +81,18 @@ def speaks() -> bool:
     return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"
 
 
+def printable(text: str) -> str:
+    """Return text, such as a file's name or a corpus's note, as one line that does nothing to a terminal."""
+    return "".join(letter if letter.isprintable() else " " for letter in text)
+
+
 def say(line: str, everywhere: bool = False) -> None:
     """Print one line for the user on standard error, so that standard output stays for results.
 
     ``everywhere``: also from processes that otherwise leave it to the first.
     """
     if everywhere or speaks():
-        print(line, file=sys.stderr, flush=True)
+        print(printable(line), file=sys.stderr, flush=True)
 
 
 def progress(items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
@@ -170,6 +175,14 @@ def _check_arguments(arguments: Iterable[str]) -> None:
             )
 
 
+def _check_folder() -> None:
+    """Raise StageError where the current folder is gone, without which libraries fail in ways of their own."""
+    try:
+        os.getcwd()  # noqa: PTH109
+    except OSError as error:
+        raise StageError(f"the current folder cannot be used ({reason_of(error)}): go to another") from error
+
+
 def _open_closed_streams() -> None:
     """Give the standard streams that are closed somewhere to go: libraries write to them, or to what has their number.
 
@@ -187,6 +200,7 @@ def call(app: Callable[[], Any]) -> None:
     """Run a command; bad input ends it with one line and exit code 1, never with a traceback."""
     try:
         _open_closed_streams()
+        _check_folder()
         _check_arguments(sys.argv[1:])
         app()
     except (KeyboardInterrupt, SystemExit) as ended:

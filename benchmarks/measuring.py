@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from benchmarks.task import Measurement, Task
 from compress.scoring import Takes, pictures_of
 from data.store import ClipStore
-from files import sha256_of
+from files import sha256_of, write_raw, writing
 from models.run import Run
 from stage import StageError, reason_of
 
@@ -35,7 +35,8 @@ def write_timed_crops(store: ClipStore, split: str, folder: Path, takes: Takes |
     if not file.exists():
         frames = [[int(np.flatnonzero(clip.valid)[0])] if takes.per == "frame" else None for clip in picked]
         pairs = zip(picked, frames, strict=True)
-        np.concatenate([pictures_of(store, clip, own, takes) for clip, own in pairs]).tofile(file)
+        with writing(file):
+            write_raw(file, np.concatenate([pictures_of(store, clip, own, takes) for clip, own in pairs]))
     return file
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from compress.compute import Compute
 from compress.filling import Company, Filling, OfView
 from data.views import ViewRule, Views
-from files import written_whole
+from files import require_writable, written_whole
 from models.run import versions_of
 from stage import Modality, StageError, say
 
@@ -136,6 +136,7 @@ class FrameCache:
         """
         folder = root / key.folder
         if (where is None or where.rank == 0) and not (folder / KEY_FILE).exists():
+            require_writable(folder / KEY_FILE, "--cache")
             _say_why_anew(root, key)
             with written_whole(folder / KEY_FILE) as aside:
                 aside.write_text(key.model_dump_json(indent=2) + "\n")

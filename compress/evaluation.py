@@ -18,7 +18,7 @@ from compress.runs import check_store, own_threshold, pixel_detector, takes, tor
 from compress.scoring import PictureSource, Scorer, Takes, probability, score_clip_list
 from data.recompress import RecompressedStore, Recompression, depth_of
 from data.store import ClipStore
-from files import written_whole
+from files import require_writable, written_whole
 from models.origin import Parent
 from models.run import Run
 from stage import StageError, WrongArgument, refuse_tf32, say
@@ -174,7 +174,11 @@ def evaluations(
     recompressions: Sequence[Recompression] = (),
     depth_weights: Path | None = None,
 ) -> Iterator[Evaluation]:
-    """Measure a model at its own threshold on a split of any store, and on each recompression of it; save each."""
+    """Measure a model at its own threshold on a split of any store, and on each recompression of it; save each.
+
+    Raises StageError, before anything is scored, if nothing can be saved in the model's folder.
+    """
+    require_writable(model.folder, "--out")
     clips = store.clips(split, both=False)
     known = seen_note([model.name], model.persons, clips, split) if split == "test" else []
     for name, pictures in _sources(store, model.takes, recompressions, depth_weights):
@@ -190,5 +194,5 @@ def evaluations(
             notes=[*store.info.notes, *model.notes, *known],
             metrics=scores.metrics(model.threshold),
         )
-        say(f"saved {_save(model.folder, evaluation)}")
         yield evaluation
+        say(f"saved {_save(model.folder, evaluation)}")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from data.store import DamagedClip
 from data.views import View, Views
-from files import writing, written_whole
+from files import require_writable, writing, written_whole
 from stage import Modality, StageError, progress, say
 
 FLUSHED_VIEWS = 32
@@ -80,7 +80,8 @@ class Filling:
         for number in range(len(self.views.blocks)):
             _, done = self.opened(number)
             todo = [index for index in range(where.rank, len(done), where.processes) if not done[index]]
-            self._note(self.folder / f"block-{number}.{where.rank}-of-{where.processes}.part", number, todo)
+            if todo:
+                self._note(self.folder / f"block-{number}.{where.rank}-of-{where.processes}.part", number, todo)
         where.gathered(None)
         if where.rank == 0:
             self._take_in()
@@ -144,6 +145,7 @@ def _put(frames: int, found: Iterable[tuple[int, NDArray[np.float16]]], rows: An
     fresh: list[int] = []
     try:
         for index, own in found:
+            require_writable(Path(rows.filename), "--cache")
             rows[index * frames : (index + 1) * frames] = own
             fresh.append(index)
             if len(fresh) >= FLUSHED_VIEWS:
@@ -153,8 +155,12 @@ def _put(frames: int, found: Iterable[tuple[int, NDArray[np.float16]]], rows: An
 
 
 def _mapped(path: Path, dtype: Any, shape: tuple[int, ...]) -> Any:
-    """Open an array on disk, made of zeros if it is not there. Made aside, so that a second process sees it whole."""
+    """Open an array on disk, made of zeros if it is not there. Made aside, so that a second process sees it whole.
+
+    Where it may not be written it is opened to be read: all may be done.
+    """
     if not path.exists():
+        require_writable(path, "--cache")
         with written_whole(path, keep_existing=True) as aside:
             np.lib.format.open_memmap(aside, "w+", dtype, shape).flush()
             _reserve(aside)
@@ -168,7 +174,7 @@ def _mapped(path: Path, dtype: Any, shape: tuple[int, ...]) -> Any:
         raise damaged from error
     if rows.shape != shape or rows.dtype != dtype or not whole:
         raise damaged
-    return np.lib.format.open_memmap(path, "r+")
+    return np.lib.format.open_memmap(path, "r+" if os.access(path, os.W_OK) else "r")
 
 
 def _reserve(path: Path) -> None:

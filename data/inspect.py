@@ -16,7 +16,7 @@ from rich.text import Text
 
 from data.layouts import SPLITS
 from data.store import FORGED, Clip, ClipStore
-from files import refuse_link, written_whole
+from files import check_output, written_whole
 from stage import StageError, WrongArgument, run_as_script, say, some_of
 
 SHEET_CLIPS, SHEET_FRAMES = 12, 4
@@ -123,7 +123,7 @@ def _check_sheet(target: Path) -> None:
     """Raise StageError if a contact sheet cannot be written there, or would overwrite anything but another one."""
     if target.suffix.lower() != ".png":
         raise WrongArgument(f"--sheet {target}: give a name that ends with .png")
-    refuse_link(target)
+    check_output(target)
     if not target.exists():
         return
     try:

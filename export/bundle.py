@@ -6,14 +6,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from export.manifest import SCHEMA_VERSION, Artifact, Manifest
+from export.manifest import PIXELS, SCHEMA_VERSION, Artifact, Manifest
 from export.runtimes import Programs, Runner, evaluated_by, open_artifact, program_file, runner_of
-from files import bytes_of, sha256_of
+from files import OF_BUNDLES, bytes_of, sha256_of
 from parsing import read_json
 from stage import StageError, WrongArgument
 
-SUMS = "SHA256SUMS"
-GOLDEN = "golden"
+MANIFEST, SUMS = OF_BUNDLES
+GOLDEN = PIXELS.partition("/")[0]
 LEFT_BY_SYSTEMS = (".DS_Store", "Thumbs.db", "desktop.ini")
 
 
@@ -26,7 +26,7 @@ def write_sums(folder: Path) -> None:
 
 def is_bundle(path: Path) -> bool:
     """Tell a bundle from a run."""
-    return (path / "manifest.json").exists()
+    return (path / MANIFEST).exists()
 
 
 class Bundle:
@@ -35,7 +35,7 @@ class Bundle:
     def __init__(self, path: Path) -> None:
         self.path = path
         missing = f"{path} is not a bundle: it has no readable manifest.json"
-        self.manifest = read_json(path / "manifest.json", Manifest, SCHEMA_VERSION, missing, "export it again")
+        self.manifest = read_json(path / MANIFEST, Manifest, SCHEMA_VERSION, missing, "export it again")
 
     def check_files(self) -> int:
         """Compare every file with ``SHA256SUMS``; return how many there are.
@@ -129,7 +129,7 @@ class Bundle:
     def golden_inputs(self) -> tuple[NDArray[np.generic], ...]:
         """Return the golden inputs as a ``Runner`` takes them. Raises StageError if they were changed."""
         golden = self.manifest.golden
-        path = self.path / "golden" / "pixels.bin"
+        path = self.path / golden.pixels
         if not path.is_file() or sha256_of(path) != golden.sha256:
             raise StageError(f"{path} is missing or was changed: export the bundle again")
         pixels, valid = np.fromfile(path, np.uint8), golden.valid

@@ -13,16 +13,16 @@ from export.annotate import annotate as write_annotated
 from export.bundle import Bundle
 from export.scan import scan, videos_in
 from export.scorer import Detection, VideoScorer
-from files import refuse_link
-from stage import StageError, WrongArgument, run_as_script, say
+from files import check_output
+from stage import StageError, WrongArgument, printable, run_as_script, say
 
 
 def _line(found: Detection) -> str:
     by = f", evaluated {found.evaluated_by}" if found.evaluated_by else ""
     missed = f", no face in {found.faces_missed}" if found.faces_missed else ""
-    name = "".join(letter if letter.isprintable() else " " for letter in found.video)  # of which none is a line's end
+    name, score, threshold = printable(found.video), probability(found.score), probability(found.threshold)
     return (
-        f"{name}: {found.verdict}, P(fake) {probability(found.score)} (threshold {probability(found.threshold)}, "
+        f"{name}: {found.verdict}, P(fake) {score} (threshold {threshold}, "
         f"{found.frames_used} of {found.frames_read} frames{missed}, {found.artifact}{by})"
     )
 
@@ -41,7 +41,7 @@ def _check(
         if annotate.exists():
             raise StageError(f"--annotate {annotate} already exists: remove it")
     for target in filter(None, (annotate, out)):
-        refuse_link(target)
+        check_output(target)
     if out is not None and out.suffix.lower() != ".parquet":
         raise WrongArgument(f"--out {out} is not a .parquet: name one")
     if out is not None and as_json:

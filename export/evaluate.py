@@ -1,5 +1,6 @@
 """Evaluate a run, or an artifact of a bundle, on any corpus."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -12,6 +13,7 @@ from data.recompress import parse_recompressions
 from data.store import ClipStore
 from export.bundle import Bundle, is_bundle
 from export.runtimes import evaluated_by
+from files import check_output
 from stage import WrongArgument, run_as_script
 
 
@@ -54,10 +56,13 @@ def evaluate(
         Path | None, typer.Option(help="With --recompress: folder of the weights that made the store's depth.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per evaluation.")] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to keep figures in; RUN/evaluations, BUNDLE.evaluations/ARTIFACT.")
+    ] = None,
 ) -> list[Evaluation]:
     """Measure a model at its own threshold on any corpus, also on one of another kind or of one label.
 
-    Figures are kept as JSON in RUN/evaluations, or in BUNDLE.evaluations/ARTIFACT beside a bundle.
+    Figures are kept as JSON in RUN/evaluations, or in BUNDLE.evaluations/ARTIFACT beside a bundle, or where --out says.
 
     Example: **pocketproof evaluate runs/student --data celebdf --recompress h264:23,40**
     """
@@ -69,6 +74,9 @@ def evaluate(
         raise WrongArgument(f"--artifact {artifact} is for bundles, and {model} is not one: leave it out")
     else:
         evaluated = Evaluated.of_run(model, store)
+    if out is not None:
+        check_output(out)
+        evaluated = replace(evaluated, folder=out)
     found = []
     for evaluation in evaluations(evaluated, store, split, recompressions, depth_weights):
         found.append(evaluation)

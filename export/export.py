@@ -9,14 +9,14 @@ import typer
 from compress.runs import check_rgb, check_store, data_source, diagnosis_of, student_of
 from data.store import ClipStore
 from export.artifact import Job, make_artifact
-from export.bundle import Bundle, write_sums
+from export.bundle import MANIFEST, Bundle, write_sums
 from export.forms import FORMATS, Form, forms_of, parse_forms
 from export.gate import SourceRun
 from export.golden import Inputs, golden_inputs
-from export.manifest import Absent, Artifact, Golden, Manifest, manifest_schema
+from export.manifest import PIXELS, Absent, Artifact, Golden, Manifest, manifest_schema
 from export.readme import readme
 from export.rules import ClipRule, CropGeometry, CropPixels
-from files import alone, refuse_existing, sha256_of, shortest_names, written_whole
+from files import alone, refuse_existing, sha256_of, shortest_names, write_raw, written_whole
 from models.detector import Architecture
 from models.run import TOOLS as RUN_TOOLS
 from models.run import Run, versions_of
@@ -44,10 +44,10 @@ def build_bundle(
                 f"{source.run.path} is in {source.run.info.scheme}, which only Core ML has: add coreml to --format"
             )
     with written_whole(out) as folder:
-        (folder / "golden").mkdir(parents=True)
-        inputs[0].tofile(folder / "golden" / "pixels.bin")
+        (folder / PIXELS).parent.mkdir(parents=True)
+        write_raw(folder / PIXELS, inputs[0])
         crop = CropGeometry.of(store.info.settings)
-        CropPixels.cut(crop.rule, crop.pixels.boxes).tofile(folder / crop.pixels.crops)
+        write_raw(folder / crop.pixels.crops, CropPixels.cut(crop.rule, crop.pixels.boxes))
         tasks = [(job, folder, inputs) for job in jobs]
         found = in_processes(make_artifact, tasks, min(len(jobs), os.cpu_count() or 1, 4), "export")
         made = [own for own in found if isinstance(own, tuple)]
@@ -56,13 +56,13 @@ def build_bundle(
             raise StageError(unfit[0].reason)
         golden = Golden(
             shape=list(inputs[0].shape),
-            sha256=sha256_of(folder / "golden" / "pixels.bin"),
+            sha256=sha256_of(folder / PIXELS),
             valid=inputs[1].tolist() if len(inputs) > 1 else None,
             outputs={entry.file: outputs for entry, outputs in made},
         )
         lacking = [job.absent(reason) for job in asked if (reason := job.form.lacks(job.info.scheme))]
         manifest = _manifest(asked, store, crop, [entry for entry, _ in made], lacking + unfit, golden)
-        (folder / "manifest.json").write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        (folder / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
         (folder / "manifest.schema.json").write_text(manifest_schema(), encoding="utf-8")
         (folder / "README.md").write_text(readme(manifest), encoding="utf-8")
         write_sums(folder)

@@ -16,6 +16,8 @@ from models.origin import DataSource, Parent, Weights
 from stage import STATIC_INT8, Scheme
 
 SCHEMA_VERSION = 10
+PIXELS: Literal["golden/pixels.bin"] = "golden/pixels.bin"
+"""Where the golden inputs lie in a bundle."""
 
 
 def _rounded_up(value: float) -> float:
@@ -171,7 +173,7 @@ class Absent(Frozen):
 class Golden(Frozen):
     """Raw input pixels and what each artifact gives on them."""
 
-    pixels: Literal["golden/pixels.bin"] = "golden/pixels.bin"
+    pixels: Literal["golden/pixels.bin"] = PIXELS
     """File of uint8 [N, S, S, 3], or of clips [N, T, S, S, 3], RGB 0..255, C order, without a header."""
     shape: list[PositiveInt] = Field(min_length=4, max_length=5)
     sha256: str

@@ -20,7 +20,7 @@ from data.layouts import PHOTO_SUFFIXES, VIDEO_SUFFIXES, media, shown
 from data.parquet import read_rows
 from data.picture import UnreadableVideo
 from data.remote import is_remote
-from export.bundle import Bundle
+from export.bundle import MANIFEST, Bundle
 from export.manifest import Artifact
 from export.scorer import NoFace, VideoScorer
 from files import go_on_with, locked, unfinished_of, written_whole
@@ -170,9 +170,7 @@ def _parcel(bundle: Bundle, artifact: Artifact) -> dict[str, bytes]:
     """Return the files that a machine of a cluster needs, by name."""
     path = bundle.checked_path(artifact)
     files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
-    return {
-        file.relative_to(bundle.path).as_posix(): file.read_bytes() for file in (bundle.path / "manifest.json", *files)
-    }
+    return {file.relative_to(bundle.path).as_posix(): file.read_bytes() for file in (bundle.path / MANIFEST, *files)}
 
 
 def _read_table(out: Path, artifact: Artifact, scorer: str) -> list[Row]:
@@ -203,6 +201,13 @@ def _write_table(out: Path, rows: list[Row], scorer: str) -> None:
         pq.write_table(pa.Table.from_pylist(rows, schema=schema), aside)
 
 
+def _refuse_alike(videos: Sequence[Path]) -> None:
+    """Raise StageError for two files of one shown name, of which a table could hold one."""
+    for name, count in Counter(map(shown, dict.fromkeys(videos))).items():
+        if count > 1:
+            raise StageError(f"{name} is how {count} files are shown, as a name is not UTF-8: rename one")
+
+
 def scan(
     videos: Sequence[Path], bundle: Bundle, artifact: Artifact, out: Path, workers: int, ray: str | None
 ) -> Counter[str]:
@@ -219,6 +224,7 @@ def scan(
         journal.open()
         rows |= {row["video"]: row for row in journal.rows()}
         absolute = [path if is_remote(path) else path.absolute() for path in videos]
+        _refuse_alike(absolute)
         todo = {}
         for path in absolute:
             known = rows.get(shown(path))

@@ -8,9 +8,23 @@ import platform
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from files import alone, bytes_of, locked, put_in_place, refuse_existing, sha256_of, written_whole
+from files import (
+    OF_BUNDLES,
+    alone,
+    bytes_of,
+    check_output,
+    locked,
+    put_in_place,
+    refuse_existing,
+    require_writable,
+    sha256_of,
+    write_raw,
+    writing,
+    written_whole,
+)
 from parsing import NotFinite, load_tensors, parse_json
 from stage import StageError
 
@@ -213,3 +227,40 @@ def test_a_pickle_is_refused_without_a_word_on_how_to_unpickle_it(tmp_path: Path
         pickle.dump(Path(), file)
     with pytest.raises(ValueError, match=r"^it holds other things than tensors$"):
         load_tensors(tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize("array", [np.arange(70_000, dtype=np.int64).reshape(700, 100)[:, ::2], np.zeros(3, np.uint8)])
+def test_raw_values_are_read_back_by_numpy(array: np.ndarray, tmp_path: Path) -> None:
+    write_raw(tmp_path / "raw.bin", array)
+    np.testing.assert_array_equal(np.fromfile(tmp_path / "raw.bin", array.dtype).reshape(array.shape), array)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full")
+def test_raw_values_on_a_full_disk_end_with_one_line() -> None:
+    with (
+        pytest.raises(StageError, match=r"cannot write /dev/full: No space left on device"),
+        writing(Path("/dev/full")),
+    ):
+        write_raw(Path("/dev/full"), np.zeros(100_000, np.uint8))
+
+
+@pytest.mark.parametrize("name", ["scores.parquet", "golden/report", "link/report"])
+def test_nothing_is_written_into_a_bundle(name: str, tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle"
+    (bundle / "golden").mkdir(parents=True)
+    (bundle / "link").symlink_to(bundle / "golden")
+    check_output(bundle / name)
+    for file in OF_BUNDLES:
+        (bundle / file).touch()
+    with pytest.raises(StageError, match=r"is in the bundle .+, which stays as it was exported: give a path beside it"):
+        check_output(bundle / name)
+    check_output(tmp_path / name)
+
+
+def test_what_cannot_be_written_is_said_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    require_writable(tmp_path / "new" / "folder", "--out")
+    monkeypatch.setattr(os, "access", lambda path, _: path != tmp_path)  # as on a disk that is mounted to be read
+    with pytest.raises(
+        StageError, match=rf"folder cannot be written, as {tmp_path} may not: give --out, a folder that"
+    ):
+        require_writable(tmp_path / "new" / "folder", "--out")

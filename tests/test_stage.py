@@ -16,7 +16,7 @@ import typer
 from pydantic import BaseModel, Field
 from typer.testing import CliRunner
 
-from stage import StageError, call, in_processes, progress, speaks, takes_options
+from stage import StageError, call, in_processes, progress, say, speaks, takes_options
 
 ROOT = Path(__file__).parents[1]
 
@@ -173,6 +173,26 @@ def test_arguments_that_nobody_means_end_with_one_line(
     with pytest.raises(SystemExit) as ended:
         call(lambda: None)
     assert (ended.value.code, capsys.readouterr().err) == (2, f"error: {message}\n")
+
+
+def test_a_folder_that_was_removed_ends_with_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    folder.rmdir()
+    with pytest.raises(SystemExit) as ended:
+        call(lambda: pytest.fail("nothing is done in no folder"))
+    said = capsys.readouterr().err
+    assert (ended.value.code, said) == (
+        1, "error: the current folder cannot be used (No such file or directory): go to another\n"
+    )  # fmt: skip
+
+
+def test_what_is_said_does_nothing_to_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    say("note: \x1b[31mred\nand a second line\u202e of a corpus")
+    assert capsys.readouterr().err == "note:  [31mred and a second line  of a corpus\n"
 
 
 @pytest.mark.parametrize("closed", [(1,), (0, 1, 2)])

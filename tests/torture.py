@@ -7,6 +7,7 @@ end as if nothing had happened. Prints one Markdown row for each trial and ends 
 needs root.
 """
 
+import itertools
 import json
 import os
 import random
@@ -227,11 +228,11 @@ def _size(path: Path) -> int:
 
 
 def full(house: House) -> Iterator[Trial]:
-    """A disk that is full half-way, and then is not."""
-    for stage in house.stages:
-        disk = house.scratch / f"full-{stage.name}"
+    """A disk that is full near the beginning, or half-way, and then is not."""
+    for stage, share in itertools.product(house.stages, (0.05, 0.5)):
+        disk = house.scratch / f"full-{stage.name}-{share}"
         out = disk / f"out{stage.suffix}"
-        _mounted(disk, f"size={max(4096, _size(house.whole(stage)) // 2)}")
+        _mounted(disk, f"size={max(4096, int(_size(house.whole(stage)) * share))}")
         try:
             ended = run(stage.into(out))
             wrong = ended.wrong(1) or ("" if "No space left" in ended.said else "it does not say that the disk is full")
@@ -240,7 +241,7 @@ def full(house: House) -> Iterator[Trial]:
             wrong = wrong or again.wrong(0) or house.compared(stage, out)
         finally:
             subprocess.run(["umount", "-l", str(disk)], check=True)
-        yield Trial("full disk", stage.name, " ".join(ended.errors), wrong)
+        yield Trial(f"full disk, {share:.0%} fits", stage.name, " ".join(ended.errors), wrong)
 
 
 def read_only(house: House) -> Iterator[Trial]:

@@ -219,7 +219,10 @@ def _refuse_twice(sources: Sequence[Source]) -> None:
     seen: set[str] = set()
     for source in sources:
         if (video_id := source.video_id) in seen:
-            raise StageError(f"{source.name} is in two of the given sources: prepare them into stores of their own")
+            raise StageError(
+                f"{source.name} is in two of the given sources, or in one under two names that are shown alike: "
+                "prepare sources into stores of their own, or rename a file"
+            )
         seen.add(video_id)
 
 

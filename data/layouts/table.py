@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePath
 
 from data.layouts.source import FAKE, REAL, SPLITS, Source
-from stage import StageError, say
+from stage import StageError, reason_of, say
 
 NEEDED = ("path", "label")
 COLUMNS = (*NEEDED, "identity", "method", "split")
@@ -62,8 +62,11 @@ def _source(row: dict[str, str], folder: Path) -> Source:
     """Return what a row says. Raises ValueError for a cell that is not legal."""
     cells = {column: cell.strip() for column, cell in row.items()}
     name = _checked_name(row["path"], folder)
-    if not (folder / name).exists():  # else its name begins or ends with a space
-        name = _checked_name(cells["path"], folder)
+    try:
+        if not (folder / name).exists():  # else its name begins or ends with a space
+            name = _checked_name(cells["path"], folder)
+    except OSError as error:  # of a name that no file can have
+        raise ValueError(f"path {name[:40]!r}...: {reason_of(error)}") from error
     label = LABELS.get(cells["label"].lower())
     if label is None:
         raise ValueError(f"label {cells['label']!r} is not known: give real, fake, 0 (real) or 1 (fake)")

@@ -1,6 +1,7 @@
 """Caches of frozen outputs: what is computed, what is found again, and what another key or a kill does."""
 
 import multiprocessing
+import os
 import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -63,6 +64,20 @@ def test_more_views_are_added_to_those_there_are(opened_store: ClipStore, tmp_pa
     means = Means()
     check(FrameCache.fill(tmp_path, key_of(two), two, means), two)
     assert means.calls == 1 + len(one)
+
+
+def test_a_whole_cache_on_a_disk_that_is_only_read_serves_and_one_that_lacks_views_says_what_to_do(
+    opened_store: ClipStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = (Views(opened_store, ViewRule(views=n)) for n in (1, 2))
+    FrameCache.fill(tmp_path, key_of(one), one, Means())
+    with pytest.raises(KeyboardInterrupt):
+        FrameCache.fill(tmp_path / "half", key_of(one), one, Means(fail_after=6))
+    monkeypatch.setattr(os, "access", lambda path, _: tmp_path not in Path(path).parents)
+    check(FrameCache.fill(tmp_path, key_of(one), one, Means()), one)
+    for root, views in ((tmp_path, two), (tmp_path / "half", one), (tmp_path / "new", one)):
+        with pytest.raises(StageError, match=r" cannot be written, as .* may not: give --cache, a folder that may"):
+            FrameCache.fill(root, key_of(views), views, Means())
 
 
 def test_interrupted_work_goes_on(opened_store: ClipStore, tmp_path: Path) -> None:

@@ -383,7 +383,7 @@ def test_what_exists_is_never_overwritten(demo_corpus: Path, tmp_path: Path, fil
 
 
 def test_a_video_in_two_sources_is_refused(demo_control: Path, tmp_path: Path) -> None:
-    with pytest.raises(StageError, match=r"real/000\.mp4 is in two of the given sources: prepare them into stores"):
+    with pytest.raises(StageError, match=r"real/000\.mp4 is in two of the given sources, or in one under"):
         prepare([demo_control, demo_control], tmp_path / "store")
 
 

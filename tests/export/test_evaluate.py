@@ -1,6 +1,7 @@
 """Evaluating runs and artifacts on their own and on other corpora, and what recompression costs them."""
 
 import json
+import os
 import shutil
 
 import numpy as np
@@ -123,6 +124,19 @@ def test_a_run_takes_what_its_architecture_says(teacher_run, tmp_path):
     assert takes(Run(teacher_run).info) == Takes(("rgb",), "frame")
     run = _run_looking_at(tmp_path / "run", teacher_run, ("rgb", "flow"))
     assert takes(Run(run).info) == Takes(("rgb", "flow"), "frame")
+
+
+def test_figures_of_a_run_that_may_not_be_written_go_where_they_are_asked_to(
+    teacher_copy, demo_store, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(os, "access", lambda path, _: path != teacher_copy)
+    monkeypatch.setattr("compress.evaluation.score_clip_list", lambda *_: pytest.fail("scored in vain"))
+    with pytest.raises(StageError, match=rf"as {teacher_copy} may not: give --out, a folder that may"):
+        evaluate(teacher_copy, demo_store)
+    monkeypatch.undo()
+    (made,) = evaluate(teacher_copy, demo_store, out=tmp_path / "figures")
+    kept = Evaluation.model_validate_json((tmp_path / "figures" / f"{made.name}.json").read_bytes())
+    assert kept == made and not (teacher_copy / "evaluations").exists()
 
 
 def test_refused_work_is_one_line_and_saves_nothing(teacher_run, demo_store, tmp_path):

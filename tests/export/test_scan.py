@@ -189,6 +189,10 @@ def test_a_name_that_is_not_utf8_is_spelled_out(demo_control, bundle_path, tmp_p
     assert json.loads(capsys.readouterr().out)["video"].endswith("\\xff.mp4")
     detect([tmp_path / name], bundle_path, FILE, out=tmp_path / "t.parquet")
     assert list(_rows(tmp_path / "t.parquet")) == ["\\xff.mp4"]
+    alike = tmp_path / "\\xff.mp4"
+    shutil.copy(demo_control / "real" / "001.mp4", alike)
+    with pytest.raises(StageError, match=r"xff\.mp4 is how 2 files are shown, as a name is not UTF-8: rename one"):
+        detect([tmp_path / name, alike], bundle_path, FILE, out=tmp_path / "t.parquet")
 
 
 def test_nothing_that_could_be_scored_is_an_error(bundle_path, tmp_path, here):

@@ -66,6 +66,7 @@ def test_the_note_lies_beside_the_table(tmp_path: Path) -> None:
         ("path,label\n,real\n", "line 2: path '' leads to no file below the csv: put the csv at the top of the corpus"),
         ("path,label\nout/a.mp4,real\n", "line 2: path 'out/a.mp4' leads to no file below the csv: put the csv"),
         ("path,label\na\0.mp4,real\n", "line 2: "),
+        (f"path,label\na.mp4,real\n{'b' * 300}.mp4,real\n", f"line 3: path '{'b' * 40}'...: File name too long"),
     ],
 )
 def test_malformed_tables_name_line_and_mend(tmp_path: Path, content: str | bytes, message: str) -> None:
