@@ -14,7 +14,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -176,32 +176,54 @@ def refuse_existing(out: Path) -> None:
         out.rmdir()
 
 
-def locked(out: Path) -> IO[str]:
-    """Return a locked file beside ``out``; the lock ends with this process, however that ends.
+class Lock:
+    """Held by the one process that makes ``out``: a locked file beside it, free again however that process ends.
 
-    Raises StageError while another process holds it.
+    Raises StageError while another process holds it, and if ``out`` is there already, unless it ``may_exist``.
     """
-    with writing(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        lock = out.with_name(f".{out.name}.lock").open("w")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        lock.close()
-        raise StageError(f"{out} is being made by another process: wait for it or give another --out") from error
-    except OSError as error:  # some network file systems have no locks
-        say(f"{lock.name} cannot be locked ({reason_of(error)}): start no second command with this --out")
-    return lock
+
+    def __init__(self, out: Path, may_exist: bool = False) -> None:
+        with writing(out):
+            out.parent.mkdir(parents=True, exist_ok=True)
+            self._file = out.with_name(f".{out.name}.lock").open("w")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self.close()
+            raise StageError(f"{out} is being made by another process: wait for it or give another --out") from error
+        except OSError as error:  # some network file systems have no locks
+            say(f"{self._file.name} cannot be locked ({reason_of(error)}): start no second command with this --out")
+        if not may_exist:
+            try:
+                refuse_existing(out)
+            except StageError:
+                self.remove()
+                raise
+
+    def __enter__(self) -> "Lock":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let another process make it. The file stays, as unfinished work does."""
+        self._file.close()
+
+    def remove(self) -> None:
+        """Remove the file, of work that is finished or was not begun, and let another process make it."""
+        Path(self._file.name).unlink(missing_ok=True)
+        self.close()
 
 
 @contextlib.contextmanager
 def alone(out: Path) -> Iterator[None]:
-    """Make ``out`` with no other process at it: raises StageError while one is."""
-    with locked(out) as lock:
-        try:
-            yield
-        finally:
-            Path(lock.name).unlink(missing_ok=True)
+    """Make ``out`` with no other process at it, and none that has made it (``Lock``)."""
+    lock = Lock(out)
+    try:
+        yield
+    finally:
+        lock.remove()
 
 
 def go_on_with(folder: Path, mark: str, asked: str, begun: Callable[[], bool], meaning: Mapping[str, str]) -> None:

@@ -161,8 +161,8 @@ class Robustness(BaseModel):
     """Clips that could be cut so; figures are over these."""
     auc: float | None
     delta_auc: float | None
-    """AUC less that of the same clips cut as the manifest says."""
+    """AUC less that of the same clips unchanged; of these, less that of the clips as the store holds them."""
     verdict_flips: float
-    """Share of clips whose verdict differs from that of the same clip cut as the manifest says."""
+    """Share of clips whose verdict differs from that of the same clip unchanged; of these, as the store holds it."""
     equal_error_flips: float | None
     """The same at the equal-error threshold of the validation scores."""

@@ -132,7 +132,9 @@ def _of_more() -> dict[str, str]:
         "What int8 cost": "Measured on validation crops, in torch. A layer's share is the variance that its rounding "
         "alone adds to the fake-minus-real logit, as a share of that logit's variance (first order).",
         "Crops cut otherwise": "Clips of the same split, cut again from their videos as an app with other habits "
-        "would; delta and flips are against the same clips cut as the manifest says. Moved boxes go in a direction "
+        "would; delta and flips are against the same clips unchanged. Those of unchanged are against the clips as the "
+        "store holds them: where prepare --forge made forgeries, these and real clips are compressed anew, with more "
+        "around the face, and come out a little otherwise. Moved boxes go in a direction "
         "drawn for each clip. Of another detector's boxes, clips count in which it finds the face.",
     }
 

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from files import locked, unfinished_of, written_whole
+from files import Lock, unfinished_of, written_whole
 
 Found = TypeVar("Found", bound=BaseModel)
 
@@ -23,7 +23,7 @@ class Kept:
     """
 
     def __init__(self, out: Path, where: str) -> None:
-        self._lock, self._where = locked(out), where
+        self._lock, self._where = Lock(out), where
         self.folder = unfinished_of(out)
         self.folder.mkdir(exist_ok=True)
 
@@ -47,5 +47,5 @@ class Kept:
     def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
         if kind is None or not any(self.folder.glob("*.json")):
             shutil.rmtree(self.folder)
-            Path(self._lock.name).unlink(missing_ok=True)
+            self._lock.remove()
         self._lock.close()

@@ -11,16 +11,20 @@ from compress.scoring import ClipScores
 from data.perturb import UNCHANGED
 
 
-def robustness_of(found: Mapping[str, ClipScores], threshold: Threshold) -> list[Robustness]:
-    """Compare the scores of every perturbation, by its name, with those of the same clips unchanged."""
-    unchanged = found[UNCHANGED.name]
-    places = {clip: number for number, clip in enumerate(unchanged.clip_ids)}
+def robustness_of(found: Mapping[str, ClipScores], prepared: ClipScores, threshold: Threshold) -> list[Robustness]:
+    """Compare the scores of every perturbation, by its name, with those of the same clips unchanged.
+
+    What is unchanged is compared with the clips as the store holds them, ``prepared``: forgeries, and real clips beside
+    them, are compressed once more, with more around the face than ``prepare`` leaves, and come out a little otherwise.
+    """
+    at, equal = threshold.value, threshold.equal_error
     rows = []
     for name, scores in found.items():
-        before = unchanged.clips[[places[clip] for clip in scores.clip_ids]]
+        base = prepared if name == UNCHANGED.name else found[UNCHANGED.name]
+        places = {clip: number for number, clip in enumerate(base.clip_ids)}
+        before = base.clips[[places[clip] for clip in scores.clip_ids]]
         after, labels = scores.clips, scores.labels
         both = len(np.unique(labels)) > 1
-        at, equal = threshold.value, threshold.equal_error
         rows.append(
             Robustness(
                 perturbation=name,

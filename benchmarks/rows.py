@@ -230,4 +230,4 @@ def fill_row(subject: Subject, rounds: Sequence[Measurement], reference_auc: flo
         row.control_auc = clip_scores(found.scores["control"]).metrics(row.threshold, intervals=False).auc
     otherwise = {how.name: clip_scores(found.scores[how.name]) for how in PERTURBATIONS if how.name in found.scores}
     if otherwise:
-        row.robustness = robustness_of(otherwise, subject.threshold)
+        row.robustness = robustness_of(otherwise, subject.scores, subject.threshold)

@@ -1,4 +1,4 @@
-"""Calibration of static int8: equalize, find ranges on training crops, keep what int8 would break, match the logits."""
+"""Calibration of static int8: ranges from training crops, layers that stay in float32, logits brought to the run's."""
 
 import copy
 import functools

@@ -19,7 +19,8 @@ from models.detector import Detector
 from models.fusing import check_unmoved
 
 STRENGTH = 0.5
-"""0: as it was; 1: all channels of a tensor reach equally far, and weights bear it all (arXiv 2211.10438, eq. 4)."""
+"""0: as it was; 1: all channels of a tensor reach equally far, and weights bear it all (the activations' term
+of arXiv 2211.10438, eq. 4, which also has one of the weights)."""
 MOST = 1000.0
 """Largest factor: a channel that is nearly always 0 has no range to speak of."""
 PASSING = (

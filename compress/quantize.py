@@ -83,12 +83,13 @@ def _accurate(
 
     Returns them, the program, and what it says of the validation split where its accuracy counted.
     """
-    matched = source.drawn(takes(source.run.info), 2 * crops if source.per == "frame" else MATCHED_CLIPS)
-    expected = logits(source.fused, progress(matched, "match logits"))
+    samples = 2 * crops if source.per == "frame" else MATCHED_CLIPS
+    matched = source.drawn(takes(source.run.info), samples) if match else []
+    expected = logits(source.fused, progress(matched, "match logits")) if match else None
 
     def keeping(layers: list[str]) -> Detector:
         program = calibrated.keeping(layers)
-        if not match:
+        if expected is None:
             return program
         nearer = program.with_parts(head=copy.deepcopy(program.head))
         match_logits(nearer, expected, matched)

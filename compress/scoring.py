@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from compress.auc import auc
 from data.store import Clip, ClipStore
 from stage import Modality, StageError, progress
 
@@ -64,12 +63,21 @@ class PictureSource(Protocol):
         """Return a clip's pictures, uint8 [T, S, S, 3] RGB, or only those of the given frame numbers."""
 
 
+def video_of(clip: Clip) -> str:
+    """Return the name of what an app would see as one video: a file, or as many as it has forgeries of each clip.
+
+    ``prepare --forge 4`` draws four forgeries of a clip, each by itself: their mean is nothing that an app sees.
+    """
+    return f"{clip.video_id} forgery {clip.draw}" if clip.draw else clip.video_id
+
+
 @dataclass(frozen=True)
 class ClipScores:
     """Scores of N clips, and what is known of the clips."""
 
     clip_ids: tuple[str, ...]
     video_ids: tuple[str, ...]
+    """What each clip is of (``video_of``)."""
     labels: NDArray[np.int64]
     """int64 [N], 1 = fake."""
     methods: tuple[str, ...]
@@ -92,6 +100,8 @@ class ClipScores:
     @property
     def auc(self) -> float:
         """AUC of the clips, which are of both labels."""
+        from compress.auc import auc
+
         return auc(self.labels, self.clips)
 
     @property
@@ -108,12 +118,11 @@ class ClipScores:
     def by_video(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Return one clip of each video, int64 [V], and the video's score, float64 [V].
 
-        That is the mean over the valid frames of its clips here, or of a clip model over these clips. The forgeries
-        that ``prepare --forge`` made of a real video are a video of their own.
+        That is the mean over the valid frames of its clips here, or of a clip model over these clips.
         """
-        clips: dict[tuple[str, int, str], list[int]] = {}
-        for clip, key in enumerate(zip(self.video_ids, self.labels.tolist(), self.methods, strict=True)):
-            clips.setdefault(key, []).append(clip)
+        clips: dict[str, list[int]] = {}
+        for clip, video in enumerate(self.video_ids):
+            clips.setdefault(video, []).append(clip)
         scores = self.frames if self.whole is None else self.whole
         assert scores is not None
         first = np.array([own[0] for own in clips.values()], np.int64)
@@ -153,7 +162,7 @@ def collect(score: Score, clips: Sequence[Clip], frames: int, description: str, 
             raise StageError(f"{description}: the score of clip {clip.clip_id} is not a number: its model is damaged")
     return ClipScores(
         clip_ids=tuple(clip.clip_id for clip in clips),
-        video_ids=tuple(clip.video_id for clip in clips),
+        video_ids=tuple(map(video_of, clips)),
         labels=np.array([clip.label for clip in clips], np.int64),
         methods=tuple(clip.method for clip in clips),
         identities=tuple(clip.identities for clip in clips),

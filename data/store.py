@@ -105,9 +105,11 @@ class Clip:
     """float32 [T, 4]: face boxes in pixels of the video."""
     row: int
     """Its row in its video's file."""
+    draw: int = 0
+    """Which forgery of the clip before it this is, from 1 on; 0 of a clip that is as its video shows it."""
 
 
-def _clip(entry: dict[str, Any], row: int, video: dict[str, Any], frames: int) -> Clip:
+def _clip(entry: dict[str, Any], row: int, draw: int, video: dict[str, Any], frames: int) -> Clip:
     """Return what a row says of a clip. Raises ValueError if that is not what ``videos.parquet`` says of its video."""
     boxes, valid = np.array(entry["boxes"], np.float32), np.array(entry["valid"], np.bool_)
     if boxes.shape != (frames, 4) or valid.shape != (frames,) or not np.isfinite(boxes).all():
@@ -120,7 +122,7 @@ def _clip(entry: dict[str, Any], row: int, video: dict[str, Any], frames: int) -
     if not entry["clip_id"] or not valid.any():
         raise ValueError(f"clip {row} has no name or no frame that counts")
     del entry["split"]
-    return Clip(**entry | {"identities": identities, "valid": valid, "boxes": boxes, "row": row})
+    return Clip(**entry | {"identities": identities, "valid": valid, "boxes": boxes, "row": row, "draw": draw})
 
 
 def _read_clips(file: Path, video: dict[str, Any], frames: int) -> list[Clip]:
@@ -129,7 +131,11 @@ def _read_clips(file: Path, video: dict[str, Any], frames: int) -> list[Clip]:
     entries = read_rows(file, CLIP_SCHEMA, columns)
     if len(entries) != video["clips"]:
         raise ValueError(f"{len(entries)} of {video['clips']} clips are there")
-    return [_clip(entry, row, video, frames) for row, entry in enumerate(entries)]
+    clips: list[Clip] = []
+    for row, entry in enumerate(entries):
+        forged = entry["label"] != video["label"]  # after the real clip that it was made of
+        clips.append(_clip(entry, row, clips[-1].draw + 1 if forged and clips else int(forged), video, frames))
+    return clips
 
 
 class DamagedClip(StageError):

@@ -15,7 +15,7 @@ from data.parquet import RowWriter
 from data.remote import is_remote
 from data.schemas import CLIP_SCHEMA, VIDEO_SCHEMA
 from data.store import Status, StoreInfo, StoreSettings
-from files import aside_of, go_on_with, locked, put_in_place, refuse_existing, sha256_of, unfinished_of
+from files import Lock, aside_of, go_on_with, put_in_place, sha256_of, unfinished_of
 
 MODIFIED = "modified_ns"
 MEANING = {"sources_sha256": "a source was added, removed or changed"}
@@ -30,8 +30,7 @@ class Unfinished:
     def __init__(self, out: Path, settings: StoreSettings) -> None:
         self.out, self.settings = out, settings
         self.folder = unfinished_of(out)
-        self._lock = locked(out)
-        refuse_existing(out)
+        self._lock = Lock(out)
         asked = settings.model_dump_json()
         go_on_with(self.folder, "settings.json", asked, lambda: any(self.folder.glob("rows/*.json")), MEANING)
         self._remove_partial()
@@ -55,7 +54,7 @@ class Unfinished:
         for name in ("rows", "started"):
             shutil.rmtree(self.out / name)
         (self.out / "settings.json").unlink()
-        Path(self._lock.name).unlink(missing_ok=True)
+        self._lock.remove()
         return info
 
     def __enter__(self) -> "Unfinished":

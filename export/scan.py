@@ -8,7 +8,6 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import closing
 from pathlib import Path
 
 import pyarrow as pa
@@ -23,7 +22,7 @@ from data.remote import is_remote
 from export.bundle import MANIFEST, Bundle
 from export.manifest import Artifact
 from export.scorer import NoFace, VideoScorer
-from files import go_on_with, locked, unfinished_of, written_whole
+from files import Lock, go_on_with, unfinished_of, written_whole
 from stage import StageError, reason_of
 
 CLIP = pa.struct([("start_frame", pa.int32()), ("score", pa.float64()), ("frames", pa.int32())])
@@ -217,7 +216,7 @@ def scan(
     StageError if ``out`` holds something else, or scores of another artifact or by another manifest.
     """
     folder, scorer = unfinished_of(out), _scorer_hash(bundle, artifact)
-    with closing(locked(out)) as lock:
+    with Lock(out, may_exist=True) as lock:
         rows = {row["video"]: row for row in _read_table(out, artifact, scorer)}
         journal = Journal(folder)
         go_on_with(folder, "asked.json", json.dumps({"scorer": scorer}), lambda: any(journal.rows()), MEANING)
@@ -238,7 +237,7 @@ def scan(
         rows |= {row["video"]: row for row in journal.rows()}
         _write_table(out, [rows[video] for video in sorted(rows)], scorer)
         shutil.rmtree(folder)
-        Path(lock.name).unlink(missing_ok=True)
+        lock.remove()
     return Counter(rows[shown(path)]["status"] for path in absolute)
 
 

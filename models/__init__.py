@@ -1,1 +1,1 @@
-"""The networks and their checkpoints: knows tensors, and no files but a run's folder."""
+"""The networks and their checkpoints: knows tensors, a run's folder, and the weights that a run starts from."""

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
-from files import go_on_with, locked, put_in_place, refuse_existing, sha256_of, unfinished_of, written_whole
+from files import Lock, go_on_with, put_in_place, sha256_of, unfinished_of, written_whole
 from models.detector import Architecture, Detector, Preprocessing
 from models.origin import DataSource, Parent, Weights
 from parsing import read_json
@@ -110,8 +110,7 @@ class UnfinishedRun:
         self.out, self.folder = out, unfinished_of(out)
         self.checkpoint, self.log = self.folder / "checkpoints" / "last.pt", self.folder / "log"
         if speaks():
-            self._lock = locked(out)
-            refuse_existing(out)
+            self._lock = Lock(out)
             said = json.dumps(asked, indent=2, default=str) + "\n"
             go_on_with(self.folder, f"{self.checkpoint.parent.name}/asked.json", said, self.checkpoint.exists, MEANING)
 
@@ -120,7 +119,7 @@ class UnfinishedRun:
         _write(self.folder, info, detector, metrics, **files)
         put_in_place(self.folder, self.out)
         shutil.rmtree(self.out / self.checkpoint.parent.name)
-        Path(self._lock.name).unlink(missing_ok=True)
+        self._lock.remove()
 
     def __enter__(self) -> "UnfinishedRun":
         return self
@@ -131,7 +130,7 @@ class UnfinishedRun:
         # Stopped before its first checkpoint, there is nothing to go on with.
         if self.folder.exists() and not self.checkpoint.exists():
             shutil.rmtree(self.folder)
-            Path(self._lock.name).unlink(missing_ok=True)
+            self._lock.remove()
         self._lock.close()
 
 

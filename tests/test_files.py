@@ -13,10 +13,10 @@ import pytest
 
 from files import (
     OF_BUNDLES,
+    Lock,
     alone,
     bytes_of,
     check_output,
-    locked,
     put_in_place,
     refuse_existing,
     require_writable,
@@ -173,6 +173,18 @@ def test_two_processes_do_not_make_one_thing(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_what_another_process_made_meanwhile_is_not_made_again(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("of another")
+    with (
+        pytest.raises(StageError, match=r"out already exists: remove it or give another --out"),
+        alone(tmp_path / "out"),
+    ):
+        pytest.fail("it would be overwritten")
+    with Lock(tmp_path / "out", may_exist=True) as lock:
+        lock.remove()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
 def test_everything_is_on_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made, steps = make_tree(tmp_path / "made", a=b"1", b__c=b"2"), []
     rename, flush = Path.replace, os.fsync
@@ -219,7 +231,7 @@ def test_a_link_is_no_place_to_write_to(tmp_path: Path, target: str) -> None:
 @pytest.mark.parametrize("out", ["/dev/null/x", "x" * 251])
 def test_a_place_that_cannot_be_locked_is_named(tmp_path: Path, out: str) -> None:
     with pytest.raises(StageError, match=rf"cannot write .*{out}: "):
-        locked(tmp_path / out)
+        Lock(tmp_path / out)
 
 
 def test_a_pickle_is_refused_without_a_word_on_how_to_unpickle_it(tmp_path: Path) -> None:

@@ -31,8 +31,10 @@ def test_figures_are_over_the_clips_that_could_be_cut():
     before = _scores("abcd", [0, 0, 1, 1], [0.1, 0.6, 0.7, 0.4])
     after = _scores("cda", [1, 1, 0], [0.3, 0.9, 0.2])
     threshold = Threshold(value=0.5, false_positive_rate=0.0, rule="x", equal_error=0.25)
-    unchanged, other = robustness_of({"unchanged": before, "other": after}, threshold)
-    assert (unchanged.clips, unchanged.delta_auc, unchanged.verdict_flips, unchanged.equal_error_flips) == (4, 0, 0, 0)
+    prepared = _scores("dcba", [1, 1, 0, 0], [0.65, 0.7, 0.6, 0.1])
+    unchanged, other = robustness_of({"unchanged": before, "other": after}, prepared, threshold)
+    assert (unchanged.clips, unchanged.delta_auc) == (4, pytest.approx(0.75 - 1.0))
+    assert (unchanged.verdict_flips, unchanged.equal_error_flips) == (0.25, 0.0)  # d
     assert unchanged.auc == roc_auc_score(before.labels, before.clips)
     assert (other.clips, other.auc, other.delta_auc) == (3, 1.0, 0.0)
     assert other.verdict_flips == pytest.approx(2 / 3)  # c and d

@@ -19,7 +19,7 @@ from compress.runs import pixel_detector, takes
 from compress.scoring import Takes
 from compress.unquantized import VALIDATION, Unquantized
 from data.store import ClipStore
-from files import locked
+from files import Lock
 from models.detector import Detector
 from models.fusing import fuse
 from models.run import Run
@@ -312,5 +312,5 @@ def test_int8_of_what_looks_at_more_than_one_picture(architecture, store_name, d
 
 
 def test_two_commands_do_not_make_one_run(student_run, demo_store, tmp_path):
-    with locked(tmp_path / "run"), pytest.raises(StageError, match=r"run is being made by another process"):
+    with Lock(tmp_path / "run"), pytest.raises(StageError, match=r"run is being made by another process"):
         quantize(student_run, demo_store, tmp_path / "run")

@@ -147,3 +147,27 @@ def test_a_sure_probability_is_told_from_certainty(p, text):
 def test_scoring_imports_neither_torch_nor_scikit_learn():
     code = "import sys, compress.scoring; sys.exit(bool({'torch', 'sklearn'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=False).returncode == 0
+
+
+def test_each_draw_of_forgeries_is_a_video_of_its_own():
+    """Two clips of a video, and two forgeries of each: the first ones are one fake video, the second ones another."""
+    clips = [
+        replace(clip, video_id="v", label=int(draw > 0), draw=draw, row=row, valid=np.ones(1, np.bool_))
+        for row, (clip, draw) in enumerate(zip(_clips(6, 1), (0, 1, 2, 0, 1, 2), strict=True))
+    ]
+    scores = score_clip_list(_mean, Pictures(1), clips, "score")
+    first, means = scores.by_video()
+    assert first.tolist() == [0, 1, 2] and scores.labels[first].tolist() == [0, 1, 1]
+    np.testing.assert_allclose(255 * means, [15, 25, 35])
+    assert (scores.metrics(0.5).video.real, scores.metrics(0.5).video.fake) == (1, 2)
+
+
+def test_of_one_clip_a_video_figures_by_videos_are_those_by_clips():
+    clips = [
+        replace(
+            clip, video_id=f"v{row // 3}", label=int(row % 3 > 0), draw=row % 3, row=row, valid=np.ones(1, np.bool_)
+        )
+        for row, clip in enumerate(_clips(9, 1))
+    ]
+    metrics = score_clip_list(_mean, Pictures(1), clips, "score").metrics(0.05)
+    assert metrics.video == metrics.clip

@@ -495,7 +495,7 @@ def test_forged_clips_count_as_fake(demo_control: Path, tmp_path: Path) -> None:
     assert table[["clips", "forged_clips"]].to_numpy().tolist() == [[3, 2]] * 3
     store = ClipStore(tmp_path / "store")
     clips = store.clips("test")
-    assert sorted(clip.label for clip in clips) == [0] * 3 + [1] * 6
+    assert [(clip.label, clip.draw) for clip in clips] == [(0, 0), (1, 1), (1, 2)] * 3
     assert store.pixels(clips[0], modality="flow").shape == (4, 32, 32, 3)
 
 

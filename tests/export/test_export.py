@@ -24,7 +24,7 @@ from export.golden import golden_crops, golden_inputs
 from export.parity import TOLERANCES, Unfit, compare
 from export.programs import Graph, pixel_input, probability
 from export.runtimes import load_artifact
-from files import locked, sha256_of
+from files import Lock, sha256_of
 from models.detector import Architecture, Detector, PixelDetector, Preprocessing
 from models.fusing import fuse
 from models.run import Run
@@ -395,7 +395,7 @@ def test_golden_pixels_of_another_shape_are_refused(bundle, tmp_path):
 
 
 def test_two_exports_do_not_make_one_bundle(student_run, demo_store, tmp_path):
-    with locked(tmp_path / "bundle"), pytest.raises(StageError, match=r"bundle is being made by another process"):
+    with Lock(tmp_path / "bundle"), pytest.raises(StageError, match=r"bundle is being made by another process"):
         export([student_run], demo_store, tmp_path / "bundle")
 
 

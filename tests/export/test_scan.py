@@ -21,7 +21,7 @@ from export.bundle import Bundle
 from export.detect import detect
 from export.scan import scan
 from export.scorer import VideoScorer
-from files import locked
+from files import Lock
 from stage import StageError, WorkerDied
 from tests.export.clip_student import clip_bundle
 
@@ -152,7 +152,7 @@ def test_a_table_of_something_else_is_refused(folder, bundle_path, tmp_path, her
     for name in ("", "/", str(tmp_path / "scores")):
         with pytest.raises(StageError, match=r"--out .* is not a \.parquet: name one"):
             detect([folder], bundle_path, FILE, out=Path(name))
-    with locked(out), pytest.raises(StageError, match=r"scores.parquet is being made by another process"):
+    with Lock(out, may_exist=True), pytest.raises(StageError, match=r"scores.parquet is being made by another process"):
         detect([folder], bundle_path, FILE, out=out)
 
 
