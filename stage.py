@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import is_dataclass
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args, get_type_hints
 
 import typer
 import typer.models
@@ -26,12 +26,24 @@ from pydantic import BaseModel, ValidationError
 from rich.console import Console
 from rich.progress import track
 
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
 # torchao, while it is imported, makes torch warn of its own internals on every command's standard error.
 logging.getLogger("torch.utils._pytree").addFilter(lambda record: record.levelno >= logging.ERROR)
 
 T = TypeVar("T")
 Modality = Literal["rgb", "depth", "flow"]
 """What a model looks at: each is a picture of S x S x 3 bytes per frame."""
+Per = Literal["frame", "clip"]
+"""What a model scores, and a batch holds: crops of frames one by one, or whole clips."""
+Scorer = Callable[..., "NDArray[np.float32]"]
+"""A model of any kind, as it is called: raw pixels to P(fake), float32 [N].
+
+One of frames takes uint8 [N, S, S, 3] RGB 0..255, or [N, M, S, S, 3] of several modalities. One of clips takes uint8
+[N, T, (M,) S, S, 3] and which frames are valid, bool [N, T].
+"""
 LowPrecision = Literal["autocast", "fp16", "int8", "int8-dynamic", "int8-qat", "palette4", "palette6", "palette8"]
 """In fewer bits than fp32."""
 Scheme = Literal["fp32", LowPrecision]

@@ -15,7 +15,7 @@ from benchmarks.clip_cost import ClipCost
 from benchmarks.columns import threads_of
 from benchmarks.comparing import against_peaks, compare_rows
 from benchmarks.figures import Peak
-from benchmarks.kept import Kept
+from benchmarks.kept import KeptMeasurements
 from benchmarks.machine import Machine, describe_machine
 from benchmarks.notes import not_cut, notes_of
 from benchmarks.on_phone import DeviceOptions, PhoneTimer
@@ -67,7 +67,7 @@ def _measure_here(
     sources: list[Path] | None,
     reference_auc: float | None,
     effort: Effort,
-    kept: Kept,
+    kept: KeptMeasurements,
 ) -> list[Peak]:
     """Measure every row on this machine; return its fastest matrix products before and after, and fill in the rest."""
     products = {count: measure_products(count) for count in sorted({subject.row.threads for subject in subjects})}
@@ -143,7 +143,7 @@ def bench(
     clip.check()
     corpora = Corpora(store, against.split, control)
     subjects, diagnoses = _opened(path, counts, corpora, machine.name), _diagnoses(path)
-    with Kept(out, machine.model_dump_json()) as kept:
+    with KeptMeasurements(out, machine.model_dump_json()) as kept:
         if phone:
             phone.measure(subjects, effort)
             peaks = []

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,8 +26,8 @@ from data.faces import DETECTORS
 from data.picture import Picture
 from data.tracks import Tracker
 from data.video import Video
-from export.runtimes import Method, Runtime, open_artifact, runner_of
-from stage import Modality, Scheme, StageError
+from export.runtimes import Method, Runtime, open_artifact, scorer_of
+from stage import Modality, Per, Scheme, StageError
 
 if TYPE_CHECKING:
     import torch
@@ -56,7 +56,7 @@ class BudgetTask(BaseModel):
     cores: list[int] | None
     teacher: bool
     modalities: tuple[Modality, ...]
-    per: Literal["frame", "clip"]
+    per: Per
     frames: int
     detector: str
     rule: CropRule
@@ -187,7 +187,7 @@ class Steps:
             embeddings = self.timed("embed", lambda: np.concatenate([embed(crops[[t]]) for t in range(task.frames)]))
             self.timed("score", lambda: score(embeddings[None], valid[None].astype(np.float32)))
             return
-        run = runner_of(programs, task.method)
+        run = scorer_of(programs, task.method)
         if task.method == "clip":
             self.timed("score", lambda: run(crops[None], valid[None]))
         else:

@@ -8,7 +8,7 @@ import typer
 
 from benchmarks.budget import BudgetTask, measure_budget
 from benchmarks.figures import Budget
-from benchmarks.kept import Kept
+from benchmarks.kept import KeptMeasurements
 from benchmarks.processor import cores_for
 from benchmarks.rows import Subject
 from data.depth import DepthAnything
@@ -40,7 +40,7 @@ class ClipCost:
         if self.depth_weights:
             DepthAnything(folder=self.depth_weights)
 
-    def measure(self, subjects: list[Subject], store: ClipStore, kept: Kept) -> list[Budget]:
+    def measure(self, subjects: list[Subject], store: ClipStore, kept: KeptMeasurements) -> list[Budget]:
         """Measure each artifact and float run that was timed, on the first number of threads; none without a video."""
         if self.video is None:
             return []
@@ -75,7 +75,7 @@ class ClipCost:
         return [_measured(task, given, kept) for task in progress(tasks, "budget")]
 
 
-def _measured(task: BudgetTask, given: str, kept: Kept) -> Budget:
+def _measured(task: BudgetTask, given: str, kept: KeptMeasurements) -> Budget:
     """Measure a budget, or say in it why it cannot be; ``given``: the hashes of what a user gave for it."""
     try:
         return kept.once(f"{task.model_dump_json()} {given}", lambda: measure_budget(task), Budget)

@@ -14,7 +14,7 @@ from files import Lock, unfinished_of, written_whole
 Found = TypeVar("Found", bound=BaseModel)
 
 
-class Kept:
+class KeptMeasurements:
     """The folder beside ``out`` in which measurements lie until the report is there.
 
     ``where``: the machine and versions that measure; what others have measured is not gone on with.
@@ -41,7 +41,7 @@ class Kept:
             aside.write_text(found.model_dump_json(), encoding="utf-8")
         return found
 
-    def __enter__(self) -> "Kept":
+    def __enter__(self) -> "KeptMeasurements":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:

@@ -19,7 +19,7 @@ NUMBER = r"([0-9.]+(?:e[-+]?[0-9]+)?)"
 
 
 @dataclass(frozen=True)
-class Told:
+class RunnerTimes:
     """What a runner told of one call, in milliseconds of a run."""
 
     runs: int
@@ -45,7 +45,7 @@ class Tool:
     runtime: Runtime
     arguments: Callable[[str, ProgramName, int, int], list[str]]
     """Of a model's file, its program, the number of threads and of timed runs."""
-    read: Callable[[str], Told]
+    read: Callable[[str], RunnerTimes]
     """From all that it printed; raises ValueError if that does not tell times."""
     log_tag: str | None
     """Under which it writes to Android's log what it prints elsewhere."""
@@ -65,7 +65,7 @@ def _found(pattern: str, text: str, unit: float = 1.0) -> float | None:
     return float(match[1]) * unit if match else None
 
 
-def read_executorch(text: str) -> Told:
+def read_executorch(text: str) -> RunnerTimes:
     """Read what ``executor_runner`` logs. One that does not log each iteration tells the mean, warm-ups included.
 
     Raises ValueError if it did not run to the end.
@@ -77,17 +77,17 @@ def read_executorch(text: str) -> Told:
     each = [float(ms) for ms in re.findall(rf"Iteration \d+ of \d+: {NUMBER} ms", text)]
     if len(each) <= WARM_UPS:
         mean = float(done[2]) / int(done[1])
-        return Told(runs=int(done[1]), p50_ms=mean, mean_ms=mean, load_ms=load, mean_alone=True)
+        return RunnerTimes(runs=int(done[1]), p50_ms=mean, mean_ms=mean, load_ms=load, mean_alone=True)
     p50, p90, p99 = (float(value) for value in np.percentile(each[WARM_UPS:], [50, 90, 99]))
     mean = float(np.mean(each[WARM_UPS:]))
-    return Told(len(each) - WARM_UPS, p50, mean, p90, p99, load, each[0])
+    return RunnerTimes(len(each) - WARM_UPS, p50, mean, p90, p99, load, each[0])
 
 
 def _onnxruntime_arguments(file: str, _: ProgramName, threads: int, runs: int) -> list[str]:
     return ["-I", "-e", "cpu", "-m", "times", "-r", str(runs), "-x", str(threads), "-s", file]
 
 
-def read_onnxruntime(text: str) -> Told:
+def read_onnxruntime(text: str) -> RunnerTimes:
     """Read what ``onnxruntime_perf_test`` prints, with its statistics (``-s``) or without. It warms up by one run.
 
     Raises ValueError if it did not run to the end.
@@ -97,7 +97,7 @@ def read_onnxruntime(text: str) -> Told:
     if mean is None or runs is None:
         raise ValueError("no line 'Average inference time cost: X ms'")
     p50, p90, p99 = (_found(rf"P{share} Latency: {NUMBER} s", text, 1e3) for share in (50, 90, 99))
-    return Told(
+    return RunnerTimes(
         runs=int(runs),
         p50_ms=mean if p50 is None else p50,
         mean_ms=mean,

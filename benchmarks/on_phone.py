@@ -11,7 +11,7 @@ import typer
 from benchmarks.adb import Phone
 from benchmarks.figures import RUNS_FOR_P90, RUNS_FOR_P99, Latency
 from benchmarks.measuring import refuse_changed
-from benchmarks.native_runners import Told, Tool, tool_of
+from benchmarks.native_runners import RunnerTimes, Tool, tool_of
 from benchmarks.rounds import Effort
 from benchmarks.rows import Subject
 from benchmarks.schema import Row
@@ -90,7 +90,7 @@ class _Calls:
     ) -> None:
         self._phone, self._folder, self._number = phone, folder, number
         self._subject, self._artifact, self._tool = subject, artifact, tool
-        self._rounds: list[list[Told]] = []
+        self._rounds: list[list[RunnerTimes]] = []
 
     def add_round(self, runs: int) -> None:
         """Call the runner; a row that failed once is called no more."""
@@ -102,7 +102,7 @@ class _Calls:
         except StageError as error:
             row.status, row.reason = "failed", str(error)
 
-    def _told(self, program: Program, runs: int) -> Told:
+    def _told(self, program: Program, runs: int) -> RunnerTimes:
         # Names of this folder's own: a user's may hold anything.
         name = f"{self._number}-{program.name}{Path(program.file).suffix}"
         if not self._rounds:
@@ -140,7 +140,7 @@ def _all(values: Sequence[float | None]) -> list[float]:
     return known if len(known) == len(values) else []
 
 
-def _fill(row: Row, rounds: Sequence[Sequence[Told]], shares: Sequence[int]) -> None:
+def _fill(row: Row, rounds: Sequence[Sequence[RunnerTimes]], shares: Sequence[int]) -> None:
     """Fill a row by what each program's runner told in each round; a run of a program scores ``shares`` frames."""
 
     def per_frame(values: Sequence[float]) -> float:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from benchmarks.figures import Operation, Profile
 from benchmarks.task import Task
 from benchmarks.worker import WARM_UPS, load_scorer
-from export.runtimes import PROGRAMS, ProgramName, Programs, program_file, runner_of
+from export.runtimes import PROGRAMS, ProgramName, Programs, program_file, scorer_of
 from stage import reason_of
 
 RUNS = 10
@@ -75,7 +75,7 @@ def _prefix(task: Task, program: ProgramName) -> str:
 
 
 def _run_programs(programs: Programs, task: Task) -> None:
-    score, inputs = runner_of(programs, task.method), task.inputs()
+    score, inputs = scorer_of(programs, task.method), task.inputs()
     for number in range(WARM_UPS + RUNS):
         score(*inputs(number))
 

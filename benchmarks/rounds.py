@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.kept import Kept
+from benchmarks.kept import KeptMeasurements
 from benchmarks.measuring import measure_apart, refuse_changed, refuse_changed_store, write_timed_crops
 from benchmarks.processor import cores_for
 from benchmarks.rows import Subject, fill_row
@@ -102,7 +102,7 @@ def times_alone(task: Task) -> Task:
 class Rounds:
     """What was measured of each row, round by round; a row that failed once is measured no more."""
 
-    def __init__(self, corpora: Corpora, kept: Kept) -> None:
+    def __init__(self, corpora: Corpora, kept: KeptMeasurements) -> None:
         self._corpora, self._kept = corpora, kept
         self._found: dict[int, list[Measurement]] = {}
 
@@ -136,7 +136,7 @@ class Rounds:
 
 
 def measure_all(
-    subjects: Sequence[Subject], corpora: Corpora, reference_auc: float | None, effort: Effort, kept: Kept
+    subjects: Sequence[Subject], corpora: Corpora, reference_auc: float | None, effort: Effort, kept: KeptMeasurements
 ) -> None:
     """Measure every row that can be: those with a latency one after another, the others side by side."""
     first, rounds = subjects[0].row.threads, Rounds(corpora, kept)

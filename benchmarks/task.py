@@ -7,16 +7,13 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from benchmarks.figures import Profile, Sustained
 from compress.scoring import ClipScores
+from export.golden import Inputs
 from export.runtimes import ComputeUnits, Method
-from stage import Modality, Scheme
-
-Inputs = tuple[NDArray[np.generic], ...]
-"""What a model takes in one run."""
+from stage import Modality, Per, Scheme
 
 
 class Task(BaseModel):
@@ -43,7 +40,7 @@ class Task(BaseModel):
     """Whether ever larger batches are timed too, for the best throughput."""
     size: int
     modalities: tuple[Modality, ...] = ("rgb",)
-    per: Literal["frame", "clip"] = "frame"
+    per: Per = "frame"
     """Whether the model scores frames or whole clips."""
     method: Method = "forward"
     """How an artifact scores."""

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from benchmarks.energy import Joules
 from benchmarks.figures import Sustained
-from benchmarks.task import BatchTiming, Inputs, Task
-from stage import out_of_memory
+from benchmarks.task import BatchTiming, Task
+from export.golden import Inputs
+from stage import Scorer, out_of_memory
 
 FEWEST_REPEATS = 10
 MOST_SECONDS = 5.0
@@ -22,8 +22,6 @@ MOST_AT_ONCE = 256
 """Frames, or clips."""
 LEAST_GAIN = 1.05
 """What a batch of twice the size must bring, for the next one to be tried."""
-Score = Callable[..., NDArray[np.float32]]
-"""What was loaded: inputs of a run to P(fake)."""
 
 
 def resident_mb() -> float:
@@ -54,7 +52,7 @@ def reset_peak() -> bool:
 
 
 def time_runs(
-    score: Score, task: Task, inputs: Callable[[int], Inputs], fewest: int = FEWEST_REPEATS, seconds: float = 0.0
+    score: Scorer, task: Task, inputs: Callable[[int], Inputs], fewest: int = FEWEST_REPEATS, seconds: float = 0.0
 ) -> list[float]:
     """Return milliseconds per frame of runs on one input after another.
 
@@ -83,7 +81,7 @@ def device_mb(device: str) -> float | None:
     return largest
 
 
-def time_batches(score: Score, task: Task) -> list[BatchTiming]:
+def time_batches(score: Scorer, task: Task) -> list[BatchTiming]:
     """Double the batch until that gains less than LEAST_GAIN, or memory ends."""
     found: list[BatchTiming] = []
     batch = 1
@@ -105,7 +103,7 @@ def time_batches(score: Score, task: Task) -> list[BatchTiming]:
     return found
 
 
-def sustained(score: Score, task: Task, inputs: Callable[[int], Inputs]) -> Sustained:
+def sustained(score: Scorer, task: Task, inputs: Callable[[int], Inputs]) -> Sustained:
     """Run without a pause for ``task.sustain`` seconds, and return the speed of each second."""
     joules = Joules()
     rates: list[float] = []

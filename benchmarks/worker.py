@@ -13,17 +13,10 @@ from typing import cast
 import numpy as np
 
 from benchmarks.processor import bound_to
-from benchmarks.task import Inputs, Measurement, Scores, Task, Timing, end_with_parent
-from benchmarks.timing import (
-    Score,
-    device_mb,
-    peak_mb,
-    resident_mb,
-    sustained,
-    time_batches,
-    time_runs,
-)
-from stage import reason_of, refuse_tf32
+from benchmarks.task import Measurement, Scores, Task, Timing, end_with_parent
+from benchmarks.timing import device_mb, peak_mb, resident_mb, sustained, time_batches, time_runs
+from export.golden import Inputs
+from stage import Scorer, reason_of, refuse_tf32
 
 WARM_UPS = 3
 LEAST_SECONDS = 1.0
@@ -63,7 +56,7 @@ def _import_runtime(task: Task) -> None:
         import coremltools  # noqa: F401
 
 
-def load_scorer(task: Task) -> Score:
+def load_scorer(task: Task) -> Scorer:
     """Load what scores, to run on the task's threads."""
     if task.runtime != "torch":
         from export.runtimes import Runtime, load_artifact
@@ -80,7 +73,7 @@ def load_scorer(task: Task) -> Score:
     return torch_scorer(detector, torch.device(task.device))
 
 
-def _score_store(score: Score, task: Task, store_path: Path, split: str) -> Scores:
+def _score_store(score: Scorer, task: Task, store_path: Path, split: str) -> Scores:
     from compress.scoring import Takes, score_clip_list
     from data.store import ClipStore
 
@@ -99,7 +92,7 @@ def _score_store(score: Score, task: Task, store_path: Path, split: str) -> Scor
     )
 
 
-def timing(task: Task, inputs: Callable[[int], Inputs]) -> tuple[Timing, Score]:
+def timing(task: Task, inputs: Callable[[int], Inputs]) -> tuple[Timing, Scorer]:
     """Load, warm up, and time; return also what was loaded."""
     _import_runtime(task)
     idle = resident_mb()

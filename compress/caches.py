@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from torch import Tensor, nn
 
 from compress.compute import Compute
-from compress.filling import Company, Filling, OfView
+from compress.filling import Filling, OfView, ProcessGroup
 from data.views import ViewRule, Views
 from files import require_writable, written_whole
 from models.run import versions_of
@@ -126,7 +126,7 @@ class FrameCache:
         key: CacheKey,
         views: Views,
         compute: OfView,
-        where: Company | None = None,
+        where: ProcessGroup | None = None,
     ) -> "FrameCache":
         """Call ``compute`` on each view that the cache at ``root`` lacks.
 

@@ -28,11 +28,11 @@ from stage import progress
 PICTURES_AT_ONCE = 32
 RIDGES = np.logspace(-3, 4, 8)
 """Of which the penalty is chosen, in units of the inputs' variance."""
-Inputs = tuple[Tensor, ...]
+NetworkInputs = tuple[Tensor, ...]
 """What a detector takes: pictures, float32 and normalized, and of clips which frames are valid."""
 
 
-def drawn_inputs(run: Run, looks: Takes, store: ClipStore, split: str, samples: int, seed: int) -> list[Inputs]:
+def drawn_inputs(run: Run, looks: Takes, store: ClipStore, split: str, samples: int, seed: int) -> list[NetworkInputs]:
     """Return label-balanced frames or clips of a split, as a run's detector takes them, in batches.
 
     As many are drawn as ``samples`` says, or as the rarer label has, evenly over the methods of forgery. A training
@@ -56,7 +56,7 @@ def drawn_inputs(run: Run, looks: Takes, store: ClipStore, split: str, samples: 
     return found
 
 
-def backbone_pictures(batches: Sequence[Inputs]) -> list[Tensor]:
+def backbone_pictures(batches: Sequence[NetworkInputs]) -> list[Tensor]:
     """Return what a backbone sees of frames, float32 [N, 3, S, S] in batches: each modality is a picture."""
     return [pictures.flatten(0, -4) if pictures.ndim > 4 else pictures for pictures, *_ in batches]
 
@@ -79,7 +79,7 @@ class Calibrated:
         return program.with_parts(head=copy.deepcopy(self.detector.head))
 
 
-def logits(network: nn.Module, batches: Iterable[Inputs]) -> NDArray[np.float64]:
+def logits(network: nn.Module, batches: Iterable[NetworkInputs]) -> NDArray[np.float64]:
     """Return fake minus real of samples in batches, float64 [N]."""
     with torch.inference_mode():
         given = torch.cat([network(*inputs) for inputs in batches]).double()
@@ -98,7 +98,7 @@ def validation_scores(network: nn.Module, run: Run, store: ClipStore) -> ClipSco
     return score_split(scorer, store, "val", takes(run.info))
 
 
-def calibrate(detector: Detector, pictures: Sequence[Tensor], validation: Sequence[Inputs]) -> Calibrated:
+def calibrate(detector: Detector, pictures: Sequence[Tensor], validation: Sequence[NetworkInputs]) -> Calibrated:
     """Find the ranges of a fused and equalized detector's tensors, by the observer of most logit SNR on ``validation``.
 
     pictures: what the backbone sees of training frames, float32 [N, 3, S, S], normalized, in batches.
@@ -146,7 +146,7 @@ def keep_in_float(
     return kept(enough), *tried(enough)
 
 
-def match_logits(program: Detector, expected: NDArray[np.float64], batches: Sequence[Inputs]) -> None:
+def match_logits(program: Detector, expected: NDArray[np.float64], batches: Sequence[NetworkInputs]) -> None:
     """Change the layer that gives a program's logits, in place, so that they come nearest to ``expected``, float64 [N].
 
     Rounding shrinks and shifts logits by some percent: a line is fitted first, by least squares. What is left is fitted

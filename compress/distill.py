@@ -16,7 +16,7 @@ from compress.objective import CLASSIFICATION, StudentObjective, check_related, 
 from compress.runs import check_store, data_source, finish_run
 from compress.schedule import BatchSize, Schedule, asked_of, class_weights
 from compress.scoring import Takes, from_pixels
-from compress.taught import Taught
+from compress.teacher_outputs import TeacherOutputs
 from compress.training import Task, fit
 from data.batches import Batch, read_batch
 from data.store import ClipStore
@@ -27,7 +27,7 @@ from models.outputs import example_outputs
 from models.run import Run, UnfinishedRun
 from models.start import Start
 from models.temporal import TemporalSettings
-from stage import Modality, Seed, StageError, WrongArgument, run_as_script, takes_options
+from stage import Modality, Per, Seed, StageError, WrongArgument, run_as_script, takes_options
 
 DEFAULT_LOSS = "classification,kl,embedding-kl"
 BATCH = {"frame": 16, "clip": 4}
@@ -87,7 +87,7 @@ def _architecture(
 
 
 def student_task(
-    student: PixelDetector, objective: StudentObjective, taught: Taught | None, views: Views, compute: Compute
+    student: PixelDetector, objective: StudentObjective, taught: TeacherOutputs | None, views: Views, compute: Compute
 ) -> Task:
     """Return what trains: ``student`` holds the detector of ``objective``, which imitates what the teacher said."""
     architecture = objective.student.architecture
@@ -123,7 +123,7 @@ def distill(
     ] = None,
     student: Annotated[str, typer.Option(help="Any timm backbone.")] = "repvit_m0_9",
     kind: Annotated[
-        Literal["frame", "clip"],
+        Per,
         typer.Option(help="frame: one crop -> P(fake); clip: all crops of a clip, from a megatron teacher."),
     ] = "frame",
     modality: Annotated[
@@ -181,7 +181,7 @@ def distill(
     said = example_outputs(start.detector, store.frames, "dense" in named and kind == "frame")
     with UnfinishedRun(out, asked) as unfinished:
         kept = None if live_teacher else cache or default_cache(data)
-        taught = Taught(run, training, seen, said, compute, kept) if run and seen else None
+        taught = TeacherOutputs(run, training, seen, said, compute, kept) if run and seen else None
         objective = StudentObjective(
             start.detector,
             named,

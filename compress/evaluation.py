@@ -15,13 +15,13 @@ from rich.text import Text
 from compress.metrics import RATES, Figures, Metrics
 from compress.persons import seen_note
 from compress.runs import check_store, own_threshold, pixel_detector, takes, torch_scorer
-from compress.scoring import PictureSource, Scorer, Takes, probability, score_clip_list
+from compress.scoring import PictureSource, Takes, probability, score_clip_list
 from data.recompress import RecompressedStore, Recompression, depth_of
 from data.store import ClipStore
 from files import require_writable, written_whole
 from models.origin import Parent
 from models.run import Run
-from stage import StageError, WrongArgument, refuse_tf32, say
+from stage import Scorer, StageError, WrongArgument, refuse_tf32, say
 
 COLUMNS = {
     "AUC": "auc",

@@ -1,10 +1,12 @@
 """How near a model stays to the one that it was made from, and where it departs from it."""
 
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
+
+from stage import Per
 
 LOGIT_LIMIT = 15.0
 """P(fake) in float32 says nothing of a logit beyond this."""
@@ -48,7 +50,7 @@ class Diagnosis(BaseModel):
 
     samples: int
     """Validation frames or clips on which it was measured."""
-    per: Literal["frame", "clip"]
+    per: Per
     """Which of both."""
     logit_snr_db: float
     """Of the fake-minus-real logit, against the run that was quantized, which int8-qat with a teacher departs from."""

@@ -22,7 +22,7 @@ OfView = Callable[[NDArray[np.uint8], NDArray[np.bool_]], Tensor]
 """A view's pictures (``Views.pixels``) and valid frames, bool [T], to what is kept of its frames, [T, ...]."""
 
 
-class Company(Protocol):
+class ProcessGroup(Protocol):
     """The processes that train together (``Compute``)."""
 
     @property
@@ -69,7 +69,7 @@ class Filling:
             rows, done = self.opened(number)
             _put(self.views.store.frames, self._computed(number, np.flatnonzero(~done).tolist()), rows, done)
 
-    def fill_together(self, where: Company) -> None:
+    def fill_together(self, where: ProcessGroup) -> None:
         """Compute shares into files of their own; the first process alone puts them into their places.
 
         On a disk of a network, two machines that write into one mapped file overwrite each other's parts of a page.

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from compress import losses
-from compress.taught import Layout
+from compress.teacher_outputs import Layout
 from models.detector import Detector
 from models.outputs import Outputs, on_grids, outputs
 from stage import WrongArgument
@@ -189,7 +189,7 @@ class StudentObjective(nn.Module):
         """Return the mean loss.
 
         labels: int64 [B]; pictures: as ``Detector`` takes them; then, of clips, their valid frames, bool [B, T]; then,
-        with a teacher, what it says (``Taught``).
+        with a teacher, what it says (``TeacherOutputs``).
         """
         valid = rest[0] if self.student.architecture.per == "clip" else None
         said = outputs(self.student, pictures, valid, with_maps="dense" in self._weights)

@@ -21,7 +21,7 @@ from compress.equalization import BATCH_NORM
 from compress.int8 import QuantizedTensor, graph_of, layers_of, observers_of, set_numbers, simulated, traced
 from compress.objective import StudentObjective
 from compress.schedule import Schedule
-from compress.taught import Taught
+from compress.teacher_outputs import TeacherOutputs
 from compress.training import fit
 from data.store import ClipStore
 from data.views import ViewRule, Views
@@ -118,7 +118,7 @@ def _compute() -> Compute:
 
 
 @dataclass(frozen=True)
-class Lesson:
+class QatSettings:
     """What is learned from whom, and how long."""
 
     run: Run
@@ -139,7 +139,7 @@ class Lesson:
         return self.teacher is self.run
 
     @classmethod
-    def of(cls, run: Run, teacher: Run | None, store: ClipStore, passes: int, seed: int) -> "Lesson":
+    def of(cls, run: Run, teacher: Run | None, store: ClipStore, passes: int, seed: int) -> "QatSettings":
         """Go on with what a run was trained on, taught by itself if nobody else. Raises StageError if it cannot."""
         if _compute().processes > 1:
             raise StageError("int8-qat trains in one process: start it without torchrun")
@@ -157,7 +157,7 @@ class Lesson:
 
 
 def train_rounded(
-    calibrated: Calibrated, lesson: Lesson, unfinished: UnfinishedRun
+    calibrated: Calibrated, lesson: QatSettings, unfinished: UnfinishedRun
 ) -> tuple[Calibrated, dict[str, Any]]:
     """Train a fused detector with its values rounded. Returns it as it was trained, and the history.
 
@@ -173,7 +173,7 @@ def train_rounded(
     )
     program = trainable(calibrated)
     said = example_outputs(program, store.frames, with_maps=False)
-    taught = Taught(teacher, views, seen, said, compute, cache=None)
+    taught = TeacherOutputs(teacher, views, seen, said, compute, cache=None)
     objective = StudentObjective(program, lesson.losses, None, taught.layout, said)
     task = student_task(PixelDetector(program, run.info.preprocessing), objective, taught, views, compute)
     task = replace(task, keep_last=lesson.of_itself)

@@ -25,7 +25,7 @@ from compress.equalization import equalize
 from compress.fidelity import Diagnosis, LayerNoise
 from compress.int8 import Quantization
 from compress.persons import seen_note
-from compress.qat import Lesson, train_rounded
+from compress.qat import QatSettings, train_rounded
 from compress.runs import data_source, own_metrics, takes
 from compress.scoring import ClipScores, Takes
 from compress.unquantized import Unquantized
@@ -56,7 +56,7 @@ EXPECTED_SNR_DB = 20.0
 """Of logits that computing in fewer bits may leave, before it is said."""
 
 
-class Refused(StageError):
+class RefusedScheme(StageError):
     """A scheme that costs more than may be lost, or cannot hold what the network computes."""
 
 
@@ -100,7 +100,7 @@ def _accurate(
         return [], keeping([]), None
     found = keep_in_float(noises, keeping, source.scores, source.least_auc)
     if len(found[0]) == len(noises) and found[2].auc >= source.least_auc:
-        raise Refused(
+        raise RefusedScheme(
             f"{source.run.path} keeps the validation AUC that --max-auc-drop asks for only with every layer in "
             "float32: the run was not written; give --scheme fp16, or more validation clips"
         )
@@ -168,7 +168,7 @@ def other_numbers(source: Unquantized, scheme: Scheme) -> Quantized:
         assert isinstance(program, Detector)
         detector, said = program, f"{2 ** PALETTES[scheme]} values a tensor"
     if not np.isfinite(logits(program, source.validation)).all():
-        raise Refused(f"{source.run.path} has values that {scheme} cannot hold: give --scheme int8 or autocast")
+        raise RefusedScheme(f"{source.run.path} has values that {scheme} cannot hold: give --scheme int8 or autocast")
     return Quantized(detector, program, said, {"logit_snr_db": source.snr_db(program)})
 
 
@@ -179,7 +179,7 @@ def _check_accuracy(source: Unquantized, found: Quantized, scheme: Scheme) -> di
     # The test split is for the artifacts: their kernels round otherwise than this program.
     scores = found.scores or source.scores(found.program)
     if scores.auc < source.least_auc:
-        raise Refused(
+        raise RefusedScheme(
             f"{scheme} takes the validation AUC of {source.run.path} to {scores.auc:.4f}, below the "
             f"{source.least_auc:.4f} that --max-auc-drop allows: the run was not written"
         )
@@ -230,7 +230,7 @@ def quantize(
         say("this CPU has no bfloat16 instructions: autocast is emulated to score the validation clips, which is slow")
     crops = calibration_clips or CALIBRATION_CROPS
     if scheme == "int8-qat":
-        lesson = Lesson.of(own, taught, store, passes or PASSES, seed)
+        lesson = QatSettings.of(own, taught, store, passes or PASSES, seed)
         found, metrics = _train_and_write(out, source, info, crops, lesson)
     else:
         with alone(out):
@@ -257,7 +257,7 @@ def _seen(store: ClipStore, own: Run, *others: Run) -> DataSource:
 
 
 def _train_and_write(
-    out: Path, source: Unquantized, info: RunInfo, crops: int, lesson: Lesson
+    out: Path, source: Unquantized, info: RunInfo, crops: int, lesson: QatSettings
 ) -> tuple[Quantized, dict[str, Any]]:
     """Make and write an int8-qat run, or go on with one that was interrupted; return it and its metrics."""
     asked = {

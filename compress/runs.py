@@ -14,7 +14,7 @@ from torch import nn
 
 from compress.fidelity import Diagnosis
 from compress.persons import seen_persons
-from compress.scoring import ClipScores, Scorer, Takes, score_split
+from compress.scoring import ClipScores, Takes, score_split
 from data.store import ClipStore
 from models.cost import cost_of
 from models.detector import Detector, PixelDetector
@@ -23,7 +23,7 @@ from models.origin import DataSource
 from models.run import Run, RunInfo, UnfinishedRun
 from models.schemes import in_scheme
 from parsing import parse_json
-from stage import Scheme, StageError, say, speaks
+from stage import Scheme, Scorer, StageError, say, speaks
 
 if TYPE_CHECKING:
     from compress.metrics import Metrics, Threshold

@@ -9,9 +9,10 @@ import typer
 from torch import Tensor
 
 from compress.compute import Precision
-from data.batches import Batch, Unit, balanced_batches, label_shares, natural_batches
+from data.batches import Batch, balanced_batches, label_shares, natural_batches
 from data.views import ViewRule, Views
 from models.run import RunInfo
+from stage import Per
 
 BatchSize = Annotated[int | None, typer.Option(help="Frames or clips of a step, over all processes.", min=2, max=2**16)]
 
@@ -55,10 +56,10 @@ class Schedule:
             return (step + 1) / warmup
         return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
-    def batches(self, views: Views, seed: int, number: int, unit: Unit) -> list[Batch]:
+    def batches(self, views: Views, seed: int, number: int, per: Per) -> list[Batch]:
         """Return the batches of a pass, the same in every process."""
         of_balance = balanced_batches if self.balance == "batches" else natural_batches
-        return list(of_balance(views, self.batch_size, (seed, number), unit, number % views.rule.views))
+        return list(of_balance(views, self.batch_size, (seed, number), per, number % views.rule.views))
 
 
 def asked_of(info: RunInfo, rule: ViewRule, schedule: Schedule) -> dict[str, Any]:
@@ -66,6 +67,6 @@ def asked_of(info: RunInfo, rule: ViewRule, schedule: Schedule) -> dict[str, Any
     return {"run": info.asked(), "rule": rule.model_dump(), "schedule": asdict(schedule)}
 
 
-def class_weights(balance: str, views: Views, unit: Unit) -> Tensor | None:
+def class_weights(balance: str, views: Views, per: Per) -> Tensor | None:
     """Return how much a sample of each class weighs in the loss, float32 [2], or None if all weigh alike."""
-    return 0.5 / torch.from_numpy(label_shares(views, unit)).float() if balance == "weights" else None
+    return 0.5 / torch.from_numpy(label_shares(views, per)).float() if balance == "weights" else None

@@ -6,13 +6,13 @@ Imports neither torch nor scikit-learn: a worker that measures an artifact needs
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data.store import Clip, ClipStore
-from stage import Modality, StageError, progress
+from stage import Modality, Per, Scorer, StageError, progress
 
 if TYPE_CHECKING:
     from compress.metrics import Metrics, Threshold
@@ -20,14 +20,7 @@ if TYPE_CHECKING:
 CHUNK_FRAMES = 32
 """Frames that are scored together, or one clip's where it has more."""
 
-Per = Literal["frame", "clip"]
-Scorer = Callable[..., NDArray[np.float32]]
-"""Pixels to P(fake), float32 [N].
-
-A frame model takes uint8 [N, S, S, 3] RGB 0..255, or [N, M, S, S, 3] of several modalities. A clip model takes uint8
-[N, T, (M,) S, S, 3] and which frames are valid, bool [N, T].
-"""
-Score = Callable[[Sequence[Clip]], Sequence[NDArray[np.float32]]]
+ClipScorer = Callable[[Sequence[Clip]], Sequence[NDArray[np.float32]]]
 """Clips to P(fake): for each clip float32 [valid frames] by a frame model, float32 [1] by a clip model."""
 
 
@@ -149,7 +142,7 @@ def _arranged(found: Sequence[NDArray[np.float32]], clips: Sequence[Clip], frame
     return scores
 
 
-def collect(score: Score, clips: Sequence[Clip], frames: int, description: str, per: Per = "frame") -> ClipScores:
+def collect(score: ClipScorer, clips: Sequence[Clip], frames: int, description: str, per: Per = "frame") -> ClipScores:
     """Score clips of T = ``frames`` frames, a chunk at a time, however ``score`` comes by their pictures or features.
 
     Raises StageError for a score that is not a number.
@@ -195,7 +188,7 @@ def _score_whole(
     return list(scorer(pixels, np.stack([clip.valid for clip in chunk]))[:, None])
 
 
-def from_pixels(scorer: Scorer, source: PictureSource, takes: Takes) -> Score:
+def from_pixels(scorer: Scorer, source: PictureSource, takes: Takes) -> ClipScorer:
     """Return how to score chunks of clips from their pictures."""
     way = _score_frames if takes.per == "frame" else _score_whole
     return lambda chunk: way(scorer, source, takes, chunk)

@@ -69,15 +69,15 @@ class TeacherObjective(nn.Module):
 
 def teacher_task(cut: Cut, views: Views, compute: Compute, balance: str, cache: Path) -> Task:
     """Return what trains: the upper part of a detector. What is frozen is computed once a frame, into ``cache``."""
-    unit = cut.detector.architecture.per
+    per = cut.detector.architecture.per
     features = Features(cut, views, compute, cache)
     val = Features(cut, Views(views.store, ViewRule(), "val", views.modalities), compute, cache)
 
     def inputs_of(batch: Batch) -> tuple[Tensor, ...]:
         return torch.from_numpy(batch.labels).to(compute.device), *features(batch)
 
-    objective = TeacherObjective(cut, class_weights(balance, views, unit))
-    return Task(objective.to(compute.device), inputs_of, val.score, views, unit)
+    objective = TeacherObjective(cut, class_weights(balance, views, per))
+    return Task(objective.to(compute.device), inputs_of, val.score, views, per)
 
 
 def modalities_of(family: str, text: str | None) -> tuple[Modality, ...]:

@@ -26,11 +26,11 @@ from compress.checkpoints import (
 from compress.compute import Compute, training_speed
 from compress.reading import read_ahead
 from compress.schedule import Schedule
-from compress.scoring import Score, collect
-from data.batches import Batch, Unit
+from compress.scoring import ClipScorer, collect
+from data.batches import Batch
 from data.views import Views
 from models.run import UnfinishedRun
-from stage import StageError, out_of_memory, progress, say, speaks
+from stage import Per, StageError, out_of_memory, progress, say, speaks
 
 SETTLING_BATCHES = 10
 """Batches over which batch norms take their final statistics after each pass."""
@@ -47,10 +47,10 @@ class Task:
     """Inputs to a scalar loss, the mean over their samples; holds all that trains."""
     inputs_of: Callable[[Batch], tuple[Tensor, ...]]
     """A batch to the objective's inputs; draws no random numbers of torch."""
-    score: Score
+    score: ClipScorer
     """Called in eval mode under autocast; its AUC on the validation split chooses the pass, its loss breaks ties."""
     views: Views
-    unit: Unit = "frame"
+    per: Per = "frame"
     keep_last: bool = False
     """Keep the last pass, where validation AUC is not what is aimed at."""
 
@@ -110,7 +110,7 @@ class _Training:
         return torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: self.schedule.factor(step, steps))
 
     def _batches(self, number: int) -> list[Batch]:
-        return self.schedule.batches(self.task.views, self.seed, number, self.task.unit)
+        return self.schedule.batches(self.task.views, self.seed, number, self.task.per)
 
     def run_pass(self) -> None:
         """Train for a pass or the rest of one, settle, validate, and keep the weights if they are the best."""
@@ -195,7 +195,7 @@ class _Training:
         self.task.objective.eval()
         own = clips[self.compute.rank :: self.compute.processes]
         with torch.inference_mode(), self.compute.context():
-            found = collect(self.task.score, own, self.task.views.store.frames, "validate", self.task.unit).clips
+            found = collect(self.task.score, own, self.task.views.store.frames, "validate", self.task.per).clips
         scores = np.empty(len(clips))
         for rank, part in enumerate(self.compute.gathered(found)):
             scores[rank :: self.compute.processes] = part

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
 
 import numpy as np
 import torch
@@ -10,7 +9,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from compress.auc import DIGITS
-from compress.calibration import Inputs, drawn_inputs, logits, one_pair, validation_scores
+from compress.calibration import NetworkInputs, drawn_inputs, logits, one_pair, validation_scores
 from compress.diagnosis import layer_noise
 from compress.fidelity import LayerNoise, snr_db
 from compress.runs import check_store, takes
@@ -19,7 +18,7 @@ from data.store import ClipStore
 from models.detector import Detector
 from models.fusing import fuse
 from models.run import Run
-from stage import StageError, progress
+from stage import Per, StageError, progress
 
 VALIDATION = {"frame": 64, "clip": 16}
 """Frames or clips on which observers are compared, and noise is measured."""
@@ -34,7 +33,7 @@ class Unquantized:
     run: Run
     store: ClipStore
     fused: Detector
-    validation: list[Inputs]
+    validation: list[NetworkInputs]
     max_auc_drop: float
     seed: int
 
@@ -49,7 +48,7 @@ class Unquantized:
         return cls(run, store, fuse(run.detector(), *validation[0]), validation, max_auc_drop, seed)
 
     @property
-    def per(self) -> Literal["frame", "clip"]:
+    def per(self) -> Per:
         """Whether the run scores frames or clips."""
         return self.run.info.architecture.per
 
@@ -61,7 +60,7 @@ class Unquantized:
         before = self.scores(self.fused)
         return round(before.auc - max(self.max_auc_drop, one_pair(before)), DIGITS)
 
-    def drawn(self, looks: Takes, samples: int) -> list[Inputs]:
+    def drawn(self, looks: Takes, samples: int) -> list[NetworkInputs]:
         """Return what a detector takes of training frames or clips, in batches."""
         return drawn_inputs(self.run, looks, self.store, "train", samples, self.seed)
 

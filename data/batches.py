@@ -2,17 +2,13 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data.store import DamagedClip
 from data.views import View, Views
-from stage import StageError, say
-
-Unit = Literal["frame", "clip"]
-"""What a batch holds: frames of views, or whole views."""
+from stage import Per, StageError, say
 
 
 @dataclass(frozen=True)
@@ -46,7 +42,7 @@ def _repeated(groups: Sequence[NDArray[np.int64]], length: int, rng: np.random.G
     return np.concatenate([_mixed(groups, rng) for _ in range(rounds)])[:length]
 
 
-def _rows_by_method(views: Views, label: int, unit: Unit, number: int | None) -> list[NDArray[np.int64]]:
+def _rows_by_method(views: Views, label: int, per: Per, number: int | None) -> list[NDArray[np.int64]]:
     """Return the rows of valid frames of a label (or its views), by method, without views that cannot be read.
 
     Only those of views of one ``number``, unless it is None.
@@ -54,7 +50,7 @@ def _rows_by_method(views: Views, label: int, unit: Unit, number: int | None) ->
     groups: dict[str, list[int]] = {}
     for index, view in enumerate(views.views):
         if view.label == label and index not in views.unreadable and number in (None, view.number):
-            rows = [index] if unit == "clip" else (index * len(view.valid) + np.flatnonzero(view.valid)).tolist()
+            rows = [index] if per == "clip" else (index * len(view.valid) + np.flatnonzero(view.valid)).tolist()
             groups.setdefault(view.method, []).extend(rows)
     if not any(groups.values()):
         raise StageError(f"no {'fake' if label else 'real'} view of {views.store.path} can be read: prepare it again")
@@ -62,7 +58,7 @@ def _rows_by_method(views: Views, label: int, unit: Unit, number: int | None) ->
 
 
 def balanced_batches(
-    views: Views, batch_size: int, seed: tuple[int, ...], unit: Unit = "frame", number: int | None = None
+    views: Views, batch_size: int, seed: tuple[int, ...], per: Per = "frame", number: int | None = None
 ) -> Iterator[Batch]:
     """Yield one pass: every valid frame (or view) at least once, each batch full and half real, half fake.
 
@@ -70,7 +66,7 @@ def balanced_batches(
     forged views meet their originals in a batch. ``batch_size`` must be even; ``number``: of the views to draw from,
     all if None. Raises StageError if a label has no view that can be read.
     """
-    rows = [_rows_by_method(views, label, unit, number) for label in (0, 1)]
+    rows = [_rows_by_method(views, label, per, number) for label in (0, 1)]
     half = batch_size // 2
     batches = -(-max(sum(map(len, groups)) for groups in rows) // half)
     real, fake = (_repeated(groups, batches * half, np.random.default_rng(seed)) for groups in rows)
@@ -80,7 +76,7 @@ def balanced_batches(
 
 
 def natural_batches(
-    views: Views, batch_size: int, seed: tuple[int, ...], unit: Unit = "frame", number: int | None = None
+    views: Views, batch_size: int, seed: tuple[int, ...], per: Per = "frame", number: int | None = None
 ) -> Iterator[Batch]:
     """Yield one pass: every valid frame (or view) once, labels as they occur, and some again to fill the last batch.
 
@@ -88,19 +84,19 @@ def natural_batches(
     label has no view that can be read.
     """
     rng = np.random.default_rng(seed)
-    of_label = [_rows_by_method(views, label, unit, number) for label in (0, 1)]
+    of_label = [_rows_by_method(views, label, per, number) for label in (0, 1)]
     groups = [group for label in (0, 1) for group in of_label[label]]
     batches = -(-sum(map(len, groups)) // batch_size)
     rows = _repeated(groups, batches * batch_size, rng)
-    per_view = 1 if unit == "clip" else len(views.views[0].valid)
+    per_view = 1 if per == "clip" else len(views.views[0].valid)
     labels = np.array([views.views[index].label for index in (rows // per_view).tolist()], np.int64)
     for start in range(0, len(rows), batch_size):
         yield Batch(rows[start : start + batch_size], labels[start : start + batch_size])
 
 
-def label_shares(views: Views, unit: Unit) -> NDArray[np.float64]:
+def label_shares(views: Views, per: Per) -> NDArray[np.float64]:
     """Return the shares of real and fake among valid frames (or views), float64 [2]."""
-    counts = np.array([sum(map(len, _rows_by_method(views, label, unit, None))) for label in (0, 1)], np.float64)
+    counts = np.array([sum(map(len, _rows_by_method(views, label, per, None))) for label in (0, 1)], np.float64)
     shares: NDArray[np.float64] = counts / counts.sum()
     return shares
 
@@ -117,13 +113,13 @@ class Pictures:
     """Of views: which of their frames count, bool [B, T]."""
 
 
-def read_batch(views: Views, batch: Batch, unit: Unit = "frame") -> Pictures:
+def read_batch(views: Views, batch: Batch, per: Per = "frame") -> Pictures:
     """Return the pictures of a batch of frames or of whole views.
 
     A view that cannot be read is replaced by another of its label, and drawn no more; ``views.unreadable`` counts.
     Raises StageError if a label has no view left, and outside training, where nothing is replaced.
     """
-    return _read_frames(views, batch) if unit == "frame" else _read_views(views, batch)
+    return _read_frames(views, batch) if per == "frame" else _read_views(views, batch)
 
 
 def _read_frames(views: Views, batch: Batch) -> Pictures:

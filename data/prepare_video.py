@@ -37,7 +37,7 @@ class Recipe:
 
 
 @dataclass
-class Found:
+class VideoTally:
     """What was found in one video, and why stretches of it gave no clip."""
 
     clips: int = 0
@@ -72,7 +72,7 @@ def prepare_video(source: Source, split: str, recipe: Recipe, keep: Callable[[Ro
 
     Holds the pictures of one clip in memory, whatever the length of the video.
     """
-    row, found, broken = _row(source, split), Found(), ""
+    row, found, broken = _row(source, split), VideoTally(), ""
     # A video whose face is seen, or which can be read, only before the frame that was drawn is not lost.
     for start in dict.fromkeys((recipe.settings.start, "first")):
         if found.clips:
@@ -94,14 +94,14 @@ def prepare_video(source: Source, split: str, recipe: Recipe, keep: Callable[[Ro
     return row | {"frames_without_face": found.frames_without_face}
 
 
-def _status(found: Found, broken: str, settings: StoreSettings) -> tuple[str, str]:
+def _status(found: VideoTally, broken: str, settings: StoreSettings) -> tuple[str, str]:
     """Return a file's status and its reason, with how much of it is damaged."""
     status, reason = _outcome(found, broken, settings)
     damaged = f"damaged frames: {found.damaged}" if found.damaged else ""
     return status, "; ".join(filter(None, (reason, damaged)))
 
 
-def _outcome(found: Found, broken: str, settings: StoreSettings) -> tuple[str, str]:
+def _outcome(found: VideoTally, broken: str, settings: StoreSettings) -> tuple[str, str]:
     if found.stretches >= settings.clips_per_video:
         return "ok", ""
     why = broken or (found.refused[0][1] if found.refused else "")
@@ -141,7 +141,7 @@ class _Reader:
 
 
 def _stretches(
-    video: Video | Photo, settings: StoreSettings, starts: list[int], found: Found
+    video: Video | Photo, settings: StoreSettings, starts: list[int], found: VideoTally
 ) -> Iterator[tuple[int, list[FaceClip]]]:
     """Yield whole stretches with a steady face, with the number of the frame from which they count."""
     reader, end = _Reader(video), 0
@@ -169,7 +169,7 @@ def _refusal(clip: FaceClip, length: int) -> tuple[str, str] | None:
 
 
 def _find_clips(
-    video: Video | Photo, row: Row, recipe: Recipe, start: Start, found: Found, keep: Callable[[Row], None]
+    video: Video | Photo, row: Row, recipe: Recipe, start: Start, found: VideoTally, keep: Callable[[Row], None]
 ) -> None:
     settings = recipe.settings
     rng = generator(settings.seed, f"start {row['video_id']}", 0)

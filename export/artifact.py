@@ -20,9 +20,9 @@ from export.forms import Form
 from export.gate import Gated, SourceRun, gate
 from export.golden import Inputs
 from export.manifest import Absent, Artifact, Validation
-from export.parity import Unfit
+from export.parity import UnfitArtifact
 from export.programs import Graph, graphs_of, in_torch
-from export.runtimes import evaluated_by, program_file, runner_of
+from export.runtimes import evaluated_by, program_file, scorer_of
 from files import bytes_of, sha256_of
 from models.detector import PixelDetector
 from models.run import Run, RunInfo
@@ -95,7 +95,7 @@ def write_artifact(job: Job, folder: Path, inputs: Inputs, frames: int) -> Writt
     scheme: Scheme = "fp32" if form.runtime == "coreml" and info.scheme in coreml.HALF else info.scheme
     one_picture = form.batch == 1 and form.method != "clip"
     graphs = graphs_of(_detector(job.source.run.path, scheme, one_picture), info, form, frames)
-    scores = runner_of(in_torch(graphs), form.method)(*inputs)
+    scores = scorer_of(in_torch(graphs), form.method)(*inputs)
     said = _write(graphs, form, folder / job.file)
     operators = said.pop("operators")
     files = {graph.name: program_file(Path(job.file), form.runtime, graph.name) for graph in graphs}
@@ -110,15 +110,15 @@ def _written(job: Job, folder: Path, inputs: Inputs, frames: int) -> Written:
     except (StageError, OSError, MemoryError):
         raise
     except Exception as error:  # compilers raise nearly anything
-        raise Unfit(f"{job.file} cannot be written ({type(error).__name__}: {reason_of(error)})") from error
+        raise UnfitArtifact(f"{job.file} cannot be written ({type(error).__name__}: {reason_of(error)})") from error
 
 
 def _judged(gated: Gated, source: SourceRun, store: ClipStore) -> dict[str, Any]:
     """Return an artifact's threshold, of what scores, and its figures on validation clips, as the manifest has them."""
-    if gated.runner is None:
+    if gated.scorer is None:
         origin = f"validation scores of {source.run.path.name} in torch: it cannot run here"
         return {"threshold": source.threshold, "threshold_from": origin, "validation": None}
-    val = score_split(gated.runner, store, "val", takes(source.run.info))
+    val = score_split(gated.scorer, store, "val", takes(source.run.info))
     threshold = val.choose_threshold()
     validation = Validation.of(val, threshold.value)
     return {"threshold": threshold, "threshold_from": "its own validation scores", "validation": validation}
@@ -135,7 +135,7 @@ def make_artifact(job: Job, folder: Path, inputs: Inputs) -> tuple[Artifact, lis
     with tempfile.TemporaryDirectory(dir=folder) as aside:
         try:
             made = _made(job, Path(aside), inputs)
-        except Unfit as error:
+        except UnfitArtifact as error:
             return job.absent(str(error))
         for file in Path(aside).iterdir():
             file.replace(folder / file.name)
@@ -159,7 +159,7 @@ def _made(job: Job, folder: Path, inputs: Inputs) -> tuple[Artifact, list[float]
         parity=gated.parity,
         untold=source.untold,
         not_checked=gated.not_checked,
-        evaluated_by=evaluated_by(runtime) if gated.runner else None,
+        evaluated_by=evaluated_by(runtime) if gated.scorer else None,
         source_run=source.run.as_parent(),
         student=student_of(source.run),
         **written.said,

@@ -7,10 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.manifest import PIXELS, SCHEMA_VERSION, Artifact, Manifest
-from export.runtimes import Programs, Runner, evaluated_by, open_artifact, program_file, runner_of
+from export.runtimes import Programs, evaluated_by, open_artifact, program_file, scorer_of
 from files import OF_BUNDLES, bytes_of, sha256_of
 from parsing import read_json
-from stage import StageError, WrongArgument
+from stage import Scorer, StageError, WrongArgument
 
 MANIFEST, SUMS = OF_BUNDLES
 GOLDEN = PIXELS.partition("/")[0]
@@ -122,12 +122,12 @@ class Bundle:
             raise StageError(f"{path.name} cannot run here: {reason}")
         return open_artifact(path, artifact.runtime, threads, artifact.method)
 
-    def load(self, artifact: Artifact, threads: int = 1) -> Runner:
-        """Load an artifact after checking its hash: what it takes (``Runner``) -> P(fake) float32 [N]."""
-        return runner_of(self.open(artifact, threads), artifact.method)
+    def load(self, artifact: Artifact, threads: int = 1) -> Scorer:
+        """Load an artifact after checking its hash: what it takes (``Scorer``) -> P(fake) float32 [N]."""
+        return scorer_of(self.open(artifact, threads), artifact.method)
 
     def golden_inputs(self) -> tuple[NDArray[np.generic], ...]:
-        """Return the golden inputs as a ``Runner`` takes them. Raises StageError if they were changed."""
+        """Return the golden inputs as a ``Scorer`` takes them. Raises StageError if they were changed."""
         golden = self.manifest.golden
         path = self.path / golden.pixels
         if not path.is_file() or sha256_of(path) != golden.sha256:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from export.parity import Unfit
+from export.parity import UnfitArtifact
 from export.runtimes import BACKENDS, Delegate, Loaded, ProgramName, Programs, in_batches
 from stage import reason_of
 
@@ -90,7 +90,7 @@ def _lowered(graphs: Sequence["Graph"], name: str, delegate: Delegate, etrecord:
         except Exception as error:
             if delegate == "xnnpack":
                 raise
-            raise Unfit(f"{name}: --delegate {delegate} does not take it: {reason_of(error)}") from error
+            raise UnfitArtifact(f"{name}: --delegate {delegate} does not take it: {reason_of(error)}") from error
 
 
 def _full_name(operator: Any) -> str:

@@ -13,11 +13,11 @@ from compress.runs import own_threshold, pixel_detector, torch_scorer
 from export import coreml
 from export.forms import Form
 from export.golden import Inputs
-from export.parity import Parity, Unfit, compare, least_snr_db
-from export.runtimes import Method, NotEvaluated, Runner, cannot_run, evaluated_by, load_artifact, runner_of
+from export.parity import Parity, UnfitArtifact, compare, least_snr_db
+from export.runtimes import Method, NotEvaluated, cannot_run, evaluated_by, load_artifact, scorer_of
 from models.detector import BYTE_MAX, PixelDetector, fake_probability
 from models.run import Run, RunInfo
-from stage import say
+from stage import Scorer, say
 
 
 class NormalizedTwice(nn.Module):
@@ -83,7 +83,7 @@ class Gated:
     parity: list[Parity]
     scores: NDArray[np.float32]
     """Of the inputs, float32 [N]: its own, or else its source's."""
-    runner: Runner | None
+    scorer: Scorer | None
     not_checked: str = ""
     """Why the artifact itself could not be compared."""
 
@@ -101,15 +101,15 @@ def gate(path: Path, form: Form, source: SourceRun, exported: NDArray[np.float32
     if reason := cannot_run(form.runtime, form.delegate, form.ort and info.integer):
         return Gated(steps, source.golden, None, f"not compared: {reason}")
     try:
-        runner = load_artifact(path, form.runtime, 1, form.method)
-        scores = runner(*inputs)
+        scorer = load_artifact(path, form.runtime, 1, form.method)
+        scores = scorer(*inputs)
     except NotEvaluated as error:
         return Gated(steps, source.golden, None, f"not compared: {error}")
     steps.append(compare(exported, scores, info.scheme, least, "lowered"))
     _refuse_failed(path, steps)
     if form.runtime == "coreml" and not evaluated_by(form.runtime):
         steps += _evaluated(path, form.method, info, scores, least, inputs)
-    return Gated(steps, scores, runner)
+    return Gated(steps, scores, scorer)
 
 
 def _evaluated(
@@ -117,7 +117,7 @@ def _evaluated(
 ) -> list[Parity]:
     """Compare, on a Mac, what Pocketproof's evaluation gives with what Core ML gave; it says if they differ."""
     try:
-        by_us = runner_of(coreml.evaluated(path), method)(*inputs)
+        by_us = scorer_of(coreml.evaluated(path), method)(*inputs)
     except NotEvaluated as error:
         say(f"{path.name} was not evaluated beside Core ML: {error}")
         return []
@@ -130,6 +130,6 @@ def _evaluated(
 def _refuse_failed(path: Path, steps: list[Parity]) -> None:
     for parity in steps:
         if not parity.passed:
-            raise Unfit(
+            raise UnfitArtifact(
                 f"{path.name} failed the parity gate ({parity.step}) on {parity.samples} real inputs: {parity.failure}"
             )

@@ -3,8 +3,8 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from compress.scoring import Per
 from data.store import Clip, ClipStore
+from stage import Per
 
 GOLDEN_CROPS = 32
 GOLDEN_CLIPS = 6

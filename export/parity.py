@@ -37,7 +37,7 @@ INT8_ROUNDING_DB = 24.0
 """What rounding alone may come to (docs/lab-notes.md): a mistake that changes less cannot be told from it."""
 
 
-class Unfit(StageError):
+class UnfitArtifact(StageError):
     """An artifact must not be in a bundle: it does not give what its model gives, or a delegate does not take it."""
 
 

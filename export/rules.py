@@ -13,6 +13,7 @@ from data.crops import CropRule
 from data.faces import DETECTORS
 from data.store import StoreSettings
 from data.tracks import LARGEST_SCALE, REACH, SEARCH_EVERY, STRIDE
+from stage import Per
 
 CROP_RULE = (
     "Take any detector's face box [x0, y0, x1, y1] in pixels of the upright picture. side = floor(margin * "
@@ -210,13 +211,13 @@ class ClipRule(Frozen):
     text: str
 
     @classmethod
-    def of(cls, frames: int, per: Literal["frame", "clip"]) -> "ClipRule":
+    def of(cls, frames: int, per: Per) -> "ClipRule":
         """Return the rule of a model that scores frames or clips of T = ``frames``."""
         if per == "frame":
             return cls(frames=frames, hop=frames, text=MEAN_RULE)
         return cls(frames=frames, hop=max(1, frames // 2), aggregation="score", text=SCORE_RULE)
 
     @property
-    def per(self) -> Literal["frame", "clip"]:
+    def per(self) -> Per:
         """Whether the artifacts score frames or clips."""
         return "frame" if self.aggregation == "mean" else "clip"

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from stage import StageError, reason_of
+from stage import Scorer, StageError, reason_of
 
 Runtime = Literal["executorch", "onnxruntime", "coreml"]
 ProgramName = Literal["forward", "embed", "score", "clip"]
@@ -23,9 +23,6 @@ BACKENDS: dict[Delegate, str] = {"xnnpack": "XnnpackBackend", "coreml": "CoreMLB
 """What a ``.pte`` hands its operations to, as ExecuTorch registers it."""
 ComputeUnits = Literal["cpu", "cpu+gpu", "cpu+ane", "all"]
 """What Core ML may use; ``ane``: Apple's Neural Engine."""
-Runner = Callable[..., NDArray[np.float32]]
-"""A loaded artifact: crops uint8 [N, S, S, 3] RGB 0..255, or clips uint8 [N, T, S, S, 3] and which frames are valid,
-bool [N, T], to P(fake), float32 [N]."""
 Loaded = Callable[..., NDArray[np.float32]]
 """A loaded program: its inputs in the manifest's order, [N, ...] of any N, to its output [N, ...]. An image is uint8
 [N, S, S, 3] for Core ML too."""
@@ -118,8 +115,8 @@ def in_batches(run: Callable[..., NDArray[np.float32]], batch: int | None) -> Lo
     return run_all
 
 
-def frame_runner(forward: Loaded) -> Runner:
-    """Return a runner of crops, uint8 [N, S, S, 3] RGB 0..255 -> P(fake) float32 [N]."""
+def frame_scorer(forward: Loaded) -> Scorer:
+    """Return a scorer of crops, uint8 [N, S, S, 3] RGB 0..255 -> P(fake) float32 [N]."""
 
     def run(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         return forward(pixels).reshape(len(pixels))
@@ -127,8 +124,8 @@ def frame_runner(forward: Loaded) -> Runner:
     return run
 
 
-def clip_runner(score: Callable[[NDArray[np.uint8], NDArray[np.bool_]], NDArray[np.float32]]) -> Runner:
-    """Return a runner of clips, uint8 [N, T, S, S, 3] RGB 0..255 and valid bool [N, T] -> P(fake) float32 [N].
+def clip_scorer(score: Callable[[NDArray[np.uint8], NDArray[np.bool_]], NDArray[np.float32]]) -> Scorer:
+    """Return a scorer of clips, uint8 [N, T, S, S, 3] RGB 0..255 and valid bool [N, T] -> P(fake) float32 [N].
 
     Raises StageError for a clip that has no valid frame.
     """
@@ -141,8 +138,8 @@ def clip_runner(score: Callable[[NDArray[np.uint8], NDArray[np.bool_]], NDArray[
     return run
 
 
-def in_steps(embed: Loaded, score: Loaded) -> Runner:
-    """Return a runner of clips that embeds each valid frame once; the others have embeddings of zeros."""
+def in_steps(embed: Loaded, score: Loaded) -> Scorer:
+    """Return a scorer of clips that embeds each valid frame once; the others have embeddings of zeros."""
 
     def run(pixels: NDArray[np.uint8], valid: NDArray[np.bool_]) -> NDArray[np.float32]:
         found = [embed(frames[own]) for frames, own in zip(pixels, valid, strict=True)]
@@ -150,17 +147,17 @@ def in_steps(embed: Loaded, score: Loaded) -> Runner:
         embeddings[valid] = np.concatenate(found)
         return score(embeddings, valid.astype(np.float32))
 
-    return clip_runner(run)
+    return clip_scorer(run)
 
 
-def runner_of(programs: Programs, method: Method) -> Runner:
+def scorer_of(programs: Programs, method: Method) -> Scorer:
     """Return what scores frames or clips by the programs of an artifact."""
     if method == "forward":
-        return frame_runner(programs("forward"))
+        return frame_scorer(programs("forward"))
     if method == "steps":
         return in_steps(programs("embed"), programs("score"))
     whole = programs("clip")
-    return clip_runner(lambda pixels, valid: whole(pixels, valid.astype(np.float32)))
+    return clip_scorer(lambda pixels, valid: whole(pixels, valid.astype(np.float32)))
 
 
 def open_artifact(path: Path, runtime: Runtime, threads: int, method: Method, units: ComputeUnits = "all") -> Programs:
@@ -210,9 +207,9 @@ def _is_of(name: ProgramName, found: Any, count: int) -> bool:
 
 def load_artifact(
     path: Path, runtime: Runtime, threads: int, method: Method = "forward", units: ComputeUnits = "all"
-) -> Runner:
+) -> Scorer:
     """Load an artifact to score frames or clips; raises as ``open_artifact``."""
-    return runner_of(open_artifact(path, runtime, threads, method, units), method)
+    return scorer_of(open_artifact(path, runtime, threads, method, units), method)
 
 
 def _opened(path: Path, runtime: Runtime, threads: int, units: ComputeUnits) -> Programs:

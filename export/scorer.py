@@ -20,9 +20,9 @@ from data.tracks import Seen, Tracker
 from data.video import Video
 from export.bundle import Bundle
 from export.manifest import Artifact, Manifest
-from export.runtimes import Loaded, ProgramName, Programs, Runner, evaluated_by, runner_of
+from export.runtimes import Loaded, ProgramName, Programs, evaluated_by, scorer_of
 from export.stopwatch import Stopwatch
-from stage import StageError
+from stage import Scorer, StageError
 
 
 class NoFace(StageError):
@@ -90,7 +90,7 @@ OnClip = Callable[[FaceClip, NDArray[np.float32]], None]
 """Told of every clip that is scored, and its scores: float32 [frames that count], or of a clip student [1]."""
 
 
-class Remembered:
+class EmbeddingCache:
     """``embed``, which does not run again on the crops of the call before: clips overlap."""
 
     def __init__(self, embed: Loaded) -> None:
@@ -121,14 +121,14 @@ class VideoScorer:
         artifact = bundle.chosen(file)
         return cls(bundle.manifest, artifact, bundle.open(artifact))
 
-    def _runner(self, watch: Stopwatch) -> Runner:
+    def _scorer(self, watch: Stopwatch) -> Scorer:
         """Return what scores frames or clips, with the time of each program."""
 
         def timed(name: ProgramName) -> Loaded:
             program = watch.timed("embed" if name == "embed" else "score", self.programs(name))
-            return Remembered(program) if name == "embed" else program
+            return EmbeddingCache(program) if name == "embed" else program
 
-        return runner_of(timed, self.artifact.method)
+        return scorer_of(timed, self.artifact.method)
 
     def _inputs(self, clip: FaceClip, watch: Stopwatch) -> tuple[NDArray[np.generic], ...]:
         """Return what an artifact takes of a clip: the crops of its valid frames, or all and which are valid."""
@@ -165,7 +165,7 @@ class VideoScorer:
     def _score_clips(
         self, path: Path, video: Video | Photo, watch: Stopwatch, found: "_Found", on_clip: OnClip | None
     ) -> None:
-        rule, runner = self.manifest.clip, self._runner(watch)
+        rule, scorer = self.manifest.clip, self._scorer(watch)
         tracker = Tracker(DETECTORS[self.manifest.crop.detector]())
 
         def counted() -> Iterator[Seen]:
@@ -178,7 +178,7 @@ class VideoScorer:
             if rule.per == "clip" and 2 * int(clip.valid.sum()) < rule.frames:
                 found.left_out += 1
                 continue
-            scores = runner(*self._inputs(clip, watch))
+            scores = scorer(*self._inputs(clip, watch))
             if not np.isfinite(scores).all():
                 raise StageError(f"{self.artifact.file} gives no number for frames of {shown(path)}: export it again")
             counts = clip.start + np.flatnonzero(clip.valid)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from models.megatron import Megatron, MegatronSettings
 from models.temporal import ClipHead, Temporal, TemporalSettings
-from stage import Modality, StageError, WrongArgument, reason_of
+from stage import Modality, Per, StageError, WrongArgument, reason_of
 
 BYTE_MAX = 255.0
 
@@ -80,7 +80,7 @@ class Architecture(BaseModel):
         return self.backbone.partition(".")[0]
 
     @property
-    def per(self) -> Literal["frame", "clip"]:
+    def per(self) -> Per:
         """Whether one score belongs to a frame or to a whole clip."""
         return "clip" if self.megatron or self.temporal else "frame"
 

@@ -22,8 +22,8 @@ from benchmarks.machine import describe_machine
 from compress.compute import Compute, Precision, prepare_compute
 from compress.distill import DEFAULT_LOSS, student_task
 from compress.objective import CLASSIFICATION, StudentObjective, parse_losses
-from compress.taught import Taught
 from compress.teach import teach
+from compress.teacher_outputs import TeacherOutputs
 from compress.training import Task
 from data.batches import Batch, balanced_batches
 from data.store import ClipStore
@@ -43,7 +43,7 @@ def task_of(loss: str, teacher: Run | None, views: Views, compute: Compute, cach
     detector = Detector(Architecture(backbone=STUDENT, size=views.store.size))
     weights = parse_losses(loss)
     said = example_outputs(detector, 1, "dense" in weights)
-    taught = Taught(teacher, views, Views(views.store, views.rule), said, compute, cache) if teacher else None
+    taught = TeacherOutputs(teacher, views, Views(views.store, views.rule), said, compute, cache) if teacher else None
     objective = StudentObjective(detector, weights, None, taught.layout if taught else None, said).train()
     return student_task(PixelDetector(detector, Preprocessing.of(STUDENT)), objective, taught, views, compute)
 

@@ -25,7 +25,7 @@ from compress.diagnosis import block_of, noisiest_blocks
 from compress.equalization import STRENGTH, equalize
 from compress.fidelity import logits_of, snr_db
 from compress.int8 import Quantization, observe, simulated
-from compress.quantize import Refused, quantize
+from compress.quantize import RefusedScheme, quantize
 from compress.runs import diagnosis_of, pixel_detector, takes, torch_scorer
 from compress.scoring import score_split
 from data.store import ClipStore
@@ -111,7 +111,7 @@ def written(run: Path, data: Path, teacher: Path, out: Path) -> dict[str, str]:
             continue
         try:
             quantize(run, data, out / scheme, scheme, teacher=teacher if scheme == "int8-qat" else None)
-        except Refused as error:
+        except RefusedScheme as error:
             refused[scheme] = str(error)
     return refused
 

@@ -3,7 +3,7 @@
 import pytest
 from pydantic import BaseModel
 
-from benchmarks.kept import Kept
+from benchmarks.kept import KeptMeasurements
 from stage import StageError
 
 
@@ -20,10 +20,10 @@ def test_an_interrupted_command_goes_on_with_what_was_measured(tmp_path):
         calls.append(value)
         return Figure(value=value)
 
-    with pytest.raises(KeyboardInterrupt), Kept(out, "here") as kept:
+    with pytest.raises(KeyboardInterrupt), KeptMeasurements(out, "here") as kept:
         assert kept.once("row a", lambda: measure(1.5), Figure) == Figure(value=1.5)
         raise KeyboardInterrupt
-    with Kept(out, "here") as kept:
+    with KeptMeasurements(out, "here") as kept:
         assert kept.once("row a", lambda: measure(99), Figure) == Figure(value=1.5)
         assert kept.once("row a, other weights", lambda: measure(2.5), Figure) == Figure(value=2.5)
     assert calls == [1.5, 2.5]
@@ -31,23 +31,26 @@ def test_an_interrupted_command_goes_on_with_what_was_measured(tmp_path):
 
 
 def test_what_was_cut_off_or_failed_is_measured_again(tmp_path):
-    with pytest.raises(KeyboardInterrupt), Kept(tmp_path / "report", "here") as kept:
+    with pytest.raises(KeyboardInterrupt), KeptMeasurements(tmp_path / "report", "here") as kept:
         with pytest.raises(StageError, match="no such row"):
             kept.once("row", lambda: (_ for _ in ()).throw(StageError("no such row")), Figure)
         kept.once("row", lambda: Figure(value=1), Figure)
         raise KeyboardInterrupt
     (file,) = (tmp_path / ".report.unfinished").iterdir()
     file.write_text("")
-    with Kept(tmp_path / "report", "here") as kept:
+    with KeptMeasurements(tmp_path / "report", "here") as kept:
         assert kept.once("row", lambda: Figure(value=2), Figure) == Figure(value=2)
 
 
 def test_a_command_that_measured_nothing_leaves_nothing(tmp_path):
-    with pytest.raises(StageError, match="wrong"), Kept(tmp_path / "report", "here"):
+    with pytest.raises(StageError, match="wrong"), KeptMeasurements(tmp_path / "report", "here"):
         raise StageError("wrong")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_two_commands_do_not_make_one_report(tmp_path):
-    with Kept(tmp_path / "report", "here"), pytest.raises(StageError, match=r"report is being made by another process"):
-        Kept(tmp_path / "report", "here")
+    with (
+        KeptMeasurements(tmp_path / "report", "here"),
+        pytest.raises(StageError, match=r"report is being made by another process"),
+    ):
+        KeptMeasurements(tmp_path / "report", "here")

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pyarrow.parquet as pq
 import pytest
 
-from benchmarks.kept import Kept
+from benchmarks.kept import KeptMeasurements
 from benchmarks.on_phone import _Calls
 from benchmarks.rounds import Corpora, Effort, Rounds, task_of
 from benchmarks.rows import list_subjects
@@ -68,7 +68,7 @@ def test_what_is_replaced_while_it_is_measured_fails_its_row(
         return Measurement(timing=None, scores={})
 
     monkeypatch.setattr("benchmarks.rounds.measure_apart", measured)
-    with pytest.raises(KeyboardInterrupt), Kept(tmp_path / "report", "here") as kept:
+    with pytest.raises(KeyboardInterrupt), KeptMeasurements(tmp_path / "report", "here") as kept:
         rounds = Rounds(corpora, kept)
         for subject in subjects:
             rounds.measure(subject, task_of(subject, tmp_path / "crops", Effort(), corpora, True))

@@ -17,7 +17,7 @@ from compress.objective import (
     StudentObjective,
     parse_losses,
 )
-from compress.taught import Layout
+from compress.teacher_outputs import Layout
 from models.detector import Architecture, Detector
 from models.outputs import Outputs, example_outputs, outputs
 from models.temporal import ClipHead, TemporalSettings

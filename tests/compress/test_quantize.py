@@ -13,7 +13,7 @@ from compress.diagnosis import islands
 from compress.fidelity import Diagnosis, logits_of, snr_db
 from compress.int8 import graph_of, layers_of, observers_of, traced
 from compress.observers import OBSERVERS
-from compress.qat import Lesson, WeightRounding, as_trained, trainable, with_weights_of
+from compress.qat import QatSettings, WeightRounding, as_trained, trainable, with_weights_of
 from compress.quantize import quantize
 from compress.runs import pixel_detector, takes
 from compress.scoring import Takes
@@ -213,7 +213,7 @@ def test_qat_looks_at_the_views_that_its_run_was_trained_on(student_run, opened_
     metrics = json.loads((copy / "metrics.json").read_text())
     metrics["training"]["views"]["views"] = own
     (copy / "metrics.json").write_text(json.dumps(metrics))
-    lesson = Lesson.of(Run(copy), None, opened_store, 6, 0)
+    lesson = QatSettings.of(Run(copy), None, opened_store, 6, 0)
     assert lesson.rule.views == views and lesson.passes // lesson.rule.views == epochs and lesson.of_itself
 
 

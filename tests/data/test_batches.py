@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data.batches import Batch, Unit, balanced_batches, label_shares, natural_batches, read_batch
+from data.batches import Batch, balanced_batches, label_shares, natural_batches, read_batch
 from data.store import Clip, ClipStore
 from data.views import View, ViewRule, Views
-from stage import StageError, WrongArgument
+from stage import Per, StageError, WrongArgument
 from tests.conftest import note_anew
 
 T = 5
@@ -65,7 +65,7 @@ def test_batches_are_full_balanced_and_hold_every_valid_frame(views: Views, size
 
 @pytest.mark.parametrize("unit", ["frame", "clip"])
 @pytest.mark.parametrize("size", [2, 6, 64])
-def test_natural_batches_are_full_and_hold_everything_once(unit: Unit, size: int) -> None:
+def test_natural_batches_are_full_and_hold_everything_once(unit: Per, size: int) -> None:
     batches = list(natural_batches(FEW_FAKES, size, (0,), unit))
     assert {batch.rows.shape for batch in batches} == {(size,)}
     everything = set(range(5)) if unit == "clip" else valid_rows(FEW_FAKES, 0) | valid_rows(FEW_FAKES, 1)

@@ -11,7 +11,7 @@ from data.video import write_video
 from export.bundle import Bundle
 from export.detect import detect
 from export.runtimes import evaluated_by
-from export.scorer import NoFace, Remembered, VideoScorer
+from export.scorer import EmbeddingCache, NoFace, VideoScorer
 from stage import StageError
 
 TALKING = "../shared/data/talking"
@@ -90,7 +90,7 @@ def test_what_was_embedded_is_not_embedded_again():
         return crops.reshape(len(crops), -1)[:, :2].astype(np.float32)
 
     crops = np.arange(6, dtype=np.uint8)[:, None, None, None] * np.ones((1, 4, 4, 3), np.uint8)
-    remembered = Remembered(embed)
+    remembered = EmbeddingCache(embed)
     for places in ([0, 1, 2, 3], [2, 3, 4, 5], [5, 5, 0]):
         np.testing.assert_array_equal(remembered(crops[places])[:, 0], places)
     assert calls == [[0, 1, 2, 3], [4, 5], [0]]

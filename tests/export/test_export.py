@@ -21,7 +21,7 @@ from export.export import export
 from export.forms import Form
 from export.gate import NormalizedTwice, SourceRun, gate
 from export.golden import golden_crops, golden_inputs
-from export.parity import TOLERANCES, Unfit, compare
+from export.parity import TOLERANCES, UnfitArtifact, compare
 from export.programs import Graph, pixel_input, probability
 from export.runtimes import load_artifact
 from files import Lock, sha256_of
@@ -139,7 +139,7 @@ def test_an_artifact_that_fails_the_gate_is_kept_out_and_the_others_are_there(
 ):
     def unlike(path, *args):
         if path.suffix == ".onnx":
-            raise Unfit(f"{path.name} failed the parity gate (lowered)")
+            raise UnfitArtifact(f"{path.name} failed the parity gate (lowered)")
         return gate(path, *args)
 
     monkeypatch.setattr("export.artifact.gate", unlike)
@@ -376,7 +376,7 @@ def _changed(bundle: Bundle, out: Path, **changes: object) -> Path:
 
 def test_a_bundle_of_another_schema_version_is_told_by_its_version(bundle, tmp_path):
     path = _changed(bundle, tmp_path / "old", schema_version=1, artifacts=[{"input": "as it was in version 1"}])
-    with pytest.raises(StageError, match=r"manifest.json is of schema version 1, this program reads 9"):
+    with pytest.raises(StageError, match=r"manifest.json is of schema version 1, this program reads 10"):
         Bundle(path)
 
 

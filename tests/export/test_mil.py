@@ -228,7 +228,7 @@ def test_a_program_that_cannot_be_evaluated_is_not_compared(bundle_path, student
     source = SourceRun.load(student_run, inputs)
     found = gate(bundle_path / "test_byobnet-fp32.mlpackage", Form("coreml"), source, source.golden, inputs)
     if evaluated_by("coreml"):
-        assert ([step.step for step in found.parity], found.runner) == (["fused", "exported"], None)
+        assert ([step.step for step in found.parity], found.scorer) == (["fused", "exported"], None)
         assert found.not_checked == (
             "not compared: test_byobnet-fp32.mlpackage has the operation conv, which only Core ML computes"
         )

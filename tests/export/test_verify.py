@@ -128,7 +128,7 @@ def test_an_artifact_is_held_to_the_ratio_that_its_gate_asked_for(copy):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda m: m.update(schema_version=99), r"is of schema version 99, this program reads 9"),
+        (lambda m: m.update(schema_version=99), r"is of schema version 99, this program reads 10"),
         (lambda m: m["golden"]["outputs"].popitem(), r"has 0 golden outputs of .* for 32 inputs"),
         (
             lambda m: m["artifacts"][0]["programs"][0].update(bytes=7),

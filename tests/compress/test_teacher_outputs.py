@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from compress.compute import Compute, prepare_compute
 from compress.distill import distill
-from compress.taught import Layout, Taught
+from compress.teacher_outputs import Layout, TeacherOutputs
 from data.batches import Batch, Pictures, read_batch
 from data.store import Clip, ClipStore, DamagedClip
 from data.views import ViewRule, Views
@@ -47,9 +47,9 @@ def student_says(kind: str, with_maps: bool) -> Outputs:
     return example_outputs(detector, 4, with_maps)
 
 
-def taught_of(run: Run, views: Views, student: Outputs, compute: Compute, cache: Path | None) -> Taught:
+def taught_of(run: Run, views: Views, student: Outputs, compute: Compute, cache: Path | None) -> TeacherOutputs:
     seen = Views(views.store, views.rule, modalities=run.info.architecture.modalities)
-    return Taught(run, views, seen, student, compute, cache)
+    return TeacherOutputs(run, views, seen, student, compute, cache)
 
 
 def batch_of(views: Views, kind: str) -> Batch:

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from compress.caches import CacheKey, clips_fingerprint, shared_cache, weights_fingerprint
 from compress.compute import Compute
-from data.batches import Pictures, Unit, read_batch
+from data.batches import Pictures, read_batch
 from data.views import Views
 from models.detector import PixelDetector
 from models.outputs import Outputs, example_outputs, on_grids, outputs
 from models.run import Run
 from models.temporal import ClipHead
-from stage import StageError
+from stage import Per, StageError
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class _Teacher:
         return self.rows(pixels, None) if self.layout.head is None else self.rows(pixels[None], valid[None])[0]
 
 
-class Taught:
+class TeacherOutputs:
     """What a teacher says of batches of ``views``, rounded to half precision whether it is kept or not.
 
     It sees the pictures that the student sees, as ``seen`` shows them: the same views in its own modalities. Views of
@@ -104,7 +104,7 @@ class Taught:
         seen.unreadable = views.unreadable
         teacher = _Teacher(run, student, views.store.frames, compute)
         self.layout = teacher.layout
-        self.unit: Unit = run.info.architecture.per
+        self.per: Per = run.info.architecture.per
         self._live = None if cache else teacher
         if cache:
             key = CacheKey(
@@ -127,7 +127,7 @@ class Taught:
         """
         if self._live:
             return self._ask(self._live, read)
-        if self.unit == "frame":
+        if self.per == "frame":
             return self._cache[read.batch.rows].to(self._device), read
         frames = self._views.store.frames
         rows = self._cache[read.batch.frame_rows(frames)]
@@ -136,10 +136,10 @@ class Taught:
     def _ask(self, teacher: _Teacher, read: Pictures) -> tuple[Tensor, Pictures]:
         own = read
         if self._seen.modalities != self._views.modalities:
-            own = read_batch(self._seen, read.batch, self.unit)
+            own = read_batch(self._seen, read.batch, self.per)
             while not np.array_equal(own.batch.rows, read.batch.rows):  # until both sides could read the same views
-                read = read_batch(self._views, own.batch, self.unit)
-                own = read_batch(self._seen, read.batch, self.unit)
+                read = read_batch(self._views, own.batch, self.per)
+                own = read_batch(self._seen, read.batch, self.per)
         said = teacher.rows(own.pixels, own.valid).half().float()
         if not said.isfinite().all():
             raise StageError("the teacher gives numbers beyond half precision: take another --teacher")
