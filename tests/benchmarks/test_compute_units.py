@@ -52,7 +52,7 @@ def test_on_a_mac_each_package_has_a_row_per_choice_of_units(bundle_path, opened
     assert [(s.row.name, s.row.device) for s in subjects] == wanted
     assert {(s.row.status, s.row.threads) for s in subjects} == {("measured", 1)}
     tasks = [task_of(s, tmp_path, Effort(), Corpora(opened_store, "test"), True) for s in subjects]
-    assert [task.pers for task in tasks] == [device for _, device in wanted]
+    assert [task.units for task in tasks] == [device for _, device in wanted]
     assert {task.device for task in tasks} == {"cpu"}  # of torch
 
 
