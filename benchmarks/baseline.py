@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.columns import threads_of
+from benchmarks.pages.columns import threads_of
 from benchmarks.schema import Report, Row, machine_of, read_report
 from compress.auc import auc_change
 from stage import StageError, WrongArgument

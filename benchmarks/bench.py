@@ -12,16 +12,16 @@ import typer
 
 from benchmarks.baseline import Baseline, BaselineOptions
 from benchmarks.clip_cost import ClipCost
-from benchmarks.columns import threads_of
 from benchmarks.comparing import against_peaks, compare_rows
 from benchmarks.figures import Peak
 from benchmarks.kept import KeptMeasurements
 from benchmarks.machine import Machine, describe_machine
 from benchmarks.notes import not_cut, notes_of
 from benchmarks.on_phone import DeviceOptions, PhoneTimer
+from benchmarks.pages.columns import threads_of
+from benchmarks.pages.render import table_text, write_report
 from benchmarks.processor import measure_products
 from benchmarks.reference import read_reference
-from benchmarks.render import table_text, write_report
 from benchmarks.rounds import Corpora, Effort, measure_all
 from benchmarks.rows import Subject, check_fits, list_subjects
 from benchmarks.schema import Report, Session

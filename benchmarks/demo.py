@@ -10,8 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from benchmarks.bench import bench, check_measured
+from benchmarks.pages.render import table_text
 from benchmarks.reference import reference
-from benchmarks.render import table_text
 from benchmarks.schema import read_report
 from compress.distill import distill
 from compress.quantize import quantize

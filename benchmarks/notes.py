@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from benchmarks.columns import threads_of
 from benchmarks.comparing import runtimes_apart
 from benchmarks.machine import slow_int8
 from benchmarks.on_phone import PhoneTimer
+from benchmarks.pages.columns import threads_of
 from benchmarks.reference import Reference
 from benchmarks.rows import Subject
 from benchmarks.schema import MOST_SPREAD

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.render import write_report
+from benchmarks.pages.render import write_report
 from benchmarks.schema import Report, machine_of, read_report
 from compress.fidelity import Diagnosis
 from files import refuse_existing, sha256_of

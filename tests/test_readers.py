@@ -18,8 +18,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.pages.render import write_report
 from benchmarks.reference import read_reference
-from benchmarks.render import write_report
 from benchmarks.report import merge
 from benchmarks.schema import read_report
 from benchmarks.task import clip_scores

@@ -16,7 +16,7 @@ from benchmarks.adb import Phone
 from benchmarks.bench import bench
 from benchmarks.native_runners import read_executorch, read_onnxruntime, tool_of
 from benchmarks.on_phone import ACCURACY, PhoneTimer
-from benchmarks.render import markdown
+from benchmarks.pages.render import markdown
 from benchmarks.report import report as merged
 from benchmarks.rounds import Effort
 from benchmarks.rows import list_subjects

@@ -4,10 +4,10 @@ import json
 
 import pytest
 
+from benchmarks.pages.sections import sections
 from benchmarks.report import merge
 from benchmarks.report import report as merge_files
 from benchmarks.schema import read_report
-from benchmarks.sections import sections
 from stage import StageError
 from tests.benchmarks.reports import DIAGNOSIS, MACHINE, plain_report
 
@@ -130,7 +130,7 @@ def test_size_picture_tells_files_of_one_name_apart(report):
 
     def marks(reports):
         sizes = next(section for section in sections(merge(reports)) if section.title == "Size and accuracy")
-        return sizes.pictures[0].svg.count("student-int8.pte")
+        return sizes.charts[0].svg.count("student-int8.pte")
 
     assert marks([report, other]) == 2 * marks([report])
     assert marks([report, on_another_machine(report)]) == marks([report])

@@ -5,7 +5,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from benchmarks.bench import bench
-from benchmarks.render import html, markdown
+from benchmarks.pages.render import html, markdown
 from benchmarks.robustness import robustness_of
 from benchmarks.schema import read_report
 from benchmarks.worker import measure

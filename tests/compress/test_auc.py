@@ -21,7 +21,7 @@ def pairs_in_order(labels, scores):
 
 def scores_of(labels, values):
     names = tuple(map(str, range(len(labels))))
-    return ClipScores(names, names, labels, names, tuple((name,) for name in names), whole=values)
+    return ClipScores(names, names, labels, names, (("one",),) * len(names), whole=values)
 
 
 @pytest.mark.parametrize("seed", range(30))

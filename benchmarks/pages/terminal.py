@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from benchmarks.columns import COLUMNS, DASH, label, percent, status_of, words
-from benchmarks.headline import headline
+from benchmarks.pages.columns import COLUMNS, DASH, label, percent, status_of, words
+from benchmarks.pages.headline import headline
 from benchmarks.schema import Report
 
 WIDTH = 150

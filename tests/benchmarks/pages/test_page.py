@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.render import html
+from benchmarks.pages.render import html
 from tests.benchmarks.reports import full_report
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")

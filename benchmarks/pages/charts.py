@@ -7,8 +7,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from benchmarks.figures import Budget, Stage, Sustained
-from benchmarks.picture import logarithmic
-from benchmarks.svg import COLOURS, INK, WIDTH, Place, as_svg, shortened, write_labels
+from benchmarks.pages.pareto import logarithmic
+from benchmarks.pages.svg import COLOURS, INK, WIDTH, Place, as_svg, shortened, write_labels
 from compress.fidelity import Diagnosis
 
 LEAST_SHARE = 1e-8
@@ -37,7 +37,7 @@ def _draw_noise(diagnosis: Diagnosis) -> Figure:
     return figure
 
 
-def noise_picture(diagnosis: Diagnosis, name: str) -> str:
+def noise_chart(diagnosis: Diagnosis, name: str) -> str:
     """Draw what each layer's rounding adds to the logits' noise as SVG in the page's text colour."""
     described = f"Noise that each layer of {name} adds to the logits, one bar per layer"
     return as_svg(lambda: _draw_noise(diagnosis), described)
@@ -85,7 +85,7 @@ def _draw_budgets(budgets: list[tuple[str, Budget]]) -> Figure:
     return figure
 
 
-def budget_picture(budgets: list[tuple[str, Budget]]) -> str:
+def budget_chart(budgets: list[tuple[str, Budget]]) -> str:
     """Draw the totals of labelled budgets, each bar divided by its steps, as SVG in the page's text colour."""
     return as_svg(lambda: _draw_budgets(budgets), "Milliseconds a clip, one bar per row, divided by steps")
 
@@ -115,6 +115,6 @@ def _draw_speeds(runs: list[tuple[str, Sustained]]) -> Figure:
     return figure
 
 
-def speed_picture(runs: list[tuple[str, Sustained]]) -> str:
+def speed_chart(runs: list[tuple[str, Sustained]]) -> str:
     """Draw labelled runs' frames per second over time as SVG in the page's text colour."""
     return as_svg(lambda: _draw_speeds(runs), "Frames per second over time, one line per row")

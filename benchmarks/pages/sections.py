@@ -4,14 +4,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from benchmarks.charts import budget_picture, noise_picture, speed_picture
-from benchmarks.columns import COLUMNS, DASH, PLACES, differing, figure, fixed, label, status_of, threads_of
 from benchmarks.figures import Budget, Peak
-from benchmarks.how import how
-from benchmarks.picture import Mark, picture
-from benchmarks.schema import ReferenceSummary, Report, Row
-from benchmarks.svg import shortened
-from benchmarks.tables import (
+from benchmarks.pages.charts import budget_chart, noise_chart, speed_chart
+from benchmarks.pages.columns import COLUMNS, DASH, PLACES, differing, figure, fixed, label, status_of, threads_of
+from benchmarks.pages.how import how
+from benchmarks.pages.pareto import Mark, pareto_chart
+from benchmarks.pages.svg import shortened
+from benchmarks.pages.tables import (
     Table,
     accuracy_table,
     budget_label,
@@ -26,6 +25,7 @@ from benchmarks.tables import (
     sustained_table,
     worst_layers,
 )
+from benchmarks.schema import ReferenceSummary, Report, Row
 from compress.fidelity import Diagnosis
 
 OPTIONS = {
@@ -38,7 +38,7 @@ OPTIONS = {
 
 
 @dataclass(frozen=True)
-class Picture:
+class Chart:
     """A picture and what a reader must know to read it."""
 
     svg: str
@@ -54,7 +54,7 @@ class Section:
     """The run or machine that it tells of."""
     said: tuple[str, ...] = ()
     facts: dict[str, str] = field(default_factory=dict)
-    pictures: tuple[Picture, ...] = ()
+    charts: tuple[Chart, ...] = ()
     tables: tuple[Table, ...] = ()
 
 
@@ -68,7 +68,7 @@ def _latency_caption(own: Sequence[Row], on: str, several: bool, report: Report)
     return caption
 
 
-def _latency_picture(machine: str, report: Report) -> Picture | None:
+def _latency_chart(machine: str, report: Report) -> Chart | None:
     """Draw latency against AUC of one machine's rows, on its fewest threads."""
     own = [row for row in report.rows if row.machine == machine]
     threads = {row.threads for row in own if row.latency_ms}
@@ -87,11 +87,11 @@ def _latency_picture(machine: str, report: Report) -> Picture | None:
         if row.latency_ms and not row.simulated
     ]
     on = f"{threads_of(min(threads))} of {machine}"
-    svg = picture(marks, "Median latency per frame, ms", f"Median latency and AUC, one mark per row on {on}")
-    return Picture(svg, _latency_caption(own, on, len(threads) > 1, report))
+    svg = pareto_chart(marks, "Median latency per frame, ms", f"Median latency and AUC, one mark per row on {on}")
+    return Chart(svg, _latency_caption(own, on, len(threads) > 1, report))
 
 
-def _size_picture(report: Report) -> Picture | None:
+def _size_chart(report: Report) -> Chart | None:
     """Draw size against AUC, each file once."""
     files: dict[tuple[str, str, str], Row] = {}
     for row in sorted(report.rows, key=lambda row: row.threads):
@@ -105,16 +105,16 @@ def _size_picture(report: Report) -> Picture | None:
     ]
     caption = "Each artifact and run whose accuracy was measured, once. Up and to the left is better. "
     caption += "No other is both as small and as accurate as one on the Pareto front."
-    return Picture(picture(marks, "Size, MB", "Size and AUC, one mark per artifact or run"), caption)
+    return Chart(pareto_chart(marks, "Size, MB", "Size and AUC, one mark per artifact or run"), caption)
 
 
 def _pictures(report: Report) -> Iterator[Section]:
-    machines = [_latency_picture(session.machine, report) for session in report.sessions]
+    machines = [_latency_chart(session.machine, report) for session in report.sessions]
     found = tuple(drawn for drawn in machines if drawn)
     said = () if found else ("No row has a latency, so there is no picture.",)
-    yield Section("Latency and accuracy", said=said, pictures=found)
-    if size := _size_picture(report):
-        yield Section("Size and accuracy", pictures=(size,))
+    yield Section("Latency and accuracy", said=said, charts=found)
+    if size := _size_chart(report):
+        yield Section("Size and accuracy", charts=(size,))
 
 
 def _accuracy(report: Report) -> Iterator[Section]:
@@ -156,18 +156,18 @@ def _budgets(budgets: list[Budget]) -> Iterator[Section]:
         "A bar ends at the total, on a logarithmic axis; inside a bar, a step's length is its share of that bar's "
     )
     caption += "total, so that steps are compared within a bar and totals between bars."
-    pictures = (Picture(budget_picture(drawn), caption),) if drawn else ()
-    yield Section("Clip budget", said=(said,), pictures=pictures, tables=budget_tables(budgets))
+    charts = (Chart(budget_chart(drawn), caption),) if drawn else ()
+    yield Section("Clip budget", said=(said,), charts=charts, tables=budget_tables(budgets))
 
 
 def _sustained(rows: list[Row]) -> Iterator[Section]:
     found = [(label(row, rows), row.sustained) for row in rows if row.sustained]
     if found:
         drawn = [(name, run) for name, run in found if run.frames_per_second]
-        picture = Picture(
-            speed_picture(drawn), "A level line keeps its speed; the last point may stand for less than a second."
+        picture = Chart(
+            speed_chart(drawn), "A level line keeps its speed; the last point may stand for less than a second."
         )
-        yield Section("Sustained speed", pictures=(picture,) if drawn else (), tables=(sustained_table(rows),))
+        yield Section("Sustained speed", charts=(picture,) if drawn else (), tables=(sustained_table(rows),))
 
 
 def _profiles(rows: list[Row]) -> Iterator[Section]:
@@ -189,7 +189,7 @@ def _diagnosis_facts(diagnosis: Diagnosis) -> dict[str, str]:
 
 def _diagnoses(report: Report) -> Iterator[Section]:
     for name, found in report.diagnoses.items():
-        drawn = Picture(noise_picture(found, name), "What rounding a layer adds to the logit, on a logarithmic axis.")
+        drawn = Chart(noise_chart(found, name), "What rounding a layer adds to the logit, on a logarithmic axis.")
         yield Section("What int8 cost", name, (), _diagnosis_facts(found), (drawn,), (worst_layers(found),))
 
 

@@ -1,6 +1,6 @@
 """The report in two or three sentences: what was gained, and what was lost."""
 
-from benchmarks.columns import COLUMNS, fixed, percent, threads_of, times
+from benchmarks.pages.columns import COLUMNS, fixed, percent, threads_of, times
 from benchmarks.schema import Report, Row
 
 NO_INT8 = "No int8 artifact was measured for both latency and accuracy."

@@ -6,7 +6,7 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from benchmarks.render import html
+from benchmarks.pages.render import html
 from benchmarks.schema import Report
 from tests.benchmarks.reports import CLOSING, HOSTILE, MACHINE, PHONE, Page, full_report, measured, plain_report
 
@@ -22,19 +22,19 @@ def pictures_of(report: Report) -> list[ElementTree.Element]:
     return [ElementTree.fromstring(found) for found in re.findall(r"<svg.*?</svg>", html(report), re.DOTALL)]
 
 
-def texts_of(picture: ElementTree.Element) -> list[str]:
-    return ["".join(text.itertext()) for text in picture.iter(f"{SVG}text")]
+def texts_of(pareto_chart: ElementTree.Element) -> list[str]:
+    return ["".join(text.itertext()) for text in pareto_chart.iter(f"{SVG}text")]
 
 
 def test_latency_picture_names_the_rows_of_the_fewest_threads_and_the_page_names_the_others(report: Report) -> None:
-    picture = pictures_of(report)[0]
-    texts = texts_of(picture)
+    pareto_chart = pictures_of(report)[0]
+    texts = texts_of(pareto_chart)
     assert "student-int8.pte, 5.30 MB" in texts
     assert not any("2 threads" in text for text in texts)
     assert f"{HOSTILE}, 5.60 MB" in texts
     assert "fast|but_.onnx, 5.50 MB" in texts
     assert "measured" in texts, "the strip of rows without an AUC"
-    assert "currentColor" in ElementTree.tostring(picture, encoding="unicode")
+    assert "currentColor" in ElementTree.tostring(pareto_chart, encoding="unicode")
     page = Page(html(report)).text
     assert "student.mlpackage (not measured: needs macOS); broken.pte (failed: killed by signal 9)" in page
     assert f"Rows on 1 thread of {MACHINE}; those on more threads are in the table alone." in page
@@ -68,9 +68,9 @@ def test_labels_do_not_lie_on_the_front(report: Report) -> None:
     report.rows = [
         measured(f"{name}.pte", p50, 5_300_000, auc=auc) for name, p50, auc in (("a", 4, 0.9), ("b", 40, 0.95))
     ]
-    picture = pictures_of(report)[0]
-    texts = {text.text: float(text.attrib["y"]) for text in picture.iter(f"{SVG}text")}
-    dashed = [path for path in picture.iter(f"{SVG}path") if "stroke-dasharray" in path.attrib.get("style", "")]
+    pareto_chart = pictures_of(report)[0]
+    texts = {text.text: float(text.attrib["y"]) for text in pareto_chart.iter(f"{SVG}text")}
+    dashed = [path for path in pareto_chart.iter(f"{SVG}path") if "stroke-dasharray" in path.attrib.get("style", "")]
     level = max(float(path.attrib["d"].split()[2]) for path in dashed)  # the other one is the legend's, above
     assert abs(texts["a.pte, 5.30 MB"] - level) > 7
 
@@ -82,8 +82,8 @@ def test_pictures_take_names_that_their_font_or_their_formulas_do_not_know() -> 
     report.budgets[1].row = name
     latency, _, size, budget, speed, _ = pictures_of(report)
     assert f"{name}, 5.30 MB" in texts_of(latency)
-    for picture in (size, budget, speed):
-        assert name in texts_of(picture)
+    for pareto_chart in (size, budget, speed):
+        assert name in texts_of(pareto_chart)
 
 
 def test_long_names_are_cut_at_their_beginning(report: Report) -> None:

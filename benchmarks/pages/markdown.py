@@ -1,17 +1,17 @@
-"""A report as GitHub-flavoured Markdown, for a pull request: everything that the HTML page tells but its pictures."""
+"""A report as GitHub-flavoured Markdown, for a pull request: everything that the HTML page tells but its charts."""
 
 import re
 from collections.abc import Iterator, Sequence
 
-from benchmarks.columns import COLUMNS, DASH, deciding, words
-from benchmarks.headline import headline
+from benchmarks.pages.columns import COLUMNS, DASH, deciding, words
+from benchmarks.pages.headline import headline
+from benchmarks.pages.sections import Section, sections
+from benchmarks.pages.tables import Table
 from benchmarks.schema import Report
-from benchmarks.sections import Section, sections
-from benchmarks.tables import Table
 
 ESCAPES = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;"} | {sign: f"\\{sign}" for sign in "\\`*[]|~#$"})
 
-PICTURES = "The pictures are in report.html."
+CHARTS = "The charts are in report.html."
 
 
 def _escaped(text: str) -> str:
@@ -52,7 +52,7 @@ def page(report: Report) -> str:
     """Return a cleaned report as Markdown."""
     lines = ["# Pocketproof report", "", _escaped(headline(report)), "", "## Notes", ""]
     lines += [f"- {_escaped(note)}" for note in report.notes] or ["None."]
-    lines += ["", "## Rows", "", f"{DASH} was not measured; the status says why. {PICTURES}", *_table(_rows(report))]
+    lines += ["", "## Rows", "", f"{DASH} was not measured; the status says why. {CHARTS}", *_table(_rows(report))]
     for section in sections(report):
         if section.said or section.tables or section.facts:
             lines += _section(section)

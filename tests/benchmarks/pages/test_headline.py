@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.headline import NO_INT8, headline
+from benchmarks.pages.headline import NO_INT8, headline
 from benchmarks.schema import Report
 from tests.benchmarks.reports import MACHINE, full_report, measured, plain_report
 

@@ -7,8 +7,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from benchmarks.columns import RUNTIMES
-from benchmarks.svg import COLOURS, INK, WIDTH, Place, as_svg, write_labels
+from benchmarks.pages.columns import RUNTIMES
+from benchmarks.pages.svg import COLOURS, INK, WIDTH, Place, as_svg, write_labels
 
 MARKS = dict(zip(RUNTIMES, zip("os^D", COLOURS, strict=False), strict=True))
 """Shape and colour of a runtime."""
@@ -82,7 +82,7 @@ def _draw(bands: list[list[Mark]], title: str) -> Figure:
     return figure
 
 
-def picture(marks: list[Mark], title: str, described: str) -> str:
+def pareto_chart(marks: list[Mark], title: str, described: str) -> str:
     """Draw cost against AUC as SVG in the page's text colour; marks without an AUC in a strip below."""
     bands = [[mark for mark in marks if mark.auc is not None], [mark for mark in marks if mark.auc is None]]
     return as_svg(lambda: _draw([band for band in bands if band], title), described)

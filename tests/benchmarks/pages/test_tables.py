@@ -3,9 +3,8 @@
 import pytest
 
 from benchmarks.figures import MethodFigures
-from benchmarks.schema import Report
-from benchmarks.sections import sections
-from benchmarks.tables import (
+from benchmarks.pages.sections import sections
+from benchmarks.pages.tables import (
     accuracy_table,
     budget_tables,
     cost_table,
@@ -15,6 +14,7 @@ from benchmarks.tables import (
     stability_table,
     sustained_table,
 )
+from benchmarks.schema import Report
 from tests.benchmarks.reports import BREAKOUT, CLOSING, HOSTILE, full_report
 
 

@@ -5,9 +5,9 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from benchmarks.charts import HATCHES, STAGES, budget_picture, noise_picture, speed_picture
 from benchmarks.figures import Sustained
-from benchmarks.svg import COLOURS
+from benchmarks.pages.charts import HATCHES, STAGES, budget_chart, noise_chart, speed_chart
+from benchmarks.pages.svg import COLOURS
 from tests.benchmarks.reports import DIAGNOSIS, full_report
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -39,7 +39,7 @@ def test_each_step_has_a_colour_and_a_hatch_of_its_own() -> None:
 
 def test_bars_of_budgets_are_divided_as_their_totals_are() -> None:
     budget = full_report().budgets[1]  # 100, 300, 20 and 80 of 500 ms
-    svg = budget_picture([(budget.row, budget)])
+    svg = budget_chart([(budget.row, budget)])
     assert {"500 ms", "student-int8.pte", "decode", "faces", "crop", "score"} <= set(texts_of(svg))
     assert "depth" not in texts_of(svg)
     bars = {name: max(widths_of(svg, COLOURS[STAGES.index(name)])) for name in ("faces", "decode", "score")}
@@ -48,7 +48,7 @@ def test_bars_of_budgets_are_divided_as_their_totals_are() -> None:
 
 
 def test_noise_has_a_bar_for_each_layer_and_says_which_are_in_fp32() -> None:
-    svg = noise_picture(DIAGNOSIS, '"><script>')
+    svg = noise_chart(DIAGNOSIS, '"><script>')
     assert {"int8", "kept in fp32", "Share of the logit's variance"} <= set(texts_of(svg))
     assert ElementTree.fromstring(svg).attrib["aria-label"] == (
         'Noise that each layer of "><script> adds to the logits, one bar per layer'
@@ -58,4 +58,4 @@ def test_noise_has_a_bar_for_each_layer_and_says_which_are_in_fp32() -> None:
 def test_speeds_of_any_length_have_a_label() -> None:
     shared = {"seconds": 1.0, "drop": 0.0, "joules_per_frame": None, "energy": "not known"}
     runs = [(f"row {count}", Sustained(frames_per_second=[9.5] * count, **shared)) for count in (1, 2, 40)]
-    assert {"row 1", "row 2", "row 40"} <= set(texts_of(speed_picture(runs)))
+    assert {"row 1", "row 2", "row 40"} <= set(texts_of(speed_chart(runs)))

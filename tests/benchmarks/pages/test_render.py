@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.columns import ACCURACY, COLUMNS, DECIDING
-from benchmarks.headline import headline
-from benchmarks.render import html, markdown, table_text, write_report
+from benchmarks.pages.columns import ACCURACY, COLUMNS, DECIDING
+from benchmarks.pages.headline import headline
+from benchmarks.pages.render import html, markdown, table_text, write_report
 from benchmarks.schema import Report, read_report, report_schema
 from stage import StageError
 from tests.benchmarks.reports import (
@@ -238,10 +238,10 @@ def test_html_has_headings_in_order_scopes_unique_ids_and_named_pictures(full: R
     headings = [tag for tag, _ in tags if re.fullmatch("h[1-6]", tag)]
     assert headings == ["h1", *["h2"] * (len(headings) - 1)]
     assert all("scope" in names for tag, names in tags if tag == "th")
-    pictures = [names for tag, names in tags if tag == "svg"]
-    assert len(pictures) == 2 + 1 + 1 + 1 + 1  # latency of two machines, size, budget, speed, noise
-    assert all(names["role"] == "img" and names["aria-label"] for names in pictures)
-    assert len({names["aria-label"] for names in pictures}) == len(pictures)
+    charts = [names for tag, names in tags if tag == "svg"]
+    assert len(charts) == 2 + 1 + 1 + 1 + 1  # latency of two machines, size, budget, speed, noise
+    assert all(names["role"] == "img" and names["aria-label"] for names in charts)
+    assert len({names["aria-label"] for names in charts}) == len(charts)
     regions = [names["aria-label"] for tag, names in tags if names.get("role") == "region"]
     assert len(set(regions)) == len(regions)
     ids = [names["id"] for _, names in tags if "id" in names]
@@ -292,7 +292,7 @@ def test_long_names_fit_the_terminal(report: Report) -> None:
     assert max(len(line) for line in table_text(report).splitlines()[1:]) <= 150
 
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def test_published_schema_is_the_report_s() -> None:

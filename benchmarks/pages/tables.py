@@ -4,8 +4,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from benchmarks.charts import STAGES
-from benchmarks.columns import (
+from benchmarks.figures import Budget, MethodFigures, Profile
+from benchmarks.pages.charts import STAGES
+from benchmarks.pages.columns import (
     ACCURACY,
     COLUMNS,
     DASH,
@@ -21,7 +22,6 @@ from benchmarks.columns import (
     times,
     words,
 )
-from benchmarks.figures import Budget, MethodFigures, Profile
 from benchmarks.schema import Report, Row
 from compress.fidelity import Diagnosis
 

@@ -2,10 +2,10 @@
 
 import pytest
 
-from benchmarks.columns import COLUMNS
-from benchmarks.how import how
-from benchmarks.sections import sections
-from benchmarks.tables import stability_table
+from benchmarks.pages.columns import COLUMNS
+from benchmarks.pages.how import how
+from benchmarks.pages.sections import sections
+from benchmarks.pages.tables import stability_table
 from tests.benchmarks.reports import full_report, measured, plain_report
 
 

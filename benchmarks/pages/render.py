@@ -10,12 +10,12 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from benchmarks import markdown as markdown_page
-from benchmarks import terminal
-from benchmarks.columns import COLUMNS, deciding, differing, words
-from benchmarks.headline import headline
+from benchmarks.pages import markdown as markdown_page
+from benchmarks.pages import terminal
+from benchmarks.pages.columns import COLUMNS, deciding, differing, words
+from benchmarks.pages.headline import headline
+from benchmarks.pages.sections import sections
 from benchmarks.schema import Report, Row
-from benchmarks.sections import sections
 from files import written_whole
 
 HERE = Path(__file__).parent
