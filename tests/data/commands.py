@@ -6,6 +6,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from PIL import Image
+
+from data.prepare import prepare
+from data.store import StoreInfo
 
 ROOT = Path(__file__).parents[2]
 SHARED = {"frames": 4, "size": 32, "ratios": "0.5,0,0.5", "seed": 7}
@@ -61,3 +70,33 @@ def killing(folder: Path) -> Path:
         "av.open = opened\n"
     )
     return folder
+
+
+def made(corpus: Path, out: Path, workers: int = 1) -> StoreInfo:
+    return prepare([corpus], out, frames=4, size=32, ratios="0.5,0,0.5", workers=workers, seed=7)
+
+
+def command(corpus: Path, out: Path) -> list[str]:
+    options = ["--frames=4", "--size=32", "--ratios=0.5,0,0.5", "--workers=1", "--seed=7"]
+    return [sys.executable, "-m", "data.prepare", str(corpus), "--out", str(out), *options]
+
+
+def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    line = [sys.executable, "-m", "data.prepare", *arguments]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(line, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+
+
+def videos_of(store: Path) -> dict[str, dict[str, Any]]:
+    return dict(pd.read_parquet(store / "videos.parquet").set_index("path").to_dict("index"))
+
+
+def photos_below(root: Path, astronaut: NDArray[np.uint8]) -> Path:
+    """Photos of two persons, one of nobody, and a file that is none."""
+    head = astronaut[30:210, 140:320]
+    for person, shift in (("anna", 0), ("anna", 4), ("bert", 8)):
+        (root / person).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.roll(head, shift, axis=1)).save(root / person / f"{person}_{shift}.jpg", quality=95)
+    Image.fromarray(np.full_like(head, 90)).save(root / "anna/anna_9.png")
+    (root / "bert/bert_9.webp").write_text("no photo")
+    return root

@@ -1,10 +1,16 @@
 """Tests for Parquet files: what is written is read again, and a full disk is named with the file."""
 
+from pathlib import Path
+
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from data.parquet import RowWriter, read_rows
+from data.png import encode_png
+from data.schemas import CLIP_SCHEMA
+from data.store import ClipStore
 from stage import StageError
 
 SCHEMA = pa.schema([("name", pa.string()), ("rgb", pa.list_(pa.binary()))])
@@ -31,3 +37,34 @@ def test_a_full_disk_is_told_with_the_file(tmp_path, small_disk):
     refused = pytest.raises(StageError, match=r"cannot write .*x\.parquet: File too large")
     with refused, RowWriter(tmp_path / "x.parquet", SCHEMA) as file:
         file.write({"name": "a", "rgb": [noise]})
+
+
+def test_rows_are_written_one_to_a_group_and_read_alone(tmp_path: Path) -> None:
+    pngs = [encode_png(np.full((16, 16, 3), value, np.uint8)) for value in (10, 20)]
+    rows = [{"clip_id": str(n), "rgb": [png], "boxes": [[0, 1, 2, n]]} for n, png in enumerate(pngs)]
+    with RowWriter(tmp_path / "a.parquet", CLIP_SCHEMA) as writer:
+        for row in rows:
+            writer.write(row)
+    file = pq.ParquetFile(tmp_path / "a.parquet")
+    assert file.num_row_groups == 2
+    assert file.read_row_group(1).to_pylist()[0] == dict.fromkeys(CLIP_SCHEMA.names) | {
+        "clip_id": "1",
+        "rgb": [pngs[1]],
+        "boxes": [[0, 1, 2, 1]],
+    }
+
+
+def test_rows_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    with RowWriter(tmp_path / "a.parquet", CLIP_SCHEMA) as writer, pytest.raises(pa.ArrowException):
+        writer.write({"label": "fake"})
+
+
+def test_no_row_no_file(tmp_path: Path) -> None:
+    with RowWriter(tmp_path / "a.parquet", CLIP_SCHEMA):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_path_that_leads_nowhere_is_said_to(tmp_path: Path) -> None:
+    with pytest.raises(StageError, match="store does not exist"):
+        ClipStore(tmp_path / "store")

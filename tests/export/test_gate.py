@@ -1,0 +1,113 @@
+"""The gate: an artifact that does not give what its run gives is in no bundle."""
+
+import numpy as np
+import pytest
+from torch import nn
+
+from compress.runs import pixel_detector
+from export import executorch as pte
+from export import onnx as onnx_writer
+from export.bundle import Bundle
+from export.forms import Form
+from export.gate import NormalizedTwice, SourceRun, gate
+from export.golden import golden_crops, golden_inputs
+from export.parity import TOLERANCES, UnfitArtifact, compare
+from export.programs import Graph, pixel_input, probability
+from stage import StageError
+from tests.conftest import export_here
+from tests.export.conftest import RUNNABLE
+
+
+class Mistaken(nn.Module):
+    """A detector whose graph swaps channels or transposes the picture."""
+
+    def __init__(self, detector: nn.Module, mistake: str) -> None:
+        super().__init__()
+        self.detector, self.mistake = detector, mistake
+
+    def forward(self, pixels):
+        return self.detector(pixels.flip(-1) if self.mistake == "channels swapped" else pixels.transpose(1, 2))
+
+
+@pytest.fixture(scope="module")
+def sources(student_run, int8_run, opened_store):
+    crops = golden_inputs(opened_store, "frame")
+    return {scheme: SourceRun.load(run, crops) for scheme, run in (("fp32", student_run), ("int8", int8_run))}
+
+
+@pytest.fixture(scope="module")
+def detectors(sources):
+    return {scheme: pixel_detector(source.run, dynamic_batch=False) for scheme, source in sources.items()}
+
+
+MISTAKES = ("channels swapped", "normalized twice", "transposed")
+
+
+@pytest.mark.parametrize(
+    ("runtime", "scheme", "mistake"),
+    [("onnxruntime", scheme, mistake) for scheme in ("fp32", "int8") for mistake in MISTAKES]
+    + [("executorch", "fp32", "channels swapped")],
+)
+def test_gate_refuses_a_mistaken_artifact(runtime, scheme, mistake, sources, detectors, opened_store, tmp_path):
+    source, detector = sources[scheme], detectors[scheme]
+    writer, suffix = (onnx_writer, "onnx") if runtime == "onnxruntime" else (pte, "pte")
+    mistaken = NormalizedTwice(detector) if mistake == "normalized twice" else Mistaken(detector, mistake)
+    path = tmp_path / f"mistaken.{suffix}"
+    writer.write([Graph("forward", mistaken, (pixel_input(64),), probability())], path)
+    with pytest.raises(StageError, match=rf"mistaken.{suffix} failed the parity gate .lowered. on 32 real .* is"):
+        gate(path, Form(runtime), source, source.golden, (golden_crops(opened_store),))
+
+
+@pytest.mark.parametrize("file", RUNNABLE)
+@pytest.mark.parametrize("mistake", ["channels swapped", "transposed"])
+def test_every_artifact_on_mistaken_pixels_is_beyond_the_tolerance(bundle, file, mistake, sources):
+    source = sources["int8" if "int8" in file else "fp32"]
+    (pixels,) = bundle.golden_inputs()
+    wrong = pixels[..., ::-1] if mistake == "channels swapped" else pixels.transpose(0, 2, 1, 3)
+    runner = bundle.load(bundle.artifact(file))
+    assert compare(source.golden, runner(pixels), source.run.info.scheme, source.least_snr_db).passed
+    assert not compare(source.golden, runner(wrong), source.run.info.scheme, source.least_snr_db).passed
+
+
+def test_grey_pictures_pass_and_their_colours_are_said_to_be_untold(student_run, bundle, opened_store):
+    grey = np.repeat(golden_crops(opened_store)[..., 1:2], 3, axis=-1)
+    source = SourceRun.load(student_run, (grey,))
+    assert source.untold == ["swapped colours"] and source.fused.passed
+    path = bundle.path / "test_byobnet-fp32.onnx"
+    assert all(step.passed for step in gate(path, Form("onnxruntime"), source, source.golden, (grey,)).parity)
+
+
+def test_failed_gate_leaves_no_bundle(student_run, demo_store, tmp_path, monkeypatch):
+    monkeypatch.setitem(TOLERANCES, "fp32", 0.0)
+    with pytest.raises(StageError, match=r"test_byobnet-fp32.onnx failed the parity gate"):
+        export_here([student_run], demo_store, tmp_path / "bundle", "onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_artifact_that_fails_the_gate_is_kept_out_and_the_others_are_there(
+    student_run, demo_store, tmp_path, monkeypatch, capfd
+):
+    def unlike(path, *args):
+        if path.suffix == ".onnx":
+            raise UnfitArtifact(f"{path.name} failed the parity gate (lowered)")
+        return gate(path, *args)
+
+    monkeypatch.setattr("export.artifact.gate", unlike)
+    with pytest.raises(StageError, match=r"bundle is written without test_byobnet-fp32.onnx: the reasons are above"):
+        export_here([student_run], demo_store, tmp_path / "bundle", "onnx,coreml")
+    assert "no test_byobnet-fp32.onnx: test_byobnet-fp32.onnx failed the parity gate" in capfd.readouterr().err
+    made = Bundle(tmp_path / "bundle")
+    assert [artifact.file for artifact in made.manifest.artifacts] == ["test_byobnet-fp32.mlpackage"]
+    assert [absent.file for absent in made.manifest.absent] == ["test_byobnet-fp32.onnx"]
+    assert not (tmp_path / "bundle" / "test_byobnet-fp32.onnx").exists() and made.check_files() > 5
+
+
+def test_a_compiler_that_fails_costs_only_its_own_artifact(student_run, demo_store, tmp_path, monkeypatch, capfd):
+    def broken(*_):
+        raise AssertionError("guard failed\nin 100 lines")
+
+    monkeypatch.setattr("export.onnx.write", broken)
+    with pytest.raises(StageError, match=r"bundle is written without test_byobnet-fp32.onnx: the reasons are above"):
+        export_here([student_run], demo_store, tmp_path / "bundle", "onnx,coreml")
+    assert "test_byobnet-fp32.onnx cannot be written (AssertionError: guard failed)\n" in capfd.readouterr().err
+    assert [own.file for own in Bundle(tmp_path / "bundle").manifest.artifacts] == ["test_byobnet-fp32.mlpackage"]
