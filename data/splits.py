@@ -1,6 +1,7 @@
 """Splits that share no identity and no source video."""
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -8,6 +9,9 @@ from data.layouts import FAKE, REAL, SPLITS, Source
 from stage import StageError, WrongArgument
 
 __all__ = ["SPLITS", "groups_of", "parse_ratios", "split_sources"]
+
+LARGE = 0.5
+"""A group of more than this part of the smallest share could leave that empty, or fill it twice, by where it lies."""
 
 
 def groups_of(sources: Sequence[Source]) -> list[list[int]]:
@@ -75,12 +79,11 @@ def split_sources(sources: Sequence[Source], ratios: tuple[float, float, float],
     split one by one if that mends it; a source that shows persons of two splits is left out: None.
 
     Raises StageError if one group has two prescribed splits. Deterministic in ``seed`` and in the identities alone,
-    whatever the order of the sources.
+    whatever the order of the sources: with a few files more or less, nearly all persons stay in their splits.
     """
-    groups = sorted(groups_of(sources), key=lambda group: sorted(sources[i].identities for i in group))
-    rng = np.random.default_rng(seed)
-    rng.shuffle(groups)
-    groups.sort(key=len, reverse=True)
+    groups = sorted(
+        groups_of(sources), key=lambda group: _place((p for i in group for p in sources[i].identities), seed)
+    )
     prescribed = [_prescribed([sources[i] for i in group]) for group in groups]
     splits: list[str | None] = [None] * len(sources)
     free = []
@@ -92,22 +95,44 @@ def split_sources(sources: Sequence[Source], ratios: tuple[float, float, float],
     whole = _filled_up(splits, free, ratios)
     if not free or not _lacks_label(sources, whole, ratios):
         return whole
-    for index, split in _by_persons(sources, free[0], ratios, rng).items():
+    largest = max(free, key=len)
+    for index, split in _by_persons(sources, largest, ratios, seed).items():
         splits[index] = split
-    apart = _filled_up(splits, free[1:], ratios)
+    apart = _filled_up(splits, [group for group in free if group is not largest], ratios)
     return whole if _lacks_label(sources, apart, ratios) else apart
+
+
+def _place(identities: Iterable[str], seed: int) -> bytes:
+    """Return where persons stand in the order in which splits are filled: a hash, which no other person changes."""
+    return min(
+        hashlib.sha256(f"{seed} {identity}".encode("utf-8", "surrogateescape")).digest() for identity in identities
+    )
 
 
 def _filled_up(
     splits: Sequence[str | None], groups: list[list[int]], ratios: tuple[float, float, float]
 ) -> list[str | None]:
-    """Give each group, one after another, the split that lacks most of its share of what is in a split at the end."""
+    """Fill the splits up to their shares of all that is in a split at the end.
+
+    Groups that are large beside the smallest share come first, the largest before others, each into the split that
+    lacks most. The others follow in their order: so many into the first split, then into the next.
+    """
     filled_up = list(splits)
     total = sum(split is not None for split in splits) + sum(map(len, groups))
     room = {split: ratio * total - splits.count(split) for split, ratio in zip(SPLITS, ratios, strict=True)}
-    for group in groups:
+    largest = LARGE * total * min(ratio for ratio in ratios if ratio)
+    for group in sorted((group for group in groups if len(group) > largest), key=len, reverse=True):
         chosen = max(SPLITS, key=lambda split: room[split])
         room[chosen] -= len(group)
+        for index in group:
+            filled_up[index] = chosen
+    small = [group for group in groups if len(group) <= largest]
+    ends = np.cumsum([max(0.0, room[split]) for split in SPLITS])
+    count, before = sum(map(len, small)), 0
+    for group in small:
+        middle = (before + len(group) / 2) / count * ends[-1]
+        chosen = SPLITS[min(int(np.searchsorted(ends, middle, side="right")), len(SPLITS) - 1)]
+        before += len(group)
         for index in group:
             filled_up[index] = chosen
     return filled_up
@@ -122,11 +147,10 @@ def _lacks_label(sources: Sequence[Source], splits: Sequence[str | None], ratios
 
 
 def _by_persons(
-    sources: Sequence[Source], group: list[int], ratios: tuple[float, float, float], rng: np.random.Generator
+    sources: Sequence[Source], group: list[int], ratios: tuple[float, float, float], seed: int
 ) -> dict[int, str | None]:
     """Split the persons of a group by the shares; return the split of each of its sources, None for two splits."""
-    persons = sorted({person for index in group for person in sources[index].identities})
-    rng.shuffle(persons)
+    persons = sorted({person for i in group for person in sources[i].identities}, key=lambda name: _place([name], seed))
     drawn = _filled_up([None] * len(persons), [[number] for number in range(len(persons))], ratios)
     split_of = dict(zip(persons, drawn, strict=True))
     found = {index: {split_of[person] for person in sources[index].identities} for index in group}

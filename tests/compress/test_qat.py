@@ -106,15 +106,15 @@ def test_training_changes_nothing_but_weights(qat_parts):
 
 
 def test_a_transformer_learns_to_be_int8(tiny_transformer, demo_store, tmp_path):
-    """Eight crops are too few to match logits on: what was found without is kept."""
-    found = {}
-    for scheme, more in (("int8", {}), ("int8-qat", {"passes": 4})):
+    """Eight crops are too few to match logits on: what was found without is at least kept."""
+    runs = {"int8": {"calibration_clips": 8}, "int8-qat": {"calibration_clips": 32, "passes": 4}}
+    for scheme, options in runs.items():
         out = tmp_path / scheme
-        quantize(tiny_transformer, demo_store, out, scheme=scheme, calibration_clips=8, max_auc_drop=1.0, **more)
-        found[scheme] = json.loads((out / "metrics.json").read_text())
-    calibrated = max(found["int8"]["diagnosis"]["observers"].values())
-    assert found["int8"]["logit_snr_db"] >= calibrated > 5
-    assert found["int8-qat"]["logit_snr_db"] > calibrated
+        quantize(tiny_transformer, demo_store, out, scheme=scheme, max_auc_drop=1.0, **options)
+        metrics = json.loads((out / "metrics.json").read_text())
+        calibrated = max(metrics["diagnosis"]["observers"].values())
+        gained = metrics["logit_snr_db"] - calibrated
+        assert calibrated > 5 and (gained > 3 if scheme == "int8-qat" else gained >= 0)
 
 
 def test_qat_says_where_it_cannot_go_on(student_run, demo_store, tmp_path):

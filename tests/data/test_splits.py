@@ -84,6 +84,28 @@ def test_shares_of_faceforensics_are_within_a_group(pairs: int) -> None:
         assert abs(counts[split] - 4 * pairs * share) <= 4
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_nearly_all_persons_stay_where_they_were_when_a_few_files_come_or_go(seed: int) -> None:
+    """At each of two borders between splits at most the groups move that come or go, and one for rounding."""
+    sources, ratios = faceforensics(250), (0.72, 0.14, 0.14)
+    before = dict(zip([s.name for s in sources], split_sources(sources, ratios, seed), strict=True))
+    fewer = [source for n, source in enumerate(sources) if n // 4 not in (3, 141, 200)]  # three groups of four files
+    after = split_sources(fewer, ratios, seed)
+    moved = sum(before[source.name] != split for source, split in zip(fewer, after, strict=True))
+    assert moved <= 2 * (3 + 1) * 4
+    assert (
+        sum(before[s.name] != o for s, o in zip(sources, split_sources(sources, ratios, seed + 1), strict=True)) > 200
+    )
+
+
+def test_large_groups_are_spread_over_the_splits() -> None:
+    """Six families of 20 files each, where shares are of 84, 12 and 24 files: the smallest gets one all the same."""
+    families = [tuple(f"{family} {child}" for child in range(3)) for family in "abcdef"]
+    sources = sources_of(*(persons for persons in families for _ in range(20)))
+    counts = Counter(split_sources(sources, (0.7, 0.1, 0.2), 0))
+    assert counts == {"train": 80, "val": 20, "test": 20}
+
+
 def celebdf(celebrities: int, others: int) -> list[Source]:
     """Each of some celebrities' originals, swaps of each with each, and originals of others."""
     ids = range(celebrities)
