@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import psutil
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -100,3 +101,15 @@ def photos_below(root: Path, astronaut: NDArray[np.uint8]) -> Path:
     Image.fromarray(np.full_like(head, 90)).save(root / "anna/anna_9.png")
     (root / "bert/bert_9.webp").write_text("no photo")
     return root
+
+
+def processes_of(run: "subprocess.Popen[str]", *words: str) -> list[psutil.Process]:
+    """Return the processes that a command has started and that have an argument with all of these words."""
+    found = []
+    for child in psutil.Process(run.pid).children(recursive=True):
+        try:
+            if any(all(word in argument for word in words) for argument in child.cmdline()):
+                found.append(child)
+        except psutil.NoSuchProcess:
+            continue
+    return found

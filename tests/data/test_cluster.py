@@ -5,30 +5,16 @@ import re
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
 from data.cluster import _called, on_ray
 from stage import StageError
-from tests.data.commands import ended, files, killing, started, wait_for_rows
-
-
-def at_work(run: "subprocess.Popen[str]") -> list[psutil.Process]:
-    """Return the command's processes in which Ray runs our function."""
-    found = []
-    for child in psutil.Process(run.pid).children(recursive=True):
-        try:
-            if any(word.startswith("ray::") and "(work)" in word for word in child.cmdline()):
-                found.append(child)
-        except psutil.NoSuchProcess:
-            continue
-    return found
+from tests.data.commands import ended, files, killing, processes_of, started, wait_for_rows
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +39,7 @@ def test_a_cluster_goes_on_after_a_killed_command_and_killed_workers(corpus: Pat
     os.killpg(here.pid, signal.SIGKILL)
     here.communicate(timeout=20)
     run = started(corpus, out, "--ray=local", stub=stub)
-    while not (workers := at_work(run)):
+    while not (workers := processes_of(run, "ray::", "(work)")):
         assert run.poll() is None
     workers[0].kill()
     said = [line for line in ended(run).splitlines() if not re.fullmatch(r"prepare: \d of \d", line)]

@@ -1,6 +1,5 @@
 """Photos against the pixels that Pillow, OpenCV and numpy put into them, and files that are none."""
 
-import os
 import struct
 import zlib
 from pathlib import Path
@@ -13,6 +12,7 @@ from PIL import Image, ImageOps
 
 from data.photo import Photo
 from data.picture import UnreadableVideo
+from tests.data.videos import what_is_no_file
 
 ORIENTATION = 0x0112
 TURNS = {
@@ -134,15 +134,7 @@ def test_a_photo_cut_short_is_unreadable(tmp_path: Path, suffix: str) -> None:
 
 
 def test_what_is_no_file_is_unreadable(tmp_path: Path) -> None:
-    (tmp_path / "folder.jpg").mkdir()
-    os.mkfifo(tmp_path / "pipe.jpg")
-    (tmp_path / "link.jpg").symlink_to(tmp_path / "nowhere.jpg")
-    for name, reason in {
-        "folder.jpg": "it is not a file",
-        "pipe.jpg": "it is not a file",
-        "link.jpg": "No such file or directory",
-        "missing.jpg": "No such file or directory",
-    }.items():
+    for name, reason in what_is_no_file(tmp_path, "jpg").items():
         with pytest.raises(UnreadableVideo, match=f"{name} cannot be read as a photo: {reason}"):
             Photo(tmp_path / name)
 

@@ -3,13 +3,11 @@
 import os
 import shutil
 import signal
-import subprocess
 import time
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import psutil
 import pytest
 from PIL import Image
 
@@ -18,18 +16,7 @@ from data.store import StoreSettings
 from data.unfinished import Unfinished
 from data.video import Video, write_video
 from stage import StageError
-from tests.data.commands import SHARED, ended, files, killing, started, wait_for_rows
-
-
-def workers_of(run: "subprocess.Popen[str]") -> list[psutil.Process]:
-    found = []
-    for child in psutil.Process(run.pid).children(recursive=True):
-        try:
-            if any("spawn_main" in word for word in child.cmdline()):
-                found.append(child)
-        except psutil.NoSuchProcess:
-            continue
-    return found
+from tests.data.commands import SHARED, ended, files, killing, processes_of, started, wait_for_rows
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +61,7 @@ def test_a_worker_that_is_killed_does_not_end_the_command(
 ) -> None:
     out = tmp_path / "store"
     run = started(corpus, out)
-    while len(workers := workers_of(run)) < 2:
+    while len(workers := processes_of(run, "spawn_main")) < 2:
         assert run.poll() is None
     workers[0].kill()
     said = ended(run)

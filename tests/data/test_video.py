@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from data.picture import Picture, UnreadableVideo
 from data.video import Video, recompressed, write_video
-from tests.data.videos import decode, encode, psnr, quadrants, waves, with_cover, with_display_matrix
+from tests.data.videos import decode, encode, psnr, quadrants, waves, what_is_no_file, with_cover, with_display_matrix
 
 TURNED_CLOCKWISE = (0, 1, -1, 0)
 ORIENTATIONS = [(a, 0, 0, d) for a in (1, -1) for d in (1, -1)] + [(0, b, c, 0) for b in (1, -1) for c in (1, -1)]
@@ -197,15 +197,7 @@ def test_truncated_mp4_is_unreadable(tmp_path: Path) -> None:
 
 
 def test_what_is_no_file_is_unreadable(tmp_path: Path) -> None:
-    (tmp_path / "folder.mp4").mkdir()
-    os.mkfifo(tmp_path / "pipe.mp4")
-    (tmp_path / "link.mp4").symlink_to(tmp_path / "nowhere.mp4")
-    for name, reason in {
-        "folder.mp4": "it is not a file",
-        "pipe.mp4": "it is not a file",
-        "link.mp4": "No such file or directory",
-        "missing.mp4": "No such file or directory",
-    }.items():
+    for name, reason in what_is_no_file(tmp_path, "mp4").items():
         with pytest.raises(UnreadableVideo, match=f"{name} cannot be read as a video: {reason}"):
             Video(tmp_path / name)
 

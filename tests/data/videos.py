@@ -1,5 +1,6 @@
 """Videos that tests write: pictures, encoders, and what is done to a coded stream."""
 
+import os
 import struct
 from collections.abc import Callable
 from fractions import Fraction
@@ -196,3 +197,13 @@ def seekable(folder: Path, kind: str) -> tuple[Path, int]:
     encode(folder / whole, textured(LENGTH), **options)
     spoil(folder / whole, folder / kind)
     return folder / kind, count
+
+
+def what_is_no_file(folder: Path, suffix: str) -> dict[str, str]:
+    """Put into a folder what a file can be mistaken for; return the reason that each is none, by its name."""
+    (folder / f"folder.{suffix}").mkdir()
+    os.mkfifo(folder / f"pipe.{suffix}")
+    (folder / f"link.{suffix}").symlink_to(folder / f"nowhere.{suffix}")
+    reasons = dict.fromkeys(("folder", "pipe"), "it is not a file")
+    reasons |= dict.fromkeys(("link", "missing"), "No such file or directory")
+    return {f"{name}.{suffix}": reason for name, reason in reasons.items()}
