@@ -1,4 +1,4 @@
-"""The area under the ROC curve, as the toolkit compares it: figures, differences and limits to 12 digits."""
+"""The area under the ROC curve (AUC), rounded to 12 digits so that differences can be compared with limits."""
 
 from typing import TYPE_CHECKING
 
@@ -12,39 +12,41 @@ if TYPE_CHECKING:
     from compress.scoring import ClipScores
 
 DIGITS = 12
-"""scikit-learn's sum differs in the 16th digit between score sets of one order, and a loss of exactly a limit would be
-above it as often as not. Different orders of fewer than a million clips are told apart."""
+"""Decimal digits that AUCs are rounded to. scikit-learn's sum differs in the 16th digit between score sets of equal
+ranking, so that an AUC loss of exactly the limit would exceed it half of the time. 12 digits still tell different
+rankings of fewer than a million clips apart."""
 
 
 def auc(labels: Labels, scores: Values) -> float:
-    """Return the AUC of scores, float [N], for labels, int [N], 1 = fake, that hold both; equal orders, equal figures.
+    """Return the AUC, 0..1, of scores, float [N], for labels, int [N], 1 = fake; the same ranking gives the same AUC.
 
-    Raises ValueError for labels of one class.
+    Raises ValueError unless both labels occur.
     """
     return round(float(roc_auc_score(labels, scores)), DIGITS)
 
 
 def auc_change(now: float, before: float) -> float:
-    """Return ``now - before`` of two AUCs, to be compared with a limit."""
+    """Return the difference of two AUCs, ``now - before``, rounded so that it can be compared with a limit."""
     return round(now - before, DIGITS)
 
 
 def auc_difference(own: "ClipScores", other: "ClipScores") -> tuple[float, tuple[float, float] | None]:
-    """Return the AUC of ``own`` less that of ``other`` on the same clips of both labels, and its 95 % interval.
+    """Return the AUC of ``own`` minus that of ``other`` on the same clips, of both labels, and its 95 % interval.
 
-    Both sides of a draw have the same persons. No interval below FEWEST_IDENTITIES of each label.
+    Each bootstrap draw resamples the same persons for both models. The interval is None with fewer than
+    FEWEST_IDENTITIES persons of a label, or where fewer than DRAWS draws hold both labels.
     """
     persons, labels = own.persons, own.labels
-    point = auc_change(own.auc, other.auc)
+    difference = auc_change(own.auc, other.auc)
     if persons_of_rarer(labels, persons) < FEWEST_IDENTITIES:
-        return point, None
+        return difference, None
     with sklearn.config_context(assume_finite=True, skip_parameter_validation=True):
-        drawn = [
+        resampled = [
             roc_auc_score(labels, own.clips, sample_weight=weights)
             - roc_auc_score(labels, other.clips, sample_weight=weights)
             for weights in usable_draws(labels, persons)
         ]
-    if len(drawn) < DRAWS:
-        return point, None
-    low, high = np.quantile(drawn, (0.025, 0.975)).round(DIGITS)
-    return point, (float(low), float(high))
+    if len(resampled) < DRAWS:
+        return difference, None
+    low, high = np.quantile(resampled, (0.025, 0.975)).round(DIGITS)
+    return difference, (float(low), float(high))

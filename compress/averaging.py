@@ -1,4 +1,4 @@
-"""The moving average of the weights that train, which may be validated and kept in their place."""
+"""The exponential moving average of the trained weights, which can be validated and saved in their place."""
 
 import contextlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -8,16 +8,16 @@ from torch import Tensor
 
 
 class MovingAverage:
-    """An average of parameters, which it starts as; with a decay of 0 there is none, and nothing happens."""
+    """A moving average of parameters that starts at their values; with a decay of 0 every method does nothing."""
 
     def __init__(self, parameters: Sequence[Tensor], decay: float) -> None:
         self._parameters, self._decay = parameters, decay
         self.values = [p.detach().clone() for p in parameters] if decay else []
-        """In the order of the parameters."""
+        """The averages, in the order of the parameters; empty with a decay of 0."""
 
     @torch.no_grad()
     def move(self, steps: int) -> None:
-        """Move towards the parameters: ``a += (1 - d) (w - a)``, with d small at first, as it starts at w."""
+        """Move the averages towards the parameters: ``a += (1 - d) (w - a)``, where d grows with ``steps``."""
         if self.values:
             decay = min(self._decay, (1 + steps) / (10 + steps))
             for average, parameter in zip(self.values, self._parameters, strict=True):
@@ -25,22 +25,22 @@ class MovingAverage:
 
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:
-        """Put the average in place of the parameters for a while, where there is one."""
+        """Replace the parameters by their averages inside the ``with`` block, if there are averages."""
         if not self.values:
             yield
             return
-        kept = [p.detach().clone() for p in self._parameters]
+        originals = [p.detach().clone() for p in self._parameters]
         _copy(self.values, self._parameters)
         yield
-        _copy(kept, self._parameters)
+        _copy(originals, self._parameters)
 
     def restore(self, values: Iterable[Tensor]) -> None:
-        """Take up an average from where it was."""
+        """Set the averages to saved ``values``."""
         _copy(values, self.values)
 
 
 @torch.no_grad()
 def _copy(values: Iterable[Tensor], into: Iterable[Tensor]) -> None:
-    """Put values into tensors of their shapes."""
+    """Copy values into tensors of the same shapes, in place."""
     for tensor, value in zip(into, values, strict=True):
         tensor.copy_(value)

@@ -1,4 +1,4 @@
-"""What batch norms know of the data at the end of a pass."""
+"""Exact running statistics of batch norms at the end of a pass (PreciseBN)."""
 
 from collections.abc import Callable, Iterable
 
@@ -9,10 +9,10 @@ from torch import Tensor, nn
 def settle_batch_norms(
     objective: nn.Module, batches: Iterable[tuple[Tensor, ...]], mean: Callable[[Tensor], Tensor]
 ) -> None:
-    """Replace running statistics of batch norms by the plain mean over ``batches`` (PreciseBN, arXiv 2105.07576, 3).
+    """Replace running statistics of batch norms by their plain mean over ``batches`` (PreciseBN, arXiv 2105.07576, 3).
 
-    Running averages lag behind weights that move fast: after a short training they shift every score to one side.
-    ``mean`` is taken over processes.
+    Running averages lag behind weights that change fast: after a short training they shift all scores to one side.
+    ``batches``: arguments of ``objective``; ``mean``: averages a tensor over the training processes.
     """
     norms = [m for m in objective.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
     norms = [norm for norm in norms if norm.track_running_stats]
@@ -21,7 +21,7 @@ def settle_batch_norms(
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
-        norm.momentum = None  # a cumulative mean
+        norm.momentum = None  # None: a cumulative mean
     with torch.no_grad():
         for inputs in batches:
             objective(*inputs)

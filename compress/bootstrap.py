@@ -1,4 +1,4 @@
-"""Draws of persons with replacement, from which every interval of an accuracy figure comes."""
+"""Bootstrap draws of persons with replacement, from which all intervals of accuracy figures are computed."""
 
 from collections.abc import Iterator, Sequence
 
@@ -6,55 +6,58 @@ import numpy as np
 from numpy.typing import NDArray
 
 DRAWS = 1000
-"""Of a bootstrap: what Efron and Tibshirani (1993, 14.2) hold to be the least for a percentile interval."""
+"""Number of bootstrap draws: the minimum for a percentile interval according to Efron and Tibshirani (1993, 14.2)."""
 MOST_DRAWS = 10 * DRAWS
-"""Counting those that lack a class and are drawn again."""
+"""Limit of draws, including those that lack a class and are repeated."""
 FEWEST_IDENTITIES = 10
-"""Of each label: with 2 or 3 persons of one of them, intervals of 95 % hold 60 % of the time (docs/lab-notes.md)."""
+"""Minimum of persons per label: with 2 or 3 persons of a label, 95 % intervals cover only 60 % (docs/lab-notes.md)."""
 BOOTSTRAP_SEED = 0
 
 Labels = NDArray[np.int64]
-"""int64 [N], 1 = fake."""
+"""Labels, int64 [N], 1 = fake."""
 Values = NDArray[np.float64]
-"""float64 [N]."""
+"""Scores or weights, float64 [N]."""
 Identities = Sequence[tuple[str, ...]]
-"""The persons of each of N items."""
+"""Names of the persons in each of N items."""
 
 
 def identity_draws(identities: Identities, rng: np.random.Generator) -> Iterator[Values]:
-    """Yield, without end, how often each of N items counts when its persons are drawn with replacement: float [N].
+    """Yield endlessly the weights of N items, float [N], when their persons are drawn with replacement.
 
-    An item of persons a and b counts c_a * c_b times, because both had to be drawn: the pigeonhole bootstrap of Owen
+    An item of persons a and b, drawn c_a and c_b times, has the weight c_a * c_b: the pigeonhole bootstrap of Owen
     (2007, Annals of Applied Statistics 1(2)) for data crossed by two factors.
     """
     names = sorted({name for item in identities for name in item})
-    places = {name: place for place, name in enumerate(names)}
+    indices = {name: index for index, name in enumerate(names)}
     members = np.full((len(identities), max(len(set(item)) for item in identities)), len(names))
     for row, item in enumerate(identities):
-        members[row, : len(set(item))] = sorted({places[name] for name in item})
+        members[row, : len(set(item))] = sorted({indices[name] for name in item})
     while True:
         counts = np.bincount(rng.integers(len(names), size=len(names)), minlength=len(names) + 1)
-        counts[-1] = 1  # for items of fewer persons than others have
+        counts[-1] = 1  # the padding of items with fewer persons
         yield counts[members].prod(axis=1).astype(np.float64)
 
 
 def persons_of_rarer(labels: Labels, identities: Identities) -> int:
-    """Return how many persons the items of the label have that has fewer: the draws vary by no more than these."""
+    """Return the number of persons of the label that has fewer: it limits how much draws can vary."""
     return min(
-        len({name for item, label in zip(identities, labels, strict=True) if label == own for name in item})
-        for own in np.unique(labels)
+        len({name for item, label in zip(identities, labels, strict=True) if label == chosen for name in item})
+        for chosen in np.unique(labels)
     )
 
 
 def usable_draws(labels: Labels, identities: Identities) -> Iterator[Values]:
-    """Yield at most DRAWS draws in which every label of the sample occurs; others are drawn again, within bounds."""
+    """Yield at most DRAWS weights, float [N], under which every label of the sample still occurs.
+
+    Other draws are repeated, up to MOST_DRAWS in all.
+    """
     draws = identity_draws(identities, np.random.default_rng(BOOTSTRAP_SEED))
-    of_label = [labels == label for label in np.unique(labels)]
-    found = 0
+    label_masks = [labels == label for label in np.unique(labels)]
+    usable = 0
     for _ in range(MOST_DRAWS):
         weights = next(draws)
-        if all(weights[own].any() for own in of_label):
-            found += 1
+        if all(weights[mask].any() for mask in label_masks):
+            usable += 1
             yield weights
-        if found == DRAWS:
+        if usable == DRAWS:
             return

@@ -1,4 +1,4 @@
-"""What a frozen network says of every frame, computed once and kept on disk."""
+"""Outputs of a frozen network for every frame, computed once and kept on disk."""
 
 import hashlib
 from pathlib import Path
@@ -26,13 +26,13 @@ CacheFolder = Annotated[
 
 
 def default_cache(store: Path) -> Path:
-    """Return the folder beside a store in which outputs of frozen networks are kept."""
-    store = store.resolve()  # of ``.``, which has no name
+    """Return the cache folder beside a store: ``STORE.cache``."""
+    store = store.resolve()  # the path ``.`` has no name to append to
     return store.with_name(f"{store.name}.cache")
 
 
 def weights_fingerprint(network: nn.Module) -> str:
-    """Return the SHA-256 of a network's tensors by name, shape and value."""
+    """Return the SHA-256 of the names, dtypes, shapes and values of a network's tensors."""
     digest = hashlib.sha256()
     for name, tensor in sorted(network.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
@@ -41,29 +41,29 @@ def weights_fingerprint(network: nn.Module) -> str:
 
 
 def clips_fingerprint(views: Views) -> str:
-    """Return the SHA-256 of the names of a split's clips, in order: those that every number of views is made of."""
+    """Return the SHA-256 of the names of a split's clips, in order, whatever the number of views of each."""
     names = "\n".join(f"{view.clip.clip_id} {view.forged}" for view in views.views if not view.number)
     return hashlib.sha256(names.encode()).hexdigest()
 
 
 class CacheKey(BaseModel):
-    """What decides the numbers in a cache; another key is another cache."""
+    """Everything that the numbers in a cache depend on; another key means another cache."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     of: str
-    """What is kept: ``frozen features``, ``teacher outputs``."""
+    """Kind of content: ``frozen features`` or ``teacher outputs``."""
     store: str
     clips: str
-    """SHA-256 of what the rows are of: training does without clips whose file is damaged, and has them when it is not.
-    """
+    """SHA-256 of the clips that the rows belong to (``clips_fingerprint``): a clip whose file is damaged is left out of
+    training, and is back once the file is repaired."""
     weights: str
     network: str
     precision: str
     versions: dict[str, str] = Field(default_factory=lambda: versions_of(PACKAGES))
-    """Of what draws views and computes."""
+    """Versions of the packages that draw views and compute outputs."""
     maps: str = ""
-    """Shapes of feature maps that are kept beside embedding and logits."""
+    """Shapes of the feature maps that are kept beside embedding and logits."""
     modalities: tuple[Modality, ...] = ("rgb",)
     split: str = "train"
     rule: ViewRule
@@ -71,21 +71,21 @@ class CacheKey(BaseModel):
     @field_validator("rule")
     @classmethod
     def _plain(cls, rule: ViewRule) -> ViewRule:
-        """Forget what decides nothing: plain clips are the same under every seed and policy."""
+        """Reset settings without effect: plain clips are the same under every seed and policy."""
         if rule.views == 1 and not rule.forge:
             return ViewRule()
-        needless = {"augment": rule.views == 1, "weakest_forgery": not rule.forge}
-        return ViewRule(**rule.model_dump(exclude={name for name, idle in needless.items() if idle}))
+        without_effect = {"augment": rule.views == 1, "weakest_forgery": not rule.forge}
+        return ViewRule(**rule.model_dump(exclude={name for name, unused in without_effect.items() if unused}))
 
     @property
     def folder(self) -> str:
-        """Name of the cache's folder: the same for any number of views, which are added one by one."""
-        alike = self.model_copy(update={"rule": self.rule.model_copy(update={"views": 1})})
-        return f"{self.of.replace(' ', '-')}-{hashlib.sha256(alike.model_dump_json().encode()).hexdigest()[:16]}"
+        """Name of the cache's folder. It does not depend on the number of views, so that more can be added later."""
+        one_view = self.model_copy(update={"rule": self.rule.model_copy(update={"views": 1})})
+        return f"{self.of.replace(' ', '-')}-{hashlib.sha256(one_view.model_dump_json().encode()).hexdigest()[:16]}"
 
 
 def _say_why_anew(root: Path, key: CacheKey) -> None:
-    """Say which parts of the key differ from those of the caches that are there."""
+    """Print in which parts the key differs from that of the most similar existing cache."""
     others = []
     for file in sorted(root.glob(f"{key.of.replace(' ', '-')}-*/{KEY_FILE}")):
         try:
@@ -93,16 +93,16 @@ def _say_why_anew(root: Path, key: CacheKey) -> None:
         except (OSError, ValidationError):
             continue
     others = [other for other in others if (other.split, other.modalities) == (key.split, key.modalities)]
-    parts = list(CacheKey.model_fields)
-    changes = [[part for part in parts if getattr(other, part) != getattr(key, part)] for other in others]
+    fields = list(CacheKey.model_fields)
+    changes = [[field for field in fields if getattr(other, field) != getattr(key, field)] for other in others]
     if changes:
         say(f"{key.of} are computed: those that are kept differ in {', '.join(sorted(changes, key=len)[0])}")
 
 
 class FrameCache:
-    """One array per frame, float16, memory-mapped, in one file a block of views. Rows are those of ``Views``.
+    """One float16 array per frame, in one memory-mapped file per block of views. Rows are numbered as in ``Views``.
 
-    Interrupted work goes on where it was. Two processes may fill one cache at once: both write the same numbers.
+    Interrupted filling resumes where it was. Two processes may fill one cache at once: both write the same numbers.
     """
 
     def __init__(self, blocks: list[NDArray[np.float16]], done: list[NDArray[np.bool_]], folder: Path) -> None:
@@ -110,13 +110,14 @@ class FrameCache:
         self._ends = np.cumsum([len(block) for block in blocks])
 
     def __getitem__(self, rows: NDArray[np.int64]) -> Tensor:
-        """Return the arrays of the given rows, float32 [B, ...]."""
+        """Return the arrays of the rows, int64 [B], as float32 [B, ...]."""
         result = np.empty((len(rows), *self._blocks[0].shape[1:]), np.float16)
-        places = np.searchsorted(self._ends, rows, side="right")
-        for place in np.unique(places):
-            here = places == place
-            block = self._blocks[place]
-            result[here] = block[rows[here] - (self._ends[place] - len(block))]
+        block_numbers = np.searchsorted(self._ends, rows, side="right")
+        for number in np.unique(block_numbers):
+            in_block = block_numbers == number
+            block = self._blocks[number]
+            first_row = self._ends[number] - len(block)
+            result[in_block] = block[rows[in_block] - first_row]
         return torch.from_numpy(result).float()
 
     @classmethod
@@ -128,11 +129,11 @@ class FrameCache:
         compute: OfView,
         where: ProcessGroup | None = None,
     ) -> "FrameCache":
-        """Call ``compute`` on each view that the cache at ``root`` lacks.
+        """Open the cache for ``key`` below ``root``, after calling ``compute`` on each view that it lacks.
 
-        Says how much disk it takes before it writes. ``where``: the processes that train together, each of which
-        computes its share. Views that cannot be read are marked so and keep zeros. Raises StageError where nothing can
-        be written, or where a view of another split than train cannot be read.
+        Prints the disk space before it writes. ``where``: the processes that train together, each of which computes its
+        share. Training views that cannot be read are added to ``views.unreadable`` and keep zeros. Raises StageError if
+        the folder cannot be written, or if a view of another split than train cannot be read.
         """
         folder = root / key.folder
         if (where is None or where.rank == 0) and not (folder / KEY_FILE).exists():
@@ -147,23 +148,23 @@ class FrameCache:
             filling.fill()
         else:
             filling.fill_together(where)
-        filled = [filling.opened(number) for number in range(len(views.blocks))]
-        return cls([rows for rows, _ in filled], [done for _, done in filled], folder)
+        blocks = [filling.opened(number) for number in range(len(views.blocks))]
+        return cls([rows for rows, _ in blocks], [done for _, done in blocks], folder)
 
     def require_whole(self, unreadable: set[int]) -> None:
-        """Raise StageError unless every view is there but those that could not be read."""
-        absent = set(np.flatnonzero(~np.concatenate(self._done)).tolist()) - unreadable
-        if absent:
+        """Raise StageError if a view is missing that is not among the ``unreadable`` ones (numbers in ``Views``)."""
+        missing = set(np.flatnonzero(~np.concatenate(self._done)).tolist()) - unreadable
+        if missing:
             raise StageError(
-                f"{self._folder} lacks {len(absent)} views that another process was to fill: "
+                f"{self._folder} lacks {len(missing)} views that another process was to fill: "
                 "give --cache on a disk that all processes see"
             )
 
 
 def shared_cache(root: Path, key: CacheKey, views: Views, compute: OfView, where: Compute) -> FrameCache:
-    """Fill a cache (``FrameCache.fill``) by all processes of a training, and let each know what none can read.
+    """Fill a cache (``FrameCache.fill``) with all processes of a training and share which views cannot be read.
 
-    Raises StageError also if one of them does not see what the others filled.
+    Raises StageError as ``fill`` does, and if a process does not see what the others filled.
     """
     cache = FrameCache.fill(root, key, views, compute, where)
     views.unreadable.update(*where.gathered(views.unreadable))

@@ -1,4 +1,4 @@
-"""Calibration of static int8: ranges from training crops, layers that stay in float32, logits brought to the run's."""
+"""Calibration of static int8: ranges from training crops, layers kept in float32, logits matched to the run's."""
 
 import copy
 import functools
@@ -27,37 +27,37 @@ from stage import progress
 
 PICTURES_AT_ONCE = 32
 RIDGES = np.logspace(-3, 4, 8)
-"""Of which the penalty is chosen, in units of the inputs' variance."""
+"""Candidate penalties of the ridge regression, in units of the inputs' variance."""
 NetworkInputs = tuple[Tensor, ...]
-"""What a detector takes: pictures, float32 and normalized, and of clips which frames are valid."""
+"""Arguments of a detector: normalized pictures, float32, and for clips the mask of valid frames, bool [N, T]."""
 
 
 def drawn_inputs(run: Run, looks: Takes, store: ClipStore, split: str, samples: int, seed: int) -> list[NetworkInputs]:
-    """Return label-balanced frames or clips of a split, as a run's detector takes them, in batches.
+    """Return label-balanced frames or clips of a split in batches, prepared as inputs of a run's detector.
 
-    As many are drawn as ``samples`` says, or as the rarer label has, evenly over the methods of forgery. A training
-    split without fakes gives forgeries of its own.
+    ``samples`` of them are drawn, but no more per label than the rarer label has, evenly over the methods of forgery.
+    In a training split without fakes, forgeries are made from its real clips.
     """
     labels = {clip.label for clip in store.clips(split, both=False)}
     views = Views(store, ViewRule(forge=FAKE not in labels, seed=seed), split, looks.modalities)
-    weight = {"frame": lambda view: int(view.valid.sum()), "clip": lambda _: 1}[looks.per]
-    fewest = min(sum(map(weight, (view for view in views.views if view.label == label))) for label in (REAL, FAKE))
+    samples_of = {"frame": lambda view: int(view.valid.sum()), "clip": lambda _: 1}[looks.per]
+    fewest = min(sum(map(samples_of, (view for view in views.views if view.label == label))) for label in (REAL, FAKE))
     batch = next(balanced_batches(views, 2 * max(1, min(samples // 2, fewest)), (seed,), looks.per))
     step = PICTURES_AT_ONCE if looks.per == "frame" else max(1, PICTURES_AT_ONCE // store.frames)
     parts = [slice(start, start + step) for start in range(0, len(batch.rows), step)]
     pixels_in = PixelDetector(nn.Identity(), run.info.preprocessing)
-    found = []
-    # Both labels in each part: a moving average of ranges forgets the first ones.
+    batches: list[NetworkInputs] = []
+    # Each part holds both labels, because a moving average of ranges forgets the first samples.
     mixed = Batch(*(values.reshape(2, -1).T.ravel() for values in (batch.rows, batch.labels)))
     for part in parts:
         read = read_batch(views, Batch(mixed.rows[part], mixed.labels[part]), looks.per)
         valid = () if read.valid is None else (torch.from_numpy(read.valid),)
-        found.append((pixels_in.pictures(torch.from_numpy(read.pixels)), *valid))
-    return found
+        batches.append((pixels_in.pictures(torch.from_numpy(read.pixels)), *valid))
+    return batches
 
 
 def backbone_pictures(batches: Sequence[NetworkInputs]) -> list[Tensor]:
-    """Return what a backbone sees of frames, float32 [N, 3, S, S] in batches: each modality is a picture."""
+    """Return the inputs of a backbone, float32 [N, 3, S, S] in batches: each modality of each frame is one picture."""
     return [pictures.flatten(0, -4) if pictures.ndim > 4 else pictures for pictures, *_ in batches]
 
 
@@ -69,49 +69,50 @@ class Calibrated:
     observer: ObserverName
     tensors: Tensors
     program: Detector
-    """What int8 computes, in float32."""
+    """The int8 program simulated in float32."""
     tried: dict[ObserverName, float]
-    """Logit SNR in dB on validation crops by observer."""
+    """Logit SNR in dB on validation samples, by observer."""
 
     def keeping(self, float_layers: Sequence[str]) -> Detector:
-        """Return the program in which some layers stay in float32, with a head of its own."""
+        """Return the program with ``float_layers`` kept in float32 and its own copy of the head."""
         program = simulated(self.detector, self.tensors, float_layers) if float_layers else self.program
         return program.with_parts(head=copy.deepcopy(self.detector.head))
 
 
 def logits(network: nn.Module, batches: Iterable[NetworkInputs]) -> NDArray[np.float64]:
-    """Return fake minus real of samples in batches, float64 [N]."""
+    """Return the fake logit minus the real one of all samples in the batches, float64 [N]."""
     with torch.inference_mode():
-        given = torch.cat([network(*inputs) for inputs in batches]).double()
-    return (given[:, 1] - given[:, 0]).numpy()
+        outputs = torch.cat([network(*inputs) for inputs in batches]).double()
+    return (outputs[:, 1] - outputs[:, 0]).numpy()
 
 
 def one_pair(scores: ClipScores) -> float:
-    """Return what one real and one fake clip in the wrong order cost in AUC: the least that a split can tell."""
+    """Return the AUC lost when one real and one fake clip are in the wrong order: the smallest change on a split."""
     fakes = int(scores.labels.sum())
     return 1.0 / (fakes * (len(scores.labels) - fakes))
 
 
 def validation_scores(network: nn.Module, run: Run, store: ClipStore) -> ClipScores:
-    """Return what a network that takes what a run's detector takes says of the validation split."""
+    """Return the scores, on the validation split, of a network with the same inputs as a run's detector."""
     scorer = torch_scorer(PixelDetector(network, run.info.preprocessing), torch.device("cpu"))
     return score_split(scorer, store, "val", takes(run.info))
 
 
 def calibrate(detector: Detector, pictures: Sequence[Tensor], validation: Sequence[NetworkInputs]) -> Calibrated:
-    """Find the ranges of a fused and equalized detector's tensors, by the observer of most logit SNR on ``validation``.
+    """Find the ranges of a fused, equalized detector's tensors by the observer of highest logit SNR on ``validation``.
 
-    pictures: what the backbone sees of training frames, float32 [N, 3, S, S], normalized, in batches.
+    pictures: the backbone's inputs for training frames, float32 [N, 3, S, S], normalized, in batches.
     """
-    found = observe(detector, progress(pictures, "calibrate"))
-    exact, program = logits(detector, validation), simulated(detector, next(iter(found.values())))
+    candidates = observe(detector, progress(pictures, "calibrate"))
+    exact = logits(detector, validation)
+    program = simulated(detector, next(iter(candidates.values())))
     tried: dict[ObserverName, float] = {}
-    for name, tensors in progress(list(found.items()), "compare observers"):
+    for name, tensors in progress(list(candidates.items()), "compare observers"):
         set_numbers(graph_of(program), tensors)
         tried[name] = snr_db(exact, logits(program, validation))
     best = max(tried, key=lambda name: tried[name])
-    set_numbers(graph_of(program), found[best])
-    return Calibrated(detector, best, found[best], program, tried)
+    set_numbers(graph_of(program), candidates[best])
+    return Calibrated(detector, best, candidates[best], program, tried)
 
 
 def keep_in_float(
@@ -120,50 +121,51 @@ def keep_in_float(
     score: Callable[[Detector], ClipScores],
     least_auc: float,
 ) -> tuple[list[str], Detector, ClipScores]:
-    """Return the layers that stay in float32 for an AUC of ``least_auc``, few, by bisection; the program; its scores.
+    """Return few layers to keep in float32 for an AUC of ``least_auc``, the program that keeps them, and its scores.
 
-    Whole blocks stay, those first whose rounding adds most to the logits' noise: one layer alone would still take
-    rounded values and give such. ``keeping``: layers to the program in which they stay; ``score``: of validation clips.
+    Their number is found by bisection. Whole blocks are kept, the noisiest in the logits first: a single layer would
+    still have rounded inputs and outputs. ``keeping``: returns the program that keeps given layers; ``score``: returns
+    a program's scores on validation clips.
     """
     layers = [noise.layer for noise in noises]
     blocks = noisiest_blocks(noises)
 
-    def kept(count: int) -> list[str]:
+    def layers_in_blocks(count: int) -> list[str]:
         return [layer for layer in layers if block_of(layer) in blocks[:count]]
 
     @functools.cache
-    def tried(count: int) -> tuple[Detector, ClipScores]:
-        program = keeping(kept(count))
+    def program_and_scores(count: int) -> tuple[Detector, ClipScores]:
+        program = keeping(layers_in_blocks(count))
         return program, score(program)
 
     def suffices(count: int) -> bool:
-        return tried(count)[1].auc >= least_auc
+        return program_and_scores(count)[1].auc >= least_auc
 
     too_few, enough = (-1, 0) if suffices(0) else (0, len(blocks))
     while enough - too_few > 1:
         middle = (too_few + enough) // 2
         too_few, enough = (too_few, middle) if suffices(middle) else (middle, enough)
-    return kept(enough), *tried(enough)
+    return layers_in_blocks(enough), *program_and_scores(enough)
 
 
 def match_logits(program: Detector, expected: NDArray[np.float64], batches: Sequence[NetworkInputs]) -> None:
-    """Change the layer that gives a program's logits, in place, so that they come nearest to ``expected``, float64 [N].
+    """Adjust a program's last layer, in place, so that its logits come closest to ``expected``, float64 [N].
 
-    Rounding shrinks and shifts logits by some percent: a line is fitted first, by least squares. What is left is fitted
-    by ridge regression on the layer's inputs, held back as far as leave-one-out says. Labels play no part. Where int8
-    has turned the order round, there is nothing to fit.
+    Rounding shrinks and shifts logits by some percent, so a line is fitted first, by least squares. The residual is
+    fitted by ridge regression on the layer's inputs, with the penalty chosen by leave-one-out. Labels are not used. If
+    the fitted slope is not positive, int8 has reversed the order of scores, and the layer is left as it is.
     """
-    last, seen = program.classifier, list[Tensor]()
-    hook = last.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    last, captured = program.classifier, list[Tensor]()
+    hook = last.register_forward_pre_hook(lambda _, arguments: captured.append(arguments[0]))
     rounded = logits(program, batches)
     hook.remove()
     slope, shift = np.polyfit(rounded, expected, 1) if np.var(rounded) else (0.0, 0.0)
     if slope <= 0:
         return
-    inputs = torch.cat(seen).double().numpy()
+    inputs = torch.cat(captured).double().numpy()
     penalties = RIDGES * inputs.var(axis=0).mean() * len(inputs)
-    left = RidgeCV(penalties).fit(inputs, expected - (slope * rounded + shift))
+    residual = RidgeCV(penalties).fit(inputs, expected - (slope * rounded + shift))
     halves = torch.tensor([-0.5, 0.5])
     with torch.no_grad():
-        last.weight.mul_(slope).add_(halves[:, None] * torch.from_numpy(left.coef_).float())
-        last.bias.mul_(slope).add_(halves * float(shift + left.intercept_))
+        last.weight.mul_(slope).add_(halves[:, None] * torch.from_numpy(residual.coef_).float())
+        last.bias.mul_(slope).add_(halves * float(shift + residual.intercept_))

@@ -1,4 +1,4 @@
-"""Where and in which numbers a run trains: device, processes, mixed precision, and what mixed precision brings."""
+"""Device, processes and precision of a training, and how much faster mixed precision makes it."""
 
 import contextlib
 import os
@@ -21,18 +21,18 @@ Precision = Literal["fp32", "autocast", "bf16", "fp16"]
 TIMED_STEPS = 3
 MOST_READERS = 4
 LONGEST_WAIT = timedelta(days=1)
-"""Of a process for the others: one may fill its share of a cache hours before them."""
+"""Time that a process waits for the others: it may finish its share of a cache hours before them."""
 
 
 @dataclass(frozen=True)
 class Compute:
-    """Where and in which numbers a run trains."""
+    """Device, processes and precision of a training."""
 
     accelerator: Accelerator
     dtype: torch.dtype | None
-    """What autocast casts to; None in fp32."""
+    """The type that autocast casts to; None in fp32."""
     precision: str
-    """What was computed, with the reason where it is not what was asked for."""
+    """The precision in use, with the reason where it is not the requested one."""
 
     @property
     def device(self) -> torch.device:
@@ -46,22 +46,22 @@ class Compute:
 
     @property
     def rank(self) -> int:
-        """The number of this process."""
+        """The number of this process, from 0."""
         return int(self.accelerator.process_index)
 
     @property
     def readers(self) -> int:
-        """Threads that read batches ahead; none on a CPU, which has no time to spare while it computes."""
+        """Number of threads that read batches ahead; 0 on a CPU, whose cores are busy computing."""
         return 0 if self.device.type == "cpu" else max(1, min(MOST_READERS, (os.cpu_count() or 1) // self.processes))
 
     @property
     def numbers(self) -> str:
-        """What decides how a network's outputs are rounded: the kind of device and the numbers it computes in."""
+        """Device type and number type, which decide how a network's outputs are rounded: ``cpu in fp32``."""
         return f"{self.device.type} in {self.dtype or 'fp32'}"
 
     @property
     def where(self) -> str:
-        """What must stay the same for a training to go on exactly: processes, device, numbers."""
+        """Processes, device type and number type, which must stay the same for a training to resume exactly."""
         return f"{self.processes} processes on {self.numbers}"
 
     def context(self) -> torch.autocast:
@@ -76,7 +76,7 @@ class Compute:
         return result
 
     def gathered(self, found: Any) -> list[Any]:
-        """Return what every process found, in the order of their numbers."""
+        """Return the ``found`` objects of all processes, in the order of their ranks; waits for all of them."""
         if self.processes == 1:
             return [found]
         from accelerate.utils import gather_object
@@ -84,31 +84,31 @@ class Compute:
         return list(gather_object([found]))
 
 
-def _launchers_variables() -> str:
-    """Return the environment variables by which launchers name the processes of a training."""
-    beginnings = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_", "ACCELERATE_", "PMI_", "OMPI_", "MV2_", "MPI_")
-    return ", ".join(sorted(name for name in os.environ if name.startswith(beginnings))) or "none is set"
+def _launcher_variables() -> str:
+    """Return the names of the environment variables, set by launchers, that describe the processes of a training."""
+    prefixes = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_", "ACCELERATE_", "PMI_", "OMPI_", "MV2_", "MPI_")
+    return ", ".join(sorted(name for name in os.environ if name.startswith(prefixes))) or "none is set"
 
 
 def prepare_compute(precision: Precision, on_cpu: bool = False) -> Compute:
-    """Choose device and numbers. ``autocast`` is the fast 16-bit type, or fp32 where there is none, and said so.
+    """Choose the device and the precision. ``autocast`` is the fast 16-bit type, or fp32, with a message, without one.
 
-    ``on_cpu``: not on a GPU, whatever there is. Raises StageError where launchers' variables name no processes.
+    ``on_cpu``: do not use a GPU. Raises StageError if the environment variables of launchers do not describe processes.
     """
-    # Accelerator keeps one process-wide precision, which stages run one after another would fight over; the casting
-    # is therefore done here.
-    patient = InitProcessGroupKwargs(timeout=LONGEST_WAIT)
+    # Accelerator has one precision per process, but stages that run one after another may need different ones: casting
+    # is therefore done by ``Compute.context``.
+    long_timeout = InitProcessGroupKwargs(timeout=LONGEST_WAIT)
     if (world := os.environ.get("WORLD_SIZE", "1")) != "1":
         say(f"WORLD_SIZE is {world}: waiting for the other processes of this training")
-    left_behind = _launchers_variables()  # before Accelerate sets those that lack
+    launcher_variables = _launcher_variables()  # before Accelerate sets the missing ones
     try:
         accelerator = Accelerator(
-            mixed_precision="no", cpu=on_cpu or not torch.accelerator.is_available(), kwargs_handlers=[patient]
+            mixed_precision="no", cpu=on_cpu or not torch.accelerator.is_available(), kwargs_handlers=[long_timeout]
         )
     except (ValueError, RuntimeError, ImportError) as error:
         raise StageError(
             f"no training can begin here ({reason_of(error)}): start several processes with torchrun or accelerate "
-            f"launch; for one, unset what launchers have left in the environment ({left_behind})"
+            f"launch; for one, unset what launchers have left in the environment ({launcher_variables})"
         ) from error
     refuse_tf32()
     device = torch.device(accelerator.device)
@@ -123,9 +123,10 @@ def prepare_compute(precision: Precision, on_cpu: bool = False) -> Compute:
 
 
 def training_speed(compute: Compute, objective: nn.Module, inputs: tuple[Tensor, ...]) -> dict[str, Any]:
-    """Time forward and backward passes of ``objective(*inputs)`` in fp32 and in the 16-bit type that is trained in.
+    """Time forward and backward passes of ``objective(*inputs)`` in fp32 and in the 16-bit type of the training.
 
-    Weights, buffers and random numbers stay as they are. Returns medians in milliseconds, or why there are none.
+    Weights, buffers and random states stay as they are. Returns ``step_ms``, the median milliseconds by type, with
+    ``autocast_speedup``, or an empty ``step_ms`` with the ``reason``.
     """
     chosen = compute.dtype or fast_dtype(compute.device)
     if chosen is None:
@@ -133,23 +134,23 @@ def training_speed(compute: Compute, objective: nn.Module, inputs: tuple[Tensor,
     types = {"fp32": None, str(chosen).removeprefix("torch."): chosen}
     with _untouched(objective):
         try:
-            found = {name: _step_ms(compute.device, objective, inputs, dtype) for name, dtype in types.items()}
+            step_ms = {name: _step_ms(compute.device, objective, inputs, dtype) for name, dtype in types.items()}
         except RuntimeError as error:
             if not out_of_memory(error):
                 raise
             return {"step_ms": {}, "reason": "not timed: a step in fp32 does not fit into this device's memory"}
-    fp32, cast = found.values()
-    return {"step_ms": found, "autocast_speedup": round(fp32 / cast, 2)}
+    fp32, cast = step_ms.values()
+    return {"step_ms": step_ms, "autocast_speedup": round(fp32 / cast, 2)}
 
 
 @contextlib.contextmanager
 def _untouched(objective: nn.Module) -> Iterator[None]:
-    """Put back gradients, buffers, mode and the state of random numbers afterwards."""
+    """Enter training mode, and restore the mode, buffers and random states afterwards, without gradients."""
     buffers = [buffer.clone() for buffer in objective.buffers()]
     training = objective.training
     device = next(objective.parameters()).device
-    others = [] if device.type == "cpu" else [device]
-    with torch.random.fork_rng(others, device_type=device.type if others else "cuda"):
+    accelerators = [] if device.type == "cpu" else [device]
+    with torch.random.fork_rng(accelerators, device_type=device.type if accelerators else "cuda"):
         objective.train()
         try:
             yield
@@ -163,6 +164,7 @@ def _untouched(objective: nn.Module) -> Iterator[None]:
 def _step_ms(
     device: torch.device, objective: nn.Module, inputs: tuple[Tensor, ...], dtype: torch.dtype | None
 ) -> float:
+    """Return the median milliseconds of TIMED_STEPS forward and backward passes, after one that is not counted."""
     times = []
     for _ in range(1 + TIMED_STEPS):
         started = time.perf_counter()
@@ -176,9 +178,9 @@ def _step_ms(
 
 
 def samples_of_part(batch_size: int, accumulate: int, processes: int) -> int:
-    """Return the samples of the part of a batch that a process takes at once, as many real as fake ones.
+    """Return how many samples of a batch a process computes at once: half of them are real, half fake.
 
-    Raises StageError if the batch cannot be cut so.
+    Raises WrongArgument if the batch cannot be divided into such parts.
     """
     if batch_size % (2 * accumulate * processes):
         raise WrongArgument(

@@ -1,4 +1,4 @@
-"""What int8 costs and where: the noise that each layer's rounding adds to the logits, on real crops."""
+"""Where int8 loses accuracy: the noise that each layer's rounding adds to the logits, measured on real crops."""
 
 import math
 import re
@@ -18,13 +18,14 @@ from models.detector import Detector, per_picture
 
 
 class _Layers(Interpreter):
-    """Runs a simulated int8 graph and keeps what each layer gives."""
+    """Runs a simulated int8 graph and records the output of each layer."""
 
     def __init__(self, graph: GraphModule) -> None:
         super().__init__(graph, garbage_collect_values=True)
         self.layers = layers_of(graph)
         self.roundings = {graph.get_submodule(name) for name, _, _ in observers_of(graph)}
         self.outputs: dict[str, Tensor] = {}
+        """Outputs by layer, float32 [N, ...]."""
 
     def run_node(self, n: Node) -> Any:
         """Run one operation."""
@@ -35,38 +36,41 @@ class _Layers(Interpreter):
 
 
 class _Exact(_Layers):
-    """Runs the same graph without rounding, and keeps each error that rounding would make, and where it would enter."""
+    """Runs the same graph without rounding, and records each rounding error and the place where it would enter."""
 
     def __init__(self, graph: GraphModule) -> None:
         super().__init__(graph)
         self.errors: list[tuple[str, Tensor, Tensor]] = []
-        """By layer: zeros that were added, float [N, ...] with a gradient, and the error, of the same shape."""
+        """Layer; zeros added where the error would enter, float [N, ...] with a gradient; the error, of that shape."""
         self._latest = next(iter(self.layers.values()))
         self._rounded: dict[Node, Tensor] = {}
-        """What each rounding since the latest layer gives."""
+        """Outputs of the roundings since the latest layer."""
 
     def _is_rounding(self, node: Node) -> bool:
         return node.op == "call_module" and self.fetch_attr(str(node.target)) in self.roundings
 
-    def _entry(self, value: Tensor, error: Tensor) -> Tensor:
+    def _record_error(self, value: Tensor, error: Tensor) -> Tensor:
+        """Record an error of the latest layer, and return the value plus zeros whose gradient is that of the error."""
         zeros = torch.zeros_like(value, requires_grad=True)
         self.errors.append((self._latest, zeros, error.detach()))
         return value + zeros
 
     def _round(self, node: Node, value: Tensor) -> Tensor:
-        """Note the error that a rounding makes: where the same layer's have rounded all it follows from, of that.
+        """Record the error of one rounding; ``value`` is the exact output of the operation before it.
 
-        Pooling, flattening, dropout and clamping give rounded values as they get them: a second rounding adds nothing.
+        If all inputs of that operation have already been rounded since the latest layer, the error is relative to the
+        operation on rounded inputs: pooling, flattening, dropout and clamping keep values rounded, so that a second
+        rounding adds no error.
         """
-        operation, given = node.all_input_nodes[0], value
-        taken = operation.all_input_nodes
-        if taken and all(own in self._rounded for own in taken):
+        operation, unrounded = node.all_input_nodes[0], value
+        operands = operation.all_input_nodes
+        if operands and all(operand in self._rounded for operand in operands):
             assert callable(operation.target)
-            copies = {own: self._rounded[own].clone() for own in taken}  # some operations work in place
+            copies = {operand: self._rounded[operand].clone() for operand in operands}  # some operations work in place
             args, kwargs = map_arg((operation.args, operation.kwargs), copies.__getitem__)
-            given = operation.target(*args, **kwargs)
-        self._rounded[node] = self.fetch_attr(str(node.target))(given).detach()
-        return self._entry(value, self._rounded[node] - given)
+            unrounded = operation.target(*args, **kwargs)
+        self._rounded[node] = self.fetch_attr(str(node.target))(unrounded).detach()
+        return self._record_error(value, self._rounded[node] - unrounded)
 
     def run_node(self, n: Node) -> Any:
         """Run one operation."""
@@ -76,11 +80,11 @@ class _Exact(_Layers):
         value = super().run_node(n)
         if n in self.layers:
             self._latest, self._rounded = self.layers[n], {}
-            (given, weight, *bias), _ = self.fetch_args_kwargs_from_env(n)
+            (layer_input, weight, *bias), _ = self.fetch_args_kwargs_from_env(n)
             assert isinstance(n.args[1], Node) and callable(n.target)
             if n.args[1].op == "call_module":
                 rounded = self.fetch_attr(str(n.args[1].target))(weight)
-                return self._entry(value, n.target(given, rounded, *bias) - value)
+                return self._record_error(value, n.target(layer_input, rounded, *bias) - value)
         return value
 
 
@@ -92,41 +96,42 @@ class _Run(nn.Module):
         self._interpreter = interpreter
 
     def forward(self, pictures: Tensor) -> Any:
-        """Run it."""
+        """Return the graph's output for pictures, float32 [N, 3, S, S]."""
         return self._interpreter.run(pictures)
 
 
-def _difference(logits: Tensor) -> Tensor:
+def _fake_minus_real(logits: Tensor) -> Tensor:
+    """Return the fake logit minus the real one, [N], of logits [N, 2]."""
     return logits[:, 1] - logits[:, 0]
 
 
 def layer_noise(program: Detector, batches: Iterable[tuple[Tensor, ...]]) -> list[LayerNoise]:
-    """Say what each layer of a simulated int8 program adds to the noise of the logits.
+    """Return how much noise each layer of a simulated int8 program adds to the logits, in the order of the layers.
 
-    batches: what the detector takes, few samples at a time. A layer's share is of first order: errors times the
-    gradient of the logit where they enter, each layer on its own. In the whole program they add up or cancel.
+    batches: inputs of the detector, few samples at a time. A layer's noise is a first-order estimate: its errors times
+    the gradient of the logit where they enter, for each layer alone. In the whole program they add up or cancel.
     """
     graph = graph_of(program)
     graph.requires_grad_(False)
     power, error, noise = (defaultdict[str, float](float) for _ in range(3))
-    found: list[Tensor] = []
+    logit_batches: list[Tensor] = []
     for pictures, *valid in batches:
         exact, rounded = _Exact(graph), _Layers(graph)
         logits = program.with_parts(backbone=_Run(exact))(pictures, *valid)
-        found.append(_difference(logits).detach())
-        gradients = torch.autograd.grad(_difference(logits).sum(), [zeros for _, zeros, _ in exact.errors])
-        parts = defaultdict[str, Tensor](lambda: torch.zeros(1))
-        for (layer, _, wrong), gradient in zip(exact.errors, gradients, strict=True):
-            parts[layer] = parts[layer] + (gradient * wrong).reshape(len(pictures), -1).sum(1)
-        for layer, part in parts.items():
-            noise[layer] += float(part.square().sum())
+        logit_batches.append(_fake_minus_real(logits).detach())
+        gradients = torch.autograd.grad(_fake_minus_real(logits).sum(), [zeros for _, zeros, _ in exact.errors])
+        shifts = defaultdict[str, Tensor](lambda: torch.zeros(1))
+        for (layer, _, rounding_error), gradient in zip(exact.errors, gradients, strict=True):
+            shifts[layer] = shifts[layer] + (gradient * rounding_error).reshape(len(pictures), -1).sum(1)
+        for layer, shift in shifts.items():
+            noise[layer] += float(shift.square().sum())
         with torch.inference_mode():
             per_picture(_Run(rounded), pictures)
         for layer, value in exact.outputs.items():
             power[layer] += float(value.square().sum())
             error[layer] += float((value - rounded.outputs[layer]).square().sum())
-    logit = torch.cat(found)
-    variance = max(float(logit.var(correction=0)) * len(logit), 1e-30)  # 0: a network that says one thing of all
+    logit = torch.cat(logit_batches)
+    variance = max(float(logit.var(correction=0)) * len(logit), 1e-30)  # 0: all outputs are equal
     return [
         LayerNoise(layer=layer, snr_db=_decibels(power[layer], error[layer]), logit_noise=noise[layer] / variance)
         for layer in power
@@ -134,32 +139,33 @@ def layer_noise(program: Detector, batches: Iterable[tuple[Tensor, ...]]) -> lis
 
 
 def _decibels(power: float, error: float) -> float:
+    """Return the signal-to-noise ratio in dB of the power of a signal and of its error."""
     if not error:
         return MOST_DB
     return 10 * math.log10(power / error) if power else -MOST_DB
 
 
 def islands(program: Detector) -> dict[str, int]:
-    """Count the operations of a simulated backbone that take what int8 gives and compute in float32, by kind."""
+    """Count, by kind, the operations of a simulated backbone that take int8 inputs but compute in float32."""
     graph = graph_of(program)
     observers = {name for name, _, _ in observers_of(graph)}
-    found: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     for node in graph.graph.nodes:
         annotation = node.meta.get(Q_ANNOTATION_KEY)
-        after_int8 = any(given.target in observers for given in node.all_input_nodes)
+        after_int8 = any(operand.target in observers for operand in node.all_input_nodes)
         if node.op == "call_function" and after_int8 and not (annotation and annotation._annotated):
-            found[node.target.__name__.split(".")[0].rstrip("_")] += 1
-    return dict(sorted(found.items()))
+            counts[node.target.__name__.split(".")[0].rstrip("_")] += 1
+    return dict(sorted(counts.items()))
 
 
 def block_of(layer: str) -> str:
-    """Return the block of a backbone that a layer belongs to: ``blocks.1`` of ``blocks.1.conv``."""
+    """Return the name of the block that a layer belongs to: ``blocks.1`` for ``blocks.1.conv``."""
     numbered = re.match(r".*\.\d+(?=\.|$)", layer)
     return numbered.group() if numbered else layer.split(".")[0]
 
 
 def noisiest_blocks(noises: Iterable[LayerNoise]) -> list[str]:
-    """Return the blocks of a network, those first whose layers add most to the noise of the logits."""
+    """Return the blocks of a network, first those whose layers add most to the noise of the logits."""
     noise = defaultdict[str, float](float)
     for layer in noises:
         noise[block_of(layer.layer)] += layer.logit_noise
