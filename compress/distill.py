@@ -1,4 +1,4 @@
-"""Distill a teacher into a student: what the teacher says of each picture is computed once, and imitated."""
+"""Distill a teacher into a student, which imitates the teacher's outputs; these are computed once per picture."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -31,11 +31,15 @@ from stage import Modality, Per, Seed, StageError, WrongArgument, run_as_script,
 
 DEFAULT_LOSS = "classification,kl,embedding-kl"
 BATCH = {"frame": 16, "clip": 4}
-"""Frames or clips of a step, unless asked for otherwise."""
+"""Default batch size in frames or clips, by kind of student."""
 
 
 def load_teacher(path: Path, store: ClipStore, kind: str) -> Run:
-    """Open the run to learn from. Raises StageError if it is not one, or looks at what the store does not hold."""
+    """Return the teacher run at ``path``.
+
+    Raises StageError if it has no trained fp32 network, if it does not score what the ``kind`` of student scores (frame
+    or clip), or if the store does not hold its inputs.
+    """
     run = Run(path)
     architecture = run.info.architecture
     if run.info.meaningless:
@@ -52,7 +56,10 @@ def load_teacher(path: Path, store: ClipStore, kind: str) -> Run:
 
 
 def _losses(text: str, teacher: Path | None) -> dict[str, float]:
-    """Return the weights of losses. Raises StageError if they ask a teacher that is not there, or ask nothing of it."""
+    """Return the weight of each loss.
+
+    Raises WrongArgument if a loss needs a teacher and there is none, or if no loss uses the teacher.
+    """
     weights = parse_losses(text)
     imitated = [name for name in weights if name != CLASSIFICATION]
     if imitated and teacher is None:
@@ -66,9 +73,9 @@ def _losses(text: str, teacher: Path | None) -> dict[str, float]:
     return weights
 
 
-def _check_balance(balance: str, named: dict[str, float]) -> None:
-    """Raise StageError if the rarer label is to weigh more, and no loss knows labels."""
-    if balance == "weights" and CLASSIFICATION not in named:
+def _check_balance(balance: str, loss_weights: dict[str, float]) -> None:
+    """Raise WrongArgument if labels are to be weighted but no loss uses labels."""
+    if balance == "weights" and CLASSIFICATION not in loss_weights:
         raise WrongArgument(
             f"--balance weights weighs labels in the loss {CLASSIFICATION}: add it to --loss, or leave --balance out"
         )
@@ -89,26 +96,29 @@ def _architecture(
 def student_task(
     student: PixelDetector, objective: StudentObjective, taught: TeacherOutputs | None, views: Views, compute: Compute
 ) -> Task:
-    """Return what trains: ``student`` holds the detector of ``objective``, which imitates what the teacher said."""
+    """Return the training task of a student.
+
+    ``student`` wraps the detector of ``objective``; ``taught``: the teacher's outputs that it imitates, if any.
+    """
     architecture = objective.student.architecture
     device, looks = compute.device, Takes(architecture.modalities, architecture.per)
     student.to(device).to(memory_format=torch.channels_last)
 
     def inputs_of(batch: Batch) -> tuple[Tensor, ...]:
         read = read_batch(views, batch, looks.per)
-        said: tuple[Tensor, ...] = ()
+        teacher_rows: tuple[Tensor, ...] = ()
         if taught:
             rows, read = taught(read)
-            said = (rows,)
+            teacher_rows = (rows,)
         pictures = student.pictures(torch.from_numpy(read.pixels).to(device))
         if pictures.ndim == 4:
             pictures = pictures.contiguous(memory_format=torch.channels_last)
         valid = () if read.valid is None else (torch.from_numpy(read.valid).to(device),)
-        return torch.from_numpy(batch.labels).to(device), pictures, *valid, *said
+        return torch.from_numpy(batch.labels).to(device), pictures, *valid, *teacher_rows
 
     def scorer(*inputs: NDArray[Any]) -> NDArray[np.float32]:
-        given = (torch.from_numpy(array).to(device) for array in inputs)
-        scores: NDArray[np.float32] = student(*given).float().cpu().numpy()
+        tensors = (torch.from_numpy(array).to(device) for array in inputs)
+        scores: NDArray[np.float32] = student(*tensors).float().cpu().numpy()
         return scores
 
     return Task(objective.to(device), inputs_of, from_pixels(scorer, views.store, looks), views, looks.per)
@@ -156,8 +166,8 @@ def distill(
     Example: **pocketproof distill --teacher runs/dino --data store --out runs/student**
     """
     refuse_existing(out)
-    named = _losses(loss, teacher)
-    _check_balance(schedule.balance, named)
+    loss_weights = _losses(loss, teacher)
+    _check_balance(schedule.balance, loss_weights)
     if live_teacher and teacher is None:
         raise WrongArgument("--live-teacher asks a teacher at every step: give --teacher, or leave it out")
     if cache and (live_teacher or teacher is None):
@@ -170,29 +180,32 @@ def distill(
     training = Views(store, rule, modalities=[modality])
     store.clips("val"), store.clips("test")
     run = load_teacher(teacher, store, kind) if teacher else None
-    seen = Views(store, rule, modalities=run.info.architecture.modalities) if run else None
+    teacher_views = Views(store, rule, modalities=run.info.architecture.modalities) if run else None
     schedule = replace(schedule, epochs=epochs, batch_size=batch_size or BATCH[kind], learning_rate=learning_rate)
     start = Start.of(architecture, Path(weights) if weights not in (None, "hub") else None, weights is None, seed)
     teachers = [run] if run else []
-    info = start.info("student", data_source(store, *teachers), seed, *(own.as_parent() for own in teachers))
-    asked = asked_of(info, rule, schedule) | {"loss": named}
+    parents = [teacher_run.as_parent() for teacher_run in teachers]
+    info = start.info("student", data_source(store, *teachers), seed, *parents)
+    asked = asked_of(info, rule, schedule) | {"loss": loss_weights}
     compute = prepare_compute(schedule.precision)
-    check_related(named, samples_of_part(schedule.batch_size, schedule.accumulate, compute.processes))
-    said = example_outputs(start.detector, store.frames, "dense" in named and kind == "frame")
+    check_related(loss_weights, samples_of_part(schedule.batch_size, schedule.accumulate, compute.processes))
+    example = example_outputs(start.detector, store.frames, "dense" in loss_weights and kind == "frame")
     with UnfinishedRun(out, asked) as unfinished:
-        kept = None if live_teacher else cache or default_cache(data)
-        taught = TeacherOutputs(run, training, seen, said, compute, kept) if run and seen else None
+        cache_folder = None if live_teacher else cache or default_cache(data)
+        taught = None
+        if run and teacher_views:
+            taught = TeacherOutputs(run, training, teacher_views, example, compute, cache_folder)
         objective = StudentObjective(
             start.detector,
-            named,
+            loss_weights,
             class_weights(schedule.balance, training, kind),
             taught.layout if taught else None,
-            said,
+            example,
         )
         pixels_in = PixelDetector(start.detector, info.preprocessing)
         task = student_task(pixels_in, objective, taught, training, compute)
         history = fit(compute, task, schedule, seed, unfinished)
-        finish_run(unfinished, info, pixels_in, store, history | {"loss": named})
+        finish_run(unfinished, info, pixels_in, store, history | {"loss": loss_weights})
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Equalization: the channels of a tensor brought nearer to one range, so that one int8 scale serves them all.
+"""Equalization: scales the channels of a tensor to similar ranges, so that one int8 scale suits them all.
 
-Between two layers a channel may be multiplied by s if the first layer's weights are, and the next one's are divided by
-it: the network computes what it did (arXiv 1906.04721, section 4.1, there between the two layers about a ReLU). Here
-everything that a tensor meets on its way is followed: residual sums share one s, a ReLU, a mean and a gate let it pass;
-GELU, ReLU6, sigmoid, the input and the embeddings forbid it.
+A channel between two layers may be multiplied by s, by multiplying the first layer's weights by s and dividing the next
+layer's by s: the network's outputs stay the same (arXiv 1906.04721, section 4.1, for two layers around a ReLU). Here a
+tensor is followed through all operations: the operands of a residual sum share one s; a ReLU, a mean and a gate pass
+s on; GELU, ReLU6, sigmoid, the input and the embeddings forbid factors.
 """
 
 import copy
@@ -19,10 +19,10 @@ from models.detector import Detector
 from models.fusing import check_unmoved
 
 STRENGTH = 0.5
-"""0: as it was; 1: all channels of a tensor reach equally far, and weights bear it all (the activations' term
-of arXiv 2211.10438, eq. 4, which also has one of the weights)."""
+"""Exponent of the factors, 0..1. 0: no change; 1: all channels of a tensor have the same range, and the weights' ranges
+absorb the difference (the activations' term of arXiv 2211.10438, eq. 4, which also has one of the weights)."""
 MOST = 1000.0
-"""Largest factor: a channel that is nearly always 0 has no range to speak of."""
+"""Largest factor, for channels that are nearly always 0."""
 PASSING = (
     aten.relu.default,
     aten.relu_.default,
@@ -37,58 +37,62 @@ BATCH_NORM = aten.batch_norm.default
 
 
 def _shape(node: Any) -> tuple[int, ...]:
+    """Return the shape of a node's tensor without the batch axis; () if it has no tensor."""
     value = node.meta.get("val") if isinstance(node, Node) else None
     return tuple(value.shape[1:]) if isinstance(value, Tensor) else ()
 
 
-def _own(weight: Any) -> bool:
-    """Whether a layer's weight is a parameter that no other layer uses."""
+def _is_unshared(weight: Any) -> bool:
+    """Return whether a layer's weight is a parameter that no other layer uses."""
     return isinstance(weight, Node) and weight.op == "get_attr" and len(weight.users) == 1
 
 
-def _over_channels(node: Node) -> bool:
-    """Whether an operation is a mean that does not leave the channels apart."""
+def _mixes_channels(node: Node) -> bool:
+    """Return whether an operation is a mean over other axes than height and width, which would mix channels."""
     return node.target == aten.mean.dim and not {axis % 4 for axis in cast(list[int], node.args[1])} <= {2, 3}
 
 
 class _Ties:
-    """Which tensors must have equal factors, and which must have none."""
+    """Which tensors must share their factors, and which may not have factors."""
 
     def __init__(self, graph: GraphModule, open_end: bool) -> None:
-        """``open_end``: whether what the graph gives may have factors."""
+        """``open_end``: whether the output of the graph may have factors."""
         self._open_end = open_end
-        self._above: dict[Node, Node] = {}
+        self._parents: dict[Node, Node] = {}
+        """Union-find forest: from a tensor to another one of the group that shares its factors."""
         self._fixed: set[Node] = set()
+        """Tensors that may not have factors."""
         for node in graph.graph.nodes:
             self._add(node)
         self._fixed = {self.root(node) for node in self._fixed}
 
     def root(self, node: Node) -> Node:
-        """Return the tensor that stands for all that have the factors of this one."""
-        while node in self._above:
-            node = self._above[node]
+        """Return the representative of the tensors that share this one's factors."""
+        while node in self._parents:
+            node = self._parents[node]
         return node
 
     def free(self, node: Node) -> bool:
-        """Whether a tensor may have factors."""
+        """Return whether a tensor may have factors."""
         return self.root(node) not in self._fixed
 
     def _tie(self, *nodes: Node) -> None:
         first = self.root(nodes[0])
         for node in nodes[1:]:
             if self.root(node) is not first:
-                self._above[self.root(node)] = first
+                self._parents[self.root(node)] = first
 
     def _add(self, node: Node) -> None:
         operands = node.all_input_nodes
         if node.target in LAYERS:
-            # A linear layer on tokens or on [N, H, W, C] has its channels elsewhere.
-            elsewhere = len(_shape(node)) != (1 if node.target == aten.linear.default else 3)
-            if elsewhere or not _own(node.args[1]):
+            # A linear layer on tokens or on [N, H, W, C] does not have its channels on axis 1.
+            other_axis = len(_shape(node)) != (1 if node.target == aten.linear.default else 3)
+            if other_axis or not _is_unshared(node.args[1]):
                 self._fixed |= {node, operands[0]}
         elif node.target == BATCH_NORM:
-            self._fixed |= {operands[0]} if _own(node.args[1]) and _own(node.args[2]) else {operands[0], node}
-        elif node.target in PASSING and _shape(node)[:1] == _shape(operands[0])[:1] and not _over_channels(node):
+            unshared = _is_unshared(node.args[1]) and _is_unshared(node.args[2])
+            self._fixed |= {operands[0]} if unshared else {operands[0], node}
+        elif node.target in PASSING and _shape(node)[:1] == _shape(operands[0])[:1] and not _mixes_channels(node):
             self._tie(operands[0], node)
         elif node.target in SUMS and len(operands) == 2 and _shape(operands[0]) == _shape(operands[1]):
             self._tie(*operands, node)
@@ -101,74 +105,81 @@ class _Ties:
             self._fixed |= {*operands, node}
 
 
-class _Reach(Interpreter):
-    """Runs a graph and keeps how far each channel of free tensors reaches, float [C]."""
+class _ChannelRanges(Interpreter):
+    """Runs a graph and records the largest absolute value of each channel of tensors that may have factors."""
 
     def __init__(self, graph: GraphModule, ties: _Ties) -> None:
         super().__init__(graph)
-        self.found: dict[Node, Tensor] = {}
+        self.largest: dict[Node, Tensor] = {}
+        """By representative (``_Ties.root``): float [C]."""
         self._ties = ties
 
     def run_node(self, n: Node) -> Any:
         """Run one operation."""
         value = super().run_node(n)
         if n.op == "call_function" and self._ties.free(n):
-            reach = value.abs().amax([axis for axis in range(value.ndim) if axis != 1])
+            largest = value.abs().amax([axis for axis in range(value.ndim) if axis != 1])
             root = self._ties.root(n)
-            self.found[root] = torch.maximum(self.found[root], reach) if root in self.found else reach
+            self.largest[root] = torch.maximum(self.largest[root], largest) if root in self.largest else largest
         return value
 
 
-def _factors(reach: Tensor, strength: float) -> Tensor:
-    """Return what to multiply channels by, float [C], so that a tensor's largest value stays as it is."""
-    farthest = reach.max()
-    factors = (farthest / reach.clamp(min=farthest / MOST)) ** strength
-    return torch.where(reach > 0, factors, 1.0)
+def _factors(largest: Tensor, strength: float) -> Tensor:
+    """Return the factors of channels, float [C], for their largest absolute values, float [C].
+
+    The largest value of the whole tensor stays as it is.
+    """
+    overall = largest.max()
+    factors = (overall / largest.clamp(min=overall / MOST)) ** strength
+    return torch.where(largest > 0, factors, 1.0)
 
 
 def equalize(detector: Detector, batches: Sequence[Tensor], strength: float = STRENGTH) -> Detector:
-    """Return a fused detector whose backbone has other weights and computes the same, but for the rounding of float32.
+    """Return a copy of a fused detector with equalized weights; its outputs differ only by float32 rounding.
 
-    batches: real pictures, float32 [N, 3, S, S], normalized. A layer whose weights are used twice stays as it is.
-    Raises StageError if what the head takes of them moves by more than rounding explains.
+    batches: real pictures, float32 [N, 3, S, S], normalized. Layers that share weights stay as they are. Raises
+    StageError if the outputs of the head's first layer change by more than rounding explains.
     """
     graph = traced(detector)
     equal = copy.deepcopy(detector)
     ties = _Ties(graph, open_end=equal.first_of_head is not None)
-    reach = _Reach(graph, ties)
+    ranges = _ChannelRanges(graph, ties)
     with torch.inference_mode():
         for pictures in batches:
-            reach.run(pictures)
-    factors = {root: _factors(found, strength) for root, found in reach.found.items()}
+            ranges.run(pictures)
+    factors = {root: _factors(largest, strength) for root, largest in ranges.largest.items()}
     state = {name: value.clone() for name, value in detector.backbone.state_dict().items()}
     for node in graph.graph.nodes:
         if node.target not in (*LAYERS, BATCH_NORM):
             continue
-        given, weight, bias = node.args[0], node.args[1], node.args[2] if len(node.args) > 2 else None
-        own, before = factors.get(ties.root(node)), factors.get(ties.root(given))
-        if own is None and before is None:
+        layer_input, weight = node.args[0], node.args[1]
+        bias = node.args[2] if len(node.args) > 2 else None
+        output_factors, input_factors = factors.get(ties.root(node)), factors.get(ties.root(layer_input))
+        if output_factors is None and input_factors is None:
             continue
         scaled = state[str(weight.target)]
-        if before is not None and node.target in LAYERS:
+        if input_factors is not None and node.target in LAYERS:
             outputs, inputs = scaled.shape[:2]
-            groups = len(before) // inputs
-            of_output = before.view(groups, 1, inputs).expand(-1, outputs // groups, -1).reshape(outputs, inputs)
-            scaled = scaled / of_output.view(outputs, inputs, *[1] * (scaled.ndim - 2))
-        if own is not None:
-            scaled = scaled * own.view(-1, *[1] * (scaled.ndim - 1))
+            groups = len(input_factors) // inputs
+            per_group = input_factors.view(groups, 1, inputs)
+            divisors = per_group.expand(-1, outputs // groups, -1).reshape(outputs, inputs)
+            scaled = scaled / divisors.view(outputs, inputs, *[1] * (scaled.ndim - 2))
+        if output_factors is not None:
+            scaled = scaled * output_factors.view(-1, *[1] * (scaled.ndim - 1))
             if bias is not None:
-                state[str(bias.target)] *= own
+                state[str(bias.target)] *= output_factors
         state[str(weight.target)] = scaled
     equal.backbone.load_state_dict(state)
     end = graph.graph.output_node().all_input_nodes[0]
     if equal.first_of_head and ties.root(end) in factors:
         equal.first_of_head.weight.data /= factors[ties.root(end)]
     with torch.inference_mode():
-        check_unmoved(_heard(detector, batches[0]), _heard(equal, batches[0]), "equalizing the channels")
+        before, after = _first_head_outputs(detector, batches[0]), _first_head_outputs(equal, batches[0])
+        check_unmoved(before, after, "equalizing the channels")
     return equal
 
 
-def _heard(detector: Detector, pictures: Tensor) -> Tensor:
-    """Return what a head makes of each picture by itself."""
+def _first_head_outputs(detector: Detector, pictures: Tensor) -> Tensor:
+    """Return the outputs of the head's first layer, float32 [N, ...]; the embeddings of several modalities."""
     embeddings: Tensor = detector.backbone(pictures)
     return detector.first_of_head(embeddings) if detector.first_of_head else embeddings

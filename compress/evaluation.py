@@ -1,4 +1,4 @@
-"""A detector on any corpus: every figure by frames, clips, videos and methods, and what recompression costs."""
+"""Evaluates a detector on any store: all figures by frames, clips, videos and methods, also after recompression."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ COLUMNS = {
     "F1": "f1",
     **{f"TPR at {rate:.0%} FPR": f"tpr_at_fpr {rate}" for rate in RATES},
 }
-"""Title to the figure's name in ``Figures``."""
+"""From column titles to names of figures in ``Figures``."""
 
 
 @dataclass(frozen=True)
@@ -44,18 +44,18 @@ class Evaluated:
     takes: Takes
     threshold: float
     device: str
-    """On which it computes."""
+    """The device on which it computes."""
     folder: Path
-    """Where evaluations are kept."""
+    """The folder in which evaluations are saved."""
     notes: tuple[str, ...] = ()
     persons: tuple[str, ...] = ()
-    """Whom it has seen (``DataSource``)."""
+    """Hashed names of the persons in its training data (``DataSource``)."""
 
     @classmethod
     def of_run(cls, path: Path, store: ClipStore) -> "Evaluated":
-        """Load a run of any scheme, on a GPU where there is one; integer programs are of the CPU.
+        """Load a run of any scheme, on a GPU if there is one; integer programs run on the CPU.
 
-        Raises StageError if its scores mean nothing, or if a store holds no crops or clips that it takes.
+        Raises StageError if its scores mean nothing, or if the store does not hold inputs that it takes.
         """
         run = Run(path)
         if reason := run.info.meaningless:
@@ -78,26 +78,26 @@ class Evaluation(BaseModel):
 
     schema_version: Literal[2] = 2
     model: Parent
-    """The run, or the artifact."""
+    """The evaluated run or artifact."""
     store: str
-    """Name of its folder."""
+    """Name of the store's folder."""
     fingerprint: str
     split: str
     recompression: str | None
-    """``h264-23``: codec and level through which the crops went once more; None for the store's own crops."""
+    """Codec and level with which the crops were recompressed, as ``h264-23``; None for the store's own crops."""
     device: str
     notes: list[str]
-    """What the store says of itself, and who computed the scores if not the model's own runtime."""
+    """The store's notes, and what computed the scores if not the model's own runtime."""
     metrics: Metrics
 
     @property
     def name(self) -> str:
-        """What tells it from the model's other evaluations of its kind."""
+        """Name that distinguishes it from the model's other evaluations."""
         return "-".join(filter(None, (self.store, self.fingerprint[:8], self.split, self.recompression)))
 
 
-def _shown(figures: Figures, name: str) -> str:
-    """Return a figure with its interval below it."""
+def _cell(figures: Figures, name: str) -> str:
+    """Return the text of a figure, with its interval on a second line."""
     kind, _, rate = name.partition(" ")
     figure = figures.tpr_at_fpr[rate] if rate else getattr(figures, kind)
     span = figures.intervals.get(name)
@@ -105,27 +105,27 @@ def _shown(figures: Figures, name: str) -> str:
 
 
 def _levels(metrics: Metrics) -> dict[str, Figures]:
-    """Return the lines of the table: frames where they have scores, clips, videos, and each method."""
+    """Return the figures of each row of the table: frames if they have scores, clips, videos, and each method."""
     frames = {"frames": metrics.frame} if metrics.frame else {}
     methods = {f"clips of {method}": figures for method, figures in metrics.methods.items()}
     return frames | {"clips": metrics.clip, "videos": metrics.video} | methods
 
 
 def _reasons(levels: dict[str, Figures]) -> Iterator[str]:
-    """Yield, once each, what is not given, why, and at which levels."""
-    found: dict[tuple[str, str], list[str]] = {}
+    """Yield a line for each reason why figures are missing, with the figures and the levels concerned."""
+    levels_without: dict[tuple[str, str], list[str]] = {}
     for level, figures in levels.items():
         by_reason: dict[str, list[str]] = {}
         for figure, reason in figures.unsupported.items():
             by_reason.setdefault(reason, []).append(figure)
         for reason, names in by_reason.items():
-            found.setdefault((", ".join(names), reason), []).append(level)
-    for (figures_named, reason), where in found.items():
-        yield f"not given for {', '.join(where)}: {figures_named}: {reason}"
+            levels_without.setdefault((", ".join(names), reason), []).append(level)
+    for (names_text, reason), affected in levels_without.items():
+        yield f"not given for {', '.join(affected)}: {names_text}: {reason}"
 
 
 def print_evaluation(evaluation: Evaluation) -> None:
-    """Print the figures as a table with intervals below them, and then what is not given and why."""
+    """Print the figures as a table with intervals below them, then the missing figures with the reasons, then notes."""
     levels = _levels(evaluation.metrics)
     how = evaluation.recompression or "crops as they are"
     print(f"{evaluation.model.name} on the {evaluation.split} split of {evaluation.store}, {how}:")
@@ -133,8 +133,8 @@ def print_evaluation(evaluation: Evaluation) -> None:
     for title in ("", "real", "fake", *COLUMNS):
         table.add_column(title, justify="right" if title else "left")
     for level, figures in levels.items():
-        shown = [_shown(figures, name) for name in COLUMNS.values()]
-        cells = [level, str(figures.real), str(figures.fake), *shown]
+        figure_cells = [_cell(figures, name) for name in COLUMNS.values()]
+        cells = [level, str(figures.real), str(figures.fake), *figure_cells]
         table.add_row(*map(Text, cells))  # in plain text, brackets are no markup
     Console(width=150, color_system=None).print(table)
     print(
@@ -149,15 +149,18 @@ def print_evaluation(evaluation: Evaluation) -> None:
 def _sources(
     store: ClipStore, looks: Takes, recompressions: Sequence[Recompression], weights: Path | None
 ) -> list[tuple[str | None, PictureSource]]:
-    """Return the store itself and, by name, each recompression of it that was asked for."""
+    """Return the store itself, named None, and the requested recompressions of it by name.
+
+    Raises WrongArgument if depth weights are not needed, or if flow would have to be recomputed.
+    """
     if weights and not (recompressions and "depth" in looks.modalities):
         raise WrongArgument("--depth-weights is for --recompress and runs that look at depth: leave it out")
     if recompressions and "flow" in looks.modalities:
-        said = ", ".join(map(str, recompressions))
-        raise WrongArgument(f"--recompress {said}: flow cannot be computed from such crops; evaluate without it")
+        names = ", ".join(map(str, recompressions))
+        raise WrongArgument(f"--recompress {names}: flow cannot be computed from such crops; evaluate without it")
     depth = depth_of(store, weights) if recompressions and "depth" in looks.modalities else None
-    changed = [(str(entry), RecompressedStore(store, entry, depth)) for entry in recompressions]
-    return [(None, store), *changed]
+    recompressed = [(str(entry), RecompressedStore(store, entry, depth)) for entry in recompressions]
+    return [(None, store), *recompressed]
 
 
 def _save(folder: Path, evaluation: Evaluation) -> Path:
@@ -174,16 +177,17 @@ def evaluations(
     recompressions: Sequence[Recompression] = (),
     depth_weights: Path | None = None,
 ) -> Iterator[Evaluation]:
-    """Measure a model at its own threshold on a split of any store, and on each recompression of it; save each.
+    """Yield a model's evaluation on a split of any store, then on each recompression of it, and save each.
 
-    Raises StageError, before anything is scored, if nothing can be saved in the model's folder.
+    ``accuracy`` and ``f1`` are at the model's own threshold. Raises StageError, before anything is scored, if
+    nothing can be saved in the model's folder.
     """
     require_writable(model.folder, "--out")
     clips = store.clips(split, both=False)
-    known = seen_note([model.name], model.persons, clips, split) if split == "test" else []
+    seen_notes = seen_note([model.name], model.persons, clips, split) if split == "test" else []
     for name, pictures in _sources(store, model.takes, recompressions, depth_weights):
-        said = f"score {split}{f', {name}' if name else ''}"
-        scores = score_clip_list(model.scorer, pictures, clips, said, model.takes)
+        description = f"score {split}{f', {name}' if name else ''}"
+        scores = score_clip_list(model.scorer, pictures, clips, description, model.takes)
         evaluation = Evaluation(
             model=Parent(name=model.name, sha256=model.sha256),
             store=store.path.resolve().name,
@@ -191,7 +195,7 @@ def evaluations(
             split=split,
             recompression=name,
             device=model.device,
-            notes=[*store.info.notes, *model.notes, *known],
+            notes=[*store.info.notes, *model.notes, *seen_notes],
             metrics=scores.metrics(model.threshold),
         )
         yield evaluation

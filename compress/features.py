@@ -1,4 +1,4 @@
-"""What the part of a network that trains is given: outputs of the frozen part from a cache, or pictures from pixels."""
+"""Inputs of the trained part of a network: cached outputs of the frozen part, or pictures if nothing is frozen."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,43 +19,45 @@ from models.outputs import of_valid
 from stage import Modality
 
 PICTURES_AT_ONCE = 32
-"""Pictures that go through a frozen network together."""
+"""Batch size, in pictures, of a frozen network."""
 
 
 @dataclass(frozen=True)
 class Cut:
-    """A detector cut into a frozen part and one that trains: logits = classify(head, top(frozen(pictures)))."""
+    """A detector cut into a frozen and a trained part: logits = classify(head, top(frozen(pictures)))."""
 
     detector: Detector
     pixels_in: PixelDetector
     frozen: nn.Module
     top: nn.Module
     unfreeze: str
+    """The option --unfreeze: a number of blocks, or ``all``."""
 
     @property
     def cached(self) -> bool:
-        """Whether there is anything frozen to compute once."""
+        """Whether there is a frozen part, whose outputs are cached."""
         return not isinstance(self.frozen, nn.Identity)
 
     def logits(self, features: Tensor, *valid: Tensor) -> Tensor:
-        """Return logits [N, 2] of what ``Features`` gives."""
+        """Return logits, float [N, 2], of the inputs that ``Features`` returns."""
         architecture = self.detector.architecture
         if architecture.per == "clip" and not self.cached:
             return classify(self.detector.head, of_valid(self.top, features, *valid), *valid)
-        lead = 1 + (architecture.per == "clip") + (len(architecture.modalities) > 1)
-        flat = self.top(features.flatten(0, lead - 1))
-        return classify(self.detector.head, flat.view(*features.shape[:lead], -1), *valid)
+        leading_axes = 1 + (architecture.per == "clip") + (len(architecture.modalities) > 1)
+        embeddings = self.top(features.flatten(0, leading_axes - 1))
+        return classify(self.detector.head, embeddings.view(*features.shape[:leading_axes], -1), *valid)
 
 
 def _normalization(detector: PixelDetector) -> str:
-    """Return what a detector takes off pixels and divides them by, as text."""
+    """Return a detector's normalization of pixels as text, for a cache's key."""
     return f"mean {detector.normalize.mean.flatten().tolist()}, scale {detector.normalize.scale.flatten().tolist()}"
 
 
 class Features:
-    """Inputs of the part that trains, for the views of a split.
+    """Computes the inputs of the trained part for the views of a split.
 
-    Frames: [B, ...], or [B, M, ...] of several modalities; clips: [B, T, M, ...] and valid frames, bool [B, T].
+    Frames: float32 [B, ...], or [B, M, ...] of several modalities; clips: float32 [B, T, M, ...] and the mask of valid
+    frames, bool [B, T].
     """
 
     def __init__(self, cut: Cut, views: Views, compute: Compute, cache: Path) -> None:
@@ -80,10 +82,11 @@ class Features:
         return shared_cache(root, key, views, self._frozen, self._compute)
 
     def _frozen(self, pixels: NDArray[np.uint8], _valid: NDArray[np.bool_]) -> Tensor:
-        """Return what the frozen part says of pictures, uint8 [T, S, S, 3]."""
+        """Return the frozen part's outputs, float32 [T, ...], for pictures, uint8 [T, S, S, 3]."""
         with torch.inference_mode(), self._compute.context():
-            parts = [self._pictures(pixels[i : i + PICTURES_AT_ONCE]) for i in range(0, len(pixels), PICTURES_AT_ONCE)]
-            return torch.cat([self._cut.frozen(part).float() for part in parts])
+            starts = range(0, len(pixels), PICTURES_AT_ONCE)
+            batches = [self._pictures(pixels[start : start + PICTURES_AT_ONCE]) for start in starts]
+            return torch.cat([self._cut.frozen(pictures).float() for pictures in batches])
 
     def _pictures(self, pixels: NDArray[np.uint8]) -> Tensor:
         pictures = self._cut.pixels_in.pictures(torch.from_numpy(pixels).to(self._compute.device))
@@ -108,17 +111,18 @@ class Features:
 
     def _cached(self, rows: NDArray[np.int64]) -> Tensor:
         """Return the features of frames, float32 [B, ...], or [B, M, ...] of several modalities."""
-        found = [cache[rows] for cache in self._caches]
-        return (found[0] if len(found) == 1 else torch.stack(found, dim=1)).to(self._compute.device)
+        features = [cache[rows] for cache in self._caches]
+        joined = features[0] if len(features) == 1 else torch.stack(features, dim=1)
+        return joined.to(self._compute.device)
 
     def score(self, clips: Sequence[Clip]) -> list[NDArray[np.float32]]:
-        """Return P(fake) of the valid frames of each clip, or of each clip as a whole. The views must be plain ones."""
-        whole, frames = self._cut.detector.architecture.per == "clip", self._views.store.frames
+        """Return P(fake) of each clip: float32 [valid frames], or [1] of a clip model. The views must be plain."""
+        per_clip, frames = self._cut.detector.architecture.per == "clip", self._views.store.frames
         rows = [
-            np.array([number]) if whole else number * frames + np.flatnonzero(clip.valid)
+            np.array([number]) if per_clip else number * frames + np.flatnonzero(clip.valid)
             for clip, number in ((clip, self._numbers[clip.clip_id]) for clip in clips)
         ]
-        joined = np.concatenate(rows)
-        logits = self._cut.logits(*self(Batch(joined, np.zeros(len(joined), np.int64))))
-        found: NDArray[np.float32] = fake_probability(logits).cpu().numpy()
-        return np.split(found, np.cumsum([len(part) for part in rows])[:-1])
+        all_rows = np.concatenate(rows)
+        logits = self._cut.logits(*self(Batch(all_rows, np.zeros(len(all_rows), np.int64))))
+        scores: NDArray[np.float32] = fake_probability(logits).cpu().numpy()
+        return np.split(scores, np.cumsum([len(clip_rows) for clip_rows in rows])[:-1])

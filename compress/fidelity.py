@@ -1,4 +1,4 @@
-"""How near a model stays to the one that it was made from, and where it departs from it."""
+"""How close the outputs of a model stay to those of its source model, and which layers differ."""
 
 from typing import Any
 
@@ -9,9 +9,9 @@ from pydantic import BaseModel, ConfigDict
 from stage import Per
 
 LOGIT_LIMIT = 15.0
-"""P(fake) in float32 says nothing of a logit beyond this."""
+"""Largest absolute logit that can be recovered from a float32 P(fake)."""
 MOST_DB = 200.0
-"""Said where there is no noise."""
+"""SNR in dB that is reported where there is no noise."""
 
 
 def logits_of(scores: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
@@ -22,7 +22,10 @@ def logits_of(scores: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
 
 
 def snr_db(expected: NDArray[np.float64], actual: NDArray[np.float64]) -> float:
-    """Return the signal-to-noise ratio in dB, float [N] each; the signal is how ``expected`` varies about its mean."""
+    """Return the signal-to-noise ratio of ``actual``, float64 [N], in dB within +-MOST_DB.
+
+    The signal's power is the variance of ``expected``, float64 [N]; the noise is the difference of both.
+    """
     noise = float(np.mean((expected - actual) ** 2))
     signal = float(np.var(expected))
     if noise == 0.0:
@@ -37,10 +40,10 @@ class LayerNoise(BaseModel):
 
     layer: str
     snr_db: float
-    """Of its output in the int8 program, with all that was rounded before it."""
+    """SNR of the layer's output in the int8 program, including the rounding of all layers before it."""
     logit_noise: float
-    """Variance that rounding its weights, and what it and the operations up to the next layer give, adds to the
-    fake-minus-real logit, as a share of that logit's variance: 0.01 is 20 dB."""
+    """Variance added to the fake-minus-real logit by rounding the layer's weights and the outputs of it and of the
+    operations up to the next layer, as a share of that logit's variance: 0.01 is 20 dB."""
 
 
 class Diagnosis(BaseModel):
@@ -49,20 +52,20 @@ class Diagnosis(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     samples: int
-    """Validation frames or clips on which it was measured."""
+    """Number of validation frames or clips on which it was measured."""
     per: Per
-    """Which of both."""
+    """Whether ``samples`` counts frames or clips."""
     logit_snr_db: float
-    """Of the fake-minus-real logit, against the run that was quantized, which int8-qat with a teacher departs from."""
+    """SNR of the fake-minus-real logit against the source run; int8-qat with a teacher aims at other logits."""
     observers: dict[str, float]
-    """The same by observer, before training, before layers were kept in float32 and before logits were matched."""
+    """Logit SNR by observer, before training, before layers were kept in float32 and before logits were matched."""
     float_layers: list[str]
-    """Layers of the backbone that compute in float32; the head does in any case."""
+    """Layers of the backbone that compute in float32; the head always does."""
     islands: dict[str, int]
-    """Operations of the backbone that take what int8 gives and compute in float32, by kind."""
+    """Number of the backbone's operations that take int8 inputs but compute in float32, by kind."""
     layers: list[LayerNoise]
-    """Of the backbone, in its order, with only the head in float32."""
+    """Noise of the backbone's layers, in order, in the program with only the head in float32."""
 
     def worst(self) -> list[LayerNoise]:
-        """Return the layers that add noise, the worst first."""
+        """Return the layers that add noise to the logits, the worst first."""
         return sorted((layer for layer in self.layers if layer.logit_noise), key=lambda layer: -layer.logit_noise)

@@ -1,4 +1,4 @@
-"""Filling the blocks of a cache of frozen outputs: by one process in place, by several each into a file of its own."""
+"""Fills the blocks of a cache of frozen outputs: one process in place, several each into its own file first."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,10 +16,10 @@ from files import require_writable, writing, written_whole
 from stage import Modality, StageError, progress, say
 
 FLUSHED_VIEWS = 32
-"""Views after which what was computed is forced to the disk."""
+"""Number of views after which the computed arrays are flushed to the disk."""
 
 OfView = Callable[[NDArray[np.uint8], NDArray[np.bool_]], Tensor]
-"""A view's pictures (``Views.pixels``) and valid frames, bool [T], to what is kept of its frames, [T, ...]."""
+"""From a view's pictures (``Views.pixels``) and valid frames, bool [T], to the arrays of its frames, [T, ...]."""
 
 
 class ProcessGroup(Protocol):
@@ -27,20 +27,21 @@ class ProcessGroup(Protocol):
 
     @property
     def rank(self) -> int:
-        """The number of this process."""
+        """The number of this process, from 0."""
 
     @property
     def processes(self) -> int:
-        """How many there are."""
+        """The number of processes."""
 
     def gathered(self, found: Any) -> list[Any]:
-        """Return what every process found, when all have."""
+        """Return the ``found`` objects of all processes by rank; waits for all of them."""
 
 
 class Filling:
     """Fills the blocks of one cache.
 
-    A block is the views of one number: ``block-N.npy`` holds their rows, ``block-N.done.npy`` which of them are there.
+    Block N holds view number N of each clip: its rows in ``block-N.npy``, which of its views are done in
+    ``block-N.done.npy``.
     """
 
     def __init__(
@@ -53,76 +54,81 @@ class Filling:
         self.folder, self.modalities, self.views, self.compute = folder, modalities, views, compute
         side, several = views.store.size, [len(modalities)] if len(modalities) > 1 else []
         self.shape = tuple(compute(np.zeros((1, *several, side, side, 3), np.uint8), np.ones(1, np.bool_)).shape[1:])
-        """Of one frame's array."""
+        """Shape of one frame's array."""
 
     def opened(self, number: int) -> tuple[NDArray[np.float16], NDArray[np.bool_]]:
-        """Return the rows of a block of views and which of the views are done, both mapped."""
+        """Return a block's rows, float16 [V * T, ...], and which of its V views are done, bool [V]; both mapped."""
         block, file = self.views.blocks[number], self.folder / f"block-{number}"
-        if not file.with_suffix(".npy").exists():  # removed to free the disk: what was done is not any more
+        if not file.with_suffix(".npy").exists():  # removed to free the disk: its views are no longer done
             file.with_suffix(".done.npy").unlink(missing_ok=True)
         rows = _mapped(file.with_suffix(".npy"), np.float16, (len(block) * self.views.store.frames, *self.shape))
         return rows, _mapped(file.with_suffix(".done.npy"), np.bool_, (len(block),))
 
     def fill(self) -> None:
-        """Compute what is not done into its place."""
+        """Compute all views that are not done, and write them into the blocks."""
         for number in range(len(self.views.blocks)):
             rows, done = self.opened(number)
             _put(self.views.store.frames, self._computed(number, np.flatnonzero(~done).tolist()), rows, done)
 
     def fill_together(self, where: ProcessGroup) -> None:
-        """Compute shares into files of their own; the first process alone puts them into their places.
+        """Compute this process's share into a file of its own; then the first process alone copies all into the blocks.
 
-        On a disk of a network, two machines that write into one mapped file overwrite each other's parts of a page.
+        On a network disk, two machines that write into one mapped file overwrite each other's parts of a page.
         """
         if where.rank == 0:
-            self._take_in()  # what an interrupted training has left
+            self._merge_parts()  # left by an interrupted training
         where.gathered(None)
         for number in range(len(self.views.blocks)):
             _, done = self.opened(number)
             todo = [index for index in range(where.rank, len(done), where.processes) if not done[index]]
             if todo:
-                self._note(self.folder / f"block-{number}.{where.rank}-of-{where.processes}.part", number, todo)
+                self._write_part(self.folder / f"block-{number}.{where.rank}-of-{where.processes}.part", number, todo)
         where.gathered(None)
         if where.rank == 0:
-            self._take_in()
+            self._merge_parts()
         where.gathered(None)
 
     @property
     def _record(self) -> np.dtype[np.void]:
-        """Of a part: a view's number in its block and its rows."""
+        """Record type of a part file: a view's index in its block and its rows."""
         return np.dtype([("view", np.int64), ("rows", np.float16, (self.views.store.frames, *self.shape))])
 
-    def _note(self, part: Path, number: int, todo: list[int]) -> None:
+    def _write_part(self, part: Path, number: int, todo: list[int]) -> None:
+        """Compute views of a block and write them as records to the file ``part``."""
         with writing(part), part.open("wb") as file:
-            for count, (index, found) in enumerate(self._computed(number, todo), start=1):
-                file.write(np.int64(index).tobytes() + found.tobytes())
+            for count, (index, arrays) in enumerate(self._computed(number, todo), start=1):
+                file.write(np.int64(index).tobytes() + arrays.tobytes())
                 if count % FLUSHED_VIEWS == 0:
                     file.flush()
                     os.fsync(file.fileno())
             file.flush()
             os.fsync(file.fileno())
 
-    def _take_in(self) -> None:
-        """Put into their places, and remove, the parts that are there; of one that was torn, what is whole."""
+    def _merge_parts(self) -> None:
+        """Copy existing part files into the blocks and remove them; of a torn file only whole records are copied."""
         for number, block in enumerate(self.views.blocks):
             rows, done = self.opened(number)
             for part in sorted(self.folder.glob(f"block-{number}.*.part")):
-                if whole := part.stat().st_size // self._record.itemsize:
-                    records = np.memmap(part, self._record, "r", shape=(whole,))
-                    known = ((int(record["view"]), record["rows"]) for record in records)
-                    _put(self.views.store.frames, (own for own in known if 0 <= own[0] < len(block)), rows, done)
+                if whole_records := part.stat().st_size // self._record.itemsize:
+                    records = np.memmap(part, self._record, "r", shape=(whole_records,))
+                    arrays_by_view = ((int(record["view"]), record["rows"]) for record in records)
+                    in_block = (entry for entry in arrays_by_view if 0 <= entry[0] < len(block))
+                    _put(self.views.store.frames, in_block, rows, done)
                 part.unlink()
 
     def _computed(self, number: int, todo: list[int]) -> Iterator[tuple[int, NDArray[np.float16]]]:
-        """Yield the arrays of views of a block, by their numbers in it, but of those that cannot be read."""
+        """Yield the index and arrays, float16 [T, ...], of views of a block, without views that cannot be read."""
         first = sum(map(len, self.views.blocks[:number]))
         for index in progress(todo, self.folder.name) if todo else []:
-            found = self._compute(self.views.blocks[number][index], first + index)
-            if found is not None:
-                yield index, found
+            arrays = self._compute(self.views.blocks[number][index], first + index)
+            if arrays is not None:
+                yield index, arrays
 
     def _compute(self, view: View, number: int) -> NDArray[np.float16] | None:
-        """Return the arrays of a view's frames, or None if it cannot be read: it is marked so."""
+        """Return the arrays of a view's frames, float16 [T, ...]; None, and mark the view, if it cannot be read.
+
+        Raises DamagedClip for a view of another split than train, and StageError for numbers beyond half precision.
+        """
         try:
             pixels = self.views.pixels(view, modalities=self.modalities)
         except DamagedClip as error:
@@ -131,22 +137,22 @@ class Filling:
             say(f"clip {view.clip.clip_id} is left out of training: {error}", everywhere=True)
             self.views.unreadable.add(number)
             return None
-        found: NDArray[np.float16] = self.compute(pixels, view.valid).to(torch.float16).cpu().numpy()
-        if not np.isfinite(found).all():
+        arrays: NDArray[np.float16] = self.compute(pixels, view.valid).to(torch.float16).cpu().numpy()
+        if not np.isfinite(arrays).all():
             raise StageError(
                 f"clip {view.clip.clip_id}: the frozen network gives numbers beyond half precision; "
                 "give --precision fp32, if that is not enough --unfreeze all (distill: --live-teacher), or others"
             )
-        return found
+        return arrays
 
 
-def _put(frames: int, found: Iterable[tuple[int, NDArray[np.float16]]], rows: Any, done: NDArray[np.bool_]) -> None:
-    """Put views' arrays, of so many frames, into their places in a block's rows, and mark the views as done."""
+def _put(frames: int, computed: Iterable[tuple[int, NDArray[np.float16]]], rows: Any, done: NDArray[np.bool_]) -> None:
+    """Copy the arrays of views, ``frames`` frames each, into a block's rows, and mark the views as done."""
     fresh: list[int] = []
     try:
-        for index, own in found:
+        for index, arrays in computed:
             require_writable(Path(rows.filename), "--cache")
-            rows[index * frames : (index + 1) * frames] = own
+            rows[index * frames : (index + 1) * frames] = arrays
             fresh.append(index)
             if len(fresh) >= FLUSHED_VIEWS:
                 _mark(rows, done, fresh)
@@ -155,9 +161,10 @@ def _put(frames: int, found: Iterable[tuple[int, NDArray[np.float16]]], rows: An
 
 
 def _mapped(path: Path, dtype: Any, shape: tuple[int, ...]) -> Any:
-    """Open an array on disk, made of zeros if it is not there. Made aside, so that a second process sees it whole.
+    """Open a memory-mapped array; create it, filled with zeros, if it does not exist.
 
-    Where it may not be written it is opened to be read: all may be done.
+    It is created under another name, so that a second process never sees half of it. A file that may not be written is
+    opened for reading: all views may be done. Raises StageError if the file is damaged or of another shape or dtype.
     """
     if not path.exists():
         require_writable(path, "--cache")
@@ -178,7 +185,7 @@ def _mapped(path: Path, dtype: Any, shape: tuple[int, ...]) -> Any:
 
 
 def _reserve(path: Path) -> None:
-    """Take the disk that a file of zeros will need: on a full disk, writing to its mapping would kill the process."""
+    """Allocate the disk space of a sparse file: on a full disk, writing to its mapping would kill the process."""
     if hasattr(os, "posix_fallocate"):
         with path.open("r+b") as file:
             os.posix_fallocate(file.fileno(), 0, path.stat().st_size)

@@ -1,4 +1,4 @@
-"""Losses of distillation: pure functions of tensors, each a scalar, in the precision of what is given or float32."""
+"""Losses of distillation: pure functions that return a scalar, in float64 for float64 tensors, else in float32."""
 
 import torch
 import torch.nn.functional as functional
@@ -6,15 +6,15 @@ from torch import Tensor
 
 
 def _full(tensor: Tensor) -> Tensor:
-    """Return a tensor in float32, or in float64 where it is."""
+    """Return a tensor in float32, or unchanged if it is float64."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 def classification(logits: Tensor, labels: Tensor, class_weights: Tensor | None = None) -> Tensor:
     """Cross-entropy of logits [N, 2] with labels int64 [N], the mean over samples.
 
-    class_weights: float32 [2], by which the samples of a class weigh more. The sum is divided by N and not by the sum
-    of weights, so that the mean over parts of a batch is that of the whole.
+    class_weights: float32 [2], weights of the samples of each class. The sum is divided by N and not by the sum of
+    weights, so that the mean over the parts of a batch equals that of the whole batch.
     """
     return functional.cross_entropy(_full(logits), labels, class_weights, reduction="sum") / len(labels)
 
@@ -65,8 +65,8 @@ def cosine(projected_student: Tensor, teacher: Tensor, valid: Tensor | None = No
 
     On embeddings with an orthogonal projector P of the student: VkD (Miles, Elezi & Deng, arXiv 2403.06213, section
     3), for features of length 1, of which this is half the squared distance. On feature maps with one projector per
-    stage: position by position, as in FitNets (Romero et al., arXiv 1412.6550, section 2.2) but for lengths, which say
-    little across architectures.
+    stage: position by position, as in FitNets (Romero et al., arXiv 1412.6550, section 2.2), but without regard to
+    lengths, which are not comparable across architectures.
     """
     student, teacher = _full(projected_student), _full(teacher)
     lengths = torch.linalg.vector_norm(student, dim=-1) * torch.linalg.vector_norm(teacher, dim=-1)
@@ -78,9 +78,9 @@ def cosine(projected_student: Tensor, teacher: Tensor, valid: Tensor | None = No
 
 
 def _pairwise_distances(embeddings: Tensor) -> Tensor:
-    """Return Euclidean distances between all pairs of rows, [N, N], divided by the mean over pairs of two."""
+    """Return Euclidean distances between all pairs of rows, [N, N], divided by their mean over different rows."""
     squared = (embeddings[:, None] - embeddings[None]).square().sum(-1)
-    # The root's slope is infinite at 0, where a row meets itself.
+    # Clamped, because the root's slope is infinite at 0, the distance of a row from itself.
     distances = (
         squared.clamp(min=1e-12)
         .sqrt()
@@ -107,7 +107,7 @@ def _angles(embeddings: Tensor) -> Tensor:
 
 
 def relational_angle(student: Tensor, teacher: Tensor) -> Tensor:
-    """Smooth L1 distance between the cosines of the angles that a batch's embeddings form, by threes.
+    """Smooth L1 distance between the cosines of the angles that all triples of a batch's embeddings form.
 
     ``mean_ijk h(cos_s(i, j, k) - cos_t(i, j, k))``. student: [N, D]; teacher: [N, E]. RKD-A: Park et al., arXiv
     1904.05068, section 3.2.2.

@@ -1,4 +1,4 @@
-"""What a student is trained for: a weighted sum of losses, chosen by name."""
+"""The training objective of a student: a weighted sum of losses, chosen by name."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -14,11 +14,11 @@ from stage import WrongArgument
 
 CLASSIFICATION = "classification"
 Loss = Callable[[Tensor, Tensor], Tensor]
-"""What the student says and what the teacher says, float [N, ...], to a scalar."""
+"""From the student's and the teacher's output, float [N, ...] each, to a scalar."""
 
 
 class Imitation(nn.Module):
-    """One loss between what student and teacher say, with what it learns to compare them."""
+    """A loss between the outputs of student and teacher, with its projectors, if it has any."""
 
     def forward(self, student: Outputs, teacher: Outputs) -> Tensor:
         """Return the loss, a scalar."""
@@ -26,7 +26,7 @@ class Imitation(nn.Module):
 
 
 class Compared(Imitation):
-    """A loss between one thing that both say; there is nothing to learn."""
+    """A loss between one output of both, without projectors. ``thing`` selects the output."""
 
     def __init__(self, loss: Loss, thing: Callable[[Outputs], Tensor]) -> None:
         super().__init__()
@@ -37,13 +37,13 @@ class Compared(Imitation):
         return self._loss(self._thing(student), self._thing(teacher))
 
 
-def _logits(said: Outputs) -> Tensor:
-    return said.logits
+def _logits(model_outputs: Outputs) -> Tensor:
+    return model_outputs.logits
 
 
-def _embedding(said: Outputs) -> Tensor:
-    """Of a batch, or of its part where there are several (--accumulate, processes)."""
-    return said.embedding
+def _embedding(model_outputs: Outputs) -> Tensor:
+    """Return the embeddings of a batch, or of one of its parts (--accumulate, several processes)."""
+    return model_outputs.embedding
 
 
 class EmbeddingKl(Imitation):
@@ -59,14 +59,14 @@ class EmbeddingKl(Imitation):
 
 
 class Orthonormal(nn.Module):
-    """A matrix to its orthonormal factor: rows, or columns where there are fewer, of length 1 at right angles.
+    """Maps a matrix to its orthonormal factor: its rows, or its columns if these are fewer, become orthonormal.
 
-    By QR. Of PyTorch's own maps, ``householder`` gives zeros once weight decay moves its diagonal off the integers, and
-    ``cayley`` takes ten times as long (1.3 s a step from 384 to 1280 dimensions on one core).
+    Computed by QR. Of PyTorch's own maps, ``householder`` gives zeros once weight decay moves its diagonal off the
+    integers, and ``cayley`` takes ten times as long (1.3 s a step from 384 to 1280 dimensions on one core).
     """
 
     def forward(self, weight: Tensor) -> Tensor:
-        """Return the factor, of the shape of ``weight``."""
+        """Return the factor, float of the shape of ``weight``."""
         wide = weight.shape[0] < weight.shape[1]
         factor: Tensor = torch.linalg.qr(weight.T if wide else weight)[0]
         return factor.T if wide else factor
@@ -86,31 +86,28 @@ class EmbeddingCosine(Imitation):
 
 
 class Dense(Imitation):
-    """Cosine distance at each position of the feature maps of each stage, or at each frame of a clip.
+    """Cosine distance at each position of each stage's feature maps, or at each frame of a clip.
 
-    The student's features go through a linear projector of their stage; what it says of a finer grid than the
-    teacher's is averaged.
+    The student's features pass a linear projector per stage; maps on finer grids than the teacher's are averaged.
     """
 
     def __init__(self, student: Outputs, teacher: Outputs) -> None:
         super().__init__()
         pairs = zip(_positions(student, teacher), _positions(teacher, teacher), strict=True)
-        self.projects = nn.ModuleList(nn.Linear(own.shape[-1], other.shape[-1]) for own, other in pairs)
+        self.projects = nn.ModuleList(nn.Linear(s.shape[-1], t.shape[-1]) for s, t in pairs)
 
     def forward(self, student: Outputs, teacher: Outputs) -> Tensor:
         """Return the loss, the mean over stages."""
-        own, other = _positions(student, teacher), _positions(teacher, teacher)
-        parts = [
-            losses.cosine(project(s), t, student.valid) for project, s, t in zip(self.projects, own, other, strict=True)
-        ]
-        return torch.stack(parts).mean()
+        student_stages, teacher_stages = _positions(student, teacher), _positions(teacher, teacher)
+        stages = zip(self.projects, student_stages, teacher_stages, strict=True)
+        return torch.stack([losses.cosine(project(s), t, student.valid) for project, s, t in stages]).mean()
 
 
-def _positions(said: Outputs, grids_of: Outputs) -> list[Tensor]:
-    """Return the features of positions, float [N, P, C] of each stage on the grids of ``grids_of``, or of frames."""
-    if said.frames is not None:
-        return [said.frames]
-    return [stage.flatten(2).transpose(1, 2) for stage in on_grids(said.maps, grids_of.grids)]
+def _positions(model_outputs: Outputs, grids_of: Outputs) -> list[Tensor]:
+    """Return each stage's features by position, float [N, P, C], on the grids of ``grids_of``; of clips, by frame."""
+    if model_outputs.frames is not None:
+        return [model_outputs.frames]
+    return [stage.flatten(2).transpose(1, 2) for stage in on_grids(model_outputs.maps, grids_of.grids)]
 
 
 IMITATIONS: dict[str, Callable[[Outputs, Outputs], Imitation]] = {
@@ -122,16 +119,16 @@ IMITATIONS: dict[str, Callable[[Outputs, Outputs], Imitation]] = {
     "distance": lambda *_: Compared(losses.relational_distance, _embedding),
     "angle": lambda *_: Compared(losses.relational_angle, _embedding),
 }
-"""By name, how a loss is made for what student and teacher say of one sample."""
+"""By name, the function that creates a loss from example outputs of student and teacher for one sample."""
 RELATIONS = ("distance", "angle")
 FEWEST_RELATED = 4
-"""Samples that ``RELATIONS`` need: two are always the same distance apart, in units of their mean distance."""
+"""Minimum of samples for ``RELATIONS``: the distance of two samples, divided by their mean distance, is always 1."""
 OF_LOGITS = (CLASSIFICATION, "kl", "margin")
-"""Losses that train the student's classifier: a sum needs one of them."""
+"""Losses that train the student's classifier; each sum must include one of them."""
 
 
 def check_related(names: Iterable[str], samples: int) -> None:
-    """Raise StageError if a loss relates samples, and sees too few of them at once."""
+    """Raise WrongArgument if a loss that relates samples gets fewer than FEWEST_RELATED at once."""
     if samples < FEWEST_RELATED and set(names) & set(RELATIONS):
         raise WrongArgument(
             f"--loss {' and '.join(RELATIONS)} compare the samples of a part of a batch, which here has {samples}: "
@@ -140,9 +137,10 @@ def check_related(names: Iterable[str], samples: int) -> None:
 
 
 def parse_losses(text: str) -> dict[str, float]:
-    """Return weights by name of ``classification=0.5,kl,dense=2``; a name alone weighs 1.
+    """Return the weights by name of losses as in ``classification=0.5,kl,dense=2``; the default weight is 1.
 
-    Raises StageError for an unknown name, naming the known ones, and for a sum that cannot train a classifier.
+    Raises WrongArgument for an unknown or repeated name, for a weight that is not above 0, and for a sum that cannot
+    train a classifier.
     """
     weights: dict[str, float] = {}
     for part in text.split(","):
@@ -163,9 +161,10 @@ def parse_losses(text: str) -> dict[str, float]:
 
 
 class StudentObjective(nn.Module):
-    """The weighted sum of losses of a student, a scalar; holds all that trains.
+    """The weighted sum of a student's losses, a scalar; holds all trained modules.
 
-    ``student``, ``teacher``: what both say of one sample, by whose shapes projectors are made.
+    ``layout``: of the teacher's outputs, with an example; ``student``: example outputs of the student for one sample.
+    Their shapes decide those of projectors.
     """
 
     def __init__(
@@ -180,25 +179,26 @@ class StudentObjective(nn.Module):
         self.register_buffer("class_weights", class_weights, persistent=False)
         self.class_weights: Tensor | None
         self.student, self._weights, self._layout = detector, dict(weights), layout
-        named = [name for name in weights if name != CLASSIFICATION]
-        assert not named or (layout and student), "nobody to imitate"
-        pairs = {name: IMITATIONS[name](student, layout.example) for name in named} if layout and student else {}
-        self.imitations = nn.ModuleDict(pairs)
+        imitated = [name for name in weights if name != CLASSIFICATION]
+        assert not imitated or (layout and student), "nobody to imitate"
+        self.imitations = nn.ModuleDict()
+        if layout and student:
+            self.imitations.update({name: IMITATIONS[name](student, layout.example) for name in imitated})
 
     def forward(self, labels: Tensor, pictures: Tensor, *rest: Tensor) -> Tensor:
         """Return the mean loss.
 
-        labels: int64 [B]; pictures: as ``Detector`` takes them; then, of clips, their valid frames, bool [B, T]; then,
-        with a teacher, what it says (``TeacherOutputs``).
+        labels: int64 [B]; pictures: as ``Detector`` takes them; rest: for clips, their valid frames, bool [B, T]; with
+        a teacher, the rows of its outputs (``TeacherOutputs``).
         """
         valid = rest[0] if self.student.architecture.per == "clip" else None
-        said = outputs(self.student, pictures, valid, with_maps="dense" in self._weights)
+        student = outputs(self.student, pictures, valid, with_maps="dense" in self._weights)
         total = torch.zeros((), device=labels.device)
         if CLASSIFICATION in self._weights:
-            loss = losses.classification(said.logits, labels, self.class_weights)
+            loss = losses.classification(student.logits, labels, self.class_weights)
             total = total + self._weights[CLASSIFICATION] * loss
         if self._layout:
-            taught = self._layout.outputs(rest[-1], valid)
+            teacher = self._layout.outputs(rest[-1], valid)
             for name, imitation in self.imitations.items():
-                total = total + self._weights[name] * imitation(said, taught)
+                total = total + self._weights[name] * imitation(student, teacher)
         return total
