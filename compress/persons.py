@@ -1,4 +1,4 @@
-"""Which persons a run has seen, so that figures on another store do not count them as unknown.
+"""Records which persons a run was trained on, so that figures on another store do not count them as unseen.
 
 Splits are drawn for each store: a person of one store's test split may be in another one's training split.
 """
@@ -14,24 +14,27 @@ if TYPE_CHECKING:
 
 
 def hashed(clips: Iterable[Clip]) -> set[str]:
-    """Return the persons of clips, as the first 12 digits of the SHA-256 of their names."""
+    """Return the persons of clips, each as the first 12 hexadecimal digits of the SHA-256 of the name."""
     names = {name for clip in clips for name in clip.identities}
     return {hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:12] for name in names}
 
 
 def seen_persons(store: ClipStore, *runs: "Run") -> list[str]:
-    """Return the persons of a store's training and validation split, and of the runs from which one is made."""
-    held = [split for split in ("train", "val") if sum(store.info.clips[split].values())]
-    clips = [clip for split in held for clip in store.clips(split, both=False)]
+    """Return the hashed persons, sorted, of a store's training and validation split and of the parent runs."""
+    splits = [split for split in ("train", "val") if sum(store.info.clips[split].values())]
+    clips = [clip for split in splits for clip in store.clips(split, both=False)]
     return sorted(hashed(clips).union(*(run.info.data.persons for run in runs)))
 
 
 def seen_note(names: Iterable[str], persons: Iterable[str], clips: Iterable[Clip], split: str) -> list[str]:
-    """Say how many persons of a split runs or artifacts of these names have seen, if any."""
-    there = hashed(clips)
-    if not (seen := there.intersection(persons)):
+    """Return a note on how many persons of a split were seen by the runs or artifacts of these names; [] if none.
+
+    ``persons``: the hashed persons that they have seen; ``clips``: of the split.
+    """
+    split_persons = hashed(clips)
+    if not (seen := split_persons.intersection(persons)):
         return []
     return [
-        f"{len(seen)} of {len(there)} persons of the {split} split have names of persons in the training or validation "
-        f"of {', '.join(names)}: its figures here may be too good."
+        f"{len(seen)} of {len(split_persons)} persons of the {split} split have names of persons in the training or "
+        f"validation of {', '.join(names)}: its figures here may be too good."
     ]

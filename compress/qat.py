@@ -1,8 +1,8 @@
-"""Quantization-aware training: the fused student learns with its weights and activations rounded as int8 will round.
+"""Quantization-aware training: trains the fused student with weights and activations rounded as in the int8 program.
 
-Gradients pass each rounding as if it were not there, within its range (straight-through estimator, arXiv 1712.05877,
-section 3). Ranges of activations stay as they were calibrated; those of weights follow the weights. What was trained so
-is what is shipped: neither ranges nor logits are fitted anew to weights that were not trained to be used unrounded.
+Within its range, a rounding passes gradients unchanged (straight-through estimator, arXiv 1712.05877, section 3).
+Ranges of activations stay as calibrated; those of weights follow the weights. The trained program ships as it is:
+neither ranges nor logits are fitted again, because the weights were not trained to be used unrounded.
 """
 
 import copy
@@ -32,36 +32,38 @@ from parsing import parse_json
 from stage import StageError
 
 OF_ITSELF = {"margin": 1.0}
-"""Losses where the run that is quantized teaches itself: its own logits are what is to be kept."""
+"""Loss weights of a run that is its own teacher: the aim is to keep its logits."""
 OF_TEACHER = {"classification": 1.0, "kl": 1.0}
+"""Loss weights with another run as the teacher."""
 LEARNING_RATE = 2e-5
-"""A hundredth of what students start with: the weights are where they should be, but for the rounding. With 1e-4 the
-network goes somewhere else, no better (docs/lab-notes.md)."""
+"""A hundredth of the students' default: the weights are already good, apart from the rounding. With 1e-4 the network
+moves far away without becoming better (docs/lab-notes.md)."""
 SMALLEST_SCALE = 2.0**-12
-"""Of a weight, in XNNPACK's quantizer."""
+"""Smallest scale of weights in XNNPACK's quantizer."""
 MOST_WEIGHT = 127
+"""Largest absolute int8 value of a weight."""
 
 
 def weight_scales(weight: Tensor) -> Tensor:
-    """Return the scale of each output channel of weights, float32 [C, ...] -> [C], as XNNPACK's quantizer has it."""
+    """Return the scale of each output channel of weights, float32 [C, ...] -> [C], as in XNNPACK's quantizer."""
     return (weight.detach().flatten(1).abs().amax(1) / MOST_WEIGHT).clamp(min=SMALLEST_SCALE)
 
 
 class WeightRounding(nn.Module):
-    """Rounds weights, float32 [C, ...], by the range that each output channel has now."""
+    """Rounds weights, float32 [C, ...], with scales from the current range of each output channel."""
 
     def forward(self, weight: Tensor) -> Tensor:
-        """Return the rounded weights; the gradient is 1."""
+        """Return the rounded weights, float32 [C, ...]; the gradient is 1."""
         scale = weight_scales(weight)
         zeros = torch.zeros_like(scale, dtype=torch.int32)
         return torch.fake_quantize_per_channel_affine(weight, scale, zeros, 0, -MOST_WEIGHT, MOST_WEIGHT)
 
 
 def trainable(calibrated: Calibrated) -> Detector:
-    """Return the int8 program computed in float32, with a copy of the weights, ready to train."""
+    """Return the simulated int8 program, in float32 and with a copy of the weights, ready to train."""
     program = simulated(copy.deepcopy(calibrated.detector), calibrated.tensors)
     graph = graph_of(program)
-    graph.requires_grad_(True)  # also of biases that folding a batch norm has made
+    graph.requires_grad_(True)  # includes the biases that folded batch norms have added
     for name, _, rounding in list(observers_of(graph)):
         if rounding.qscheme == torch.per_channel_symmetric:
             setattr(graph, name, WeightRounding())
@@ -69,7 +71,7 @@ def trainable(calibrated: Calibrated) -> Detector:
 
 
 def as_trained(calibrated: Calibrated, trained: Detector) -> Calibrated:
-    """Return what rounds as it did in training: activations by the ranges that they had, weights by their own."""
+    """Return the calibration of a ``trained`` detector: the old scales of activations, new scales of its weights."""
     program = simulated(trained, calibrated.tensors)
     graph, tensors = graph_of(program), dict(calibrated.tensors)
     for _, node, rounding in observers_of(graph):
@@ -82,9 +84,10 @@ def as_trained(calibrated: Calibrated, trained: Detector) -> Calibrated:
 
 @torch.no_grad()
 def with_weights_of(detector: Detector, program: Detector) -> Detector:
-    """Return a copy of a fused detector that computes in float32 what ``program``, made of it and trained, rounds.
+    """Return a copy of a fused detector with the weights of ``program``, which was simulated from it and trained.
 
-    A batch norm behind a layer was folded into it: it stays where it is, and passes everything.
+    The program has batch norms folded into the layers before them. In the copy they stay, and are set to pass values
+    unchanged except for adding the layer's bias.
     """
     trained, graph = copy.deepcopy(detector), graph_of(program)
     trained.head.load_state_dict(program.head.state_dict())
@@ -94,18 +97,19 @@ def with_weights_of(detector: Detector, program: Detector) -> Detector:
         for user in node.users
         if user.target == BATCH_NORM and isinstance(user.args[1], Node)
     }
-    own = dict(trained.backbone.named_parameters())
+    parameters = dict(trained.backbone.named_parameters())
     for name, parameter in graph.named_parameters():
-        if name in own:
-            own[name].copy_(parameter)
+        if name in parameters:
+            parameters[name].copy_(parameter)
     for node, layer in layers_of(graph).items():
-        norm, bias = norms.get(layer), node.args[2] if len(node.args) > 2 else None
+        norm = norms.get(layer)
+        bias = node.args[2] if len(node.args) > 2 else None
         if norm is None:
             continue
         assert isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None and norm.running_var is not None
         assert isinstance(bias, Node)
-        if f"{layer}.bias" in own:
-            own[f"{layer}.bias"].zero_()
+        if f"{layer}.bias" in parameters:
+            parameters[f"{layer}.bias"].zero_()
         norm.running_mean.zero_()
         norm.weight.copy_((norm.running_var + norm.eps).sqrt())
         norm.bias.copy_(attrgetter(str(bias.target))(graph))
@@ -113,34 +117,40 @@ def with_weights_of(detector: Detector, program: Detector) -> Detector:
 
 
 def _compute() -> Compute:
-    """Choose a device: Apple's GPUs have no kernels that round to integers and pass gradients."""
+    """Choose a device; not Apple's GPUs, which have no kernels for rounding with gradients."""
     return prepare_compute("fp32", on_cpu=torch.backends.mps.is_available())
 
 
 @dataclass(frozen=True)
 class QatSettings:
-    """What is learned from whom, and how long."""
+    """Runs, data, losses and length of a quantization-aware training."""
 
     run: Run
-    """What is quantized."""
+    """The run to quantize."""
     teacher: Run
+    """The run to imitate; ``run`` itself if there is no other."""
     store: ClipStore
     rule: ViewRule
-    """Views as ``run`` was trained on: of each clip one for each pass, or one alone."""
+    """Views as in the training of ``run``: per clip one view for each pass, or a single one."""
     passes: int
     batch_size: int
     accumulate: int
     losses: dict[str, float]
+    """Weights by name of loss."""
     seed: int
 
     @property
     def of_itself(self) -> bool:
-        """Whether the run teaches itself."""
+        """Whether the run is its own teacher."""
         return self.teacher is self.run
 
     @classmethod
     def of(cls, run: Run, teacher: Run | None, store: ClipStore, passes: int, seed: int) -> "QatSettings":
-        """Go on with what a run was trained on, taught by itself if nobody else. Raises StageError if it cannot."""
+        """Return settings that continue a run's training with its own views, batch size and accumulation.
+
+        The run is its own teacher if ``teacher`` is None. Raises StageError in several processes, or if the run
+        does not record how it was trained.
+        """
         if _compute().processes > 1:
             raise StageError("int8-qat trains in one process: start it without torchrun")
         try:
@@ -159,22 +169,23 @@ class QatSettings:
 def train_rounded(
     calibrated: Calibrated, lesson: QatSettings, unfinished: UnfinishedRun
 ) -> tuple[Calibrated, dict[str, Any]]:
-    """Train a fused detector with its values rounded. Returns it as it was trained, and the history.
+    """Train a fused detector with rounded weights and activations; return it, with its new scales, and the history.
 
-    Of a run that teaches itself the last pass is kept: its logits are aimed at, of which validation AUC says little.
+    If the run is its own teacher, the last pass is kept: the aim is to keep its logits, and validation AUC says little
+    about them.
     """
     compute = _compute()
     run, teacher, store, rule = lesson.run, lesson.teacher, lesson.store, lesson.rule
     views = Views(store, rule, modalities=run.info.architecture.modalities)
-    seen = Views(store, rule, modalities=teacher.info.architecture.modalities)
+    teacher_views = Views(store, rule, modalities=teacher.info.architecture.modalities)
     epochs = lesson.passes // rule.views
     schedule = Schedule(
         epochs, lesson.batch_size, LEARNING_RATE, lesson.accumulate, patience=lesson.passes, precision="fp32"
     )
     program = trainable(calibrated)
-    said = example_outputs(program, store.frames, with_maps=False)
-    taught = TeacherOutputs(teacher, views, seen, said, compute, cache=None)
-    objective = StudentObjective(program, lesson.losses, None, taught.layout, said)
+    example = example_outputs(program, store.frames, with_maps=False)
+    taught = TeacherOutputs(teacher, views, teacher_views, example, compute, cache=None)
+    objective = StudentObjective(program, lesson.losses, None, taught.layout, example)
     task = student_task(PixelDetector(program, run.info.preprocessing), objective, taught, views, compute)
     task = replace(task, keep_last=lesson.of_itself)
     history = fit(compute, task, schedule, lesson.seed, unfinished)

@@ -1,4 +1,4 @@
-"""Quantize a run: compute in fewer bits, and say what that costs on validation crops."""
+"""Quantize a run: compute in fewer bits, and measure the loss of accuracy on validation crops."""
 
 import copy
 from collections.abc import Callable
@@ -49,71 +49,73 @@ from stage import (
 )
 
 MATCHED_CLIPS = 32
-"""Training clips on which a clip detector's logits are matched. A frame detector's are on twice as many crops as ranges
-are found on: a last layer of some hundred weights is fitted, which gave 3 dB more (docs/lab-notes.md)."""
+"""Training clips on which a clip detector's logits are matched. A frame detector's logits are matched on twice as many
+crops as ranges are calibrated on: that fits a last layer of some hundred weights 3 dB better (docs/lab-notes.md)."""
 CALIBRATION_CROPS, PASSES = 256, 6
 EXPECTED_SNR_DB = 20.0
-"""Of logits that computing in fewer bits may leave, before it is said."""
+"""Logit SNR in dB below which a note is printed."""
 
 
 class RefusedScheme(StageError):
-    """A scheme that costs more than may be lost, or cannot hold what the network computes."""
+    """A scheme that costs more accuracy than allowed, or cannot represent the network's values."""
 
 
 @dataclass(frozen=True)
 class Quantized:
-    """What a scheme made of a run."""
+    """The result of quantizing a run."""
 
     detector: Detector
-    """The weights to keep."""
+    """The detector whose weights are saved."""
     program: nn.Module
-    """What computes."""
+    """The module that computes in the scheme."""
     said: str
+    """Description for the final message."""
     metrics: dict[str, Any]
     files: dict[str, str] = field(default_factory=dict)
-    """Further files of the run."""
+    """Texts of further files of the run, by file name without ``.json``."""
     scores: ClipScores | None = None
-    """What the program says of the validation split, where that is known."""
+    """Scores of the program on the validation split, if already computed."""
 
 
 def _accurate(
     source: Unquantized, calibrated: Calibrated, noises: list[LayerNoise], crops: int, match: bool
 ) -> tuple[list[str], Detector, ClipScores | None]:
-    """Match the logits to the run's unless others are aimed at, and keep layers in float32 as accuracy asks for it.
+    """Match the logits to the run's if ``match`` is set, and keep layers in float32 until the AUC is sufficient.
 
-    Returns them, the program, and what it says of the validation split where its accuracy counted.
+    Returns these layers, the program, and its validation scores, which are None if the run's scores mean nothing.
     """
     samples = 2 * crops if source.per == "frame" else MATCHED_CLIPS
-    matched = source.drawn(takes(source.run.info), samples) if match else []
-    expected = logits(source.fused, progress(matched, "match logits")) if match else None
+    batches = source.drawn(takes(source.run.info), samples) if match else []
+    expected = logits(source.fused, progress(batches, "match logits")) if match else None
 
     def keeping(layers: list[str]) -> Detector:
         program = calibrated.keeping(layers)
         if expected is None:
             return program
-        nearer = program.with_parts(head=copy.deepcopy(program.head))
-        match_logits(nearer, expected, matched)
-        # Few crops fit the last layer to themselves.
-        return max(program, nearer, key=source.snr_db)
+        matched = program.with_parts(head=copy.deepcopy(program.head))
+        match_logits(matched, expected, batches)
+        # With few crops the last layer may be overfitted: then the unmatched program is better.
+        return max(program, matched, key=source.snr_db)
 
     if source.least_auc is None:
         return [], keeping([]), None
-    found = keep_in_float(noises, keeping, source.scores, source.least_auc)
-    if len(found[0]) == len(noises) and found[2].auc >= source.least_auc:
+    float_layers, program, scores = keep_in_float(noises, keeping, source.scores, source.least_auc)
+    if len(float_layers) == len(noises) and scores.auc >= source.least_auc:
         raise RefusedScheme(
             f"{source.run.path} keeps the validation AUC that --max-auc-drop asks for only with every layer in "
             "float32: the run was not written; give --scheme fp16, or more validation clips"
         )
-    return found
+    return float_layers, program, scores
 
 
 Train = Callable[[Calibrated], tuple[Calibrated, dict[str, Any]]]
 
 
 def static_int8(source: Unquantized, crops: int, train: Train | None = None, match: bool = True) -> Quantized:
-    """Calibrate on training crops; keep in float32 what int8 would break; match the logits.
+    """Calibrate on ``crops`` training crops, keep layers in float32 if accuracy requires it, and match the logits.
 
-    ``train``: what trains the calibrated detector. ``match``: whether the run's logits are what is aimed at.
+    ``train``: trains the calibrated detector and returns it with the history. ``match``: whether the run's logits are
+    to be matched. Raises RefusedScheme if every layer would have to stay in float32.
     """
     frames = source.drawn(Takes(source.run.info.architecture.modalities), crops)
     pictures = backbone_pictures(frames)
@@ -122,20 +124,20 @@ def static_int8(source: Unquantized, crops: int, train: Train | None = None, mat
     if train:
         calibrated, history = train(calibrated)
     noises = source.layer_noise(calibrated.program)
-    floats, program, scores = _accurate(source, calibrated, noises, crops, match)
+    float_layers, program, scores = _accurate(source, calibrated, noises, crops, match)
     snr = source.snr_db(program)
     diagnosis = Diagnosis(
         samples=sum(len(inputs[0]) for inputs in source.validation),
         per=source.per,
         logit_snr_db=snr,
         observers={str(name): snr for name, snr in calibrated.tried.items()},
-        float_layers=floats,
+        float_layers=float_layers,
         islands=islands(program),
         layers=noises,
     )
     quantization = Quantization(
         observer=calibrated.observer,
-        float_layers=floats,
+        float_layers=float_layers,
         calibration_crops=sum(len(inputs[0]) for inputs in frames),
         calibration_fingerprint=source.store.info.fingerprint,
         tensors=calibrated.tensors,
@@ -144,7 +146,7 @@ def static_int8(source: Unquantized, crops: int, train: Train | None = None, mat
         calibrated.detector.with_parts(head=program.head),
         program,
         f"{calibrated.observer} observer, {quantization.calibration_crops} crops, "
-        f"{len(floats)} of {len(noises)} layers and the head in fp32",
+        f"{len(float_layers)} of {len(noises)} layers and the head in fp32",
         {"logit_snr_db": snr, "diagnosis": diagnosis.model_dump()} | ({"training": history} if train else {}),
         {"quantization": quantization.model_dump_json(indent=2)},
         scores,
@@ -152,8 +154,9 @@ def static_int8(source: Unquantized, crops: int, train: Train | None = None, mat
 
 
 def other_numbers(source: Unquantized, scheme: Scheme) -> Quantized:
-    """Compute in 16 bits, or in integers whose scales are found as they come."""
-    program, detector, said = in_scheme(source.fused, scheme), source.fused, str(scheme)
+    """Quantize in a scheme other than static int8. Raises StageError if it changes nothing or cannot hold values."""
+    program, detector = in_scheme(source.fused, scheme), source.fused
+    description = str(scheme)
     if scheme == "int8-dynamic":
         layers = dynamic_layers(source.fused)
         if not layers:
@@ -161,23 +164,23 @@ def other_numbers(source: Unquantized, scheme: Scheme) -> Quantized:
                 f"{source.run.path} has no linear layers but the one that gives the logits: int8-dynamic would round "
                 "nothing; --scheme int8 rounds convolutions too"
             )
-        said = f"{len(layers)} linear layers in integers"
+        description = f"{len(layers)} linear layers in integers"
     elif scheme == "fp16":
         detector = copy.deepcopy(source.fused).half()
     elif scheme in PALETTES:
         assert isinstance(program, Detector)
-        detector, said = program, f"{2 ** PALETTES[scheme]} values a tensor"
+        detector, description = program, f"{2 ** PALETTES[scheme]} values a tensor"
     if not np.isfinite(logits(program, source.validation)).all():
         raise RefusedScheme(f"{source.run.path} has values that {scheme} cannot hold: give --scheme int8 or autocast")
-    return Quantized(detector, program, said, {"logit_snr_db": source.snr_db(program)})
+    return Quantized(detector, program, description, {"logit_snr_db": source.snr_db(program)})
 
 
-def _check_accuracy(source: Unquantized, found: Quantized, scheme: Scheme) -> dict[str, Any]:
-    """Return the metrics of a scheme. Raises StageError if it costs more than may be lost."""
+def _check_accuracy(source: Unquantized, result: Quantized, scheme: Scheme) -> dict[str, Any]:
+    """Return the validation metrics of a quantized run. Raises RefusedScheme if its AUC is below the allowed one."""
     if source.least_auc is None:
         return {"val": None, "reason": source.run.info.meaningless}
-    # The test split is for the artifacts: their kernels round otherwise than this program.
-    scores = found.scores or source.scores(found.program)
+    # The test split is reserved for the artifacts, whose kernels round differently from this program.
+    scores = result.scores or source.scores(result.program)
     if scores.auc < source.least_auc:
         raise RefusedScheme(
             f"{scheme} takes the validation AUC of {source.run.path} to {scores.auc:.4f}, below the "
@@ -219,47 +222,48 @@ def quantize(
     """
     refuse_existing(out)
     _check_options(scheme, {"--calibration-clips": calibration_clips}, {"--teacher": teacher, "--passes": passes})
-    store, own = ClipStore(data), Run(run)
-    source = Unquantized.load(own, store, max_auc_drop, seed)
-    taught = load_teacher(teacher, store, own.info.architecture.per) if teacher else None
-    runs = [own, *([taught] if taught else [])]
-    changed = {"scheme": scheme, "architecture": source.fused.architecture, "seed": seed, "data": _seen(store, *runs)}
+    store, source_run = ClipStore(data), Run(run)
+    source = Unquantized.load(source_run, store, max_auc_drop, seed)
+    teacher_run = load_teacher(teacher, store, source_run.info.architecture.per) if teacher else None
+    runs = [source_run, *([teacher_run] if teacher_run else [])]
+    data_info = _data_source(store, *runs)
+    changed = {"scheme": scheme, "architecture": source.fused.architecture, "seed": seed, "data": data_info}
     parents = [parent.as_parent() for parent in runs]
-    info = own.info.model_copy(update=changed | {"parents": parents, "tools": versions_of(TOOLS)})
+    info = source_run.info.model_copy(update=changed | {"parents": parents, "tools": versions_of(TOOLS)})
     if scheme == "autocast" and fast_dtype(torch.device("cpu")) is None:
         say("this CPU has no bfloat16 instructions: autocast is emulated to score the validation clips, which is slow")
     crops = calibration_clips or CALIBRATION_CROPS
     if scheme == "int8-qat":
-        lesson = QatSettings.of(own, taught, store, passes or PASSES, seed)
-        found, metrics = _train_and_write(out, source, info, crops, lesson)
+        lesson = QatSettings.of(source_run, teacher_run, store, passes or PASSES, seed)
+        result, metrics = _train_and_write(out, source, info, crops, lesson)
     else:
         with alone(out):
-            found = static_int8(source, crops) if scheme == "int8" else other_numbers(source, scheme)
-            metrics = _check_accuracy(source, found, scheme) | found.metrics
-            save_run(out, info, found.detector, metrics, **found.files)
+            result = static_int8(source, crops) if scheme == "int8" else other_numbers(source, scheme)
+            metrics = _check_accuracy(source, result, scheme) | result.metrics
+            save_run(out, info, result.detector, metrics, **result.files)
     accuracy = f"val AUC {metrics['val']['auc']:.3f} in torch" if metrics["val"] else str(metrics["reason"])
-    if metrics["logit_snr_db"] < EXPECTED_SNR_DB and not taught:
+    if metrics["logit_snr_db"] < EXPECTED_SNR_DB and not teacher_run:
         where = ": metrics.json says which layers cost most" if "diagnosis" in metrics else ""
         say(f"note: {EXPECTED_SNR_DB:.0f} dB or more are expected of {scheme}{where}")
-    say(f"{out}: logits within {metrics['logit_snr_db']:.1f} dB of the run's ({found.said}); {accuracy}")
+    say(f"{out}: logits within {metrics['logit_snr_db']:.1f} dB of the run's ({result.said}); {accuracy}")
 
 
-def _seen(store: ClipStore, own: Run, *others: Run) -> DataSource:
-    """Return the data of a quantized run: its threshold is of this store, its notes and persons are of all.
+def _data_source(store: ClipStore, source_run: Run, *others: Run) -> DataSource:
+    """Return the data of a quantized run: the fingerprint of this store; notes and persons also of its parents.
 
-    Says if the run has seen persons of another store's validation split.
+    Prints a note if the source run was trained on persons of the validation split of this, another, store.
     """
-    if own.info.data.fingerprint != store.info.fingerprint:
-        for line in seen_note([own.path.name], own.info.data.persons, store.clips("val"), "val"):
+    if source_run.info.data.fingerprint != store.info.fingerprint:
+        for line in seen_note([source_run.path.name], source_run.info.data.persons, store.clips("val"), "val"):
             say(line)
-    now = data_source(store, own, *others)
-    return now.model_copy(update={"notes": list(dict.fromkeys([*own.info.data.notes, *now.notes]))})
+    source = data_source(store, source_run, *others)
+    return source.model_copy(update={"notes": list(dict.fromkeys([*source_run.info.data.notes, *source.notes]))})
 
 
 def _train_and_write(
     out: Path, source: Unquantized, info: RunInfo, crops: int, lesson: QatSettings
 ) -> tuple[Quantized, dict[str, Any]]:
-    """Make and write an int8-qat run, or go on with one that was interrupted; return it and its metrics."""
+    """Train and write an int8-qat run, or resume an interrupted one; return the result and the run's metrics."""
     asked = {
         "run": info.asked(),
         "crops": crops,
@@ -269,21 +273,24 @@ def _train_and_write(
         "data": source.store.info.fingerprint,
     }
     with UnfinishedRun(out, asked) as unfinished:
-        found = static_int8(
+        result = static_int8(
             source, crops, lambda calibrated: train_rounded(calibrated, lesson, unfinished), match=lesson.of_itself
         )
-        metrics = _check_accuracy(source, found, info.scheme) | found.metrics
-        steps = info.trained_steps + found.metrics["training"]["steps"]
+        metrics = _check_accuracy(source, result, info.scheme) | result.metrics
+        steps = info.trained_steps + result.metrics["training"]["steps"]
         info = info.model_copy(update={"trained_steps": steps})
-        unfinished.finish(info, found.detector, metrics, **found.files)
-    return found, metrics
+        unfinished.finish(info, result.detector, metrics, **result.files)
+    return result, metrics
 
 
 def _check_options(scheme: Scheme, of_int8: dict[str, Any], of_qat: dict[str, Any]) -> None:
-    """Raise WrongArgument for options that a scheme has no use for."""
-    needless = [of_int8] if scheme not in STATIC_INT8 else []
-    needless += [of_qat] if scheme != "int8-qat" else []
-    for name in (name for options in needless for name, value in options.items() if value is not None):
+    """Raise WrongArgument for the first given option that the scheme does not use.
+
+    ``of_int8``, ``of_qat``: values of the options of static int8 and of int8-qat, None where not given.
+    """
+    unused = [of_int8] if scheme not in STATIC_INT8 else []
+    unused += [of_qat] if scheme != "int8-qat" else []
+    for name in (name for options in unused for name, value in options.items() if value is not None):
         raise WrongArgument(f"--scheme {scheme} has no use for {name}: leave it out")
 
 

@@ -1,4 +1,4 @@
-"""Reading ahead: what a GPU needs next is read and decoded while it computes."""
+"""Reading ahead: threads read and decode the next batches while a GPU computes."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -10,9 +10,9 @@ Read = TypeVar("Read")
 
 
 def read_ahead(read: Callable[[Item], Read], items: Iterable[Item], readers: int) -> Iterator[Read]:
-    """Yield ``read(item)`` in the order of the items, the next ones being read in so many threads; 0: when asked for.
+    """Yield ``read(item)`` in the order of the items, reading ahead in ``readers`` threads; 0: read only when asked.
 
-    An error of ``read`` is raised in its item's place.
+    An error of ``read`` is raised when its item is due.
     """
     if not readers:
         yield from map(read, items)

@@ -1,6 +1,6 @@
-"""From a run's folder to a module or scorer that takes raw pixels; and what training stages write alike.
+"""Loads a run as a module or scorer of raw pixels, and writes what all training stages have in common.
 
-Imports torchao and scikit-learn only where they are needed: a worker that times a float run needs neither.
+Imports torchao and scikit-learn only where needed: a worker that times a float run needs neither.
 """
 
 from collections.abc import Sequence
@@ -30,17 +30,18 @@ if TYPE_CHECKING:
 
 
 def takes(info: RunInfo) -> Takes:
-    """Return what a run looks at."""
+    """Return a run's modalities and whether it scores frames or clips."""
     return Takes(info.architecture.modalities, info.architecture.per)
 
 
 def pixel_detector(
     run: Run, dynamic_batch: bool = True, scheme: Scheme | None = None, inputs: Sequence[NDArray[Any]] = ()
 ) -> PixelDetector:
-    """Load what a run deploys, fused, in its own scheme or an fp32 run in another: pixels -> P(fake) float32 [N].
+    """Return a run's fused network in eval mode: pixels -> P(fake), float32 [N].
 
-    An int8 run is rebuilt as an integer program; with ``dynamic_batch`` false it takes one picture at a time, as the
-    exporters want it. Fusing is proven on ``inputs``, as ``Scorer`` takes them, or else on zeros.
+    ``scheme``: other than the run's own, for an fp32 run. An int8 run is rebuilt as an integer program; with
+    ``dynamic_batch`` false it takes one picture at a time, as the exporters need. Fusing is checked on ``inputs``, as
+    ``Scorer`` takes them, or else on zeros. Raises StageError if the run is damaged or fusing changes its outputs.
     """
     info = run.info
     if info.integer:
@@ -48,30 +49,30 @@ def pixel_detector(
 
         return PixelDetector(rebuild(run, dynamic_batch), info.preprocessing)
     detector = run.detector()
-    given = detector.example(frames=1)
+    example = detector.example(frames=1)
     if inputs:
         pixels, *valid = map(torch.from_numpy, inputs)
-        given = (PixelDetector(nn.Identity(), info.preprocessing).pictures(pixels), *valid)
-    deployed = PixelDetector(in_scheme(fuse(detector, *given), scheme or info.scheme), info.preprocessing)
+        example = (PixelDetector(nn.Identity(), info.preprocessing).pictures(pixels), *valid)
+    deployed = PixelDetector(in_scheme(fuse(detector, *example), scheme or info.scheme), info.preprocessing)
     return deployed.eval().requires_grad_(False)
 
 
 def check_size(path: Path, size: int, store: ClipStore) -> None:
-    """Raise StageError unless what lies at ``path`` takes crops of the size that a store holds."""
+    """Raise StageError unless ``size``, the crop size in pixels of the model at ``path``, is that of a store."""
     if size != store.size:
         raise StageError(f"{path} takes {size} px crops, {store.path} holds {store.size} px")
 
 
 def check_length(path: Path, frames: int, store: ClipStore) -> None:
-    """Raise StageError unless what lies at ``path``, which takes clips of so many frames, fits those of a store."""
+    """Raise StageError unless ``frames``, the clip length of the model at ``path``, is that of a store."""
     if frames != store.frames:
         raise StageError(f"{path} takes clips of {frames} frames, {store.path} holds {store.frames}")
 
 
 def check_store(run: Run, store: ClipStore) -> None:
-    """Raise StageError unless a store holds what a run takes: crops of its size, its modalities, and clips.
+    """Raise StageError unless a store holds a run's inputs: crops of its size, its modalities, and clips if needed.
 
-    A run that scores whole clips takes those of the length that it learned.
+    A run that scores whole clips takes only clips of the length that it was trained on.
     """
     check_size(run.path, run.info.architecture.size, store)
     store.require(run.info.architecture.modalities)
@@ -87,15 +88,15 @@ def check_store(run: Run, store: ClipStore) -> None:
 
 
 def check_rgb(run: Run) -> None:
-    """Raise StageError unless a run looks at single RGB crops, or is a clip student: all that goes to a phone does."""
-    seen, temporal = takes(run.info), run.info.architecture.temporal
-    if seen.modalities != ("rgb",) or (seen.per == "clip" and not temporal):
-        looks = f"{'+'.join(seen.modalities)} {seen.per}s"
-        raise StageError(f"{run.path} looks at {looks}, and a phone has rgb frames: distill it into a student first")
+    """Raise StageError unless a run can go to a phone: it must take single RGB crops, or be a clip student of RGB."""
+    inputs, temporal = takes(run.info), run.info.architecture.temporal
+    if inputs.modalities != ("rgb",) or (inputs.per == "clip" and not temporal):
+        kind = f"{'+'.join(inputs.modalities)} {inputs.per}s"
+        raise StageError(f"{run.path} looks at {kind}, and a phone has rgb frames: distill it into a student first")
 
 
 def torch_scorer(model: nn.Module, device: torch.device) -> Scorer:
-    """Wrap a module that takes raw pixels (PixelDetector), which is on ``device``, as a scorer."""
+    """Return a scorer that runs a module of raw pixels (PixelDetector) on ``device``, where the module already is."""
 
     def score(pixels: NDArray[np.uint8], *valid: NDArray[np.bool_]) -> NDArray[np.float32]:
         inputs = [torch.from_numpy(array).to(device) for array in (pixels, *valid)]
@@ -107,7 +108,7 @@ def torch_scorer(model: nn.Module, device: torch.device) -> Scorer:
 
 
 def own_threshold(run: Run) -> "Threshold":
-    """Return the threshold that was set on a run's own validation scores. Raises StageError if it has none."""
+    """Return a run's threshold, which was chosen on its own validation scores. Raises StageError if it has none."""
     from compress.metrics import Threshold
 
     if run.info.meaningless:
@@ -119,7 +120,7 @@ def own_threshold(run: Run) -> "Threshold":
 
 
 def diagnosis_of(run: Run) -> Diagnosis | None:
-    """Return what static int8 cost a run; None in another scheme. Raises StageError if an int8 run does not say."""
+    """Return the diagnosis of a static int8 run; None in another scheme. Raises StageError if an int8 run has none."""
     if not run.info.integer:
         return None
     try:
@@ -129,14 +130,14 @@ def diagnosis_of(run: Run) -> Diagnosis | None:
 
 
 def student_of(run: Run) -> str | None:
-    """Return the hash of the fp32 run that a run is, or was made from."""
+    """Return the SHA-256 of the fp32 run that a run is or was quantized from; None if it names no parent."""
     if run.info.scheme == "fp32":
         return run.sha256
     return run.info.parents[0].sha256 if run.info.parents else None
 
 
 def data_source(store: ClipStore, *runs: Run) -> DataSource:
-    """Return how a run names the store it was trained on, and whom it and the runs before it have seen."""
+    """Return a run's record of its store and of the persons in its training data and in that of its parents."""
     return DataSource(
         fingerprint=store.info.fingerprint,
         notes=store.info.notes,
@@ -146,12 +147,12 @@ def data_source(store: ClipStore, *runs: Run) -> DataSource:
 
 
 def _dumped(metrics: "Metrics") -> dict[str, Any]:
-    """Return metrics for ``metrics.json``, the figure that everybody asks for first: the AUC of clips."""
+    """Return metrics for ``metrics.json`` as a dict, with the AUC of clips first."""
     return {"auc": metrics.auc} | metrics.model_dump()
 
 
 def own_metrics(val: ClipScores) -> dict[str, Any]:
-    """Set the threshold on a run's own validation scores and measure them, for ``metrics.json``."""
+    """Return the threshold chosen on a run's own validation scores and their metrics, for ``metrics.json``."""
     threshold = val.choose_threshold()
     return {"threshold": threshold.model_dump(), "val": _dumped(val.metrics(threshold.value))}
 
@@ -159,7 +160,7 @@ def own_metrics(val: ClipScores) -> dict[str, Any]:
 def finish_run(
     unfinished: UnfinishedRun, info: RunInfo, pixels_in: PixelDetector, store: ClipStore, history: dict[str, Any]
 ) -> None:
-    """Measure what was trained, on the test split once, and put the run in its place: the first process does it."""
+    """Measure a trained detector on the validation and test split, and finish the run; only in the first process."""
     if not speaks():
         return
     detector = pixels_in.eval().network

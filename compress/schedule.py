@@ -1,4 +1,4 @@
-"""How long, how fast and on what batches teachers and students train, and the options that say so."""
+"""The training schedule of teachers and students: length, learning rate, batches, and their options."""
 
 import math
 from dataclasses import asdict, dataclass
@@ -19,19 +19,20 @@ BatchSize = Annotated[int | None, typer.Option(help="Frames or clips of a step, 
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long, how fast and on what batches to train. Annotated fields are options of ``teach`` and ``distill``."""
+    """Length, learning rate and batches of a training. Annotated fields are options of ``teach`` and ``distill``."""
 
     epochs: int = 1
-    """Of as many passes over the clips as there are views of each; the network is validated after every pass."""
+    """Each epoch has as many passes over the clips as each clip has views; every pass ends with a validation."""
     batch_size: int = 16
+    """Frames or clips of a step, over all processes."""
     learning_rate: float = 2e-3
     accumulate: Annotated[int, typer.Option(help="Parts in which a batch is computed, for want of memory.", min=1)] = 1
-    """Their gradients are summed one after another. The result is the same, but for dropout, and for batch norms and
-    losses that relate samples, which see a part."""
+    """Gradients of the parts are summed one after another. The result is the same, except for dropout, and for batch
+    norms and losses that relate samples, which see one part at a time."""
     curve: Annotated[
         Literal["cosine", "plateau"], typer.Option(help="Learning rate: falls as a cosine, or halves on a plateau.")
     ] = "cosine"
-    """cosine: warm-up, then to 0; plateau: halved after passes without a smaller validation loss."""
+    """cosine: linear warm-up, then down to 0; plateau: halved after passes without a smaller validation loss."""
     patience: Annotated[int, typer.Option(help="Validations without a better one before training stops.", min=1)] = 10
     balance: Annotated[
         Literal["batches", "weights"],
@@ -44,29 +45,34 @@ class Schedule:
         float,
         typer.Option(help="Decay of a moving average of the weights, which is what is kept; 0: none.", min=0, max=1),
     ] = 0.0
-    """The average is validated and kept in the weights' place."""
+    """With a decay above 0, the average is validated and saved in place of the weights."""
     weight_decay: float = 0.05
     warmup_share: float = 0.1
+    """Share of all steps, 0..1, in which the learning rate rises."""
     clip_norm: float = 5.0
+    """Largest norm of the gradients."""
 
     def factor(self, step: int, steps: int) -> float:
-        """Return the learning rate's factor at a step: linear warm-up, then cosine to 0 (arXiv 1608.03983)."""
+        """Return the learning rate's factor, 0..1, at ``step`` of ``steps``.
+
+        It rises linearly, then falls as a cosine to 0 (arXiv 1608.03983).
+        """
         warmup = max(1, round(self.warmup_share * steps))
         if step < warmup:
             return (step + 1) / warmup
         return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
     def batches(self, views: Views, seed: int, number: int, per: Per) -> list[Batch]:
-        """Return the batches of a pass, the same in every process."""
-        of_balance = balanced_batches if self.balance == "batches" else natural_batches
-        return list(of_balance(views, self.batch_size, (seed, number), per, number % views.rule.views))
+        """Return the batches of pass ``number``, the same in every process."""
+        make_batches = balanced_batches if self.balance == "batches" else natural_batches
+        return list(make_batches(views, self.batch_size, (seed, number), per, number % views.rule.views))
 
 
 def asked_of(info: RunInfo, rule: ViewRule, schedule: Schedule) -> dict[str, Any]:
-    """Return what decides a training, as an unfinished run notes it (``UnfinishedRun``)."""
+    """Return all settings that a training depends on, for ``UnfinishedRun`` to compare when it resumes."""
     return {"run": info.asked(), "rule": rule.model_dump(), "schedule": asdict(schedule)}
 
 
 def class_weights(balance: str, views: Views, per: Per) -> Tensor | None:
-    """Return how much a sample of each class weighs in the loss, float32 [2], or None if all weigh alike."""
+    """Return the weights of the classes in the loss, float32 [2] (real, fake), or None if they are equal."""
     return 0.5 / torch.from_numpy(label_shares(views, per)).float() if balance == "weights" else None

@@ -1,4 +1,4 @@
-"""Fine-tune a teacher: a timm backbone, frozen but for its last blocks, and a head over frames or whole clips."""
+"""Fine-tune a teacher: a timm backbone, frozen except for its last blocks, and a head over frames or whole clips."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,7 +32,7 @@ HEAD_HIDDEN = 256
 
 @dataclass(frozen=True)
 class Family:
-    """What is usual for a kind of teacher."""
+    """Default settings of a kind of teacher."""
 
     backbone: str
     modality: str
@@ -48,13 +48,13 @@ FAMILIES = {
     "dino": Family(
         "vit_base_patch14_dinov2", "rgb", "1", HEAD_HIDDEN, epochs=5, batch_size=16, weight_decay=0.05, clip_norm=5
     ),
-    # Of the Megatron study: Adam (no weight decay), gradient norm 1, 32 clips; it stops early.
+    # As in the Megatron study: Adam without weight decay, gradient norm 1, 32 clips, early stopping.
     "megatron": Family("repvit_m0_9", "rgb+depth", "0", None, epochs=100, batch_size=32, weight_decay=0, clip_norm=1),
 }
 
 
 class TeacherObjective(nn.Module):
-    """The loss of the part of a teacher that trains: labels int64 [B], features and valid frames -> scalar."""
+    """The loss of a teacher's trained part: labels, int64 [B], and inputs as ``Features`` returns them -> scalar."""
 
     def __init__(self, cut: Cut, weights: Tensor | None) -> None:
         super().__init__()
@@ -68,40 +68,40 @@ class TeacherObjective(nn.Module):
 
 
 def teacher_task(cut: Cut, views: Views, compute: Compute, balance: str, cache: Path) -> Task:
-    """Return what trains: the upper part of a detector. What is frozen is computed once a frame, into ``cache``."""
+    """Return the training task of a detector's upper part; the frozen part runs once per frame, into ``cache``."""
     per = cut.detector.architecture.per
     features = Features(cut, views, compute, cache)
-    val = Features(cut, Views(views.store, ViewRule(), "val", views.modalities), compute, cache)
+    val_features = Features(cut, Views(views.store, ViewRule(), "val", views.modalities), compute, cache)
 
     def inputs_of(batch: Batch) -> tuple[Tensor, ...]:
         return torch.from_numpy(batch.labels).to(compute.device), *features(batch)
 
     objective = TeacherObjective(cut, class_weights(balance, views, per))
-    return Task(objective.to(compute.device), inputs_of, val.score, views, per)
+    return Task(objective.to(compute.device), inputs_of, val_features.score, views, per)
 
 
 def modalities_of(family: str, text: str | None) -> tuple[Modality, ...]:
-    """Return what a teacher looks at, in the order rgb, depth, flow. Raises StageError for what it cannot look at."""
-    usual = FAMILIES[family].modality
-    names = (text or usual).split("+")
+    """Return a teacher's modalities in the order rgb, depth, flow. Raises WrongArgument for those it cannot take."""
+    default = FAMILIES[family].modality
+    names = (text or default).split("+")
     if not set(names) <= set(get_args(Modality)) or len(set(names)) < len(names):
         raise WrongArgument(f"--modality {text}: give rgb, depth or flow, or several as depth+flow")
     if family == "megatron" and set(names) != {"rgb", "depth"}:
-        raise WrongArgument(f"--modality {text}: megatron looks at {usual}; teach dino takes any")
+        raise WrongArgument(f"--modality {text}: megatron looks at {default}; teach dino takes any")
     return tuple(name for name in get_args(Modality) if name in names)
 
 
 def _architecture(
     family: str, backbone: str | None, modality: str | None, pooling: str | None, size: int
 ) -> Architecture:
-    usual = FAMILIES[family]
+    defaults = FAMILIES[family]
     if pooling and family != "megatron":
         raise WrongArgument("--pooling joins the frames of a clip, which megatron does: leave it out")
     return Architecture(
-        backbone=check_backbone(backbone or usual.backbone),
+        backbone=check_backbone(backbone or defaults.backbone),
         size=size,
         modalities=modalities_of(family, modality),
-        head_hidden=usual.head_hidden,
+        head_hidden=defaults.head_hidden,
         megatron=MegatronSettings.model_validate({"pooling": pooling or "avg"}) if family == "megatron" else None,
     )
 
@@ -146,7 +146,7 @@ def teach(
     On several processes: **torchrun --nproc_per_node 2 -m compress.teach dino --data store --out runs/dino**
     """
     refuse_existing(out)
-    store, usual = ClipStore(data), FAMILIES[family]
+    store, defaults = ClipStore(data), FAMILIES[family]
     architecture = _architecture(family, backbone, modality, pooling, store.size)
     if architecture.per == "clip" and store.frames == 1:
         raise StageError(f"{data} holds single pictures, and {family} looks at clips: prepare videos, or teach dino")
@@ -155,14 +155,14 @@ def teach(
     store.clips("val"), store.clips("test")
     schedule = replace(
         schedule,
-        epochs=usual.epochs if epochs is None else epochs,
-        batch_size=batch_size or usual.batch_size,
+        epochs=defaults.epochs if epochs is None else epochs,
+        batch_size=batch_size or defaults.batch_size,
         learning_rate=learning_rate,
-        weight_decay=usual.weight_decay,
-        clip_norm=usual.clip_norm,
+        weight_decay=defaults.weight_decay,
+        clip_norm=defaults.clip_norm,
     )
     start = Start.of(architecture, weights, random_weights, seed)
-    cut = _cut(start, unfreeze or usual.unfreeze)
+    cut = _cut(start, unfreeze or defaults.unfreeze)
     if cache and (cut.unfreeze == "all" or not schedule.epochs):
         raise WrongArgument(
             "--cache keeps what frozen layers say: leave it out where none is frozen, or nothing trains"
@@ -181,7 +181,7 @@ def teach(
 
 
 def _cut(start: Start, unfreeze: str) -> Cut:
-    """Freeze a detector but for its last blocks and its head."""
+    """Freeze a detector except for its last blocks and its head, and return it as a frozen and a trained part."""
     frozen, top = freeze(start.detector.backbone, unfreeze)
     pixels_in = PixelDetector(start.detector, start.preprocessing)
     return Cut(start.detector, pixels_in, frozen, top, unfreeze)

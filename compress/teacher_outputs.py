@@ -1,4 +1,4 @@
-"""What a teacher says of the training views: computed once and kept on disk, or anew at every step."""
+"""Outputs of a teacher for the training views: computed once and kept on disk, or computed at every step."""
 
 import math
 from dataclasses import dataclass
@@ -22,39 +22,43 @@ from stage import Per, StageError
 
 @dataclass(frozen=True)
 class Layout:
-    """How what a teacher says of a frame lies in one row, float [W]: features, logits, then maps position by position.
+    """How a teacher's outputs for a frame are stored in one row, float [W]: features, logits, maps by position.
 
-    Of a clip's frame, the features are the fused ones, and the logits those of its clip.
+    For a frame of a clip, the features are the fused ones, and the logits are those of the whole clip.
     """
 
     example: Outputs
-    """Of one sample."""
+    """Example outputs for one sample, which define the shapes."""
     head: ClipHead | None
+    """The head of a clip teacher; None for a frame teacher."""
 
     def rows(self, said: Outputs) -> Tensor:
-        """Return rows, float32 [N, W], or [N, T, W] of clips."""
+        """Return the rows of a teacher's outputs ``said``, float32 [N, W], or [N, T, W] for clips."""
         if said.frames is not None:
-            spread = said.logits[:, None].expand(-1, said.frames.shape[1], -1)
-            return torch.cat([said.frames.float(), spread.float()], dim=-1)
+            logits_by_frame = said.logits[:, None].expand(-1, said.frames.shape[1], -1)
+            return torch.cat([said.frames.float(), logits_by_frame.float()], dim=-1)
         maps = on_grids([stage.float() for stage in said.maps], self.example.grids)
         positions = (stage.permute(0, 2, 3, 1).flatten(1) for stage in maps)
         return torch.cat([said.embedding.float(), said.logits.float(), *positions], dim=-1)
 
     def outputs(self, rows: Tensor, valid: Tensor | None) -> Outputs:
-        """Return what ``rows`` was made of; valid: of clips, bool [N, T]."""
+        """Return the outputs that ``rows`` holds, as the method ``rows`` stores them; valid: of clips, bool [N, T]."""
         width = self.example.embedding.shape[1]
         features, logits = rows[..., :width], rows[..., width : width + 2]
         if self.head is not None:
             assert valid is not None
             return Outputs(logits[:, 0], self.head.pooled(features, valid), frames=features, valid=valid)
         shapes = [stage.shape[1:] for stage in self.example.maps]
-        flat = torch.split(rows[..., width + 2 :], [math.prod(shape) for shape in shapes], dim=-1) if shapes else ()
-        maps = tuple(p.view(-1, h, w, c).permute(0, 3, 1, 2) for p, (c, h, w) in zip(flat, shapes, strict=True))
+        sizes = [math.prod(shape) for shape in shapes]
+        flat_maps = torch.split(rows[..., width + 2 :], sizes, dim=-1) if shapes else ()
+        maps = tuple(
+            flat.view(-1, h, w, c).permute(0, 3, 1, 2) for flat, (c, h, w) in zip(flat_maps, shapes, strict=True)
+        )
         return Outputs(logits, features, maps)
 
 
 def _on_grids(teacher: Outputs, student: Outputs) -> Outputs:
-    """Return the teacher's sample on the coarser grid of both, for as many of the last stages as both have."""
+    """Return the teacher's outputs with maps of the last stages that both have, on the coarser grid of both."""
     stages = min(len(teacher.maps), len(student.maps))
     if not stages:
         return teacher
@@ -64,24 +68,27 @@ def _on_grids(teacher: Outputs, student: Outputs) -> Outputs:
 
 
 class _Teacher:
-    """A teacher that is asked: pictures to rows."""
+    """Runs a teacher: pictures to rows (``Layout``)."""
 
     def __init__(self, run: Run, student: Outputs, frames: int, compute: Compute) -> None:
         self.network, self._compute = run.detector(), compute
         head = self.network.head
-        said = example_outputs(self.network, frames, bool(student.maps))
-        self.layout = Layout(_on_grids(said, student), head if isinstance(head, ClipHead) else None)
+        example = example_outputs(self.network, frames, bool(student.maps))
+        self.layout = Layout(_on_grids(example, student), head if isinstance(head, ClipHead) else None)
         pixels_in = PixelDetector(self.network, run.info.preprocessing)
         self._pixels_in = pixels_in.to(compute.device).to(memory_format=torch.channels_last).eval()
 
     def rows(self, pixels: NDArray[np.uint8], valid: NDArray[np.bool_] | None) -> Tensor:
-        """Return rows of pictures, float32 [N, W], or of clips and their valid frames, [N, T, W]."""
+        """Return the rows of frames, float32 [N, W], or of clips, [N, T, W].
+
+        pixels: uint8, as ``PixelDetector`` takes them; valid: bool [N, T] for clips, else None.
+        """
         device = self._compute.device
         pictures = self._pixels_in.pictures(torch.from_numpy(pixels).to(device))
-        given = () if valid is None else (torch.from_numpy(valid).to(device),)
+        mask = () if valid is None else (torch.from_numpy(valid).to(device),)
         with torch.no_grad(), self._compute.context():
-            found = outputs(self.network, pictures, *given, with_maps=bool(self.layout.example.maps))
-            return self.layout.rows(found)
+            teacher_outputs = outputs(self.network, pictures, *mask, with_maps=bool(self.layout.example.maps))
+            return self.layout.rows(teacher_outputs)
 
     def of_view(self, pixels: NDArray[np.uint8], valid: NDArray[np.bool_]) -> Tensor:
         """Return the rows of a view's frames, float32 [T, W]."""
@@ -89,12 +96,12 @@ class _Teacher:
 
 
 class TeacherOutputs:
-    """What a teacher says of batches of ``views``, rounded to half precision whether it is kept or not.
+    """Outputs of a teacher for batches of ``views``, rounded to half precision whether they are cached or not.
 
-    It sees the pictures that the student sees, as ``seen`` shows them: the same views in its own modalities. Views of
-    which it sees something that cannot be read are marked, and drawn no more. ``student``: what the student says of one
-    sample; feature maps are asked for where it has some, and averaged to its grids where those are coarser. ``cache``:
-    folder to keep it in; None asks the teacher at every step.
+    ``seen``: the student's ``views`` in the modalities of the teacher. A view whose pictures cannot be read for the
+    teacher is marked as unreadable, and not drawn again. ``student``: example outputs of the student for one sample; if
+    they have feature maps, so do the teacher's, averaged to the student's grids where these are coarser. ``cache``: the
+    folder for the outputs; None runs the teacher at every step.
     """
 
     def __init__(
@@ -121,26 +128,28 @@ class TeacherOutputs:
             self._cache = shared_cache(cache, key, seen, teacher.of_view, compute)
 
     def __call__(self, read: Pictures) -> tuple[Tensor, Pictures]:
-        """Return what the teacher says, float32 [B, W], or [B, T, W] of clips, and the pictures it is said of.
+        """Return the teacher's rows, float32 [B, W], or [B, T, W] for clips, and the student's pictures they belong to.
 
-        These are ``read``, what the student sees, unless the teacher could not read its side of them.
+        These pictures are ``read``, unless some of the teacher's pictures could not be read: then other views are drawn
+        in their place.
         """
         if self._live:
-            return self._ask(self._live, read)
+            return self._run_live(self._live, read)
         if self.per == "frame":
             return self._cache[read.batch.rows].to(self._device), read
         frames = self._views.store.frames
         rows = self._cache[read.batch.frame_rows(frames)]
         return rows.view(len(read.batch.rows), frames, -1).to(self._device), read
 
-    def _ask(self, teacher: _Teacher, read: Pictures) -> tuple[Tensor, Pictures]:
-        own = read
+    def _run_live(self, teacher: _Teacher, read: Pictures) -> tuple[Tensor, Pictures]:
+        """Run the teacher on a batch; returns as ``__call__``. Raises StageError for values beyond half precision."""
+        teacher_read = read
         if self._seen.modalities != self._views.modalities:
-            own = read_batch(self._seen, read.batch, self.per)
-            while not np.array_equal(own.batch.rows, read.batch.rows):  # until both sides could read the same views
-                read = read_batch(self._views, own.batch, self.per)
-                own = read_batch(self._seen, read.batch, self.per)
-        said = teacher.rows(own.pixels, own.valid).half().float()
-        if not said.isfinite().all():
+            teacher_read = read_batch(self._seen, read.batch, self.per)
+            while not np.array_equal(teacher_read.batch.rows, read.batch.rows):  # until both could read the same views
+                read = read_batch(self._views, teacher_read.batch, self.per)
+                teacher_read = read_batch(self._seen, read.batch, self.per)
+        rows = teacher.rows(teacher_read.pixels, teacher_read.valid).half().float()
+        if not rows.isfinite().all():
             raise StageError("the teacher gives numbers beyond half precision: take another --teacher")
-        return said, read
+        return rows, read

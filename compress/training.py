@@ -1,4 +1,4 @@
-"""The training loop of teachers and students: AdamW, best on validation kept, resumable, on one or many processes."""
+"""The training loop of teachers and students: AdamW, keeps the best pass, resumable, in one or several processes."""
 
 import contextlib
 import math
@@ -33,33 +33,34 @@ from models.run import UnfinishedRun
 from stage import Per, StageError, out_of_memory, progress, say, speaks
 
 SETTLING_BATCHES = 10
-"""Batches over which batch norms take their final statistics after each pass."""
+"""Number of batches from which the final statistics of batch norms are computed after each pass."""
 CHECKPOINT_SECONDS = 300.0
-"""A checkpoint is written after each pass, and within one as often as this."""
+"""Interval of checkpoints within a pass; another one is written after each pass."""
 PLATEAU_EPOCHS, PLATEAU_FACTOR = 2, 0.5
 
 
 @dataclass(frozen=True)
 class Task:
-    """What is trained, and on what."""
+    """A network to train, with its inputs and its validation."""
 
     objective: nn.Module
-    """Inputs to a scalar loss, the mean over their samples; holds all that trains."""
+    """From inputs to a scalar loss, the mean over their samples; holds all trained parameters."""
     inputs_of: Callable[[Batch], tuple[Tensor, ...]]
-    """A batch to the objective's inputs; draws no random numbers of torch."""
+    """From a batch to the objective's inputs; draws no random numbers of torch."""
     score: ClipScorer
-    """Called in eval mode under autocast; its AUC on the validation split chooses the pass, its loss breaks ties."""
+    """Called in eval mode under autocast. The pass with the best validation AUC is kept; the log loss breaks ties."""
     views: Views
     per: Per = "frame"
     keep_last: bool = False
-    """Keep the last pass, where validation AUC is not what is aimed at."""
+    """Keep the last pass instead, for a training that does not aim at validation AUC."""
 
 
 def fit(compute: Compute, task: Task, schedule: Schedule, seed: int, unfinished: UnfinishedRun) -> dict[str, Any]:
-    """Train the parameters of the objective that require gradients, and leave it with the best pass's weights.
+    """Train the parameters of the objective that require gradients, and load the weights of the best pass into it.
 
-    Goes on where an interrupted training of ``unfinished`` was. In several processes, each takes its share of every
-    batch (``samples_of_part``). Returns the history for ``metrics.json``.
+    Resumes an interrupted training of ``unfinished``. With several processes, each takes its share of every batch
+    (``samples_of_part``). Returns the history for ``metrics.json``. Raises StageError if the loss is not a number, a
+    batch does not fit into memory, or a checkpoint cannot be resumed here.
     """
     training = _Training(compute, task, schedule, seed, unfinished)
     position = training.position
@@ -69,8 +70,8 @@ def fit(compute: Compute, task: Task, schedule: Schedule, seed: int, unfinished:
     if position.best_weights:
         load_trained(task.objective, position.best_weights)
     task.objective.eval()
-    how = {"precision": compute.precision, "device": str(compute.device), "processes": compute.processes}
-    how |= {
+    settings = {"precision": compute.precision, "device": str(compute.device), "processes": compute.processes}
+    settings |= {
         "batch_size": schedule.batch_size,
         "accumulate": schedule.accumulate,
         "ema": schedule.ema,
@@ -78,11 +79,11 @@ def fit(compute: Compute, task: Task, schedule: Schedule, seed: int, unfinished:
         "speed": position.speed,
     }
     stopped = {"stopped": f"no better pass in {schedule.patience}"} if position.passes < training.passes else {}
-    return how | stopped | {"steps": position.steps, "passes": position.history}
+    return settings | stopped | {"steps": position.steps, "passes": position.history}
 
 
 class _Training:
-    """One training under way: what has to be kept between its steps."""
+    """The state of one training between its steps."""
 
     def __init__(self, compute: Compute, task: Task, schedule: Schedule, seed: int, unfinished: UnfinishedRun) -> None:
         self.compute, self.task, self.schedule, self.seed, self.unfinished = compute, task, schedule, seed, unfinished
@@ -97,7 +98,7 @@ class _Training:
         self.position = Position()
         self.average = MovingAverage(self.parameters, schedule.ema)
         self.met: list[int] = []
-        """Views that could not be read in this pass, before it was interrupted."""
+        """Views that could not be read in the interrupted pass, before the interruption."""
         self._restore()
         self.log = _Log(unfinished, self.position.steps)
 
@@ -113,7 +114,7 @@ class _Training:
         return self.schedule.batches(self.task.views, self.seed, number, self.task.per)
 
     def run_pass(self) -> None:
-        """Train for a pass or the rest of one, settle, validate, and keep the weights if they are the best."""
+        """Train for a pass or the rest of one, settle batch norms, validate, and keep the weights if they are best."""
         position = self.position
         self.task.views.unreadable.update(position.unreadable)
         batches = self._batches(position.passes)
@@ -134,30 +135,30 @@ class _Training:
             name += " (loss {loss:.3f}, val AUC {val_auc:.3f})".format(**position.history[-1])
         self.task.objective.train()
         started = saved = time.perf_counter()
-        before, todo = position.seconds, batches[position.batch :]
-        parts = [(batch, part) for batch in todo for part in range(self.schedule.accumulate)]
-        inputs = read_ahead(lambda own: self._inputs(*own), parts, self.compute.readers)
-        for batch in progress(todo, name):
+        seconds_before, remaining = position.seconds, batches[position.batch :]
+        parts = [(batch, number) for batch in remaining for number in range(self.schedule.accumulate)]
+        inputs = read_ahead(lambda part: self._inputs(*part), parts, self.compute.readers)
+        for batch in progress(remaining, name):
             loss = self._step(batch, inputs)
             now = time.perf_counter()
-            # Means over the processes, so that all of them save at the same step.
+            # Both are means over the processes, so that all processes save at the same step.
             loss, since_saved = self.compute.mean(torch.tensor([loss, now - saved])).tolist()
             if not math.isfinite(loss):
-                mend = "a smaller --learning-rate" if position.steps else "other --weights to start from"
+                remedy = "a smaller --learning-rate" if position.steps else "other --weights to start from"
                 raise StageError(
-                    f"the loss is not a number after {position.steps} steps: give {mend}, or --precision fp32"
+                    f"the loss is not a number after {position.steps} steps: give {remedy}, or --precision fp32"
                 )
             position.losses.append(loss)
             position.batch += 1
             position.steps += 1
-            position.seconds = before + now - started
+            position.seconds = seconds_before + now - started
             self.log.scalars(position.steps, loss=loss, learning_rate=self.optimizer.param_groups[0]["lr"])
             if since_saved > CHECKPOINT_SECONDS:
                 self._save()
                 saved = time.perf_counter()
 
     def _inputs(self, batch: Batch, part: int) -> tuple[Tensor, ...]:
-        """Return this process's share of a part of a batch."""
+        """Return the objective's inputs for this process's share of a part of a batch."""
         share = batch.part(part, self.schedule.accumulate).part(self.compute.rank, self.compute.processes)
         return self.task.inputs_of(share)
 
@@ -190,20 +191,23 @@ class _Training:
         return total
 
     def _validate(self) -> tuple[float, float]:
-        """Return the clip AUC and the mean log loss on the validation split, each process scoring its share."""
+        """Return the clip AUC and the mean log loss on the validation split; each process scores its share."""
         clips = self.task.views.store.clips("val")
         self.task.objective.eval()
-        own = clips[self.compute.rank :: self.compute.processes]
+        share = clips[self.compute.rank :: self.compute.processes]
         with torch.inference_mode(), self.compute.context():
-            found = collect(self.task.score, own, self.task.views.store.frames, "validate", self.task.per).clips
+            share_scores = collect(
+                self.task.score, share, self.task.views.store.frames, "validate", self.task.per
+            ).clips
         scores = np.empty(len(clips))
-        for rank, part in enumerate(self.compute.gathered(found)):
-            scores[rank :: self.compute.processes] = part
+        for rank, rank_scores in enumerate(self.compute.gathered(share_scores)):
+            scores[rank :: self.compute.processes] = rank_scores
         labels = np.array([clip.label for clip in clips])
         likelihood = np.where(labels == 1, scores, 1 - scores).clip(1e-6)
         return auc(labels, scores), float(-np.log(likelihood).mean())
 
     def _record(self, val_auc: float, log_loss: float) -> None:
+        """Record the results of a pass, keep its weights if they are the best, and prepare for the next pass."""
         position = self.position
         loss = sum(position.losses) / len(position.losses)
         position.history.append(
@@ -211,8 +215,8 @@ class _Training:
         )
         self.log.scalars(position.steps, val_auc=val_auc, val_loss=log_loss)
         position.passes += 1
-        done = f"pass {position.passes} of {self.passes}"
-        say(f"{done}: loss {loss:.3f}, val AUC {val_auc:.3f}, {position.seconds:.0f} s")
+        pass_name = f"pass {position.passes} of {self.passes}"
+        say(f"{pass_name}: loss {loss:.3f}, val AUC {val_auc:.3f}, {position.seconds:.0f} s")
         position.batch, position.losses, position.seconds = 0, [], 0.0
         position.stale += 1
         if (val_auc, -log_loss) > position.best or self.task.keep_last:
@@ -240,11 +244,12 @@ class _Training:
             save_checkpoint(self.unfinished.checkpoint, self.position, states)
 
     def _restore(self) -> None:
-        seen = self.compute.gathered(self.unfinished.checkpoint.exists())
-        if not any(seen):
+        """Load the checkpoint; without one, seed the random numbers. Raises StageError if it cannot be resumed here."""
+        visible = self.compute.gathered(self.unfinished.checkpoint.exists())
+        if not any(visible):
             torch.manual_seed(self.seed + self.compute.rank)
             return
-        if not all(seen):
+        if not all(visible):
             raise StageError(f"{self.unfinished.folder} is not seen by every process: give --out on a shared disk")
         self.position, states = load_checkpoint(self.unfinished.checkpoint)
         if states.get("where") != self.compute.where:
@@ -263,7 +268,7 @@ class _Training:
 
 
 class _Log:
-    """TensorBoard's scalars of one training, from the first process alone."""
+    """Writes the scalars of one training for TensorBoard, in the first process only."""
 
     def __init__(self, unfinished: UnfinishedRun, steps: int) -> None:
         self._writer: Any = None
@@ -273,7 +278,7 @@ class _Log:
             self._writer = SummaryWriter(str(unfinished.log), purge_step=steps + 1)
 
     def scalars(self, step: int, **values: float) -> None:
-        """Write values at a step."""
+        """Write values by name at a step."""
         if self._writer is not None:
             for name, value in values.items():
                 self._writer.add_scalar(name, value, step)

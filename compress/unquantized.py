@@ -1,4 +1,4 @@
-"""A run before it is quantized, and what its quantized programs are compared on."""
+"""A run to quantize, with the validation samples on which its quantized programs are compared."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,14 +21,14 @@ from models.run import Run
 from stage import Per, StageError, progress
 
 VALIDATION = {"frame": 64, "clip": 16}
-"""Frames or clips on which observers are compared, and noise is measured."""
+"""Frames or clips on which observers are compared and noise is measured."""
 DIAGNOSED = {"frame": 8, "clip": 1}
-"""Frames or clips whose activations and gradients are held at once."""
+"""Batch size in frames or clips of the noise measurement, which holds their activations and gradients."""
 
 
 @dataclass(frozen=True)
 class Unquantized:
-    """A run to quantize, fused, and the validation clips and bounds that its programs are held to."""
+    """A run to quantize, fused, with the validation inputs and the accuracy limit for its programs."""
 
     run: Run
     store: ClipStore
@@ -39,7 +39,7 @@ class Unquantized:
 
     @classmethod
     def load(cls, run: Run, store: ClipStore, max_auc_drop: float, seed: int) -> "Unquantized":
-        """Fuse a run. Raises StageError if it cannot be quantized on this store."""
+        """Load and fuse a run, and draw validation inputs. Raises StageError if it cannot be quantized on this store."""
         if run.info.scheme != "fp32":
             raise StageError(f"{run.path} is quantized already ({run.info.scheme}): give the run that it came from")
         looks = takes(run.info)
@@ -54,34 +54,34 @@ class Unquantized:
 
     @cached_property
     def least_auc(self) -> float | None:
-        """What a scheme must reach on validation clips; None where scores mean nothing."""
+        """Smallest validation AUC that a scheme may have; None if the run's scores mean nothing."""
         if self.run.info.meaningless:
             return None
         before = self.scores(self.fused)
         return round(before.auc - max(self.max_auc_drop, one_pair(before)), DIGITS)
 
     def drawn(self, looks: Takes, samples: int) -> list[NetworkInputs]:
-        """Return what a detector takes of training frames or clips, in batches."""
+        """Return inputs of a detector for drawn training frames or clips, in batches (``drawn_inputs``)."""
         return drawn_inputs(self.run, looks, self.store, "train", samples, self.seed)
 
     def scores(self, program: nn.Module) -> ClipScores:
-        """Return what a program says of the validation clips."""
+        """Return the scores of a program on the validation split."""
         return validation_scores(program, self.run, self.store)
 
     def snr_db(self, program: nn.Module) -> float:
-        """Return how near a program's logits come to those of the run."""
+        """Return the SNR in dB of a program's fake-minus-real logits against those of the run."""
         return snr_db(self.expected, logits(program, self.validation))
 
     @cached_property
     def expected(self) -> NDArray[np.float64]:
-        """What the run says of the frames or clips that programs are compared on, fake minus real, float64 [N]."""
+        """Fake-minus-real logits of the run on the validation inputs, float64 [N]."""
         return logits(self.fused, self.validation)
 
     def layer_noise(self, program: Detector) -> list[LayerNoise]:
-        """Say what each layer of an int8 program adds to the noise of the logits."""
-        few = [
-            parts
+        """Return how much noise each layer of an int8 program adds to the logits."""
+        small_batches = [
+            batch
             for inputs in self.validation
-            for parts in zip(*(torch.split(tensor, DIAGNOSED[self.per]) for tensor in inputs), strict=True)
+            for batch in zip(*(torch.split(tensor, DIAGNOSED[self.per]) for tensor in inputs), strict=True)
         ]
-        return layer_noise(program, progress(few, "diagnose"))
+        return layer_noise(program, progress(small_batches, "diagnose"))
