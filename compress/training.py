@@ -192,13 +192,12 @@ class _Training:
 
     def _validate(self) -> tuple[float, float]:
         """Return the clip AUC and the mean log loss on the validation split; each process scores its share."""
-        clips = self.task.views.store.clips("val")
+        store = self.task.views.store
+        clips = store.clips("val")
         self.task.objective.eval()
         share = clips[self.compute.rank :: self.compute.processes]
         with torch.inference_mode(), self.compute.context():
-            share_scores = collect(
-                self.task.score, share, self.task.views.store.frames, "validate", self.task.per
-            ).clips
+            share_scores = collect(self.task.score, share, store.frames, "validate", self.task.per).clips
         scores = np.empty(len(clips))
         for rank, rank_scores in enumerate(self.compute.gathered(share_scores)):
             scores[rank :: self.compute.processes] = rank_scores

@@ -39,7 +39,7 @@ class Unquantized:
 
     @classmethod
     def load(cls, run: Run, store: ClipStore, max_auc_drop: float, seed: int) -> "Unquantized":
-        """Load and fuse a run, and draw validation inputs. Raises StageError if it cannot be quantized on this store."""
+        """Fuse a run and draw validation inputs. Raises StageError if the run cannot be quantized on this store."""
         if run.info.scheme != "fp32":
             raise StageError(f"{run.path} is quantized already ({run.info.scheme}): give the run that it came from")
         looks = takes(run.info)

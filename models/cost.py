@@ -1,4 +1,4 @@
-"""What a network costs by its arithmetic, whatever the machine: parameters, multiply-accumulates, activations."""
+"""Cost of a network independent of the machine: parameters, multiply-accumulates, activations."""
 
 import copy
 
@@ -17,52 +17,53 @@ class Cost(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     parameters: int
-    """Numbers that a checkpoint holds as parameters; shared ones once, buffers (batch-norm statistics) not."""
+    """Number of parameters; shared ones count once, buffers (batch-norm statistics) do not count."""
     trained_parameters: int
-    """Those of them that require a gradient."""
+    """Number of parameters that require a gradient."""
     macs: int
-    """Multiply-accumulates of one forward pass: convolutions and matrix products, those of attention included.
+    """Multiply-accumulates of one forward pass, as papers count them.
 
-    As papers count them: without biases, norms, activations, softmax and pooling.
+    Convolutions and matrix products, including those of attention; no biases, norms, activations, softmax or pooling.
     """
     activation_mb: float
     """MiB of float32 activations that one forward pass in eval mode keeps for the backward pass.
 
-    Every storage once, the input included, parameters and buffers not, and as if every parameter were trained:
-    it describes the network and the size of its input, not what happens to be frozen. Attention is PyTorch's default,
-    which keeps no L x L matrix where a fused kernel exists.
+    Every storage counts once, including the input but no parameters and buffers, and as if every parameter were
+    trained: the figure describes the network and its input size, not which parts are frozen. Attention is PyTorch's
+    default, which keeps no L x L matrix where a fused kernel exists.
     """
 
 
 def _activation_mb(network: nn.Module, inputs: tuple[Tensor, ...]) -> float:
-    own = {tensor.untyped_storage().data_ptr() for tensor in (*network.parameters(), *network.buffers())}
-    kept: dict[int, torch.UntypedStorage] = {}  # by address; held until summed, for a freed address is used again
+    """Return ``Cost.activation_mb`` of a forward pass on ``inputs``."""
+    weight_addresses = {tensor.untyped_storage().data_ptr() for tensor in (*network.parameters(), *network.buffers())}
+    saved: dict[int, torch.UntypedStorage] = {}  # by address; held until summed, because freed addresses are reused
 
-    def keep(tensor: Tensor) -> None:
+    def save(tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
-        kept[storage.data_ptr()] = storage
+        saved[storage.data_ptr()] = storage
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda nothing: nothing):
+    with torch.autograd.graph.saved_tensors_hooks(save, lambda packed: packed):
         network(*inputs)
-    return sum(storage.nbytes() for address, storage in kept.items() if address not in own) / MIB
+    return sum(storage.nbytes() for address, storage in saved.items() if address not in weight_addresses) / MIB
 
 
 def macs_of(network: nn.Module, *inputs: Tensor) -> int:
     """Return the multiply-accumulates of one forward pass on ``inputs``, as ``Cost.macs`` counts them."""
-    # FlopCounterMode has no formula for the CPU's fused attention, and would count it as nothing.
+    # SDPBackend.MATH, because FlopCounterMode has no formula for the CPU's fused attention and would count 0 for it.
     with torch.no_grad(), FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         network(*inputs)
     return int(counter.get_total_flops()) // 2
 
 
 def cost_of(network: nn.Module, *inputs: Tensor) -> Cost:
-    """Return what ``network`` costs for the first of a batch of ``inputs``, each [N, ...].
+    """Return the cost of ``network`` for the first sample of ``inputs``, each [N, ...].
 
-    The passes run on a copy in eval mode and float32, so ``network`` and the random numbers stay as they were.
+    The passes run on a float32 copy in eval mode, so that ``network`` and the random state stay as they are.
     """
     parameters = list(network.parameters())
     measured = copy.deepcopy(network).float().eval().requires_grad_(True)
-    # Cloned, for a part of a batch would keep the storage of the whole.
+    # Cloned, because a slice of a batch would keep the storage of the whole batch.
     first = tuple((t.float() if t.is_floating_point() else t)[:1].detach().clone() for t in inputs)
     with torch.enable_grad(), torch.random.fork_rng(devices=[t.device for t in first if t.is_cuda]):
         return Cost(

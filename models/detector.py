@@ -1,8 +1,8 @@
-"""A detector: a timm backbone for each picture, a head, and the wrapper that takes raw pixels and gives P(fake).
+"""A detector: a timm backbone that is applied to each picture, a head, and the wrapper from raw pixels to P(fake).
 
-Several modalities share one backbone, and their embeddings are joined before the head (late fusion). Copies of a
-backbone that is frozen but for its last block would hold nearly the same weights once per modality; the head's first
-layer weighs the modalities apart, and what is frozen is computed and cached by one network.
+Several modalities share one backbone, and their embeddings are concatenated before the head (late fusion). One backbone
+per modality, frozen except for its last block, would store nearly the same weights several times. The head's first
+layer has separate weights for each modality, and a single network computes all cached outputs of the frozen part.
 """
 
 import copy
@@ -21,16 +21,17 @@ BYTE_MAX = 255.0
 
 
 def check_backbone(name: str) -> str:
-    """Return ``name`` if it is a timm architecture, with or without a tag of weights. WrongArgument names others.
+    """Return ``name`` if it is a timm architecture, with or without a tag of weights.
 
-    Only names that timm lists pass: a hub address in a user's file must not start a download.
+    Raises WrongArgument, with similar names, for any name that timm does not list: a hub address in a user's file must
+    not start a download.
     """
     if name not in timm.list_models() and name not in timm.list_pretrained():
-        near = timm.list_models(f"*{name.split('.')[0].split('_')[0]}*")[:6] or [
+        similar = timm.list_models(f"*{name.split('.')[0].split('_')[0]}*")[:6] or [
             "repvit_m0_9",
             "vit_base_patch14_dinov2",
         ]
-        raise WrongArgument(f"timm has no backbone {name!r}; some that it has: {', '.join(near)}")
+        raise WrongArgument(f"timm has no backbone {name!r}; some that it has: {', '.join(similar)}")
     return name
 
 
@@ -40,21 +41,21 @@ class Architecture(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     backbone: str
-    """A name of timm, which may have the tag of its weights after a dot."""
+    """Name of a timm backbone, which may end with a dot and the tag of its weights."""
     size: int = Field(ge=16, le=1024)
     """Side of the input picture in pixels."""
     modalities: tuple[Modality, ...] = ("rgb",)
-    """What it looks at, in this order."""
+    """The modalities of the input, in this order."""
     head_hidden: int | None = Field(default=None, ge=1, le=65536)
     """Width of the head's hidden layer (Linear, ReLU, Dropout, Linear); None for one linear layer."""
     megatron: MegatronSettings | None = None
-    """The head over a clip's frames, in place of one over single frames."""
+    """Settings of the Megatron head over a clip's frames; None for another head."""
     temporal: TemporalSettings | None = None
-    """The head of a clip student, in place of one over single frames."""
+    """Settings of a clip student's head over a clip's frames; None for another head."""
     activation: Literal["relu"] | None = None
-    """What stands in place of the backbone's GELUs, which int8 runtimes compute in float32; None: they stay."""
+    """Activation that replaces the backbone's GELUs, which int8 runtimes compute in float32; None: keep them."""
     fused: bool = False
-    """True after re-parameterization: every branch folded into one convolution."""
+    """True after re-parameterization, which folds all branches of a block into one convolution."""
 
     @field_validator("backbone")
     @classmethod
@@ -96,7 +97,7 @@ class Preprocessing(BaseModel):
 
     @classmethod
     def of(cls, backbone: str) -> "Preprocessing":
-        """Return the mean and deviation that timm states for a backbone."""
+        """Return the mean and standard deviation that timm states for a backbone."""
         cfg = timm.get_pretrained_cfg(backbone)
         return cls(mean=tuple(cfg.mean), std=tuple(cfg.std))
 
@@ -104,8 +105,8 @@ class Preprocessing(BaseModel):
 def create_backbone(name: str, size: int, **pretrained: object) -> nn.Module:
     """Create a timm backbone without its classifier: [N, 3, size, size] -> [N, D] pooled embeddings.
 
-    A backbone of fixed input size (a vision transformer) is created for ``size``; timm resamples its positions. Raises
-    StageError if it cannot be of that size.
+    A backbone of fixed input size (a vision transformer) is created for ``size``; timm resamples its positions.
+    ``pretrained``: further arguments of ``timm.create_model``. Raises StageError if the size is not possible.
     """
     cfg = timm.get_pretrained_cfg(check_backbone(name))
     shape = {"img_size": size} if cfg is not None and cfg.fixed_input_size else {}
@@ -117,7 +118,7 @@ def create_backbone(name: str, size: int, **pretrained: object) -> nn.Module:
 
 
 def cannot_take(name: str, size: int, error: Exception) -> StageError:
-    """Return what to raise where a backbone refuses crops of a size."""
+    """Return the error for a backbone that cannot take crops of ``size`` pixels."""
     return StageError(
         f"{name} cannot take crops of {size} px ({reason_of(error)}): prepare the store with another --size, or choose "
         "another network"
@@ -125,10 +126,10 @@ def cannot_take(name: str, size: int, error: Exception) -> StageError:
 
 
 def classify(head: nn.Module, embeddings: Tensor, valid: Tensor | None = None) -> Tensor:
-    """Return logits [N, 2] of embeddings.
+    """Return logits, float [N, 2], for embeddings.
 
-    embeddings: [N, D], or [N, M, D] of several modalities, or of clips [N, T, D] or [N, T, M, D] with ``valid`` bool
-    [N, T].
+    embeddings: float [N, D], or [N, M, D] for several modalities; for clips [N, T, D] or [N, T, M, D], with ``valid``,
+    bool [N, T].
     """
     if valid is not None:
         logits: Tensor = head(embeddings, valid)
@@ -140,8 +141,8 @@ def classify(head: nn.Module, embeddings: Tensor, valid: Tensor | None = None) -
 class Detector(nn.Module):
     """A backbone and a head: normalized pictures to logits, float32 [N, 2] (real, fake).
 
-    Pictures are float32 [N, 3, S, S], or [N, M, 3, S, S] of several modalities; a clip detector (``architecture.per``)
-    takes [N, T, 3, S, S] or [N, T, M, 3, S, S], and which frames are valid, bool [N, T].
+    Pictures are float32 [N, 3, S, S], or [N, M, 3, S, S] for several modalities; a clip detector (``architecture.per``)
+    takes [N, T, 3, S, S] or [N, T, M, 3, S, S], and the mask of valid frames, bool [N, T].
     """
 
     def __init__(self, architecture: Architecture, backbone: nn.Module | None = None) -> None:
@@ -173,7 +174,7 @@ class Detector(nn.Module):
 
     @property
     def classifier(self) -> nn.Linear:
-        """The layer that gives the logits."""
+        """The layer that computes the logits."""
         if isinstance(self.head, ClipHead):
             return self.head.classifier
         last = self.head[-1] if isinstance(self.head, nn.Sequential) else self.head
@@ -182,7 +183,7 @@ class Detector(nn.Module):
 
     @property
     def first_of_head(self) -> nn.Linear | None:
-        """The layer that takes a picture's embedding, float [..., D]; None where the head asks several of them."""
+        """The head's layer that takes a picture's embedding, float [..., D]; None for several modalities."""
         if len(self.architecture.modalities) > 1:
             return None
         first = self.head[0] if isinstance(self.head, nn.Sequential) else getattr(self.head, "project", self.head)
@@ -190,7 +191,7 @@ class Detector(nn.Module):
         return first
 
     def with_parts(self, backbone: nn.Module | None = None, head: nn.Module | None = None) -> "Detector":
-        """Return a detector that computes with other parts, and shares those that are not given."""
+        """Return a detector with the given parts replaced; it shares the other parts with this one."""
         other = copy.copy(self)
         other._modules = {
             "backbone": self.backbone if backbone is None else backbone,
@@ -199,30 +200,30 @@ class Detector(nn.Module):
         return other
 
     def example(self, frames: int) -> tuple[Tensor, ...]:
-        """Return inputs of one sample, all zeros: a frame's pictures, or those of a clip of ``frames`` valid frames."""
+        """Return the inputs for one sample of zeros: a frame, or a clip of ``frames`` valid frames."""
         architecture = self.architecture
-        several = [len(architecture.modalities)] if len(architecture.modalities) > 1 else []
-        shape = [*several, 3, architecture.size, architecture.size]
+        modality_axis = [len(architecture.modalities)] if len(architecture.modalities) > 1 else []
+        shape = [*modality_axis, 3, architecture.size, architecture.size]
         if architecture.per == "frame":
             return (torch.zeros(1, *shape),)
         return torch.zeros(1, frames, *shape), torch.ones(1, frames, dtype=torch.bool)
 
     def forward(self, pictures: Tensor, valid: Tensor | None = None) -> Tensor:
-        """Return logits [N, 2]."""
+        """Return logits, float32 [N, 2]."""
         return classify(self.head, per_picture(self.backbone, pictures), valid)
 
 
 def gelus(backbone: nn.Module) -> list[str]:
-    """Return the names of a backbone's GELUs."""
+    """Return the module names of a backbone's GELUs."""
     kinds = nn.GELU | timm.layers.GELU | timm.layers.GELUTanh
     return [name for name, module in backbone.named_modules() if isinstance(module, kinds)]
 
 
 def replace_gelus(backbone: nn.Module) -> None:
-    """Put a ReLU in place of every GELU, in place; weights stay as they are and keep their names."""
+    """Replace every GELU by a ReLU, in place; weights keep their values and names."""
     for name in gelus(backbone):
-        parent, _, own = name.rpartition(".")
-        setattr(backbone.get_submodule(parent), own, nn.ReLU())
+        parent, _, attribute = name.rpartition(".")
+        setattr(backbone.get_submodule(parent), attribute, nn.ReLU())
 
 
 def per_picture(backbone: nn.Module, pictures: Tensor) -> Tensor:
@@ -235,12 +236,12 @@ def per_picture(backbone: nn.Module, pictures: Tensor) -> Tensor:
 
 
 def fake_probability(logits: Tensor) -> Tensor:
-    """Return P(fake), float32 [N], of logits [N, 2]."""
+    """Return P(fake), float32 [N], for logits [N, 2] (real, fake)."""
     return torch.softmax(logits.float(), dim=-1)[:, 1]
 
 
 class Normalize(nn.Module):
-    """Pixels 0..255 as float32 [N, 3, S, S] to normalized pictures of the same shape."""
+    """Maps pixels 0..255, float32 [N, 3, S, S], to normalized pictures of the same shape."""
 
     def __init__(self, preprocessing: Preprocessing) -> None:
         super().__init__()
@@ -252,14 +253,14 @@ class Normalize(nn.Module):
         self.scale: Tensor
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Return normalized pictures."""
+        """Return normalized pictures, float32 [N, 3, S, S]."""
         return (pixels - self.mean) * self.scale
 
 
 class PixelDetector(nn.Module):
-    """Raw pixels in, P(fake) out: uint8 [N, S, S, 3] RGB 0..255 -> float32 [N]. What every artifact computes.
+    """Maps raw pixels to P(fake): uint8 [N, S, S, 3] RGB 0..255 -> float32 [N]. Every artifact computes this.
 
-    For several modalities uint8 [N, M, S, S, 3]; for clips uint8 [N, T, (M,) S, S, 3], and ``valid`` bool [N, T].
+    Several modalities: uint8 [N, M, S, S, 3]; clips: uint8 [N, T, (M,) S, S, 3], with ``valid``, bool [N, T].
     """
 
     def __init__(self, network: nn.Module, preprocessing: Preprocessing) -> None:
@@ -268,12 +269,12 @@ class PixelDetector(nn.Module):
         self.network = network
 
     def pictures(self, pixels: Tensor) -> Tensor:
-        """Return normalized pictures, float32 [..., 3, S, S], of pixels [..., S, S, 3]."""
-        # Cast, then permute: ExecuTorch permutes bytes in a slow portable kernel, floats inside XNNPACK. This order
-        # took 6.4 ms where the other took 7.6 (int8 RepViT-M0.9, one thread).
-        last = pixels.ndim - 1
-        planar = (*range(last - 2), last, last - 2, last - 1)
-        normalized: Tensor = self.normalize(pixels.to(torch.float32).permute(planar))
+        """Return normalized pictures, float32 [..., 3, S, S], for pixels, uint8 [..., S, S, 3]."""
+        # Cast before permuting: ExecuTorch permutes bytes in a slow portable kernel, but floats in XNNPACK. This order
+        # takes 6.4 ms, the other one 7.6 ms (int8 RepViT-M0.9, one thread).
+        last_axis = pixels.ndim - 1
+        planar_axes = (*range(last_axis - 2), last_axis, last_axis - 2, last_axis - 1)
+        normalized: Tensor = self.normalize(pixels.to(torch.float32).permute(planar_axes))
         return normalized
 
     def forward(self, pixels: Tensor, *valid: Tensor) -> Tensor:
@@ -282,7 +283,7 @@ class PixelDetector(nn.Module):
 
 
 class ImageDetector(nn.Module):
-    """The same for runtimes whose image input is planar: float32 [N, 3, S, S] RGB 0..255 -> float32 [N]."""
+    """Maps planar pixels to P(fake), for runtimes with image inputs: float32 [N, 3, S, S] RGB 0..255 -> float32 [N]."""
 
     def __init__(self, network: nn.Module, preprocessing: Preprocessing) -> None:
         super().__init__()

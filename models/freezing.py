@@ -1,4 +1,4 @@
-"""Cutting a backbone into a frozen part, which is computed once per picture, and a part that trains."""
+"""Cuts a backbone into a frozen part, which runs once per picture, and a part that trains."""
 
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ class TransformerTrunk(nn.Module):
         self.vit, self.count = vit, blocks
 
     def forward(self, pictures: Tensor) -> Tensor:
-        """Return the tokens after the first blocks."""
+        """Return the tokens after the first blocks, float [N, L, D]."""
         tokens: Tensor = self.vit.norm_pre(self.vit.patch_drop(self.vit._pos_embed(self.vit.patch_embed(pictures))))
         for block in self.vit.blocks[: self.count]:
             tokens = block(tokens)
@@ -29,7 +29,7 @@ class TransformerTop(nn.Module):
         self.vit, self.count = vit, blocks
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Return pooled embeddings."""
+        """Return pooled embeddings, float [N, D]."""
         for block in self.vit.blocks[len(self.vit.blocks) - self.count :]:
             tokens = block(tokens)
         embeddings: Tensor = self.vit.forward_head(self.vit.norm(tokens))
@@ -37,10 +37,10 @@ class TransformerTop(nn.Module):
 
 
 def freeze(backbone: nn.Module, unfreeze: str) -> tuple[nn.Module, nn.Module]:
-    """Freeze a backbone but for its last blocks and return ``(frozen, trained)``: ``backbone(x) = trained(frozen(x))``.
+    """Freeze a backbone except for its last blocks; return ``(frozen, trained)``: ``backbone(x) = trained(frozen(x))``.
 
-    ``unfreeze`` is the number of last blocks that train (0: the head only), or ``all``. Raises StageError where a
-    backbone's blocks cannot be told apart.
+    ``unfreeze`` is the number of last blocks that train (0: the head only), or ``all``. Raises WrongArgument for other
+    values, and for a number above 0 if the backbone is no vision transformer or has fewer blocks.
     """
     if unfreeze == "all":
         return nn.Identity(), backbone

@@ -1,4 +1,4 @@
-"""Re-parameterization: the branches of a RepViT folded into single convolutions, and the proof that nothing changed."""
+"""Re-parameterization: folds the branches of a RepViT into single convolutions, and checks that outputs stay equal."""
 
 import torch
 from timm.utils import reparameterize_model
@@ -8,16 +8,16 @@ from models.detector import Detector
 from stage import StageError
 
 FOLDING = ("fuse", "reparameterize", "switch_to_deploy")
-"""Methods by which timm folds a module."""
+"""Names of the methods with which timm's modules fold themselves."""
 OUTPUT_TOLERANCE = 1e-3
-"""Largest change of an output, absolute and relative to the largest one: float32 rounding over a hundred layers."""
+"""Largest change of outputs, relative to the largest output or to 1: float32 rounding over a hundred layers."""
 
 
 def fuse(detector: Detector, pictures: Tensor, *valid: Tensor) -> Detector:
     """Return the fused detector, in eval mode, after comparing its logits on ``pictures`` (float32 [N, 3, S, S]).
 
-    A clip detector takes [N, T, 3, S, S] and which frames are ``valid``, bool [N, T]. What has nothing to fold is
-    shared with ``detector``: the head, and the backbone of a transformer. Raises StageError if a logit moves by more
+    A clip detector takes [N, T, 3, S, S] and the mask of ``valid`` frames, bool [N, T]. Parts without anything to fold,
+    as the head and a transformer's backbone, are shared with ``detector``. Raises StageError if a logit changes by more
     than rounding explains.
     """
     detector.eval()
@@ -35,7 +35,7 @@ def fuse(detector: Detector, pictures: Tensor, *valid: Tensor) -> Detector:
 
 
 def check_unmoved(before: Tensor, after: Tensor, change: str, samples: str = "crops") -> None:
-    """Raise StageError unless outputs, float32 [N, ...], are after a change what they were, but for rounding."""
+    """Raise StageError if outputs, float32 [N, ...], before and after a ``change`` differ by more than rounding."""
     difference = float((before - after).abs().max())
     if not difference <= OUTPUT_TOLERANCE * max(1.0, float(before.abs().max())):
         raise StageError(

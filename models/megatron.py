@@ -1,7 +1,7 @@
-"""Megatron: what the RGB and the depth embeddings of a clip's frames say of each other over time.
+"""Megatron: a head that relates the RGB and the depth embeddings of a clip's frames over time.
 
-Each modality has a transformer encoder of its own over the frames; each then asks the other by cross-attention; both
-answers are joined, pooled over the frames and classified (models/temporal.py names the papers).
+Each modality has its own transformer encoder over the frames; then each attends to the other by cross-attention; both
+results are joined, pooled over the frames and classified (models/temporal.py names the papers).
 """
 
 import torch
@@ -12,13 +12,13 @@ from models.temporal import ClipHead, Encoder, EncoderSettings, check_width, sin
 
 
 class MegatronSettings(EncoderSettings):
-    """The size of a Megatron head; ``heads`` are those of the cross-attention too, ``layers`` of each modality."""
+    """The size of a Megatron head; ``heads`` also of the cross-attention, ``layers`` per modality."""
 
     feed_forward: int = Field(default=1024, ge=1, le=65536)
 
 
 class CrossAttention(nn.Module):
-    """The frames of one modality ask those of the other: float [N, T, D] twice -> [N, T, D]."""
+    """Cross-attention from the frames of one modality to those of the other: float [N, T, D] twice -> [N, T, D]."""
 
     def __init__(self, width: int, settings: MegatronSettings) -> None:
         super().__init__()
@@ -28,11 +28,11 @@ class CrossAttention(nn.Module):
         self.dropout = nn.Dropout(settings.dropout)
 
     def forward(self, asking: Tensor, asked: Tensor, masked: Tensor) -> Tensor:
-        """Return ``asking`` with the answers added; frames that are ``masked``, bool [N, T], are not asked."""
+        """Return ``asking`` plus its attention to ``asked``; frames that are ``masked``, bool [N, T], are left out."""
         keys = self.norm_asked(asked)
-        answers, _ = self.attention(self.norm_asking(asking), keys, keys, key_padding_mask=masked, need_weights=False)
-        answered: Tensor = asking + self.dropout(answers)
-        return answered
+        attended, _ = self.attention(self.norm_asking(asking), keys, keys, key_padding_mask=masked, need_weights=False)
+        result: Tensor = asking + self.dropout(attended)
+        return result
 
 
 class Megatron(ClipHead):
@@ -50,12 +50,12 @@ class Megatron(ClipHead):
         self.join = nn.Linear(2 * width, width)
 
     def fused(self, embeddings: Tensor, valid: Tensor) -> Tensor:
-        """Return what both modalities of each frame came to, float [N, T, D]."""
+        """Return the fused features of each frame, float [N, T, D], for embeddings, float [N, T, 2, D]."""
         embeddings = embeddings.masked_fill(~valid[..., None, None], 0.0)
         masked = ~some_valid(valid)
         positions = sinusoidal_positions(embeddings.shape[1], embeddings.shape[3], embeddings.device)
         frames = self.dropout(embeddings + positions[:, None].to(embeddings))
         rgb, depth = self.rgb_encoder(frames[:, :, 0], masked), self.depth_encoder(frames[:, :, 1], masked)
-        answers = self.rgb_asks(rgb, depth, masked), self.depth_asks(depth, rgb, masked)
-        joined: Tensor = self.join(torch.cat(answers, dim=-1))
+        attended = self.rgb_asks(rgb, depth, masked), self.depth_asks(depth, rgb, masked)
+        joined: Tensor = self.join(torch.cat(attended, dim=-1))
         return joined

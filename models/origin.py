@@ -1,4 +1,4 @@
-"""Where a model comes from: its starting weights, the runs before it, the data. Read also where there is no torch."""
+"""The origin of a model: starting weights, parent runs, data. Also imported where torch is not installed."""
 
 from typing import Literal
 
@@ -35,5 +35,5 @@ class DataSource(BaseModel):
     frames: int | None = None
     """Frames of a clip, T."""
     persons: list[str] = Field(default_factory=list)
-    """Of training and validation, and of the runs from which this one was made, as ``compress.persons`` names them;
-    older runs do not say."""
+    """Hashed names (``compress.persons``) of the persons in the training and validation data of this run and of its
+    parents; empty in older runs."""

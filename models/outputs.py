@@ -1,4 +1,4 @@
-"""All that a detector says of a sample: what a student imitates."""
+"""All outputs of a detector that a student can imitate: logits, embeddings and feature maps."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,23 +13,23 @@ from models.temporal import ClipHead
 from stage import StageError
 
 MOST_STAGES = 4
-"""Of a backbone, whose feature maps can be had: the last ones of a pyramid, evenly spaced ones of a transformer."""
+"""Largest number of stages with feature maps: the last ones of a pyramid, evenly spaced ones of a transformer."""
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """What a detector says of N frames or clips."""
+    """The outputs of a detector for N frames or clips."""
 
     logits: Tensor
-    """float [N, 2]."""
+    """float [N, 2] (real, fake)."""
     embedding: Tensor
-    """float [N, D]: pooled over a frame, and of several modalities side by side; of a clip pooled over its frames."""
+    """float [N, D]: pooled over a frame, several modalities concatenated; for clips pooled over the frames."""
     maps: tuple[Tensor, ...] = ()
-    """float [N, C, H, W] each: a frame's feature maps, stage by stage."""
+    """float [N, C, H, W] each: feature maps of frames, stage by stage."""
     frames: Tensor | None = None
-    """float [N, T, D]: what each frame of a clip came to, having heard of the others."""
+    """float [N, T, D]: features of each frame of a clip, after attention to the other frames; None for frames."""
     valid: Tensor | None = None
-    """bool [N, T]: which frames of a clip count."""
+    """bool [N, T]: the valid frames of a clip; None for frames."""
 
     @property
     def grids(self) -> list[tuple[int, int]]:
@@ -38,43 +38,47 @@ class Outputs:
 
 
 def on_grids(maps: Sequence[Tensor], grids: Sequence[tuple[int, int]]) -> tuple[Tensor, ...]:
-    """Return the last of the maps, float [N, C, H, W], one for each of ``grids``, averaged where it is another."""
+    """Return the last maps, float [N, C, H, W], one per grid of ``grids``, averaged to it where their own differs."""
     pairs = zip(maps[len(maps) - len(grids) :], grids, strict=True)
     return tuple(stage if stage.shape[2:] == grid else _averaged(stage, grid) for stage, grid in pairs)
 
 
 def _averaged(maps: Tensor, grid: tuple[int, int]) -> Tensor:
-    if maps.device.type == "mps":  # which has no such pooling where one grid does not divide the other
+    """Return maps, float [N, C, H, W], averaged to a grid."""
+    if maps.device.type == "mps":  # it lacks this pooling where one grid does not divide the other
         return averaged_by_products(maps, grid)
     return adaptive_avg_pool2d(maps, grid)
 
 
 def averaged_by_products(maps: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Return what ``adaptive_avg_pool2d`` gives, float [N, C, H', W'], as products with matrices of shares."""
-    down, across = (
+    """Return the result of ``adaptive_avg_pool2d``, float [N, C, H', W'], by products with pooling matrices."""
+    row_pooling, column_pooling = (
         adaptive_avg_pool1d(torch.eye(side), cells).to(maps) for side, cells in zip(maps.shape[2:], grid, strict=True)
     )
-    return down.T @ maps @ across
+    return row_pooling.T @ maps @ column_pooling
 
 
 def stages_of(backbone: nn.Module) -> list[int]:
-    """Return the numbers of the stages whose feature maps are looked at, ever deeper.
+    """Return the indices of the stages whose feature maps are used, in the order of depth.
 
-    Raises StageError if a backbone gives none.
+    Raises StageError if timm gives no feature maps of the backbone.
     """
     if not hasattr(backbone, "forward_intermediates"):
         raise StageError(f"timm gives no feature maps of a {type(backbone).__name__}: choose a --loss without dense")
-    said: Any = backbone.feature_info
-    info: list[dict[str, Any]] = getattr(said, "info", said)
+    feature_info: Any = backbone.feature_info
+    info: list[dict[str, Any]] = getattr(feature_info, "info", feature_info)
     count, strides = len(info), {stage["reduction"] for stage in info}
-    wanted = min(MOST_STAGES, count)
+    stages = min(MOST_STAGES, count)
     if len(strides) > 1:
-        return list(range(count - wanted, count))
-    return [count * (place + 1) // wanted - 1 for place in range(wanted)]
+        return list(range(count - stages, count))
+    return [count * (stage + 1) // stages - 1 for stage in range(stages)]
 
 
 def outputs(detector: Detector, pictures: Tensor, valid: Tensor | None = None, *, with_maps: bool = False) -> Outputs:
-    """Return what a detector says of pictures and valid frames, as ``Detector`` takes them; maps only of frames."""
+    """Return a detector's outputs for pictures and valid frames, as ``Detector`` takes them.
+
+    ``with_maps``: include feature maps, which only frame detectors have.
+    """
     head: Any = detector.head
     backbone: Any = detector.backbone
     if isinstance(head, ClipHead):
@@ -93,25 +97,27 @@ def outputs(detector: Detector, pictures: Tensor, valid: Tensor | None = None, *
 
 
 def of_valid(backbone: nn.Module, pictures: Tensor, valid: Tensor) -> Tensor:
-    """Return embeddings of clips, [N, T, ..., D]; zeros for frames not valid, which batch norms must not see."""
-    shown = pictures[valid]
-    seen = per_picture(backbone, shown.contiguous(memory_format=torch.channels_last) if shown.ndim == 4 else shown)
-    embeddings = seen.new_zeros(*valid.shape, *seen.shape[1:])
-    embeddings[valid] = seen
+    """Return embeddings of clips, float [N, T, ..., D]; zeros for invalid frames, which batch norms must not see."""
+    valid_pictures = pictures[valid]
+    if valid_pictures.ndim == 4:
+        valid_pictures = valid_pictures.contiguous(memory_format=torch.channels_last)
+    valid_embeddings = per_picture(backbone, valid_pictures)
+    embeddings = valid_embeddings.new_zeros(*valid.shape, *valid_embeddings.shape[1:])
+    embeddings[valid] = valid_embeddings
     return embeddings
 
 
 def _side_by_side(maps: Tensor, samples: int) -> Tensor:
-    """Return the maps of a sample's modalities as channels of one: [N * M, C, H, W] -> [N, M * C, H, W]."""
+    """Return the maps of each sample's modalities joined as channels: [N * M, C, H, W] -> [N, M * C, H, W]."""
     return maps.reshape(samples, -1, *maps.shape[-2:])
 
 
 def example_outputs(detector: Detector, frames: int, with_maps: bool) -> Outputs:
-    """Return what a detector says of one sample of zeros: the shapes that it gives."""
+    """Return a detector's outputs for one sample of zeros, which show their shapes."""
     training = detector.training
     with torch.no_grad():
         device = next(detector.parameters()).device
-        given = (tensor.to(device) for tensor in detector.example(frames))
-        found = outputs(detector.eval(), *given, with_maps=with_maps)
+        inputs = (tensor.to(device) for tensor in detector.example(frames))
+        example = outputs(detector.eval(), *inputs, with_maps=with_maps)
     detector.train(training)
-    return found
+    return example

@@ -25,14 +25,14 @@ from stage import STATIC_INT8, Scheme, StageError, reason_of, say, speaks
 
 SCHEMA_VERSION = 1
 FILES = ("metrics.json", "model.json", "model.safetensors", "quantization.json")
-"""What a run is; whatever else lies in its folder does not count."""
+"""The files that make up a run; other files in its folder do not count."""
 COMPUTING = ("model.safetensors", "quantization.json")
-"""Those of them of which ``model.json`` has the hash."""
+"""The files whose hashes are in ``model.json``."""
 TOOLS = ("pocketproof", "torch", "torchvision", "timm", "torchao", "executorch", "numpy")
 
 
 def versions_of(tools: Iterable[str]) -> dict[str, str]:
-    """Return the versions of installed packages."""
+    """Return the versions of installed packages by name."""
     return {tool: version(tool) for tool in tools}
 
 
@@ -48,36 +48,40 @@ class RunInfo(BaseModel):
     preprocessing: Preprocessing
     weights: Weights
     trained_steps: int
-    """Optimizer steps of the head, with those of a run whose head was gone on from; 0: scores mean nothing."""
+    """Optimizer steps of the head, including those of the run whose head it started from; 0: scores mean nothing."""
     parents: list[Parent] = Field(default_factory=list)
     data: DataSource
     seed: int
     files: dict[str, str] = Field(default_factory=dict)
-    """SHA-256 of what computes, ``model.safetensors`` and ``quantization.json``; older runs do not say."""
+    """SHA-256 of ``model.safetensors`` and ``quantization.json`` by file name; empty in older runs."""
     tools: dict[str, str] = Field(default_factory=lambda: versions_of(TOOLS))
     python: str = Field(default_factory=platform.python_version)
 
     def asked(self) -> dict[str, Any]:
-        """Return what decides a training, for ``UnfinishedRun``; whom it sees follows, and older runs do not say."""
+        """Return the settings that a training depends on, for ``UnfinishedRun``.
+
+        Persons are left out: they follow from the store, and older runs do not record them.
+        """
         return self.model_dump(exclude={"data": {"persons"}})
 
     @property
     def integer(self) -> bool:
-        """Whether the run is an integer program with scales of its own."""
+        """Whether the run is an integer program with scales in ``quantization.json``."""
         return self.scheme in STATIC_INT8
 
     @property
     def meaningless(self) -> str | None:
-        """Say why this run's scores mean nothing, or None if they mean something."""
+        """The reason why this run's scores mean nothing; None if they do mean something."""
         if self.trained_steps > 0:
             return None
-        what = "random weights" if self.weights.source == "random" else "a random head"
-        return f"{what}, never trained: only latency, memory and size mean anything"
+        untrained = "random weights" if self.weights.source == "random" else "a random head"
+        return f"{untrained}, never trained: only latency, memory and size mean anything"
 
 
 def _write(folder: Path, info: RunInfo, detector: Detector, metrics: dict[str, Any], **files: str) -> None:
+    """Write the files of a run into an existing folder, ``model.json`` last; ``files`` as in ``save_run``."""
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in detector.state_dict().items()}
-    (folder / "model.safetensors").write_bytes(save(state))  # save_file says of a full disk what is no OSError
+    (folder / "model.safetensors").write_bytes(save(state))  # for a full disk, save_file raises no OSError
     for name, text in ({"metrics": json.dumps(metrics, indent=2)} | files).items():
         (folder / f"{name}.json").write_text(text + "\n", encoding="utf-8")
     hashes = {name: sha256_of(folder / name) for name in COMPUTING if (folder / name).exists()}
@@ -86,7 +90,10 @@ def _write(folder: Path, info: RunInfo, detector: Detector, metrics: dict[str, A
 
 
 def save_run(out: Path, info: RunInfo, detector: Detector, metrics: dict[str, Any], **files: str) -> None:
-    """Write a run's folder, whole or not at all; ``files`` are further texts by file name without ``.json``."""
+    """Write a run's folder, whole or not at all.
+
+    ``metrics``: contents of ``metrics.json``; ``files``: texts of further files, by file name without ``.json``.
+    """
     with written_whole(out) as aside:
         aside.mkdir()
         _write(aside, info, detector, metrics, **files)
@@ -99,11 +106,12 @@ MEANING = {
 
 
 class UnfinishedRun:
-    """The folder beside ``out`` in which a run trains, and which becomes the run at the end.
+    """The folder beside ``out`` in which a run trains; at the end it is renamed to ``out``.
 
-    ``checkpoints/`` is there while it trains, ``log/`` stays. An interrupted training goes on with it if ``asked``,
-    all that decides the training, is as it was. Of several processes that train together, the first one makes it.
-    Raises StageError if ``out`` exists or another command trains it, until the end of the ``with`` block.
+    ``checkpoints/`` exists only during training, ``log/`` stays. An interrupted training resumes in it if ``asked``,
+    the settings that the training depends on, is unchanged. Of several processes that train together, the first one
+    creates it. It is locked until the end of the ``with`` block. Raises StageError if ``out`` exists or another command
+    trains it.
     """
 
     def __init__(self, out: Path, asked: dict[str, Any]) -> None:
@@ -111,11 +119,12 @@ class UnfinishedRun:
         self.checkpoint, self.log = self.folder / "checkpoints" / "last.pt", self.folder / "log"
         if speaks():
             self._lock = Lock(out)
-            said = json.dumps(asked, indent=2, default=str) + "\n"
-            go_on_with(self.folder, f"{self.checkpoint.parent.name}/asked.json", said, self.checkpoint.exists, MEANING)
+            settings = json.dumps(asked, indent=2, default=str) + "\n"
+            settings_file = f"{self.checkpoint.parent.name}/asked.json"
+            go_on_with(self.folder, settings_file, settings, self.checkpoint.exists, MEANING)
 
     def finish(self, info: RunInfo, detector: Detector, metrics: dict[str, Any], **files: str) -> None:
-        """Write the trained run and put it in its place, as ``save_run`` does; for the first process alone."""
+        """Write the trained run and rename its folder to ``out``; parameters as of ``save_run``. First process only."""
         _write(self.folder, info, detector, metrics, **files)
         put_in_place(self.folder, self.out)
         shutil.rmtree(self.out / self.checkpoint.parent.name)
@@ -127,7 +136,7 @@ class UnfinishedRun:
     def __exit__(self, *_: object) -> None:
         if not speaks():
             return
-        # Stopped before its first checkpoint, there is nothing to go on with.
+        # Without a checkpoint there is nothing to resume.
         if self.folder.exists() and not self.checkpoint.exists():
             shutil.rmtree(self.folder)
             self._lock.remove()
@@ -135,7 +144,7 @@ class UnfinishedRun:
 
 
 class Run:
-    """A run on disk. Raises StageError if the folder is missing, unfinished, damaged or of another version."""
+    """A run on disk. Raises StageError if the folder is missing, unfinished, damaged or of another schema version."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -143,7 +152,7 @@ class Run:
         self.info = read_json(path / "model.json", RunInfo, SCHEMA_VERSION, missing)
 
     def read(self, file: str) -> str:
-        """Return the text of one of the run's files."""
+        """Return the text of one of the run's files. Raises StageError if it is unreadable or not the original."""
         self._check(file)
         try:
             return (self.path / file).read_text(encoding="utf-8")
@@ -151,16 +160,20 @@ class Run:
             raise StageError(f"{self.path} is not a run: it has no readable {file}") from error
 
     def _check(self, file: str) -> None:
-        """Raise StageError if a file is there and is not the one that the run was written with."""
+        """Raise StageError if a file exists and its SHA-256 is not the recorded one."""
         path, digest = self.path / file, self.info.files.get(file)
         if digest and path.is_file() and sha256_of(path) != digest:
             raise StageError(f"{path} is not the file that this run was written with: its SHA-256 differs")
 
     def detector(self) -> Detector:
-        """Build the detector, in float32 and eval mode: of int8 with the weights before rounding, of fp16 after it."""
+        """Return the detector with its weights, in float32 and eval mode.
+
+        The weights of an int8 run are those before rounding, those of an fp16 run are rounded. Raises StageError if
+        ``model.json`` and the weights do not make a network.
+        """
         try:
             detector = Detector(self.info.architecture)
-        except Exception as error:  # timm's backbones have reasons of their own to be of no such size
+        except Exception as error:  # timm's backbones raise various errors for impossible sizes
             raise StageError(f"{self.path / 'model.json'} is of no network: {reason_of(error)}") from error
         path = self.path / "model.safetensors"
         self._check(path.name)
@@ -171,25 +184,27 @@ class Run:
         return detector.eval()
 
     def start(self, detector: Detector) -> bool:
-        """Put this run's weights into a detector of the same backbone as its starting weights; its head if it fits.
+        """Load this run's weights into a detector of the same backbone as starting weights, with the head if it fits.
 
-        Returns whether that did. Raises StageError if the run cannot be gone on from.
+        Returns whether the head was loaded. Raises StageError if the backbones differ, or if the run is fused or was
+        never trained.
         """
-        own, wanted = self.info.architecture, detector.architecture
-        if own.network != wanted.network or own.fused:
-            holds = f"a fused {own.backbone} ({self.info.scheme})" if own.fused else f"a {own.backbone}"
-            raise StageError(f"{self.path} holds {holds}, and --weights is to start a {wanted.backbone}")
+        source, target = self.info.architecture, detector.architecture
+        if source.network != target.network or source.fused:
+            network = f"a fused {source.backbone} ({self.info.scheme})" if source.fused else f"a {source.backbone}"
+            raise StageError(f"{self.path} holds {network}, and --weights is to start a {target.backbone}")
         if self.info.meaningless:
             raise StageError(f"{self.path} is nothing to start from: {self.info.meaningless}")
-        if own.activation != wanted.activation:
-            say(f"{self.path} has {own.activation or 'GELU'}, and goes on with {wanted.activation or 'GELU'}")
+        if source.activation != target.activation:
+            say(f"{self.path} has {source.activation or 'GELU'}, and goes on with {target.activation or 'GELU'}")
         trained = self.detector()
         try:
             detector.backbone.load_state_dict(trained.backbone.state_dict())
         except RuntimeError as error:
-            raise StageError(f"{self.path} takes {own.size} px crops, and its weights fit no other size") from error
-        shapes = [{name: tensor.shape for name, tensor in d.head.state_dict().items()} for d in (trained, detector)]
-        if shapes[0] != shapes[1]:
+            raise StageError(f"{self.path} takes {source.size} px crops, and its weights fit no other size") from error
+        trained_shapes = {name: tensor.shape for name, tensor in trained.head.state_dict().items()}
+        target_shapes = {name: tensor.shape for name, tensor in detector.head.state_dict().items()}
+        if trained_shapes != target_shapes:
             say(f"the head of {self.path} is of another kind: the new one starts at random")
             return False
         detector.head.load_state_dict(trained.head.state_dict())
@@ -197,10 +212,10 @@ class Run:
 
     @functools.cached_property
     def sha256(self) -> str:
-        """The hash of what the run is; its logs and what was evaluated since do not count."""
+        """SHA-256 over the names and hashes of the run's files; logs and later evaluations do not count."""
         files = [path for name in FILES if (path := self.path / name).is_file()]
         return hashlib.sha256("".join(f"{path.name} {sha256_of(path)}\n" for path in files).encode()).hexdigest()
 
     def as_parent(self) -> Parent:
-        """Return how a child run names this one."""
+        """Return this run's name and hash, as a child run records them."""
         return Parent(name=self.path.resolve().name, sha256=self.sha256)

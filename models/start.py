@@ -1,4 +1,4 @@
-"""A detector before its first step: from scratch, from published weights, or from what another run has learned."""
+"""A detector before training: from random weights, from published weights, or from those of another run."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,44 +16,46 @@ from stage import WrongArgument, say
 
 @dataclass(frozen=True)
 class Start:
-    """A detector, where its weights came from, and the run that it goes on from, if any."""
+    """A detector, the origin of its weights, and the run that it starts from, if any."""
 
     detector: Detector
     weights: Weights
-    """Of a run that is gone on from: where that one's came from."""
+    """Origin of the weights; for a start from a run, the origin of that run's weights."""
     parents: list[Parent]
+    """The run that the detector starts from, if any."""
     preprocessing: Preprocessing
-    """What the weights were trained on: of a run its own, of a hub's folder what that states, else what timm states."""
+    """Normalization that the weights need: that of the run, as stated in a hub's folder, or else as stated by timm."""
     trained_steps: int = 0
-    """Of the head of a run that is gone on from."""
+    """Optimizer steps of the head that was taken from a run; 0 for a new head."""
     persons: tuple[str, ...] = ()
-    """Whom that run has seen."""
+    """Hashed names of the persons in that run's training data."""
 
     @classmethod
     def of(cls, architecture: Architecture, given: Path | None, random: bool, seed: int) -> "Start":
-        """Create a detector whose backbone starts from ``given``, a run, file or folder; else the hub's or ``random``.
+        """Create a detector whose backbone starts from ``given``, a run, file or folder, or else from hub weights.
 
-        Raises StageError if the weights are missing or do not fit, or if there is no GELU to replace.
+        ``random``: start from random weights instead. Raises StageError if the weights are missing or do not fit, if
+        the backbone cannot take crops of this size, or if it has no GELU to replace.
         """
         torch.manual_seed(seed)
         check_one_source(given, random)
         run = Run(given) if given is not None and (given / "model.json").exists() else None
         name, size = architecture.backbone, architecture.size
-        body, source = backbone_with_weights(name, size, None if run else given, random or run is not None)
-        if architecture.activation and not gelus(body):
+        backbone, origin = backbone_with_weights(name, size, None if run else given, random or run is not None)
+        if architecture.activation and not gelus(backbone):
             raise WrongArgument(f"--activation {architecture.activation}: {name} has no GELU to replace: leave it out")
-        _check_takes(body, name, size)
-        detector = Detector(architecture, body)
+        _check_size(backbone, name, size)
+        detector = Detector(architecture, backbone)
         if run:
             steps = run.info.trained_steps if run.start(detector) else 0
-            seen = tuple(run.info.data.persons)
-            return cls(detector, run.info.weights, [run.as_parent()], run.info.preprocessing, steps, seen)
-        if source.source == "random":
+            persons = tuple(run.info.data.persons)
+            return cls(detector, run.info.weights, [run.as_parent()], run.info.preprocessing, steps, persons)
+        if origin.source == "random":
             say(f"{name} starts from random weights, and its run says so")
-        return cls(detector, source, [], stated_preprocessing(given, name))
+        return cls(detector, origin, [], stated_preprocessing(given, name))
 
     def info(self, kind: Literal["teacher", "student"], data: DataSource, seed: int, *taught_by: Parent) -> RunInfo:
-        """Return what the run says of itself that starts here; ``taught_by``: the runs that it imitates."""
+        """Return the ``model.json`` of the run that starts here; ``taught_by``: the runs that it imitates."""
         return RunInfo(
             kind=kind,
             architecture=self.detector.architecture,
@@ -66,8 +68,8 @@ class Start:
         )
 
 
-def _check_takes(backbone: nn.Module, name: str, size: int) -> None:
-    """Raise StageError if a backbone cannot take crops of a size, of which some tell only when they see one."""
+def _check_size(backbone: nn.Module, name: str, size: int) -> None:
+    """Raise StageError if a backbone cannot take crops of ``size`` pixels, which some report only in a forward pass."""
     training = backbone.training
     try:
         with torch.inference_mode():

@@ -1,4 +1,4 @@
-"""Heads over a clip: what the embeddings of its frames say of each other over time.
+"""Heads over a clip, which relate the embeddings of its frames over time.
 
 Positions are added to the embeddings, a transformer encoder relates the frames (Vaswani et al., "Attention Is All You
 Need", NeurIPS 2017; pre-norm: Xiong et al., ICML 2020), and the frames are pooled and classified.
@@ -15,7 +15,7 @@ from stage import StageError
 
 POSITION_BASE = 10_000.0
 UNHEARD = -3e4
-"""Added to the logits of attention to a frame that does not count."""
+"""Added to the attention logits of frames that are not valid."""
 
 
 class EncoderSettings(BaseModel):
@@ -26,26 +26,27 @@ class EncoderSettings(BaseModel):
     heads: int = Field(default=2, ge=1, le=256)
     """Attention heads."""
     layers: int = Field(default=1, ge=1, le=256)
+    """Encoder layers."""
     feed_forward: int = Field(default=256, ge=1, le=65536)
     """Hidden width of a layer's feed-forward network."""
     dropout: float = Field(default=0.1, ge=0, lt=1)
     pooling: Literal["avg", "max"] = "avg"
-    """How a clip's valid frames become one."""
+    """How the features of a clip's valid frames are pooled: mean or maximum."""
 
 
 class TemporalSettings(EncoderSettings):
     """The size of a clip student's head."""
 
     width: int = Field(default=128, ge=2, le=65536)
-    """To which embeddings are projected before the encoder."""
+    """Width to which embeddings are projected before the encoder."""
 
 
 def sinusoidal_positions(frames: int, width: int, device: torch.device | None = None) -> Tensor:
-    """Return the positions of frames, float32 [T, D]: Vaswani et al. 2017, section 3.5.
+    """Return the position encodings of frames, float32 [T, D]: Vaswani et al. 2017, section 3.5.
 
     ``PE[t, 2i] = sin(t / 10000^(2i / D))`` and ``PE[t, 2i + 1] = cos(t / 10000^(2i / D))``; ``width`` D is even.
     """
-    # In NumPy, so that an exported graph holds them as a constant: a phone's runtime would need a dozen operators more.
+    # In NumPy, so that an exported graph holds a constant: a phone's runtime would need a dozen more operators.
     rates = POSITION_BASE ** (-np.arange(0, width, 2) / width)
     angles = np.arange(frames)[:, None] * rates
     positions = np.stack([np.sin(angles), np.cos(angles)], axis=-1).reshape(frames, width)
@@ -53,7 +54,7 @@ def sinusoidal_positions(frames: int, width: int, device: torch.device | None = 
 
 
 def check_width(head: str, width: int, heads: int) -> None:
-    """Raise StageError if frames of a width can have no sinusoidal positions, or cannot be cut into ``heads``."""
+    """Raise StageError if ``width`` is odd, as sinusoidal positions need pairs, or no multiple of ``heads``."""
     if width % 2 or width % heads:
         raise StageError(
             f"{head} cannot take embeddings of width {width}: it must be even, for sine and cosine positions, "
@@ -64,13 +65,13 @@ def check_width(head: str, width: int, heads: int) -> None:
 class Encoder(nn.Module):
     """Self-attention over the frames of one modality: float [N, T, D] -> [N, T, D].
 
-    The layers are made one by one: ``nn.TransformerEncoder`` would start them all from the same numbers.
+    The layers are created one by one: ``nn.TransformerEncoder`` would initialize all of them with the same weights.
     """
 
     def __init__(self, width: int, settings: EncoderSettings) -> None:
         super().__init__()
-        # torch.relu, not "relu": for the names it knows, PyTorch runs a layer in eval mode by a fused operator, which
-        # rounds differently, is invisible to a counter of operations, and which no export target has.
+        # torch.relu, not "relu": with the name, PyTorch runs a layer in eval mode as one fused operator, which rounds
+        # differently, is invisible to FlopCounterMode, and exists in no export target.
         self.layers = nn.ModuleList(
             nn.TransformerEncoderLayer(
                 width,
@@ -86,12 +87,12 @@ class Encoder(nn.Module):
         self.norm = nn.LayerNorm(width)
 
     def forward(self, frames: Tensor, masked: Tensor) -> Tensor:
-        """Return what each frame has heard; nobody hears a frame that is ``masked``, bool [N, T]."""
-        # Added to attention's logits, not handed over as bool: coremltools 9.0 turns a padding mask that is bool into
-        # its opposite. Finite, so that no runtime can make a NaN of it; e^-30000 is 0 as well.
-        added = torch.zeros_like(frames[..., 0]).masked_fill(masked, UNHEARD)
+        """Return the features of each frame, float [N, T, D], without attention to ``masked`` frames, bool [N, T]."""
+        # A float mask that is added to the attention logits, because coremltools 9.0 inverts a bool padding mask.
+        # Finite, so that no runtime can turn it into NaN; e^-30000 is 0 as well.
+        attention_mask = torch.zeros_like(frames[..., 0]).masked_fill(masked, UNHEARD)
         for layer in self.layers:
-            frames = layer(frames, src_key_padding_mask=added)
+            frames = layer(frames, src_key_padding_mask=attention_mask)
         normed: Tensor = self.norm(frames)
         return normed
 
@@ -108,8 +109,8 @@ def pooled(frames: Tensor, valid: Tensor, pooling: Literal["avg", "max"]) -> Ten
 
 
 def some_valid(valid: Tensor) -> Tensor:
-    """Return ``valid``, bool [N, T], with all frames of a clip that has no valid one: attention needs something."""
-    # Not with |, which coremltools does not know.
+    """Return ``valid``, bool [N, T], with all frames set for clips without a valid one: attention needs one."""
+    # Not with |, which coremltools does not support.
     return valid.logical_or(~valid.any(1, keepdim=True))
 
 
@@ -122,19 +123,18 @@ class ClipHead(nn.Module):
         self.classifier = nn.Linear(width, 2)
 
     def fused(self, embeddings: Tensor, valid: Tensor) -> Tensor:
-        """Return features that have heard of all frames, float [N, T, width], of the frames' embeddings."""
+        """Return the features of each frame after attention to all valid frames, float [N, T, width]."""
         raise NotImplementedError
 
     def pooled(self, fused: Tensor, valid: Tensor) -> Tensor:
-        """Return one feature per clip, float [N, width], of fused ones."""
+        """Return pooled features, float [N, width], of fused ones, float [N, T, width]."""
         return pooled(fused, some_valid(valid), self.pooling)
 
     def forward(self, embeddings: Tensor, valid: Tensor) -> Tensor:
         """Return logits, float [N, 2] (real, fake).
 
-        Frames that are not ``valid``, bool [N, T], count as if they were left out, whatever their embeddings hold, and
-        the others keep their positions. A clip without a valid frame is read as frames of zeros: its logits are finite
-        and mean nothing.
+        Frames that are not ``valid``, bool [N, T], are ignored, whatever their embeddings hold; the others keep their
+        positions. A clip without a valid frame is treated as frames of zeros: its logits are finite and mean nothing.
         """
         logits: Tensor = self.classifier(self.pooled(self.fused(embeddings, valid), valid))
         return logits

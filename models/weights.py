@@ -1,4 +1,4 @@
-"""Starting weights of a backbone: from a file or folder, from the hub, or at random when that was asked for."""
+"""Starting weights of a backbone: from a file or folder, from the hub, or random if requested."""
 
 import contextlib
 from collections.abc import Iterator, Mapping
@@ -21,7 +21,7 @@ HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """Read a state dict from safetensors, or from a torch file restricted to tensors.
+    """Return the state dict in a safetensors file, or in a torch file restricted to tensors.
 
     Raises StageError if the file is missing, damaged, or would have to be unpickled without restriction.
     """
@@ -43,39 +43,48 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class _Fit:
-    """How a file's tensors, as timm has renamed and resampled them, fit a backbone: names, or sentences on shapes."""
+    """How a file's tensors, after timm has renamed and resampled them, fit a backbone."""
 
     total: int
+    """Number of the backbone's tensors."""
     missing: list[str]
+    """Names of the backbone's tensors that the file lacks."""
     other_shape: list[str]
+    """Texts with name and shapes of the tensors whose shapes differ."""
     unknown: list[str]
+    """Names of the file's tensors that the backbone lacks."""
 
 
-def _fit(own: dict[str, Tensor], given: Mapping[str, Tensor], missing: list[str]) -> _Fit:
-    other_shape = [name for name in given if name in own and given[name].shape != own[name].shape]
+def _fit(expected: dict[str, Tensor], loaded: Mapping[str, Tensor], missing: list[str]) -> _Fit:
+    """Compare the ``loaded`` tensors with those that a backbone expects; ``missing``: also those of other shape."""
+    other_shape = [name for name in loaded if name in expected and loaded[name].shape != expected[name].shape]
     return _Fit(
-        total=len(own),
+        total=len(expected),
         missing=[name for name in missing if name not in other_shape],
-        other_shape=[f"{n}: {list(given[n].shape)} in the file, {list(own[n].shape)} expected" for n in other_shape],
-        unknown=[name for name in given if name not in own],
+        other_shape=[
+            f"{name}: {list(loaded[name].shape)} in the file, {list(expected[name].shape)} expected"
+            for name in other_shape
+        ],
+        unknown=[name for name in loaded if name not in expected],
     )
 
 
 @contextlib.contextmanager
 def _observed_loading() -> Iterator[list[_Fit]]:
-    """Load only what fits, and note what did not, wherever a state dict is loaded.
+    """Make torch load only fitting tensors of state dicts inside the ``with`` block; yield the list of all fits.
 
-    timm loads most headless backbones from any file without an error (what does not fit stays random), refuses a
-    classifier head for others, and gives no access to the tensors behind its filters but by what it hands to torch.
+    timm loads most headless backbones from any file without an error (tensors that do not fit stay random), and refuses
+    a classifier head for others. The tensors behind its filters can only be seen where it passes them to torch.
     """
     fits: list[_Fit] = []
     load = nn.Module.load_state_dict
 
-    def observe(network: nn.Module, given: Mapping[str, Tensor], *_: Any, **__: Any) -> Any:
-        own = network.state_dict()
-        fitting = {name: given[name] for name in given if name in own and given[name].shape == own[name].shape}
+    def observe(network: nn.Module, state: Mapping[str, Tensor], *_: Any, **__: Any) -> Any:
+        expected = network.state_dict()
+        shared = [name for name in state if name in expected]
+        fitting = {name: state[name] for name in shared if state[name].shape == expected[name].shape}
         result = load(network, fitting, strict=False)
-        fits.append(_fit(own, given, result.missing_keys))
+        fits.append(_fit(expected, state, result.missing_keys))
         return result
 
     nn.Module.load_state_dict = observe  # type: ignore[method-assign, assignment]
@@ -86,7 +95,7 @@ def _observed_loading() -> Iterator[list[_Fit]]:
 
 
 def _check(fit: _Fit, misfit: str) -> None:
-    """Raise StageError if a backbone did not get all of its tensors."""
+    """Raise StageError, beginning with ``misfit``, if a backbone did not get all of its tensors."""
     reasons = []
     if fit.missing:
         reasons.append(f"{len(fit.missing)} of {fit.total} tensors missing ({some_of(fit.missing)})")
@@ -97,7 +106,7 @@ def _check(fit: _Fit, misfit: str) -> None:
 
 
 def _say_unused(fit: _Fit, name: str, path: Path) -> None:
-    """Say which tensors loading ignored, but for a classifier head, which no detector keeps."""
+    """Print which tensors of a file were not used, except for a classifier head, which no detector has."""
     heads = timm.get_pretrained_cfg(name).classifier or ()
     prefixes = tuple(f"{head.split('.')[0]}." for head in ([heads] if isinstance(heads, str) else heads))
     if unused := [tensor for tensor in fit.unknown if not tensor.startswith(prefixes)]:
@@ -105,12 +114,13 @@ def _say_unused(fit: _Fit, name: str, path: Path) -> None:
 
 
 def _from_file(name: str, size: int, path: Path) -> nn.Module:
+    """Return a backbone with the weights of a file. Raises StageError if they do not fit."""
     state = read_state(path)
     misfit = f"{path} does not fit {name}"
     with _observed_loading() as fits:
         try:
             backbone = create_backbone(name, size, pretrained=True, pretrained_cfg_overlay={"state_dict": state})
-        except Exception as error:  # timm's filters meet anybody's tensors
+        except Exception as error:  # timm's filters raise various errors for foreign tensors
             raise StageError(f"{misfit}: {reason_of(error)}; give weights of this backbone") from error
     _check(fits[-1], misfit)
     _say_unused(fits[-1], name, path)
@@ -118,22 +128,23 @@ def _from_file(name: str, size: int, path: Path) -> nn.Module:
 
 
 def _hub_reachable(repository: str) -> bool:
-    """Tell whether the hub answers or has the weights cached; timm itself would retry for most of a minute."""
+    """Return whether the weights are cached or the hub answers; timm itself would retry for most of a minute."""
     if any(isinstance(huggingface_hub.try_to_load_from_cache(repository, file), str) for file in HUB_FILES):
         return True
     try:
         huggingface_hub.utils.get_session().head(huggingface_hub.constants.ENDPOINT, timeout=10)
-    except Exception:  # whichever HTTP library the hub client uses has its own errors: each means "no answer"
+    except Exception:  # errors depend on the HTTP library of the hub client: each means "no answer"
         return False
     return True
 
 
 def _from_hub(name: str, size: int) -> nn.Module:
+    """Return a backbone with the hub's weights. Raises StageError if there are none or the hub cannot be reached."""
     cfg = timm.get_pretrained_cfg(name)
-    mend = "give --weights FILE, or --random-weights (distill: no --weights) if the start may be random"
+    remedy = "give --weights FILE, or --random-weights (distill: no --weights) if the start may be random"
     if not cfg.has_weights:
-        raise StageError(f"timm knows no pretrained weights of {name}: {mend}")
-    unreachable = f"the weights of {name} are not on this machine and the hub cannot be reached: {mend}"
+        raise StageError(f"timm knows no pretrained weights of {name}: {remedy}")
+    unreachable = f"the weights of {name} are not on this machine and the hub cannot be reached: {remedy}"
     if cfg.hf_hub_id and not _hub_reachable(cfg.hf_hub_id):
         raise StageError(unreachable)
     try:
@@ -143,26 +154,26 @@ def _from_hub(name: str, size: int) -> nn.Module:
 
 
 def _file_in(folder: Path) -> Path:
-    """Return the file of weights in a folder that was downloaded from the hub."""
+    """Return the file of weights in a folder that was downloaded from the hub. Raises StageError if there is none."""
     for name in HUB_FILES:
         if (folder / name).is_file():
             return folder / name
     raise StageError(f"{folder} has no {' and no '.join(HUB_FILES)}: give a folder with one of them, or a file")
 
 
-def _given(name: str, size: int, given: Path) -> tuple[nn.Module, Weights]:
-    """Create a backbone with the weights of a file, or of a downloaded folder with its model card."""
-    if not given.is_dir():
-        backbone = _from_file(name, size, given)
+def _from_path(name: str, size: int, path: Path) -> tuple[nn.Module, Weights]:
+    """Create a backbone with the weights of a file, or of a downloaded folder, whose model card names the licence."""
+    if not path.is_dir():
+        backbone = _from_file(name, size, path)
         licence = "unknown: of the file"
-        return backbone, Weights(source="file", name=given.name, sha256=sha256_of(given), licence=licence)
-    file, licence = _file_in(given), card_licence(given)
+        return backbone, Weights(source="file", name=path.name, sha256=sha256_of(path), licence=licence)
+    file, licence = _file_in(path), card_licence(path)
     backbone = _from_file(name, size, file)
-    return backbone, Weights(source="folder", name=given.resolve().name, sha256=sha256_of(file), licence=licence)
+    return backbone, Weights(source="folder", name=path.resolve().name, sha256=sha256_of(file), licence=licence)
 
 
 def stated_preprocessing(given: Path | None, name: str) -> Preprocessing:
-    """Return the mean and deviation that a hub's folder states in its ``config.json``, else timm's of a backbone.
+    """Return the mean and standard deviation from the ``config.json`` of a hub's folder, or else timm's for ``name``.
 
     Raises StageError if the file is damaged.
     """
@@ -179,13 +190,13 @@ def stated_preprocessing(given: Path | None, name: str) -> Preprocessing:
 
 
 def check_one_source(given: Path | None, random: bool) -> None:
-    """Raise StageError if weights are both given and to be random."""
+    """Raise WrongArgument if weights are given although random ones are requested."""
     if given is not None and random:
         raise WrongArgument("--weights and --random-weights exclude each other: give one of them")
 
 
 def backbone_with_weights(name: str, size: int, given: Path | None, random: bool) -> tuple[nn.Module, Weights]:
-    """Create a backbone and its starting weights: ``given`` if there is one, else the hub's unless ``random``.
+    """Return a backbone with starting weights and their origin: ``given``, ``random`` ones, or else the hub's.
 
     ``given`` is a file, or the folder of a model on the hub, whose card names the licence. Raises StageError if the
     weights are missing, cannot be read, or do not fit; nothing falls back to random.
@@ -194,7 +205,7 @@ def backbone_with_weights(name: str, size: int, given: Path | None, random: bool
     if random:
         return create_backbone(name, size), Weights(source="random", name="random initialization", licence="none")
     if given is not None:
-        return _given(name, size, given)
+        return _from_path(name, size, given)
     cfg = timm.get_pretrained_cfg(name)
     source = cfg.hf_hub_id or cfg.url or name
     return _from_hub(name, size), Weights(source="hub", name=source, licence=cfg.license or "unknown")
