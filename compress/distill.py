@@ -101,11 +101,11 @@ def student_task(
     ``student`` wraps the detector of ``objective``; ``taught``: the teacher's outputs that it imitates, if any.
     """
     architecture = objective.student.architecture
-    device, looks = compute.device, Takes(architecture.modalities, architecture.per)
+    device, per = compute.device, architecture.per
     student.to(device).to(memory_format=torch.channels_last)
 
     def inputs_of(batch: Batch) -> tuple[Tensor, ...]:
-        read = read_batch(views, batch, looks.per)
+        read = read_batch(views, batch, per)
         teacher_rows: tuple[Tensor, ...] = ()
         if taught:
             rows, read = taught(read)
@@ -121,7 +121,8 @@ def student_task(
         scores: NDArray[np.float32] = student(*tensors).float().cpu().numpy()
         return scores
 
-    return Task(objective.to(device), inputs_of, from_pixels(scorer, views.store, looks), views, looks.per)
+    clip_scorer = from_pixels(scorer, views.store, Takes(architecture.modalities, per))
+    return Task(objective.to(device), inputs_of, clip_scorer, views, per)
 
 
 @takes_options
@@ -192,18 +193,18 @@ def distill(
     example = example_outputs(start.detector, store.frames, "dense" in loss_weights and kind == "frame")
     with UnfinishedRun(out, asked) as unfinished:
         cache_folder = None if live_teacher else cache or default_cache(data)
-        taught = None
+        teacher_outputs = None
         if run and teacher_views:
-            taught = TeacherOutputs(run, training, teacher_views, example, compute, cache_folder)
+            teacher_outputs = TeacherOutputs(run, training, teacher_views, example, compute, cache_folder)
         objective = StudentObjective(
             start.detector,
             loss_weights,
             class_weights(schedule.balance, training, kind),
-            taught.layout if taught else None,
+            teacher_outputs.layout if teacher_outputs else None,
             example,
         )
         pixels_in = PixelDetector(start.detector, info.preprocessing)
-        task = student_task(pixels_in, objective, taught, training, compute)
+        task = student_task(pixels_in, objective, teacher_outputs, training, compute)
         history = fit(compute, task, schedule, seed, unfinished)
         finish_run(unfinished, info, pixels_in, store, history | {"loss": loss_weights})
 

@@ -67,8 +67,9 @@ class Evaluated:
         refuse_tf32()
         scorer = torch_scorer(pixel_detector(run).to(device), device)
         folder = path / "evaluations"
-        seen = tuple(run.info.data.persons)
-        return cls(path.resolve().name, run.sha256, scorer, takes(run.info), threshold, str(device), folder, (), seen)
+        persons = tuple(run.info.data.persons)
+        name = path.resolve().name
+        return cls(name, run.sha256, scorer, takes(run.info), threshold, str(device), folder, (), persons)
 
 
 class Evaluation(BaseModel):

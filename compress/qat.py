@@ -158,7 +158,7 @@ class QatSettings:
             views = {name: history["views"][name] for name in ViewRule.model_fields}
             rule = ViewRule.model_validate(views | {"views": passes if views["views"] > 1 else 1})
             losses = OF_TEACHER if teacher else OF_ITSELF
-            accumulate = int(history.get("accumulate", 1))  # older runs do not say
+            accumulate = int(history.get("accumulate", 1))  # not recorded in older runs
             return cls(run, teacher or run, store, rule, passes, int(history["batch_size"]), accumulate, losses, seed)
         except (ValueError, KeyError, TypeError) as error:
             raise StageError(
@@ -184,9 +184,9 @@ def train_rounded(
     )
     program = trainable(calibrated)
     example = example_outputs(program, store.frames, with_maps=False)
-    taught = TeacherOutputs(teacher, views, teacher_views, example, compute, cache=None)
-    objective = StudentObjective(program, lesson.losses, None, taught.layout, example)
-    task = student_task(PixelDetector(program, run.info.preprocessing), objective, taught, views, compute)
+    teacher_outputs = TeacherOutputs(teacher, views, teacher_views, example, compute, cache=None)
+    objective = StudentObjective(program, lesson.losses, None, teacher_outputs.layout, example)
+    task = student_task(PixelDetector(program, run.info.preprocessing), objective, teacher_outputs, views, compute)
     task = replace(task, keep_last=lesson.of_itself)
     history = fit(compute, task, schedule, lesson.seed, unfinished)
     trained = with_weights_of(calibrated.detector, program.cpu())

@@ -68,14 +68,15 @@ def video_of(clip: Clip) -> str:
 
 @dataclass(frozen=True)
 class ClipScores:
-    """Scores of N clips, and what is known of the clips."""
+    """Scores of N clips, with the labels, methods and persons of the clips."""
 
     clip_ids: tuple[str, ...]
     video_ids: tuple[str, ...]
-    """What each clip is of (``video_of``)."""
+    """The video that each clip counts for (``video_of``)."""
     labels: NDArray[np.int64]
     """int64 [N], 1 = fake."""
     methods: tuple[str, ...]
+    """The forgery method of each clip."""
     identities: tuple[tuple[str, ...], ...]
     """The persons of each clip; empty where they are not known."""
     frames: NDArray[np.float64] | None = None

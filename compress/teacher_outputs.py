@@ -107,7 +107,7 @@ class TeacherOutputs:
     def __init__(
         self, run: Run, views: Views, seen: Views, student: Outputs, compute: Compute, cache: Path | None
     ) -> None:
-        self._views, self._seen, self._device = views, seen, compute.device
+        self._views, self._teacher_views, self._device = views, seen, compute.device
         seen.unreadable = views.unreadable
         teacher = _Teacher(run, student, views.store.frames, compute)
         self.layout = teacher.layout
@@ -144,11 +144,11 @@ class TeacherOutputs:
     def _run_live(self, teacher: _Teacher, read: Pictures) -> tuple[Tensor, Pictures]:
         """Run the teacher on a batch; returns as ``__call__``. Raises StageError for values beyond half precision."""
         teacher_read = read
-        if self._seen.modalities != self._views.modalities:
-            teacher_read = read_batch(self._seen, read.batch, self.per)
+        if self._teacher_views.modalities != self._views.modalities:
+            teacher_read = read_batch(self._teacher_views, read.batch, self.per)
             while not np.array_equal(teacher_read.batch.rows, read.batch.rows):  # until both could read the same views
                 read = read_batch(self._views, teacher_read.batch, self.per)
-                teacher_read = read_batch(self._seen, read.batch, self.per)
+                teacher_read = read_batch(self._teacher_views, read.batch, self.per)
         rows = teacher.rows(teacher_read.pixels, teacher_read.valid).half().float()
         if not rows.isfinite().all():
             raise StageError("the teacher gives numbers beyond half precision: take another --teacher")

@@ -42,9 +42,9 @@ class Unquantized:
         """Fuse a run and draw validation inputs. Raises StageError if the run cannot be quantized on this store."""
         if run.info.scheme != "fp32":
             raise StageError(f"{run.path} is quantized already ({run.info.scheme}): give the run that it came from")
-        looks = takes(run.info)
+        inputs = takes(run.info)
         check_store(run, store)
-        validation = drawn_inputs(run, looks, store, "val", VALIDATION[looks.per], seed)
+        validation = drawn_inputs(run, inputs, store, "val", VALIDATION[inputs.per], seed)
         return cls(run, store, fuse(run.detector(), *validation[0]), validation, max_auc_drop, seed)
 
     @property
