@@ -87,7 +87,7 @@ def logits(network: nn.Module, batches: Iterable[NetworkInputs]) -> NDArray[np.f
 
 
 def one_pair(scores: ClipScores) -> float:
-    """Return the AUC lost when one real and one fake clip are in the wrong order: the smallest change on a split."""
+    """Return the AUC lost when one real and one fake clip swap ranks: the smallest change that a split can show."""
     fakes = int(scores.labels.sum())
     return 1.0 / (fakes * (len(scores.labels) - fakes))
 

@@ -91,7 +91,7 @@ def _launcher_variables() -> str:
 
 
 def prepare_compute(precision: Precision, on_cpu: bool = False) -> Compute:
-    """Choose the device and the precision. ``autocast`` is the fast 16-bit type, or fp32, with a message, without one.
+    """Choose the device and the precision. ``autocast`` means the fast 16-bit type; without one, fp32 with a message.
 
     ``on_cpu``: do not use a GPU. Raises StageError if the environment variables of launchers do not describe processes.
     """
@@ -145,7 +145,7 @@ def training_speed(compute: Compute, objective: nn.Module, inputs: tuple[Tensor,
 
 @contextlib.contextmanager
 def _untouched(objective: nn.Module) -> Iterator[None]:
-    """Enter training mode, and restore the mode, buffers and random states afterwards, without gradients."""
+    """Enter training mode; afterwards restore the mode, buffers and random states, and clear gradients."""
     buffers = [buffer.clone() for buffer in objective.buffers()]
     training = objective.training
     device = next(objective.parameters()).device

@@ -210,7 +210,7 @@ def observe(detector: Detector, batches: Iterable[Tensor]) -> dict[ObserverName,
 
 
 def _always_eval(graph: GraphModule) -> GraphModule:
-    """Make ``train`` and ``eval`` do nothing, in place: exported graphs would raise, and stay in eval mode.
+    """Keep a graph in eval mode: ``train`` and ``eval``, which would raise on an exported graph, do nothing.
 
     PyTorch's own replacement of these methods would turn a network's inactive dropout into dropout of one half.
     """

@@ -165,7 +165,7 @@ def point_figures(labels: Labels, scores: Values, threshold: float) -> dict[str,
     return {
         "auc": auc(labels, scores),
         "eer": _nearest_errors(fpr, tpr)[1],
-        "ap": round(float(average_precision_score(labels, scores)), DIGITS),  # else slightly above 1 at the best
+        "ap": round(float(average_precision_score(labels, scores)), DIGITS),  # unrounded, it can slightly exceed 1
         "accuracy": float(accuracy_score(labels, verdicts)),
         "f1": float(f1_score(labels, verdicts)),
         **_at_rates(fpr, tpr),
