@@ -1,4 +1,4 @@
-"""One artifact: written by its runtime's compiler, gated on real inputs, with a threshold of its own."""
+"""Make one artifact: its runtime's compiler writes it, the gate compares it on real inputs, its threshold is set."""
 
 import functools
 import tempfile
@@ -36,7 +36,7 @@ MINIMUM_OS = {
     "onnxruntime": f"as the ONNX Runtime that the app links ({onnx.NEEDS})",
     "vulkan": f"Android with Vulkan 1.1, and an ExecuTorch runtime ({EXECUTORCH} or newer) with its Vulkan backend",
 }
-"""By delegate, or else by runtime."""
+"""The least that an artifact needs, by its delegate or, where that is not listed, by its runtime."""
 
 
 @dataclass(frozen=True)
@@ -49,27 +49,27 @@ class Job:
 
     @property
     def info(self) -> RunInfo:
-        """What the run says of itself."""
+        """The description of the source run."""
         return self.source.run.info
 
     @property
     def file(self) -> str:
-        """Name of the artifact."""
+        """File name of the artifact."""
         return self.form.file(self.info)
 
     def absent(self, reason: str) -> Absent:
-        """Return what the manifest says in the artifact's place."""
+        """Return the manifest's entry for an artifact that is not in the bundle."""
         return Absent(file=self.file, runtime=self.form.runtime, scheme=self.info.scheme, reason=reason)
 
 
 @functools.cache
 def _detector(run: Path, scheme: Scheme, one_picture: bool) -> PixelDetector:
-    """Load a run once a worker process, whatever number of its artifacts that process writes."""
+    """Load a run once per worker process, however many of its artifacts that process writes."""
     return pixel_detector(Run(run), dynamic_batch=not one_picture, scheme=scheme)
 
 
 def _write(graphs: list[Graph], form: Form, path: Path) -> dict[str, Any]:
-    """Write programs for a runtime; return what the manifest says of the artifact, and operators by program."""
+    """Write programs for a runtime; return fields of the manifest's entry, and ``operators`` by program."""
     if form.runtime == "executorch":
         assert form.delegate is not None
         return executorch.write(graphs, path, form.delegate, form.etrecord)
@@ -83,38 +83,38 @@ class Written:
     """An artifact on disk."""
 
     said: dict[str, Any]
-    """What the manifest says of its programs."""
+    """Fields of the manifest's entry that come from its programs."""
     in_torch: NDArray[np.float32]
-    """What they gave of the golden inputs while they were in torch, float32 [N]."""
+    """P(fake) of the golden inputs by the same programs in torch, float32 [N]."""
 
 
 def write_artifact(job: Job, folder: Path, inputs: Inputs, frames: int) -> Written:
-    """Write one artifact into ``folder``; ``inputs``: the golden ones; ``frames``: of a clip."""
+    """Write one artifact into ``folder``; ``inputs`` are the golden inputs, ``frames`` the length of a clip."""
     info, form = job.info, job.form
     # Core ML converts float32 to float16 itself, and keeps what must not overflow.
     scheme: Scheme = "fp32" if form.runtime == "coreml" and info.scheme in coreml.HALF else info.scheme
     one_picture = form.batch == 1 and form.method != "clip"
     graphs = graphs_of(_detector(job.source.run.path, scheme, one_picture), info, form, frames)
     scores = scorer_of(in_torch(graphs), form.method)(*inputs)
-    said = _write(graphs, form, folder / job.file)
-    operators = said.pop("operators")
+    fields = _write(graphs, form, folder / job.file)
+    operators = fields.pop("operators")
     files = {graph.name: program_file(Path(job.file), form.runtime, graph.name) for graph in graphs}
     programs = [graph.described(folder, files[graph.name], operators[graph.name]) for graph in graphs]
-    return Written(said | {"programs": programs}, scores)
+    return Written(fields | {"programs": programs}, scores)
 
 
-def _written(job: Job, folder: Path, inputs: Inputs, frames: int) -> Written:
-    """Write an artifact. Raises Unfit where a runtime's compiler fails on it: the others are none the worse."""
+def _write_or_unfit(job: Job, folder: Path, inputs: Inputs, frames: int) -> Written:
+    """Write an artifact. Raises UnfitArtifact if a compiler fails on it: other artifacts can still be exported."""
     try:
         return write_artifact(job, folder, inputs, frames)
     except (StageError, OSError, MemoryError):
         raise
-    except Exception as error:  # compilers raise nearly anything
+    except Exception as error:  # compilers raise exceptions of any class
         raise UnfitArtifact(f"{job.file} cannot be written ({type(error).__name__}: {reason_of(error)})") from error
 
 
-def _judged(gated: Gated, source: SourceRun, store: ClipStore) -> dict[str, Any]:
-    """Return an artifact's threshold, of what scores, and its figures on validation clips, as the manifest has them."""
+def _threshold_fields(gated: Gated, source: SourceRun, store: ClipStore) -> dict[str, Any]:
+    """Return the manifest's fields for an artifact's threshold, its origin, and the figures on validation clips."""
     if gated.scorer is None:
         origin = f"validation scores of {source.run.path.name} in torch: it cannot run here"
         return {"threshold": source.threshold, "threshold_from": origin, "validation": None}
@@ -125,27 +125,29 @@ def _judged(gated: Gated, source: SourceRun, store: ClipStore) -> dict[str, Any]
 
 
 def make_artifact(job: Job, folder: Path, inputs: Inputs) -> tuple[Artifact, list[float]] | Absent:
-    """Write one artifact, gate it and set its threshold; return its manifest entry and golden outputs.
+    """Write one artifact, gate it and set its threshold; return its manifest entry and golden outputs, P(fake) [N].
 
-    One that must not be in a bundle leaves nothing there, and why is returned. Runs in a process of its own, on one
-    thread, beside others that do the same.
+    If the artifact must not be in a bundle, no file of it is left there, and the reason is returned as ``Absent``. Runs
+    in a process of its own, on one thread, beside others that do the same.
     """
     torch.set_num_threads(1)
-    threadpool_limits(1)  # of NumPy's BLAS
+    threadpool_limits(1)  # for NumPy's BLAS
     with tempfile.TemporaryDirectory(dir=folder) as aside:
         try:
-            made = _made(job, Path(aside), inputs)
+            entry_and_outputs = _make(job, Path(aside), inputs)
         except UnfitArtifact as error:
             return job.absent(str(error))
         for file in Path(aside).iterdir():
             file.replace(folder / file.name)
-    return made
+    return entry_and_outputs
 
 
-def _made(job: Job, folder: Path, inputs: Inputs) -> tuple[Artifact, list[float]]:
-    """Write one artifact into an empty folder, with what belongs to it. Raises Unfit if it must not be in a bundle."""
-    store, source, path, runtime = ClipStore(job.store), job.source, folder / job.file, job.form.runtime
-    written = _written(job, folder, inputs, store.frames)
+def _make(job: Job, folder: Path, inputs: Inputs) -> tuple[Artifact, list[float]]:
+    """Write one artifact and its companions into an empty folder. Raises UnfitArtifact if no bundle may hold it."""
+    store = ClipStore(job.store)
+    source, runtime = job.source, job.form.runtime
+    path = folder / job.file
+    written = _write_or_unfit(job, folder, inputs, store.frames)
     gated = gate(path, job.form, source, written.in_torch, inputs)
     entry = Artifact(
         file=job.file,
@@ -155,7 +157,7 @@ def _made(job: Job, folder: Path, inputs: Inputs) -> tuple[Artifact, list[float]
         scheme=job.info.scheme,
         minimum_os=MINIMUM_OS.get(job.form.delegate or runtime) or MINIMUM_OS[runtime],
         licence=job.info.weights.licence,
-        **_judged(gated, source, store),
+        **_threshold_fields(gated, source, store),
         parity=gated.parity,
         untold=source.untold,
         not_checked=gated.not_checked,

@@ -1,8 +1,8 @@
-"""Core ML programs where there is no Mac: a saved MIL program, evaluated operation by operation.
+"""Evaluate a saved Core ML program (MIL) operation by operation, on machines that are no Mac.
 
-Values are stored in the types that the program states, so that float16 and int8 round where it says; each operation
-computes in float32, whereas Core ML may choose other kernels, and on the Neural Engine float16: what is found here is
-evaluated by us, not by Core ML.
+Values are stored in the types that the program states, so that float16 and int8 round where it says. Each operation
+computes in float32, whereas Core ML may choose other kernels, and on the Neural Engine float16: outputs are evaluated
+by Pocketproof, not by Core ML.
 """
 
 from pathlib import Path
@@ -17,7 +17,7 @@ from stage import reason_of
 
 MODEL = Path("Data") / "com.apple.CoreML" / "model.mlmodel"
 WEIGHTS = MODEL.with_name("weights")
-"""Where an ``.mlpackage`` keeps them."""
+"""Paths of the program and of its weights inside an ``.mlpackage``."""
 DTYPES = {
     "fp16": np.float16,
     "fp32": np.float32,
@@ -31,21 +31,22 @@ DTYPES = {
 
 
 class MilProgram:
-    """A saved program: its inputs in their order -> its one output, float32. An image is float32 [1, 3, S, S] RGB.
+    """A saved program, called with its inputs in their order; returns its one output, float32.
 
-    Raises NotEvaluated if it has an operation, or when it runs a form of one, that is not known here.
+    An image is float32 [1, 3, S, S] RGB. Raises NotEvaluated for an unknown operation when it is loaded, and for an
+    unknown form of one when it runs.
     """
 
     def __init__(self, package: Path) -> None:
         import coremltools as ct
         from coremltools.converters.mil.frontend.milproto.load import load
 
-        spec: Any = ct.utils.load_spec(str(package / MODEL))  # of a package, it would write its Manifest.json anew
+        spec: Any = ct.utils.load_spec(str(package / MODEL))  # given the package, it would rewrite its Manifest.json
         program: Any = load(spec, spec.specificationVersion, str(package / WEIGHTS))
         function = program.functions["main"]
         self._name = package.name
         self.input_names: list[str] = list(function.inputs)
-        self.images = [given.type.WhichOneof("Type") == "imageType" for given in spec.description.input]
+        self.images = [feature.type.WhichOneof("Type") == "imageType" for feature in spec.description.input]
         self._output: str = function.outputs[0].name
         self._constants: dict[str, Any] = {}
         self._operations: list[Any] = []
@@ -59,56 +60,60 @@ class MilProgram:
             else:
                 raise NotEvaluated(f"{package.name} has the operation {operation.op_type}, which only Core ML computes")
 
-        self._spent = self._last_used()
+        self._released = self._last_uses()
 
-    def _last_used(self) -> list[list[str]]:
-        """Return for each operation the values that nothing after it takes: memory that is at hand again is fast."""
-        spent: list[list[str]] = []
-        seen = {self._output, *self._constants}
+    def _last_uses(self) -> list[list[str]]:
+        """Return for each operation the names of the values that it is the last to take.
+
+        They are released after it: memory that was just freed is fast to use again.
+        """
+        released: list[list[str]] = []
+        used_later = {self._output, *self._constants}
         for operation in reversed(self._operations):
-            taken = {var.name for given in operation.inputs.values() for var in _flat(given)}
-            spent.append(sorted(taken - seen))
-            seen |= taken
-        return spent[::-1]
+            names = {var.name for argument in operation.inputs.values() for var in _variables(argument)}
+            released.append(sorted(names - used_later))
+            used_later |= names
+        return released[::-1]
 
     def __call__(self, *inputs: Array) -> NDArray[np.float32]:
-        """Run the program."""
-        known = self._constants | dict(zip(self.input_names, inputs, strict=True))
-        for operation, spent in zip(self._operations, self._spent, strict=True):
-            given = {name: self._value(known, var) for name, var in operation.inputs.items() if name != "name"}
-            given = {name: value for name, value in given.items() if value is not None}
+        """Run the program; raises NotEvaluated for a form of an operation that is not known here."""
+        values = self._constants | dict(zip(self.input_names, inputs, strict=True))
+        for operation, released in zip(self._operations, self._released, strict=True):
+            arguments = {name: self._value(values, var) for name, var in operation.inputs.items() if name != "name"}
+            arguments = {name: value for name, value in arguments.items() if value is not None}
             try:
-                found = OPERATIONS[operation.op_type](**given)
+                result = OPERATIONS[operation.op_type](**arguments)
             except (TypeError, ValueError, IndexError) as error:
                 raise NotEvaluated(
                     f"a {operation.op_type} of {self._name} has a form that only Core ML computes: {reason_of(error)}"
                 ) from error
-            several = found if isinstance(found, list) else [found]
-            for var, value in zip(operation.outputs, several, strict=True):
-                known[var.name] = _stored(value, var)
-            for name in spent:
-                known.pop(name, None)
-        result: NDArray[np.float32] = known[self._output].astype(np.float32)
-        return result
+            results = result if isinstance(result, list) else [result]
+            for var, value in zip(operation.outputs, results, strict=True):
+                values[var.name] = _as_stored(value, var)
+            for name in released:
+                values.pop(name, None)
+        output: NDArray[np.float32] = values[self._output].astype(np.float32)
+        return output
 
     @staticmethod
-    def _value(known: dict[str, Any], var: Any) -> Any:
+    def _value(values: dict[str, Any], var: Any) -> Any:
+        """Return the value of an operation's input, float16 as float32; None for an input that is not given."""
         if isinstance(var, (list, tuple)):
-            return [MilProgram._value(known, part) for part in var]
+            return [MilProgram._value(values, part) for part in var]
         if var is None:
             return None
-        value = known.get(var.name, var.val)
+        value = values.get(var.name, var.val)
         return value.astype(np.float32) if isinstance(value, np.ndarray) and value.dtype == np.float16 else value
 
 
-def _flat(given: Any) -> list[Any]:
-    """Return the values of an operation's input: one, several or none."""
-    several = given if isinstance(given, (list, tuple)) else [given]
-    return [var for var in several if var is not None]
+def _variables(argument: Any) -> list[Any]:
+    """Return the variables that an operation's input names: one, several or none."""
+    variables = argument if isinstance(argument, (list, tuple)) else [argument]
+    return [var for var in variables if var is not None]
 
 
-def _stored(value: Array, var: Any) -> Array:
-    """Return a value in the type in which the program keeps it."""
+def _as_stored(value: Array, var: Any) -> Array:
+    """Return a value in the type in which the program stores it."""
     from coremltools.converters.mil.mil.types import builtin_to_string
 
     return np.asarray(value).astype(DTYPES[builtin_to_string(var.dtype)], copy=False)

@@ -1,6 +1,6 @@
-"""Operations of Core ML's MIL by their definitions, in NumPy, each in float32.
+"""Operations of Core ML's MIL in NumPy, computed in float32.
 
-Only those that Pocketproof's models have; the definitions are those of coremltools' reference of MIL operations
+Only operations that Pocketproof's models have. They follow the definitions in coremltools' reference of MIL operations
 (``coremltools.converters.mil.mil.ops.defs``).
 """
 
@@ -14,60 +14,62 @@ from scipy.special import expit
 from export.runtimes import NotEvaluated
 
 Array = Any
-"""A NumPy array: what operations give of several types, NumPy's own annotations call Any."""
+"""A NumPy array. Operations return several dtypes, which NumPy's own annotations type as Any."""
 IN_CACHE = 1 << 14
-"""Values that a processor keeps at hand through a dozen operations."""
+"""Number of float32 values that stay in a processor's cache through a dozen operations."""
 
 
 def _padded(x: Array, pad: Array, value: float = 0.0) -> Array:
-    """``pad``: before and after each of the last axes, int [2 * axes]."""
-    of_axis = [(0, 0)] * (x.ndim - len(pad) // 2) + [(int(a), int(b)) for a, b in pad.reshape(-1, 2)]
-    return np.pad(x, of_axis, constant_values=value)
+    """Pad the last axes with ``value``; ``pad``: before and after each of them, int [2 * axes]."""
+    unpadded = [(0, 0)] * (x.ndim - len(pad) // 2)
+    padded = [(int(before), int(after)) for before, after in pad.reshape(-1, 2)]
+    return np.pad(x, unpadded + padded, constant_values=value)
 
 
 def _same_padding(size: int, kernel: int, stride: int, dilation: int, lower: bool) -> tuple[int, int]:
+    """Return the padding before and after an axis that makes its output ceil(size / stride) long."""
     total = max(0, (-(-size // stride) - 1) * stride + dilation * (kernel - 1) + 1 - size)
-    less, more = total // 2, total - total // 2
-    return (more, less) if lower else (less, more)
+    smaller, larger = total // 2, total - total // 2
+    return (larger, smaller) if lower else (smaller, larger)
 
 
-def _spread(
+def _padded_for_kernel(
     x: Array, kernel: Sequence[int], strides: Array, dilations: Array, pad_type: str, pad: Array | None, value: float
 ) -> Array:
-    """Pad [N, C, H, W] as convolutions and pools say, the new places with ``value``."""
+    """Pad [N, C, H, W] with ``value``, as a convolution or pool with ``pad_type`` does."""
     if pad_type.startswith("same"):
-        sides = zip(x.shape[2:], kernel, strides, dilations, strict=True)
-        pad = np.array([_same_padding(*side, lower=pad_type == "same_lower") for side in sides]).flatten()
+        axes = zip(x.shape[2:], kernel, strides, dilations, strict=True)
+        pad = np.array([_same_padding(*axis, lower=pad_type == "same_lower") for axis in axes]).flatten()
     return x if pad is None or pad_type == "valid" else _padded(x, pad, value)
 
 
 def _taps(x: Array, kernel: Sequence[int], strides: Array, dilations: Array) -> Iterator[tuple[int, int, Array]]:
-    """Yield each place of a kernel and what it sees of [N, C, H, W] as it moves over it, [N, C, H', W']."""
+    """Yield the row and column of each weight of a kernel, and the values that it multiplies, [N, C, H', W']."""
     rows, columns = (
         (size - dilation * (length - 1) - 1) // stride + 1
         for size, length, stride, dilation in zip(x.shape[2:], kernel, strides, dilations, strict=True)
     )
     for row, column in np.ndindex(*kernel):
         top, left = row * dilations[0], column * dilations[1]
-        seen = x[:, :, top : top + (rows - 1) * strides[0] + 1 : strides[0]]
-        yield row, column, seen[..., left : left + (columns - 1) * strides[1] + 1 : strides[1]]
+        tap = x[:, :, top : top + (rows - 1) * strides[0] + 1 : strides[0]]
+        yield row, column, tap[..., left : left + (columns - 1) * strides[1] + 1 : strides[1]]
 
 
 def _depthwise(x: Array, weight: Array, strides: Array, dilations: Array, bias: Array | None) -> Array:
-    """Convolve each channel of a padded [N, C, H, W] with its own kernel, [C, 1, KH, KW], few channels at a time."""
+    """Convolve each channel of a padded [N, C, H, W] with its kernel of [C, 1, KH, KW], a few channels at a time."""
     at_once = max(1, IN_CACHE // x[0, 0].size)
     parts = []
     for start in range(0, x.shape[1], at_once):
-        own = slice(start, start + at_once)
-        taps = _taps(x[:, own], weight.shape[2:], strides, dilations)
-        products = (weight[own, 0, row, column, None, None] * seen for row, column, seen in taps)
-        found = functools.reduce(lambda sum_, product: np.add(sum_, product, out=sum_), products)
-        parts.append(found if bias is None else found + bias[own, None, None])
+        channels = slice(start, start + at_once)
+        taps = _taps(x[:, channels], weight.shape[2:], strides, dilations)
+        products = (weight[channels, 0, row, column, None, None] * tap for row, column, tap in taps)
+        output = functools.reduce(lambda sum_, product: np.add(sum_, product, out=sum_), products)
+        parts.append(output if bias is None else output + bias[channels, None, None])
     return np.concatenate(parts, 1)
 
 
 def _in_parts(function: Callable[[Array], Array], x: Array) -> Array:
-    """Apply an operation of several steps value by value, on so many at a time that they stay in the cache."""
+    """Apply an element-wise function of several steps to so few values at a time that they stay in the cache."""
     parts = np.array_split(x.ravel(), -(-x.size // IN_CACHE))
     return np.concatenate([function(part) for part in parts]).reshape(x.shape)
 
@@ -82,24 +84,24 @@ def _conv(
     bias: Array | None = None,
     pad: Array | None = None,
 ) -> Array:
-    """Convolve [N, C, H, W] with [O, C / groups, KH, KW], a matrix product for each place of the kernel."""
+    """Convolve [N, C, H, W] with [O, C / groups, KH, KW]: the sum of one matrix product per row and column of it."""
     outputs, inputs, *kernel = weight.shape
-    x = _spread(x, kernel, strides, dilations, pad_type, pad, 0.0)
+    x = _padded_for_kernel(x, kernel, strides, dilations, pad_type, pad, 0.0)
     if inputs == 1 and outputs == groups:
         return _depthwise(x, weight, strides, dilations, bias)
     grouped = weight.reshape(groups, outputs // groups, inputs, *kernel)
-    found: Array | None = None
-    for row, column, seen in _taps(x, kernel, strides, dilations):
-        size = seen.shape[2:]
-        part = grouped[..., row, column] @ seen.reshape(len(x), groups, inputs, -1)
-        found = part if found is None else np.add(found, part, out=found)
-    assert found is not None
-    found = found.reshape(len(x), outputs, *size)
-    return found if bias is None else found + bias[:, None, None]
+    total: Array | None = None
+    for row, column, tap in _taps(x, kernel, strides, dilations):
+        size = tap.shape[2:]
+        product = grouped[..., row, column] @ tap.reshape(len(x), groups, inputs, -1)
+        total = product if total is None else np.add(total, product, out=total)
+    assert total is not None
+    total = total.reshape(len(x), outputs, *size)
+    return total if bias is None else total + bias[:, None, None]
 
 
 class Values(NamedTuple):
-    """What stands where a picture was padded, and beyond that."""
+    """Values of a pool's input in its padding, and beyond the padding (in ``ceil_mode``)."""
 
     padding: float = 0.0
     beyond: float = 0.0
@@ -108,21 +110,21 @@ class Values(NamedTuple):
 def _pooled(
     x: Array, kernel_sizes: Array, strides: Array, pad_type: str, pad: Array | None, ceil_mode: bool, values: Values
 ) -> Array:
-    """Return all that each window sees, [places of the kernel, N, C, H', W'], with ``values`` where there is padding.
+    """Return the contents of each window of a pool, [KH * KW, N, C, H', W'], with ``values`` where there is padding.
 
-    In ``ceil_mode`` a last window that reaches beyond the padding counts if it begins before it, as in torch.
+    In ``ceil_mode`` a last window that reaches beyond the padding counts if it begins before the padding, as in torch.
     """
     kernel, ones = tuple(map(int, kernel_sizes)), np.ones(2, int)
-    spread = _spread(x, kernel, strides, ones, pad_type, pad, values.padding)
+    padded = _padded_for_kernel(x, kernel, strides, ones, pad_type, pad, values.padding)
     if ceil_mode:
         after = pad.reshape(-1, 2)[:, 1] if pad is not None else np.zeros(2, int)
         beyond = []
-        for size, length, stride, right in zip(spread.shape[2:], kernel, strides, after, strict=True):
+        for size, length, stride, right in zip(padded.shape[2:], kernel, strides, after, strict=True):
             windows = -(-(size - length) // stride) + 1
             windows -= (windows - 1) * stride >= size - right
             beyond += [0, max(0, (windows - 1) * stride + length - size)]
-        spread = _padded(spread, np.array(beyond), values.beyond)
-    return np.stack([seen for *_, seen in _taps(spread, kernel, strides, ones)])
+        padded = _padded(padded, np.array(beyond), values.beyond)
+    return np.stack([tap for *_, tap in _taps(padded, kernel, strides, ones)])
 
 
 def _avg_pool(
@@ -135,8 +137,8 @@ def _avg_pool(
     ceil_mode: bool = False,
 ) -> Array:
     window = (kernel_sizes, strides, pad_type, pad, ceil_mode)
-    counted = _pooled(np.ones_like(x), *window, Values(padding=0.0 if exclude_padding_from_average else 1.0))
-    return _pooled(x, *window, Values()).sum(0) / counted.sum(0)
+    weights = _pooled(np.ones_like(x), *window, Values(padding=0.0 if exclude_padding_from_average else 1.0))
+    return _pooled(x, *window, Values()).sum(0) / weights.sum(0)
 
 
 def _max_pool(
@@ -148,9 +150,10 @@ def _max_pool(
 def _erf(x: Array) -> Array:
     """Return the error function within 6e-7 (Abramowitz and Stegun, 7.1.26); SciPy's takes ten times as long."""
     t = 1 / (1 + np.float32(0.3275911) * np.abs(x))
-    factors = (1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254829592)
-    powers = functools.reduce(lambda sum_, factor: sum_ * t + np.float32(factor), factors[1:], np.float32(factors[0]))
-    return np.copysign(1 - powers * t * np.exp(-(x * x)), x)
+    coefficients = (1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254829592)
+    highest, *others = coefficients
+    polynomial = functools.reduce(lambda sum_, factor: sum_ * t + np.float32(factor), others, np.float32(highest))
+    return np.copysign(1 - polynomial * t * np.exp(-(x * x)), x)
 
 
 def _gelu(x: Array, mode: str) -> Array:
@@ -162,15 +165,15 @@ def _gelu(x: Array, mode: str) -> Array:
 
 
 def _softmax(x: Array, axis: int) -> Array:
-    powers = np.exp(x - x.max(axis=axis, keepdims=True))
-    return powers / powers.sum(axis=axis, keepdims=True)
+    exponentials = np.exp(x - x.max(axis=axis, keepdims=True))
+    return exponentials / exponentials.sum(axis=axis, keepdims=True)
 
 
 def _layer_norm(x: Array, axes: Array, epsilon: float, gamma: Array | float = 1.0, beta: Array | float = 0.0) -> Array:
-    over = tuple(axes)
-    if sorted(axis % x.ndim for axis in over) != list(range(x.ndim - len(over), x.ndim)):
+    last = tuple(axes)
+    if sorted(axis % x.ndim for axis in last) != list(range(x.ndim - len(last), x.ndim)):
         raise NotEvaluated("a layer norm over other than the last axes is computed only by Core ML")
-    return (x - x.mean(over, keepdims=True)) / np.sqrt(x.var(over, keepdims=True) + epsilon) * gamma + beta
+    return (x - x.mean(last, keepdims=True)) / np.sqrt(x.var(last, keepdims=True) + epsilon) * gamma + beta
 
 
 def _slice(x: Array, begin: Array, end: Array, stride: Array | None = None, **masks: Array) -> Array:
@@ -178,13 +181,13 @@ def _slice(x: Array, begin: Array, end: Array, stride: Array | None = None, **ma
         masks.get(name, np.zeros(x.ndim, bool)) for name in ("begin_mask", "end_mask", "squeeze_mask")
     )
     steps = np.ones(x.ndim, int) if stride is None else stride
-    parts = [
+    index = [
         int(first) if single else slice(None if open_first else first, None if open_last else last, step)
         for first, last, step, open_first, open_last, single in zip(
             begin, end, steps, from_start, to_end, squeezed, strict=True
         )
     ]
-    return x[tuple(parts)]
+    return x[tuple(index)]
 
 
 def _matmul(x: Array, y: Array, transpose_x: bool = False, transpose_y: bool = False) -> Array:
@@ -209,18 +212,18 @@ def _pad(x: Array, pad: Array, mode: str, constant_val: float = 0.0) -> Array:
     return _padded(x, pad, constant_val)
 
 
-def _along(value: Array, axis: int | None, ndim: int) -> Array:
-    """Return numbers by channel, [C], as they meet a tensor of ``ndim`` axes."""
+def _broadcast(value: Array, axis: int | None, ndim: int) -> Array:
+    """Reshape values per channel, [C], to broadcast along ``axis`` of a tensor with ``ndim`` axes; scalars as they are."""
     if axis is None or not value.ndim:
         return value
-    return value.reshape([-1 if other == axis % ndim else 1 for other in range(ndim)])
+    return value.reshape([-1 if index == axis % ndim else 1 for index in range(ndim)])
 
 
 def _quantize(
     input: Array, scale: Array, output_dtype: str, zero_point: Array | int = 0, axis: int | None = None
 ) -> Array:
     low, high = (0, 255) if output_dtype == "uint8" else (-128, 127)
-    scale, zero = (_along(np.asarray(value, np.float32), axis, input.ndim) for value in (scale, zero_point))
+    scale, zero = (_broadcast(np.asarray(value, np.float32), axis, input.ndim) for value in (scale, zero_point))
 
     def rounded(part: Array) -> Array:
         return np.clip(np.rint(part / scale) + zero, low, high).astype(output_dtype)
@@ -229,7 +232,7 @@ def _quantize(
 
 
 def _dequantize(input: Array, scale: Array, zero_point: Array | int = 0, axis: int | None = None) -> Array:
-    scale, zero = (_along(np.asarray(value, np.float32), axis, input.ndim) for value in (scale, zero_point))
+    scale, zero = (_broadcast(np.asarray(value, np.float32), axis, input.ndim) for value in (scale, zero_point))
 
     def restored(part: Array) -> Array:
         return (part.astype(np.float32) - zero) * scale
@@ -274,4 +277,4 @@ OPERATIONS: dict[str, Callable[..., Array | list[Array]]] = {
     "quantize": _quantize,
     "dequantize": _dequantize,
 }
-"""By the operation's type, which takes its inputs by their names."""
+"""Function of each type of operation; it takes the operation's inputs by name."""

@@ -1,4 +1,4 @@
-"""The one way to load and run an artifact. Imports no runtime until one is asked for."""
+"""Load and run artifacts: every stage uses this module. A runtime is imported only when it is asked for."""
 
 import functools
 import importlib.util
@@ -20,14 +20,14 @@ Method = Literal["forward", "steps", "clip"]
 """How an artifact scores: frames by ``forward``, or clips by ``embed`` and ``score``, or by ``clip``."""
 Delegate = Literal["xnnpack", "coreml", "vulkan"]
 BACKENDS: dict[Delegate, str] = {"xnnpack": "XnnpackBackend", "coreml": "CoreMLBackend", "vulkan": "VulkanBackend"}
-"""What a ``.pte`` hands its operations to, as ExecuTorch registers it."""
+"""Name under which ExecuTorch registers each delegate's backend, to which a ``.pte`` hands operations."""
 ComputeUnits = Literal["cpu", "cpu+gpu", "cpu+ane", "all"]
-"""What Core ML may use; ``ane``: Apple's Neural Engine."""
+"""Processors that Core ML may use; ``ane`` is Apple's Neural Engine."""
 Loaded = Callable[..., NDArray[np.float32]]
-"""A loaded program: its inputs in the manifest's order, [N, ...] of any N, to its output [N, ...]. An image is uint8
-[N, S, S, 3] for Core ML too."""
+"""A loaded program: takes its inputs in the manifest's order, each [N, ...] for any N, and returns its output, float32
+[N, ...]. An image is uint8 [N, S, S, 3], for Core ML too."""
 Programs = Callable[[ProgramName], Loaded]
-"""An opened artifact: gives its programs by name."""
+"""An opened artifact: a function from a program's name to the loaded program."""
 PROGRAMS: dict[Method, tuple[ProgramName, ...]] = {
     "forward": ("forward",),
     "steps": ("embed", "score"),
@@ -36,18 +36,18 @@ PROGRAMS: dict[Method, tuple[ProgramName, ...]] = {
 
 SUFFIX_OF: dict[Runtime, str] = {"executorch": ".pte", "onnxruntime": ".onnx", "coreml": ".mlpackage"}
 ORT = ".ort"
-"""Ends the name of a ``.onnx`` that ONNX Runtime has optimized for phones and written in its own format."""
+"""Suffix of a program that ONNX Runtime has optimized for phones and written in its own format."""
 
 
 class NotEvaluated(StageError):
-    """A program that cannot run here has an operation that Pocketproof does not evaluate either."""
+    """A program cannot run on this machine, and has an operation that Pocketproof cannot evaluate either."""
 
 
 @functools.cache
 def int8_instructions() -> str | None:
-    """Return this processor's instructions for sums of products of bytes, x86's or Arm's.
+    """Return the name of this processor's instruction set for sums of products of bytes, on x86 or Arm.
 
-    None where it has none, or where the system, unlike Linux, has no /proc/cpuinfo.
+    Returns None if it has none, or if the system has no /proc/cpuinfo (only Linux has it).
     """
     try:
         flags = set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
@@ -57,22 +57,22 @@ def int8_instructions() -> str | None:
 
 
 def lacks_int8_instructions() -> bool:
-    """Whether this is known to be a processor without them."""
+    """Return whether this processor is known to lack such instructions; only Linux tells."""
     return sys.platform == "linux" and int8_instructions() is None
 
 
 def cannot_run(runtime: Runtime, delegate: Delegate | None = None, int8_ort: bool = False) -> str | None:
-    """Say why artifacts of a runtime, or of a delegate of it, cannot run on this machine, or None if they can.
+    """Return why artifacts of a runtime, or of one of its delegates, cannot run on this machine; None if they can.
 
-    ``int8_ort``: whether it is a static int8 program in ONNX Runtime's own format, which keeps its kernels' weights.
+    ``int8_ort``: whether they are static int8 programs in ONNX Runtime's own format, which keeps its kernels' weights.
     """
-    needed = {"executorch": ("executorch", "torch"), "onnxruntime": ("onnxruntime",), "coreml": ("coremltools",)}
-    for package in needed[runtime]:
+    packages = {"executorch": ("executorch", "torch"), "onnxruntime": ("onnxruntime",), "coreml": ("coremltools",)}
+    for package in packages[runtime]:
         if not importlib.util.find_spec(package):
             return f"the package {package} is not installed"
     if int8_ort and platform.machine() == "x86_64" and lacks_int8_instructions():
         return "sums of an int8 .ort overflow in ONNX Runtime on x86 processors without VNNI (on Arm they do not)"
-    if delegate not in (None, "xnnpack"):  # which every ExecuTorch has
+    if delegate not in (None, "xnnpack"):  # every ExecuTorch has XNNPACK
         from executorch.runtime import Runtime as ExecuTorch
 
         if BACKENDS[delegate] not in ExecuTorch.get().backend_registry.registered_backend_names:
@@ -81,36 +81,36 @@ def cannot_run(runtime: Runtime, delegate: Delegate | None = None, int8_ort: boo
 
 
 def evaluated_by(runtime: Runtime) -> str | None:
-    """Say what scores in a runtime's place on this machine, where nothing can be timed; None if it runs itself."""
+    """Return what scores in a runtime's place on this machine (not to be timed), or None if the runtime itself does."""
     if runtime == "coreml" and sys.platform != "darwin":
         return "by Pocketproof, not by Core ML, which needs macOS"
     return None
 
 
 def program_file(artifact: Path, runtime: Runtime, name: ProgramName) -> Path:
-    """Return the file of an artifact's program: a ``.pte`` holds several, elsewhere two are two files in a folder."""
+    """Return the file of an artifact's program: a ``.pte`` holds several; elsewhere two are two files in a folder."""
     if name in ("forward", "clip") or runtime == "executorch":
         return artifact
     return artifact / f"{name}{ORT if artifact.name.endswith('-ort') else SUFFIX_OF[runtime]}"
 
 
 def in_batches(run: Callable[..., NDArray[np.float32]], batch: int | None) -> Loaded:
-    """Return how a program that takes ``batch`` samples at once (None: any number) takes any number of them.
+    """Return a program for any number of samples, made from one that takes ``batch`` at once (None: any number).
 
-    The last batch is filled up by its last sample. The program's inputs are contiguous.
+    The last batch is filled up with copies of its last sample. ``run`` gets contiguous inputs.
     """
 
     def run_all(*inputs: NDArray[np.generic]) -> NDArray[np.float32]:
         count = len(inputs[0])
         step = count if batch is None else batch
-        found = []
+        outputs = []
         for start in range(0, count, step):
-            given = [array[start : start + step] for array in inputs]
-            own = len(given[0])
-            if own < step:
-                given = [np.concatenate([array, np.repeat(array[-1:], step - own, axis=0)]) for array in given]
-            found.append(run(*map(np.ascontiguousarray, given))[:own])
-        return found[0] if len(found) == 1 else np.concatenate(found)
+            samples = [array[start : start + step] for array in inputs]
+            size = len(samples[0])
+            if size < step:
+                samples = [np.concatenate([array, np.repeat(array[-1:], step - size, axis=0)]) for array in samples]
+            outputs.append(run(*map(np.ascontiguousarray, samples))[:size])
+        return outputs[0] if len(outputs) == 1 else np.concatenate(outputs)
 
     return run_all
 
@@ -139,19 +139,22 @@ def clip_scorer(score: Callable[[NDArray[np.uint8], NDArray[np.bool_]], NDArray[
 
 
 def in_steps(embed: Loaded, score: Loaded) -> Scorer:
-    """Return a scorer of clips that embeds each valid frame once; the others have embeddings of zeros."""
+    """Return a scorer of clips that embeds each valid frame once; other frames have an embedding of zeros.
+
+    Raises StageError for a clip that has no valid frame.
+    """
 
     def run(pixels: NDArray[np.uint8], valid: NDArray[np.bool_]) -> NDArray[np.float32]:
-        found = [embed(frames[own]) for frames, own in zip(pixels, valid, strict=True)]
-        embeddings = np.zeros((*valid.shape, found[0].shape[-1]), np.float32)
-        embeddings[valid] = np.concatenate(found)
+        embedded = [embed(frames[flags]) for frames, flags in zip(pixels, valid, strict=True)]
+        embeddings = np.zeros((*valid.shape, embedded[0].shape[-1]), np.float32)
+        embeddings[valid] = np.concatenate(embedded)
         return score(embeddings, valid.astype(np.float32))
 
     return clip_scorer(run)
 
 
 def scorer_of(programs: Programs, method: Method) -> Scorer:
-    """Return what scores frames or clips by the programs of an artifact."""
+    """Return a scorer of frames or clips that runs the programs of an artifact."""
     if method == "forward":
         return frame_scorer(programs("forward"))
     if method == "steps":
@@ -161,15 +164,15 @@ def scorer_of(programs: Programs, method: Method) -> Scorer:
 
 
 def open_artifact(path: Path, runtime: Runtime, threads: int, method: Method, units: ComputeUnits = "all") -> Programs:
-    """Load the programs by which an artifact scores, to run on ``threads`` threads, or on Core ML's ``units``.
+    """Load the programs by which an artifact scores, to run on ``threads`` threads or, in Core ML, on ``units``.
 
-    Raises StageError if it cannot run here or the runtime refuses the file.
+    Raises StageError if the artifact cannot run here or its runtime refuses the file.
     """
     if reason := cannot_run(runtime):
         raise StageError(f"{path.name} cannot run here: {reason}")
     try:
-        opened = _opened(path, runtime, threads, units)
-        programs = {name: _told(opened(name), path, name) for name in PROGRAMS[method]}
+        load = _open_in_runtime(path, runtime, threads, units)
+        programs = {name: _checked(load(name), path, name) for name in PROGRAMS[method]}
     except StageError:
         raise
     except Exception as error:  # each runtime raises classes of its own for a file that it cannot load
@@ -177,32 +180,35 @@ def open_artifact(path: Path, runtime: Runtime, threads: int, method: Method, un
     return programs.__getitem__
 
 
-def _told(program: Loaded, path: Path, name: ProgramName) -> Loaded:
-    """Return a program that raises StageError for inputs that its runtime refuses, or if it gives other things."""
+def _checked(program: Loaded, path: Path, name: ProgramName) -> Loaded:
+    """Return a program that raises StageError if its runtime refuses the inputs or its output is of another form."""
 
     def run(*inputs: NDArray[np.generic]) -> NDArray[np.float32]:
         try:
-            found = program(*inputs)
+            output = program(*inputs)
         except (StageError, MemoryError):
             raise
         except Exception as error:
             shapes = ", ".join(str(list(array.shape)) for array in inputs)
             raise StageError(f"{path}: {name} does not take inputs of {shapes}: {reason_of(error)}") from error
-        if not _is_of(name, found, len(inputs[0])):
-            meant = "an embedding" if name == "embed" else "P(fake)"
-            raise StageError(f"{path}: {name} does not give {meant} of each of {len(inputs[0])} samples")
-        return found
+        if not _has_form_of(name, output, len(inputs[0])):
+            expected = "an embedding" if name == "embed" else "P(fake)"
+            raise StageError(f"{path}: {name} does not give {expected} of each of {len(inputs[0])} samples")
+        return output
 
     return run
 
 
-def _is_of(name: ProgramName, found: Any, count: int) -> bool:
-    """Tell whether a program gave what one of its name gives; what is no number is told with the input that gave it."""
-    if not isinstance(found, np.ndarray) or found.dtype != np.float32:
+def _has_form_of(name: ProgramName, output: Any, count: int) -> bool:
+    """Return whether a program's output for ``count`` samples is embeddings, float32 [N, D], or P(fake), float32 of N.
+
+    NaN passes: the caller reports it with the input that it came from.
+    """
+    if not isinstance(output, np.ndarray) or output.dtype != np.float32:
         return False
     if name == "embed":
-        return found.ndim == 2 and len(found) == count
-    return found.size == count and not (np.abs(found - 0.5) > 0.5 + 1e-6).any()
+        return output.ndim == 2 and len(output) == count
+    return output.size == count and not (np.abs(output - 0.5) > 0.5 + 1e-6).any()
 
 
 def load_artifact(
@@ -212,7 +218,7 @@ def load_artifact(
     return scorer_of(open_artifact(path, runtime, threads, method, units), method)
 
 
-def _opened(path: Path, runtime: Runtime, threads: int, units: ComputeUnits) -> Programs:
+def _open_in_runtime(path: Path, runtime: Runtime, threads: int, units: ComputeUnits) -> Programs:
     if runtime == "executorch":
         from export import executorch
 
