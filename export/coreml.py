@@ -1,4 +1,4 @@
-"""Core ML: a run as an ``.mlpackage``, and the runtime that loads it on a Mac."""
+"""Core ML: write a run as an ``.mlpackage``, and load one on a Mac."""
 
 import contextlib
 import io
@@ -30,18 +30,18 @@ if TYPE_CHECKING:
 
 MINIMUM_OS = "iOS 17 / macOS 14"
 HALF: tuple[Scheme, ...] = ("fp16", *PALETTES)
-"""Schemes that compute in float16: palettes are for the Neural Engine, which has nothing else."""
+"""Schemes that compute in float16. Palettes are for the Neural Engine, which computes in nothing else."""
 UNITS: dict[ComputeUnits, str] = {
     "cpu": "CPU_ONLY",
     "cpu+gpu": "CPU_AND_GPU",
     "cpu+ane": "CPU_AND_NE",
     "all": "ALL",
 }
-"""Names of coremltools' ``ComputeUnit``."""
+"""Name of each choice in coremltools' ``ComputeUnit``."""
 DEBUG_HANDLES = "executorch_debug_handle_mapping.json"
-"""What coremltools puts into each package for ExecuTorch's debugger: a tenth of an int8 one, and nothing to Core ML."""
+"""File that coremltools adds to each package for ExecuTorch's debugger: a tenth of an int8 package, unused by Core ML."""
 LAST = ("softmax", "slice_by_index")
-"""What turns logits into P(fake), in this order, at the end of a program."""
+"""Operations at the end of a program that turn logits into P(fake), in this order."""
 MEANING = {
     "forward": "Scores one face crop: the probability that it is a deepfake",
     "embed": "Describes one face crop for the score program",
@@ -51,15 +51,16 @@ MEANING = {
 
 
 def write(graphs: Sequence["Graph"], path: Path) -> dict[str, Any]:
-    """Write one program as an ``.mlpackage``, or several into a folder; return their operators by name.
+    """Write one program as an ``.mlpackage``, or several into a folder; return ``operators``: theirs, by program.
 
-    Computes in FLOAT32 but for schemes of HALF: int8 values are dequantized to it where an operation has no int8 form.
+    Programs compute in FLOAT32, except in the schemes of HALF: int8 values are dequantized to float32 where an
+    operation has no int8 form.
     """
     operators = {}
     for graph in graphs:
         file = program_file(path, "coreml", graph.name)
         file.parent.mkdir(exist_ok=True)
-        model = _converted(graph)
+        model = _convert(graph)
         model.short_description = MEANING[graph.name]
         model.author, model.version = f"Pocketproof {version('pocketproof')}", version("pocketproof")
         model.license = graph.licence
@@ -70,13 +71,13 @@ def write(graphs: Sequence["Graph"], path: Path) -> dict[str, Any]:
         model.save(str(file))
         (file / DEBUG_HANDLES).unlink(missing_ok=True)
         functions = model.get_spec().mlProgram.functions["main"].block_specializations
-        found = {operation.type for block in functions.values() for operation in block.operations}
-        operators[graph.name] = sorted(found - {"const"})
+        types = {operation.type for block in functions.values() for operation in block.operations}
+        operators[graph.name] = sorted(types - {"const"})
     return {"operators": operators}
 
 
 def _quietly_imported() -> Any:
-    """Import coremltools, which off a Mac says on standard error what it cannot load there."""
+    """Import coremltools without its messages on standard error: off a Mac it names what it cannot load."""
     logging.getLogger("coremltools").setLevel(logging.ERROR)
     with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
@@ -85,17 +86,18 @@ def _quietly_imported() -> Any:
 
 
 def _in_half(operation: Any) -> bool:
-    """Tell whether an operation may compute in float16: all but those that turn logits into P(fake).
+    """Return whether an operation may compute in float16: all may, but those that turn logits into P(fake).
 
-    Near 1 the steps of float16 are 1/2048: scores there would be alike, and a threshold among them worthless.
+    Near 1 float16 has steps of 1/2048: scores there would be equal, and a threshold among them worthless.
     """
     following = {child.op_type for child in operation.outputs[0].child_ops}
     return not (operation.op_type in LAST and following <= {*LAST, "cast"})
 
 
-def _converted(graph: "Graph") -> Any:
+def _convert(graph: "Graph") -> Any:
+    """Return a program as a coremltools model in the graph's scheme."""
     ct = _quietly_imported()
-    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):  # its progress bars
+    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):  # silences progress bars
         warnings.simplefilter("ignore")
         example = graph.example()
         rgb = ct.colorlayout.RGB
@@ -119,36 +121,39 @@ def _converted(graph: "Graph") -> Any:
         )
         if graph.scheme not in PALETTES:
             return model
-        # The weights have few values already: each becomes a table and the places in it.
+        # The weights have few distinct values already: each becomes a table and indices into it.
         config = ct.optimize.coreml.OpPalettizerConfig(mode="unique")
         return ct.optimize.coreml.palettize_weights(model, ct.optimize.coreml.OptimizationConfig(global_config=config))
 
 
 def delegate_partitioner() -> Any:
-    """Return what chooses the operations that Core ML computes inside a ``.pte``."""
+    """Return the partitioner that chooses the operations of a ``.pte`` for Core ML."""
     ct = _quietly_imported()
     from executorch.backends.apple.coreml.compiler import CoreMLBackend
     from executorch.backends.apple.coreml.partition import CoreMLPartitioner
 
-    # An fp16 program is in float16 already, but for what turns logits into P(fake).
+    # An fp16 program is in float16 already, except what turns logits into P(fake).
     specs = CoreMLBackend.generate_compile_specs(
         compute_precision=ct.precision.FLOAT32, minimum_deployment_target=ct.target.iOS17
     )
-    # Core ML has no tensors of bytes: pixels become floats before it.
-    cast = ["aten._to_copy.default"]
-    return CoreMLPartitioner(skip_ops_for_coreml_delegation=cast, compile_specs=specs)
+    # Core ML has no tensors of bytes: pixels are cast to floats before they reach it.
+    skipped = ["aten._to_copy.default"]
+    return CoreMLPartitioner(skip_ops_for_coreml_delegation=skipped, compile_specs=specs)
 
 
 def opened(path: Path, units: ComputeUnits = "all") -> Programs:
     """Open an ``.mlpackage``, or a folder of them. Core ML chooses its own number of threads.
 
-    Off a Mac the programs are evaluated.
+    On other systems than macOS, Pocketproof evaluates the programs.
     """
-    return evaluated(path) if evaluated_by("coreml") else _in_core_ml(path, units)
+    return evaluated(path) if evaluated_by("coreml") else _opened_in_core_ml(path, units)
 
 
 def evaluated(path: Path) -> Programs:
-    """Open the same to be computed operation by operation; raises NotEvaluated for one that is not known."""
+    """Open an ``.mlpackage``, or a folder of them, for Pocketproof to evaluate operation by operation.
+
+    Loading a program raises NotEvaluated for an operation that is not known.
+    """
     _quietly_imported()
     from export.mil import MilProgram
 
@@ -167,25 +172,25 @@ def evaluated(path: Path) -> Programs:
     return load
 
 
-def _model(path: Path, name: ProgramName, units: ComputeUnits) -> Any:
+def _load_model(path: Path, name: ProgramName, units: ComputeUnits) -> Any:
     import coremltools as ct
 
     return ct.models.MLModel(str(program_file(path, "coreml", name)), compute_units=ct.ComputeUnit[UNITS[units]])
 
 
-def _in_core_ml(path: Path, units: ComputeUnits) -> Programs:
+def _opened_in_core_ml(path: Path, units: ComputeUnits) -> Programs:
     from PIL import Image
 
     def load(name: ProgramName) -> Loaded:
-        model = _model(path, name, units)
-        described = model.get_spec().description
-        names = [given.name for given in described.input]
-        image = described.input[0].type.WhichOneof("Type") == "imageType"
+        model = _load_model(path, name, units)
+        description = model.get_spec().description
+        names = [feature.name for feature in description.input]
+        takes_image = description.input[0].type.WhichOneof("Type") == "imageType"
 
         def run(*inputs: NDArray[Any]) -> NDArray[np.float32]:
-            given = [Image.fromarray(inputs[0][0])] if image else [array.astype(np.float32) for array in inputs]
-            found = model.predict(dict(zip(names, given, strict=True)))[described.output[0].name]
-            return np.array(found, np.float32)
+            values = [Image.fromarray(inputs[0][0])] if takes_image else [array.astype(np.float32) for array in inputs]
+            output = model.predict(dict(zip(names, values, strict=True)))[description.output[0].name]
+            return np.array(output, np.float32)
 
         return in_batches(run, 1)
 
@@ -193,26 +198,28 @@ def _in_core_ml(path: Path, units: ComputeUnits) -> Programs:
 
 
 def off_cpu_fraction(path: Path, method: Method, units: ComputeUnits) -> float | None:
-    """Return the share of operations that Core ML prefers to run elsewhere than on the CPU; None if it tells of none.
+    """Return the share of operations, 0..1, that Core ML prefers to run on another device than the CPU.
 
-    Needs macOS 14.4. It has not been run yet: written from coremltools' documentation on another system.
+    Returns None if Core ML reports no preferences. Needs macOS 14.4. Not run yet: it was written from coremltools'
+    documentation on another system.
     """
     from coremltools import ComputeUnit
     from coremltools.models.compute_plan import MLComputePlan
 
-    elsewhere = told = 0
+    off_cpu = reported = 0
     for name in PROGRAMS[method]:
-        model = _model(path, name, units)  # what it compiled lies on disk as long as it lives
+        model = _load_model(path, name, units)  # the compiled model stays on disk only while this object lives
         plan = MLComputePlan.load_from_path(model.get_compiled_model_path(), ComputeUnit[UNITS[units]])
-        own = count_off_cpu(plan)
-        elsewhere, told = elsewhere + own[0], told + own[1]
-    return elsewhere / told if told else None
+        program_off_cpu, program_reported = count_off_cpu(plan)
+        off_cpu += program_off_cpu
+        reported += program_reported
+    return off_cpu / reported if reported else None
 
 
 def count_off_cpu(plan: Any) -> tuple[int, int]:
-    """Return how many operations of an ``MLComputePlan`` prefer another device than the CPU, and of how many it tells.
+    """Return two counts of an ``MLComputePlan``: operations that prefer another device than the CPU, and all reported.
 
-    It tells of no constants.
+    It reports no device for constants.
     """
     functions = plan.model_structure.program.functions.values()
     operations = [operation for function in functions for operation in function.block.operations]

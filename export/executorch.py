@@ -1,4 +1,4 @@
-"""ExecuTorch: a run as a ``.pte`` for XNNPACK, and the runtime that loads it."""
+"""ExecuTorch: write a run as a ``.pte`` for a delegate (XNNPACK by default), and load one."""
 
 import contextlib
 import logging
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     from export.programs import Graph
 
 IDENTIFIER = b"ET12"
-"""At byte 4 of a program, as FlatBuffers mark their files (ExecuTorch's schema/program.fbs)."""
+"""FlatBuffers' file identifier, from byte 4 of a program (ExecuTorch's schema/program.fbs)."""
 ETRECORD = ".etrecord"
 ETRECORD_MEANING = "names the operations of the .pte for ExecuTorch's Inspector; not for the app"
 
 
 def _partitioner(delegate: Delegate) -> Any:
-    """Return what chooses the operations for a delegate. Raises ImportError if this ExecuTorch does not have it."""
+    """Return the partitioner that chooses a delegate's operations. Raises ImportError if this ExecuTorch lacks it."""
     if delegate == "xnnpack":
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
 
@@ -37,7 +37,7 @@ def _partitioner(delegate: Delegate) -> Any:
         level = logging.root.level
         from executorch.backends.vulkan.partitioner.vulkan_partitioner import VulkanPartitioner
 
-        logging.root.setLevel(level)  # which its import takes down, and every library would tell what it does
+        logging.root.setLevel(level)  # the import lowers it, and every library would log what it does
         return VulkanPartitioner()
     from export.coreml import delegate_partitioner
 
@@ -47,29 +47,30 @@ def _partitioner(delegate: Delegate) -> Any:
 def write(
     graphs: Sequence["Graph"], path: Path, delegate: Delegate = "xnnpack", etrecord: bool = False
 ) -> dict[str, Any]:
-    """Write programs as the methods of one ``.pte``, and with ``etrecord`` what names its operations while profiling.
+    """Write programs as the methods of one ``.pte``; with ``etrecord``, also the record that names operations profiled.
 
-    Returns what the manifest says of it: by program the operators left to portable kernels, and the delegated share of
-    all operations (operations inside the delegate / all). Raises StageError if the delegate does not take them.
+    Returns the manifest's fields: ``operators``, by program those left to portable kernels and the delegate's backend;
+    ``delegated_fraction`` (operations inside the delegate / all); ``delegate``; ``companions``. Raises UnfitArtifact if
+    a delegate other than XNNPACK does not take the programs.
     """
-    edge, lowered = _lowered(graphs, path.name, delegate, etrecord)
+    edge, lowered = _lower(graphs, path.name, delegate, etrecord)
     path.write_bytes(lowered.buffer)
     if etrecord:
         lowered.get_etrecord().save(str(path.with_suffix(ETRECORD)))
     counts = [_count_operations(edge.exported_program(graph.name)) for graph in graphs]
-    delegated, left = (sum(count) for count in zip(*counts, strict=True))
+    delegated, portable = (sum(count) for count in zip(*counts, strict=True))
     plans = lowered.executorch_program.execution_plan
     operators = {plan.name: [*sorted(map(_full_name, plan.operators)), BACKENDS[delegate]] for plan in plans}
     return {
         "operators": operators,
-        "delegated_fraction": delegated / max(1, delegated + left),
+        "delegated_fraction": delegated / max(1, delegated + portable),
         "delegate": delegate,
         "companions": {path.with_suffix(ETRECORD).name: ETRECORD_MEANING} if etrecord else {},
     }
 
 
-def _lowered(graphs: Sequence["Graph"], name: str, delegate: Delegate, etrecord: bool) -> tuple[Any, Any]:
-    """Return programs as a delegate takes them, and as ExecuTorch writes them."""
+def _lower(graphs: Sequence["Graph"], name: str, delegate: Delegate, etrecord: bool) -> tuple[Any, Any]:
+    """Return the programs lowered to a delegate, in the edge dialect and as ExecuTorch's program."""
     from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
 
     with warnings.catch_warnings(), without_native_messages():
@@ -82,7 +83,7 @@ def _lowered(graphs: Sequence["Graph"], name: str, delegate: Delegate, etrecord:
             edge = to_edge_transform_and_lower(
                 exported,
                 partitioner=partitioner,
-                # ExecuTorch 1.5's copy that knows of orders of dimensions casts the pixels ten times as slowly.
+                # ExecuTorch 1.5's copy operator with a dimension order casts the pixels ten times as slowly.
                 compile_config=EdgeCompileConfig(_skip_dim_order=True),
                 generate_etrecord=etrecord,
             )
@@ -94,35 +95,35 @@ def _lowered(graphs: Sequence["Graph"], name: str, delegate: Delegate, etrecord:
 
 
 def _full_name(operator: Any) -> str:
-    """Return an operator's name as an app's selective build lists it: ``aten::_to_copy.out``."""
+    """Return an operator's name as an app's selective build lists it, such as ``aten::_to_copy.out``."""
     return f"{operator.name}.{operator.overload}" if operator.overload else str(operator.name)
 
 
 def keep_pooled_dimensions(program: "ExportedProgram") -> None:
-    """Average over height and width, in place, as XNNPACK takes it: both are kept as 1, and then left out.
+    """Rewrite, in place, each mean over height and width: keep both dimensions as 1, then remove them by a reshape.
 
-    A mean that leaves them out at once would part the network in two delegates with a portable kernel between.
+    XNNPACK does not take a mean that removes them at once: a portable kernel would split the network in two delegates.
     """
     average, reshape = torch.ops.aten.mean.dim, torch.ops.aten.view.default
     graph = program.graph_module.graph
     for node in graph.find_nodes(op="call_function", target=average):
-        pictures, axes, *kept = node.args
+        pictures, axes, *options = node.args
         shape = pictures.meta["val"].shape
-        if len(shape) != 4 or sorted(axis % 4 for axis in axes) != [2, 3] or kept or node.kwargs:
+        if len(shape) != 4 or sorted(axis % 4 for axis in axes) != [2, 3] or options or node.kwargs:
             continue
         with graph.inserting_before(node):
             pooled = graph.call_function(average, (pictures, [2, 3], True))
-            left = graph.call_function(reshape, (pooled, list(shape[:2])))
+            flat = graph.call_function(reshape, (pooled, list(shape[:2])))
         pooled.meta = {**node.meta, "val": pictures.meta["val"].mean((2, 3), keepdim=True)}
-        left.meta = node.meta
-        node.replace_all_uses_with(left)
+        flat.meta = node.meta
+        node.replace_all_uses_with(flat)
         graph.erase_node(node)
     program.graph_module.recompile()
 
 
 def _count_operations(program: Any) -> tuple[int, int]:
     """Return how many operations are inside delegates and how many are not."""
-    delegated = left = 0
+    delegated = portable = 0
     for node in program.graph.nodes:
         if node.op != "call_function":
             continue
@@ -131,25 +132,25 @@ def _count_operations(program: Any) -> tuple[int, int]:
             inside = lowered.original_module.graph.nodes
             delegated += sum(1 for inner in inside if inner.op == "call_function")
         elif "getitem" not in str(node.target):
-            left += 1
-    return delegated, left
+            portable += 1
+    return delegated, portable
 
 
 @contextlib.contextmanager
 def without_native_messages() -> Iterator[None]:
-    """Silence what ExecuTorch's native code prints of the processor and its threads; errors come as exceptions."""
-    kept = os.dup(2)
-    with open(os.devnull, "w") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
+    """Silence what ExecuTorch's native code prints about the processor and threads; its errors come as exceptions."""
+    stderr = os.dup(2)
+    with open(os.devnull, "w") as null:
+        os.dup2(null.fileno(), 2)
         try:
             yield
         finally:
-            os.dup2(kept, 2)
-            os.close(kept)
+            os.dup2(stderr, 2)
+            os.close(stderr)
 
 
 def opened(path: Path, threads: int) -> Programs:
-    """Open a ``.pte``, whose methods are its programs. Raises ValueError if it is none: the runtime would die of it."""
+    """Open a ``.pte``, whose methods are its programs. Raises ValueError for another file, which would end the process."""
     with path.open("rb") as file:
         if file.read(8)[4:] != IDENTIFIER:
             raise ValueError("it is no ExecuTorch program")
@@ -169,10 +170,10 @@ def opened(path: Path, threads: int) -> Programs:
 
 
 def as_program(execute: Callable[[list[torch.Tensor]], Sequence[torch.Tensor]]) -> Loaded:
-    """Return how a method is called."""
+    """Return a loaded program that calls a method's ``execute``."""
 
     def run(*inputs: NDArray[Any]) -> NDArray[np.float32]:
-        # ExecuTorch ignores strides, so inputs are contiguous. It writes the next output over this one.
+        # ExecuTorch ignores strides, so inputs are contiguous. The next call overwrites its output, so this copies it.
         return np.array(execute([torch.from_numpy(array) for array in inputs])[0].numpy(), np.float32)
 
     return in_batches(run, 1)

@@ -1,4 +1,4 @@
-"""The gate before a bundle: what an artifact must give on real crops or clips, and the refusal of one that does not."""
+"""The parity gate: compare an artifact with its source run on real crops or clips; refuse one that differs."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,46 +21,48 @@ from stage import Scorer, say
 
 
 class NormalizedTwice(nn.Module):
-    """The commonest mistake on phones: pixels that the app has normalized already are normalized again."""
+    """A detector with the commonest mistake on phones: the app normalizes pixels that the graph normalizes again."""
 
     def __init__(self, detector: PixelDetector) -> None:
         super().__init__()
         self.detector = detector
 
     def forward(self, pixels: torch.Tensor, *valid: torch.Tensor) -> torch.Tensor:
-        """Return P(fake), float32 [N], of what the detector takes."""
+        """Return P(fake), float32 [N], of the detector's own inputs, normalized twice."""
         again = self.detector.normalize(self.detector.pictures(pixels) * BYTE_MAX)
         return fake_probability(self.detector.network(again, *valid))
 
 
 def mistaken_scores(detector: PixelDetector, inputs: Inputs) -> dict[str, NDArray[np.float32]]:
-    """Return what a detector gives after each of the usual mistakes of an integration, float32 [N]."""
+    """Return a detector's P(fake), float32 [N], after each of the usual mistakes of an integration, by its name."""
     cpu = torch.device("cpu")
     score = torch_scorer(detector, cpu)
     pixels, *valid = inputs
-    swapped, transposed = np.ascontiguousarray(pixels[..., ::-1]), np.ascontiguousarray(pixels.swapaxes(-3, -2))
-    mistaken = {
+    swapped = np.ascontiguousarray(pixels[..., ::-1])
+    transposed = np.ascontiguousarray(pixels.swapaxes(-3, -2))
+    scores = {
         "swapped colours": score(swapped, *valid),
         "transposed pictures": score(transposed, *valid),
         "a second normalization": torch_scorer(NormalizedTwice(detector), cpu)(pixels, *valid),
     }
     if valid:
-        mistaken["frames that do not count"] = score(pixels, np.ones_like(valid[0]))
-    return mistaken
+        scores["frames that do not count"] = score(pixels, np.ones_like(valid[0]))
+    return scores
 
 
 @dataclass(frozen=True)
 class SourceRun:
-    """A run to export with everything its artifacts are compared with."""
+    """A run to export, with everything that its artifacts are compared with."""
 
     run: Run
     golden: NDArray[np.float32]
+    """P(fake) of the golden inputs by the fused network in torch, float32 [N]."""
     fused: Parity | None
-    """How near the fused network comes to the trained one; None of a run that was fused before it was quantized."""
+    """Parity of the fused network with the trained one; None for a run that was fused before it was quantized."""
     least_snr_db: float
-    """What the logits of an artifact must reach against ``golden``."""
+    """Logit signal-to-noise ratio that an artifact must reach against ``golden``, in dB."""
     untold: list[str]
-    """Mistakes that cannot be told from rounding."""
+    """Names of the mistakes of an integration that cannot be told from rounding."""
     threshold: Threshold
 
     @classmethod
@@ -68,7 +70,8 @@ class SourceRun:
         """Load a run, verify its fusing on the golden inputs, and score them."""
         run = Run(path)
         detector, cpu = pixel_detector(run, inputs=inputs), torch.device("cpu")
-        golden, fused = torch_scorer(detector, cpu)(*inputs), None
+        golden = torch_scorer(detector, cpu)(*inputs)
+        fused = None
         least, untold = least_snr_db(golden, mistaken_scores(detector, inputs), run.info.scheme)
         if not run.info.architecture.fused:
             trained = PixelDetector(run.detector(), run.info.preprocessing).eval()
@@ -78,12 +81,13 @@ class SourceRun:
 
 @dataclass(frozen=True)
 class Gated:
-    """An artifact that passed, or of which not every step could be compared."""
+    """Outcome of the gate for an artifact that did not fail: it passed, or its last step could not be compared."""
 
     parity: list[Parity]
     scores: NDArray[np.float32]
-    """Of the inputs, float32 [N]: its own, or else its source's."""
+    """P(fake) of the inputs, float32 [N]: the artifact's, or its source's if it could not run."""
     scorer: Scorer | None
+    """The loaded artifact; None if it could not run."""
     not_checked: str = ""
     """Why the artifact itself could not be compared."""
 
@@ -91,8 +95,8 @@ class Gated:
 def gate(path: Path, form: Form, source: SourceRun, exported: NDArray[np.float32], inputs: Inputs) -> Gated:
     """Compare an artifact with its source on real inputs, step by step.
 
-    exported: what the program that was written gives in torch, float32 [N]. Raises Unfit if a step is beyond its
-    tolerance.
+    exported: P(fake) of the inputs by the artifact's program in torch, float32 [N]. Raises UnfitArtifact if a step is
+    beyond its tolerance.
     """
     info, least = source.run.info, source.least_snr_db
     steps = [source.fused] if source.fused else []
@@ -108,26 +112,27 @@ def gate(path: Path, form: Form, source: SourceRun, exported: NDArray[np.float32
     steps.append(compare(exported, scores, info.scheme, least, "lowered"))
     _refuse_failed(path, steps)
     if form.runtime == "coreml" and not evaluated_by(form.runtime):
-        steps += _evaluated(path, form.method, info, scores, least, inputs)
+        steps += _compare_evaluation(path, form.method, info, scores, least, inputs)
     return Gated(steps, scores, scorer)
 
 
-def _evaluated(
+def _compare_evaluation(
     path: Path, method: Method, info: RunInfo, scores: NDArray[np.float32], least: float, inputs: Inputs
 ) -> list[Parity]:
-    """Compare, on a Mac, what Pocketproof's evaluation gives with what Core ML gave; it says if they differ."""
+    """Compare, on a Mac, scores by Pocketproof's evaluation with Core ML's; print a line if they differ."""
     try:
-        by_us = scorer_of(coreml.evaluated(path), method)(*inputs)
+        evaluated = scorer_of(coreml.evaluated(path), method)(*inputs)
     except NotEvaluated as error:
         say(f"{path.name} was not evaluated beside Core ML: {error}")
         return []
-    parity = compare(scores, by_us, info.scheme, least, "evaluated")
+    parity = compare(scores, evaluated, info.scheme, least, "evaluated")
     if not parity.passed:
         say(f"{path.name} evaluated by Pocketproof departs from Core ML, which counts: {parity.failure}")
     return [parity]
 
 
 def _refuse_failed(path: Path, steps: list[Parity]) -> None:
+    """Raise UnfitArtifact for the first step that is beyond its tolerance."""
     for parity in steps:
         if not parity.passed:
             raise UnfitArtifact(

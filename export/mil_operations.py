@@ -16,7 +16,7 @@ from export.runtimes import NotEvaluated
 Array = Any
 """A NumPy array. Operations return several dtypes, which NumPy's own annotations type as Any."""
 IN_CACHE = 1 << 14
-"""Number of float32 values that stay in a processor's cache through a dozen operations."""
+"""Number of values that stay in a processor's cache through a dozen operations."""
 
 
 def _padded(x: Array, pad: Array, value: float = 0.0) -> Array:
@@ -170,10 +170,10 @@ def _softmax(x: Array, axis: int) -> Array:
 
 
 def _layer_norm(x: Array, axes: Array, epsilon: float, gamma: Array | float = 1.0, beta: Array | float = 0.0) -> Array:
-    last = tuple(axes)
-    if sorted(axis % x.ndim for axis in last) != list(range(x.ndim - len(last), x.ndim)):
+    normalized = tuple(axes)
+    if sorted(axis % x.ndim for axis in normalized) != list(range(x.ndim - len(normalized), x.ndim)):
         raise NotEvaluated("a layer norm over other than the last axes is computed only by Core ML")
-    return (x - x.mean(last, keepdims=True)) / np.sqrt(x.var(last, keepdims=True) + epsilon) * gamma + beta
+    return (x - x.mean(normalized, keepdims=True)) / np.sqrt(x.var(normalized, keepdims=True) + epsilon) * gamma + beta
 
 
 def _slice(x: Array, begin: Array, end: Array, stride: Array | None = None, **masks: Array) -> Array:
@@ -213,7 +213,7 @@ def _pad(x: Array, pad: Array, mode: str, constant_val: float = 0.0) -> Array:
 
 
 def _broadcast(value: Array, axis: int | None, ndim: int) -> Array:
-    """Reshape values per channel, [C], to broadcast along ``axis`` of a tensor with ``ndim`` axes; scalars as they are."""
+    """Reshape values per channel, [C], to broadcast along ``axis`` of ``ndim`` axes; return scalars as they are."""
     if axis is None or not value.ndim:
         return value
     return value.reshape([-1 if index == axis % ndim else 1 for index in range(ndim)])
