@@ -1,4 +1,4 @@
-"""A bundle: artifacts, golden inputs and outputs, and their manifest; opened, checked and loaded."""
+"""Open a bundle (artifacts, golden inputs and outputs, manifest), check its files and load its artifacts."""
 
 import math
 from pathlib import Path
@@ -15,17 +15,18 @@ from stage import Scorer, StageError, WrongArgument
 MANIFEST, SUMS = OF_BUNDLES
 GOLDEN = PIXELS.partition("/")[0]
 LEFT_BY_SYSTEMS = (".DS_Store", "Thumbs.db", "desktop.ini")
+"""Files that file managers leave in folders."""
 
 
 def write_sums(folder: Path) -> None:
-    """Write ``SHA256SUMS`` of all files of a bundle, in the form of coreutils."""
+    """Write ``SHA256SUMS`` of all files of a bundle, in the format of coreutils' sha256sum."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     lines = [f"{sha256_of(path)}  {path.relative_to(folder).as_posix()}\n" for path in files]
     (folder / SUMS).write_text("".join(lines), encoding="utf-8")
 
 
 def is_bundle(path: Path) -> bool:
-    """Tell a bundle from a run."""
+    """Return whether a folder is a bundle, and not a run."""
     return (path / MANIFEST).exists()
 
 
@@ -38,10 +39,10 @@ class Bundle:
         self.manifest = read_json(path / MANIFEST, Manifest, SCHEMA_VERSION, missing, "export it again")
 
     def check_files(self) -> int:
-        """Compare every file with ``SHA256SUMS``; return how many there are.
+        """Compare every file with ``SHA256SUMS``; return the number of files.
 
-        Raises StageError if one was changed, added or taken away, but for ``golden/``, whose faces a bundle that is
-        passed on may lack as a whole, and what a system's file manager leaves.
+        Raises StageError if a file was changed, added or removed. Two things are allowed: that the whole of ``golden/``
+        is missing, since it shows faces, and files that a system's file manager leaves.
         """
         try:
             lines = (self.path / SUMS).read_text(encoding="utf-8").splitlines()
@@ -50,27 +51,27 @@ class Bundle:
             raise StageError(f"{self.path / SUMS} is missing or damaged: export the bundle again") from error
         entries = [path for path in self.path.rglob("*") if path.is_symlink() or not path.is_dir()]
         entries = [path for path in entries if path.name not in LEFT_BY_SYSTEMS]
-        found = {path.relative_to(self.path).as_posix() for path in entries} - {SUMS}
+        names = {path.relative_to(self.path).as_posix() for path in entries} - {SUMS}
         if not self.has_golden:
             expected = {name: digest for name, digest in expected.items() if not name.startswith(f"{GOLDEN}/")}
-        for name in sorted(found ^ set(expected)):
-            said = "is missing" if name in expected else "was not exported with it"
-            raise StageError(f"{self.path} is not as it was exported: {name} {said}")
+        for name in sorted(names ^ set(expected)):
+            fault = "is missing" if name in expected else "was not exported with it"
+            raise StageError(f"{self.path} is not as it was exported: {name} {fault}")
         for path in entries:
             if path.is_symlink() or not path.is_file():
                 raise StageError(f"{path} is not a file of its own: export the bundle again")
         for name, digest in expected.items():
             if sha256_of(self.path / name) != digest:
                 raise StageError(f"{self.path / name} is not the file that was exported: its SHA-256 differs")
-        return len(found)
+        return len(names)
 
     @property
     def has_golden(self) -> bool:
-        """Whether the golden inputs are there: they show faces, and may be taken out of a bundle."""
+        """Whether the bundle still has its golden inputs, which may be removed because they show faces."""
         return (self.path / GOLDEN).exists()
 
     def artifact(self, file: str) -> Artifact:
-        """Return an artifact by its file name. Raises WrongArgument naming those there are."""
+        """Return an artifact by its file name. Raises WrongArgument, which lists the known names."""
         for artifact in self.manifest.artifacts:
             if artifact.file == file:
                 return artifact
@@ -78,9 +79,10 @@ class Bundle:
         raise WrongArgument(f"{self.path} has no artifact {file!r}; it has {known}")
 
     def chosen(self, file: str | None) -> Artifact:
-        """Return the named artifact, or the smallest that runs here: one sample at once, clips in steps.
+        """Return the named artifact, or the smallest that its runtime can run here.
 
-        Raises StageError if none runs here.
+        Artifacts that take one sample at once, or any number, come first, then those that score clips in steps. Raises
+        WrongArgument for an unknown name, StageError if no artifact runs here.
         """
         if file is not None:
             return self.artifact(file)
@@ -91,10 +93,14 @@ class Bundle:
         ]
         if not runnable:
             raise StageError(f"no artifact of {self.path} can run on this machine")
-        return min(runnable, key=lambda own: (own.batch not in (1, None), own.method == "clip", own.bytes))
+
+        def rank(artifact: Artifact) -> tuple[bool, bool, int]:
+            return artifact.batch not in (1, None), artifact.method == "clip", artifact.bytes
+
+        return min(runnable, key=rank)
 
     def checked_path(self, artifact: Artifact) -> Path:
-        """Return where an artifact lies after comparing its hash. Raises StageError if the file was changed."""
+        """Return the path of an artifact after checking its hash. Raises StageError if it is missing or was changed."""
         path = self.path / artifact.file
         if Path(artifact.file).name != artifact.file or artifact.file == ".." or not path.exists():
             raise StageError(f"{self.path} lacks its artifact {artifact.file}: export it again")
@@ -103,15 +109,15 @@ class Bundle:
         return path
 
     def check_programs(self, artifact: Artifact) -> None:
-        """Raise StageError if what the manifest says of an artifact's files is not so."""
+        """Raise StageError if an artifact's files differ in name, size or SHA-256 from what the manifest states."""
         path = self.checked_path(artifact)
-        sizes = [(path, artifact.bytes, artifact.sha256)]
+        stated = [(path, artifact.bytes, artifact.sha256)]
         for program in artifact.programs:
             file = program_file(Path(artifact.file), artifact.runtime, program.name)
             if program.file != file.as_posix():
                 raise StageError(f"{self.path / 'manifest.json'} names {program.file} where {file} is: export it again")
-            sizes.append((self.path / file, program.bytes, program.sha256))
-        for file, size, digest in sizes:
+            stated.append((self.path / file, program.bytes, program.sha256))
+        for file, size, digest in stated:
             if not file.exists() or (bytes_of(file), sha256_of(file)) != (size, digest):
                 raise StageError(f"{file} is not of the size and SHA-256 that manifest.json states: export it again")
 
@@ -123,24 +129,24 @@ class Bundle:
         return open_artifact(path, artifact.runtime, threads, artifact.method)
 
     def load(self, artifact: Artifact, threads: int = 1) -> Scorer:
-        """Load an artifact after checking its hash: what it takes (``Scorer``) -> P(fake) float32 [N]."""
+        """Load an artifact, as ``open`` does, as a scorer, which returns P(fake), float32 [N]."""
         return scorer_of(self.open(artifact, threads), artifact.method)
 
     def golden_inputs(self) -> tuple[NDArray[np.generic], ...]:
-        """Return the golden inputs as a ``Scorer`` takes them. Raises StageError if they were changed."""
+        """Return the golden inputs as a scorer takes them. Raises StageError if they are missing or were changed."""
         golden = self.manifest.golden
         path = self.path / golden.pixels
         if not path.is_file() or sha256_of(path) != golden.sha256:
             raise StageError(f"{path} is missing or was changed: export the bundle again")
         pixels, valid = np.fromfile(path, np.uint8), golden.valid
-        flags = {len(row) for row in valid or ()} | {len(valid or ())}
-        if pixels.size != math.prod(golden.shape) or (valid is not None and flags != set(golden.shape[:2])):
+        sides = {len(row) for row in valid or ()} | {len(valid or ())}
+        if pixels.size != math.prod(golden.shape) or (valid is not None and sides != set(golden.shape[:2])):
             raise StageError(f"{path} is not of the shape that manifest.json states: export the bundle again")
         pixels = pixels.reshape(golden.shape)
         return (pixels,) if valid is None else (pixels, np.array(valid))
 
     def golden_outputs(self, artifact: Artifact) -> NDArray[np.float32]:
-        """Return what an artifact gave of the golden inputs, float32 [N]. Raises StageError if that is not said."""
+        """Return an artifact's P(fake) of the golden inputs, float32 [N]. Raises StageError if one is missing."""
         golden = self.manifest.golden
         outputs = golden.outputs.get(artifact.file, [])
         if len(outputs) != golden.shape[0]:

@@ -39,7 +39,7 @@ UNITS: dict[ComputeUnits, str] = {
 }
 """Name of each choice in coremltools' ``ComputeUnit``."""
 DEBUG_HANDLES = "executorch_debug_handle_mapping.json"
-"""File that coremltools adds to each package for ExecuTorch's debugger: a tenth of an int8 package, unused by Core ML."""
+"""File that coremltools adds to each package for ExecuTorch's debugger: a tenth of an int8 one, unused by Core ML."""
 LAST = ("softmax", "slice_by_index")
 """Operations at the end of a program that turn logits into P(fake), in this order."""
 MEANING = {

@@ -17,20 +17,22 @@ from files import check_output
 from stage import StageError, WrongArgument, printable, run_as_script, say
 
 
-def _line(found: Detection) -> str:
-    by = f", evaluated {found.evaluated_by}" if found.evaluated_by else ""
-    missed = f", no face in {found.faces_missed}" if found.faces_missed else ""
-    name, score, threshold = printable(found.video), probability(found.score), probability(found.threshold)
+def _line(detection: Detection) -> str:
+    """Return the line that is printed for a video."""
+    evaluated = f", evaluated {detection.evaluated_by}" if detection.evaluated_by else ""
+    missed = f", no face in {detection.faces_missed}" if detection.faces_missed else ""
+    name = printable(detection.video)
+    score, threshold = probability(detection.score), probability(detection.threshold)
     return (
-        f"{name}: {found.verdict}, P(fake) {score} (threshold {threshold}, "
-        f"{found.frames_used} of {found.frames_read} frames{missed}, {found.artifact}{by})"
+        f"{name}: {detection.verdict}, P(fake) {score} (threshold {threshold}, "
+        f"{detection.frames_used} of {detection.frames_read} frames{missed}, {detection.artifact}{evaluated})"
     )
 
 
 def _check(
     videos: list[Path], as_json: bool, annotate: Path | None, out: Path | None, workers: int, ray: str | None
 ) -> None:
-    """Raise StageError for options that do not go together."""
+    """Raise WrongArgument for options that do not go together, StageError for an output that cannot be written."""
     if annotate is not None:
         if len(videos) != 1 or out is not None:
             raise WrongArgument("--annotate is for one video, without --out")
@@ -91,13 +93,13 @@ def detect(
     for path in videos:
         marks = Marks()
         try:
-            found = scorer.detect(path, marks if annotate else None)
+            detection = scorer.detect(path, marks if annotate else None)
         except StageError as error:
             failed.append(str(error))
             continue
-        print(found.model_dump_json() if as_json else _line(found))
+        print(detection.model_dump_json() if as_json else _line(detection))
         if annotate:
-            write_annotated(path, found, marks, annotate)
+            write_annotated(path, detection, marks, annotate)
     if failed:
         raise StageError("; ".join(failed))
 

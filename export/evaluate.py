@@ -18,9 +18,9 @@ from stage import WrongArgument, run_as_script
 
 
 def artifact_of(path: Path, file: str | None, store: ClipStore) -> Evaluated:
-    """Load an artifact of a bundle, the smallest that runs here if none is named.
+    """Load the artifact ``file`` of a bundle (None: the smallest that runs here), to be evaluated on a store.
 
-    Raises StageError if the bundle was changed, or takes crops or clips of another size than a store holds.
+    Raises StageError if the bundle was changed, or takes crops or clips of another size than the store holds.
     """
     bundle = Bundle(path)
     bundle.check_files()
@@ -28,7 +28,7 @@ def artifact_of(path: Path, file: str | None, store: ClipStore) -> Evaluated:
     check_size(path / artifact.file, bundle.manifest.crop.rule.size, store)
     if rule.per == "clip":
         check_length(path / artifact.file, rule.frames, store)
-    by, whole = evaluated_by(artifact.runtime), path.resolve()
+    evaluator, resolved = evaluated_by(artifact.runtime), path.resolve()
     return Evaluated(
         name=artifact.file,
         sha256=artifact.sha256,
@@ -36,8 +36,8 @@ def artifact_of(path: Path, file: str | None, store: ClipStore) -> Evaluated:
         takes=Takes(per=rule.per),
         threshold=artifact.threshold.value,
         device="cpu",
-        folder=whole.with_name(f"{whole.name}.evaluations") / artifact.file,
-        notes=(f"{artifact.file} was evaluated {by}.",) if by else (),
+        folder=resolved.with_name(f"{resolved.name}.evaluations") / artifact.file,
+        notes=(f"{artifact.file} was evaluated {evaluator}.",) if evaluator else (),
         persons=tuple(bundle.manifest.data.persons),
     )
 
@@ -77,14 +77,14 @@ def evaluate(
     if out is not None:
         check_output(out)
         evaluated = replace(evaluated, folder=out)
-    found = []
+    results = []
     for evaluation in evaluations(evaluated, store, split, recompressions, depth_weights):
-        found.append(evaluation)
+        results.append(evaluation)
         if as_json:
             print(evaluation.model_dump_json())
         else:
             print_evaluation(evaluation)
-    return found
+    return results
 
 
 if __name__ == "__main__":

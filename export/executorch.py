@@ -150,7 +150,7 @@ def without_native_messages() -> Iterator[None]:
 
 
 def opened(path: Path, threads: int) -> Programs:
-    """Open a ``.pte``, whose methods are its programs. Raises ValueError for another file, which would end the process."""
+    """Open a ``.pte``, whose methods are its programs. Raises ValueError for another file: it would end the process."""
     with path.open("rb") as file:
         if file.read(8)[4:] != IDENTIFIER:
             raise ValueError("it is no ExecuTorch program")

@@ -1,4 +1,4 @@
-"""Runs to a bundle: every artifact that may be in it, and what describes them all."""
+"""Export runs into a bundle: every artifact that passes the gate, and the manifest that describes them."""
 
 import os
 from pathlib import Path
@@ -24,20 +24,20 @@ from stage import Scheme, StageError, in_processes, run_as_script, say
 
 TOOLS = (*RUN_TOOLS, "onnx", "onnxruntime", "coremltools")
 ONLY_TORCH: tuple[Scheme, ...] = ("autocast", "int8-dynamic")
-"""Schemes that the runtimes of phones do not have."""
+"""Schemes that no runtime for phones has."""
 
 
 def build_bundle(
     sources: list[SourceRun], forms: list[Form], store: ClipStore, inputs: Inputs, out: Path
 ) -> tuple[Manifest, list[Absent]]:
-    """Write every artifact, gate it and describe it; return also what must not be in the bundle.
+    """Write every artifact, gate it and describe it; return the manifest, and the artifacts that the gate refused.
 
-    ``out`` appears only if something may be.
+    Raises StageError if a run has no form in ``forms``, or if no artifact passes: then ``out`` is not written.
     """
-    # The slow ones first: lowering int8 to ExecuTorch takes longest.
+    # The slowest come first: lowering int8 to ExecuTorch takes longest.
     slow_first = sorted(sources, key=lambda source: source.run.info.scheme, reverse=True)
-    asked = [Job(source, form, store.path) for source in slow_first for form in forms_of(source.run.info, forms)]
-    jobs = [job for job in asked if not job.form.lacks(job.info.scheme)]
+    requested = [Job(source, form, store.path) for source in slow_first for form in forms_of(source.run.info, forms)]
+    jobs = [job for job in requested if not job.form.lacks(job.info.scheme)]
     for source in sources:
         if all(job.source is not source for job in jobs):
             raise StageError(
@@ -49,19 +49,20 @@ def build_bundle(
         crop = CropGeometry.of(store.info.settings)
         write_raw(folder / crop.pixels.crops, CropPixels.cut(crop.rule, crop.pixels.boxes))
         tasks = [(job, folder, inputs) for job in jobs]
-        found = in_processes(make_artifact, tasks, min(len(jobs), os.cpu_count() or 1, 4), "export")
-        made = [own for own in found if isinstance(own, tuple)]
-        unfit = [own for own in found if isinstance(own, Absent)]
-        if not made:
+        results = in_processes(make_artifact, tasks, min(len(jobs), os.cpu_count() or 1, 4), "export")
+        entries = [result for result in results if isinstance(result, tuple)]
+        unfit = [result for result in results if isinstance(result, Absent)]
+        if not entries:
             raise StageError(unfit[0].reason)
         golden = Golden(
             shape=list(inputs[0].shape),
             sha256=sha256_of(folder / PIXELS),
             valid=inputs[1].tolist() if len(inputs) > 1 else None,
-            outputs={entry.file: outputs for entry, outputs in made},
+            outputs={artifact.file: outputs for artifact, outputs in entries},
         )
-        lacking = [job.absent(reason) for job in asked if (reason := job.form.lacks(job.info.scheme))]
-        manifest = _manifest(asked, store, crop, [entry for entry, _ in made], lacking + unfit, golden)
+        lacking = [job.absent(reason) for job in requested if (reason := job.form.lacks(job.info.scheme))]
+        artifacts = [artifact for artifact, _ in entries]
+        manifest = _manifest(requested, store, crop, artifacts, lacking + unfit, golden)
         (folder / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
         (folder / "manifest.schema.json").write_text(manifest_schema(), encoding="utf-8")
         (folder / "README.md").write_text(readme(manifest), encoding="utf-8")
@@ -70,15 +71,16 @@ def build_bundle(
 
 
 def _manifest(
-    asked: list[Job],
+    jobs: list[Job],
     store: ClipStore,
     crop: CropGeometry,
     artifacts: list[Artifact],
     absent: list[Absent],
     golden: Golden,
 ) -> Manifest:
-    first = asked[0].info
-    runs = {job.source.run.path: job.source.run for job in asked}
+    """Describe the bundle of one student's runs: ``jobs`` are all artifacts requested, in whatever way they ended."""
+    first = jobs[0].info
+    runs = {job.source.run.path: job.source.run for job in jobs}
     names = shortest_names(runs)
     return Manifest(
         backbone=first.architecture.backbone,
@@ -95,9 +97,9 @@ def _manifest(
 
 
 def _one_student(runs: list[Run], store: ClipStore) -> Architecture:
-    """Return the architecture that all runs share, but for fusing.
+    """Return the architecture that all runs share, as it is when fused.
 
-    Raises StageError if a bundle cannot hold them, or if the student cannot score the store.
+    Raises StageError if one bundle cannot hold the runs, or if the student cannot score the store.
     """
     for run in runs:
         check_rgb(run)
@@ -155,7 +157,7 @@ def export(
     for absent in manifest.absent:
         say(f"{out}: no {absent.file}: {absent.reason}")
     if unfit:
-        raise StageError(f"{out} is written without {', '.join(own.file for own in unfit)}: the reasons are above")
+        raise StageError(f"{out} is written without {', '.join(entry.file for entry in unfit)}: the reasons are above")
     return Bundle(out)
 
 

@@ -1,4 +1,4 @@
-"""``manifest.json``: all that an app developer needs of a bundle, and its published schema."""
+"""``manifest.json``: all that an app developer needs to know of a bundle, and its published schema."""
 
 import json
 import math
@@ -17,11 +17,11 @@ from stage import STATIC_INT8, Scheme
 
 SCHEMA_VERSION = 10
 PIXELS: Literal["golden/pixels.bin"] = "golden/pixels.bin"
-"""Where the golden inputs lie in a bundle."""
+"""Path of the golden inputs in a bundle."""
 
 
 def _rounded_up(value: float) -> float:
-    """Return the next number of one digit that is not below ``value``: 0.03 of 0.0225."""
+    """Return the least number with one significant digit that is not below ``value``: 0.03 for 0.0225."""
     if value <= 0:
         return 0.0
     unit = 10.0 ** math.floor(math.log10(value))
@@ -37,33 +37,33 @@ class Tensor(Frozen):
     shape: list[PositiveInt | None] = Field(min_length=1)
     """None where any number goes."""
     colours: Literal["RGB"] | None = None
-    """Order of the channels of a picture."""
+    """Order of a picture's channels; None if the tensor is no picture."""
     range: tuple[float, float] | None = None
-    """Least and greatest value; None where there is none."""
+    """Least and greatest value; None where there is no bound."""
     meaning: str
 
 
 class Program(Frozen):
-    """What can be called in an artifact."""
+    """A program in an artifact, which an app can call."""
 
     name: ProgramName
     """``forward`` scores a frame. A clip student has ``embed`` for each frame and ``score`` for a clip, or ``clip`` for
     both; in a ``.pte`` these are names of methods, elsewhere each is a file."""
     file: str
     sha256: str
-    """Of the file; of a folder (``.mlpackage``) over the names and hashes of its files."""
+    """SHA-256 of the file; for a folder (``.mlpackage``), of the names and hashes of its files."""
     bytes: PositiveInt
     inputs: list[Tensor] = Field(min_length=1)
     output: Tensor
     operators: list[str]
-    """What the app's build of the runtime must have; of a ``.pte`` portable kernels, by their full names, and the
-    delegate."""
+    """Operators that the app's build of the runtime must have; for a ``.pte``, portable kernels by their full names and
+    the delegate."""
     macs: int
     """Multiply-accumulates of one sample: convolutions and matrix products."""
 
 
 class Validation(Frozen):
-    """How well an artifact tells the validation clips apart, on which its threshold was set, and their videos."""
+    """Accuracy of an artifact on the validation clips, on which its threshold was set, and on their videos."""
 
     real: int
     fake: int
@@ -71,13 +71,13 @@ class Validation(Frozen):
     found: float
     """Share of fake clips above the threshold."""
     real_videos: int
-    """Of which these clips are."""
+    """Number of real videos that these clips come from."""
     fake_videos: int
     video_false_positive_rate: float
     """Share of real videos whose mean over these clips is above the threshold. An app sees all clips of a video; a
     store holds as many as it was prepared with, one if not told otherwise."""
     videos_found: float
-    """Share of fake videos whose mean is."""
+    """Share of fake videos whose mean is above the threshold."""
 
     @classmethod
     def of(cls, scores: ClipScores, threshold: float) -> "Validation":
@@ -85,7 +85,7 @@ class Validation(Frozen):
         figures, fakes = scores.metrics(threshold, intervals=False).clip, scores.labels == 1
         assert figures.auc is not None
         first, means = scores.by_video()
-        called, fake_videos = means > threshold, scores.labels[first] == 1
+        called_fake, fake_videos = means > threshold, scores.labels[first] == 1
         return cls(
             real=figures.real,
             fake=figures.fake,
@@ -93,8 +93,8 @@ class Validation(Frozen):
             found=float((scores.clips[fakes] > threshold).mean()),
             real_videos=int((~fake_videos).sum()),
             fake_videos=int(fake_videos.sum()),
-            video_false_positive_rate=float(called[~fake_videos].mean()),
-            videos_found=float(called[fake_videos].mean()),
+            video_false_positive_rate=float(called_fake[~fake_videos].mean()),
+            videos_found=float(called_fake[fake_videos].mean()),
         )
 
 
@@ -112,9 +112,9 @@ class Artifact(Frozen):
     threshold: Threshold
     threshold_from: str
     validation: Validation | None
-    """None where it could not run on the exporting machine."""
+    """None if the artifact could not run on the exporting machine."""
     delegate: Delegate | None = None
-    """What a ``.pte`` hands operations to; those left to it are among the programs' operators."""
+    """Backend to which a ``.pte`` hands operations; those that it does not take are among the programs' operators."""
     delegated_fraction: float | None = None
     phone_check: str = ""
     """What ONNX Runtime's mobile usability check says of a ``.onnx``."""
@@ -135,10 +135,10 @@ class Artifact(Frozen):
 
     @property
     def method(self) -> Method:
-        """How it scores."""
+        """How the artifact scores, by the names of its programs. Raises ValueError if they fit no method."""
         names = tuple(program.name for program in self.programs)
-        for method, wanted in PROGRAMS.items():
-            if names == wanted:
+        for method, method_names in PROGRAMS.items():
+            if names == method_names:
                 return method
         raise ValueError(f"{self.file} has the programs {', '.join(names) or 'none'}")
 
@@ -148,16 +148,16 @@ class Artifact(Frozen):
         return self.programs[0].output.shape[0]
 
     def cannot_run(self) -> str | None:
-        """Say why it cannot run on this machine, or None if it can, or can be evaluated."""
+        """Return why it cannot run on this machine, or None if it can run or be evaluated."""
         int8_ort = self.scheme in STATIC_INT8 and self.programs[0].file.endswith(ORT)
         return cannot_run(self.runtime, self.delegate, int8_ort)
 
     def near(self) -> str:
-        """Say how near it came to the program that it was written from, and who computed that."""
+        """Return a text: how near it is to the program that it was written from, or why that was not compared."""
         for step in self.parity:
             if step.step == "lowered":
-                said = f"within {_rounded_up(step.max_difference):.1g}, {math.floor(step.logit_snr_db)} dB"
-                return f"{said} (evaluated {self.evaluated_by})" if self.evaluated_by else said
+                nearness = f"within {_rounded_up(step.max_difference):.1g}, {math.floor(step.logit_snr_db)} dB"
+                return f"{nearness} (evaluated {self.evaluated_by})" if self.evaluated_by else nearness
         return self.not_checked
 
 
@@ -220,5 +220,5 @@ class Manifest(Frozen):
 
 
 def manifest_schema() -> str:
-    """Return the JSON Schema of ``manifest.json``."""
+    """Return the JSON Schema of ``manifest.json``, as JSON text."""
     return json.dumps(Manifest.model_json_schema(), indent=2) + "\n"

@@ -1,4 +1,4 @@
-"""ONNX: a run as a ``.onnx`` for ONNX Runtime, and the runtime that loads it."""
+"""ONNX: write a run as a ``.onnx`` or ``.ort``, and load one in ONNX Runtime."""
 
 import contextlib
 import io
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from export.programs import Graph
 
 OPSET = 20
-"""The first with Gelu as one operator."""
+"""The first opset in which Gelu is one operator."""
 IR_VERSION = 9
-"""The oldest that goes with it."""
+"""The oldest IR version that this opset allows."""
 NEEDS = f"opset {OPSET}, IR version {IR_VERSION}: version 1.17 or newer"
 WORTH = {"YES": "worth it", "MAYBE": "perhaps worth it", "NO": "not worth it"}
 BRACES = r"\{[^{}]*\}"
@@ -34,16 +34,17 @@ REQUIRED_MEANING = "operators and types that a build of ONNX Runtime for the .or
 def write(graphs: Sequence["Graph"], path: Path, ort: bool = False) -> dict[str, Any]:
     """Write one program as a ``.onnx``, or several into a folder.
 
-    With ``ort`` in ONNX Runtime's own format, optimized for Arm processors; beside it goes what a build of the runtime
-    needs for it. Returns what the manifest says of it: the operators by program (of a ``.ort`` those of all), and
-    ONNX Runtime's check for phones, which a ``.ort``, made for the processor, does not have.
+    With ``ort``, programs are in ONNX Runtime's own format, optimized for Arm processors, and the operators that a
+    build of the runtime needs for them are written beside ``path``. Returns the manifest's fields: ``operators`` by
+    program (for ``.ort``, those of all programs together); ``phone_check``, ONNX Runtime's check for phones (empty for
+    ``.ort``, which is made for the processor alone); ``companions``.
     """
     import onnx
 
     operators, checks = {}, []
     with tempfile.TemporaryDirectory() as folder:
         for graph in graphs:
-            model = _converted(graph)
+            model = _convert(graph)
             rewrite(model)
             model.ir_version = IR_VERSION
             onnx.checker.check_model(model)
@@ -51,7 +52,7 @@ def write(graphs: Sequence["Graph"], path: Path, ort: bool = False) -> dict[str,
             onnx.save(model, plain)
             operators[graph.name] = sorted({f"{node.domain or 'ai.onnx'}.{node.op_type}" for node in model.graph.node})
             if not ort:
-                checks.append(f"{graph.name}: {_checked_for_phones(plain)}")
+                checks.append(f"{graph.name}: {_phone_check(plain)}")
         companions: dict[str, str] = {}
         if ort:
             companions, required = _in_own_format(Path(folder), path)
@@ -64,9 +65,9 @@ def write(graphs: Sequence["Graph"], path: Path, ort: bool = False) -> dict[str,
 
 
 def _in_own_format(folder: Path, path: Path) -> tuple[dict[str, str], list[str]]:
-    """Convert all programs of a folder, and write beside ``path`` what they need.
+    """Convert all programs of a folder to ``.ort``, and write beside ``path`` the operators that they need.
 
-    Returns that file with its meaning, and the operators, which are those after optimization.
+    Returns that file's name with its meaning, and the operators, which are those after optimization.
     """
     from onnxruntime.tools.convert_onnx_models_to_ort import OptimizationStyle, convert_onnx_models_to_ort
 
@@ -78,15 +79,15 @@ def _in_own_format(folder: Path, path: Path) -> tuple[dict[str, str], list[str]]
     lines = [line for line in config.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
     required = path.with_name(f"{path.name}{REQUIRED}")
     required.write_text("\n".join([*lines, ""]), encoding="utf-8")
-    # domain;opset;Operator{"inputs": {...}},Operator: what stands in braces, two deep, are types.
+    # domain;opset;Operator{"inputs": {...}},Operator: the braces, nested two deep, hold types.
     plain = [re.sub(BRACES, "", re.sub(BRACES, "", line)) for line in lines]
     parts = [line.split(";") for line in plain if line.count(";") == 2]
     operators = {f"{domain}.{name}" for domain, _, names in parts for name in names.split(",") if name}
     return {required.name: REQUIRED_MEANING}, sorted(operators)
 
 
-def _checked_for_phones(file: Path) -> str:
-    """Return what ONNX Runtime's mobile usability check says of the accelerators that it can hand nodes to."""
+def _phone_check(file: Path) -> str:
+    """Return the result of ONNX Runtime's mobile usability check for each accelerator that could take nodes."""
     import onnxruntime
     from onnxruntime.tools.mobile_helpers import usability_checker
     from onnxruntime.tools.onnx_model_utils import ModelProtoWithShapeInfo, optimize_model
@@ -94,18 +95,19 @@ def _checked_for_phones(file: Path) -> str:
     optimized = file.with_suffix(".optimized")
     optimize_model(file, optimized, onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC, log_level=3)
     model = ModelProtoWithShapeInfo(optimized).model_with_shape_info
-    found = {
+    checks = {
         "NNAPI": usability_checker.check_nnapi_partitions(model, True),
         "Core ML": usability_checker.check_coreml_partitions(model, True, "coreml_supported_mlprogram_ops.md"),
     }
     return ", ".join(
         f"{name} could take {info.num_supported_nodes / max(1, info.num_nodes):.0%} of the nodes in "
         f"{info.num_partitions} parts ({WORTH[info.suitability().name]})"
-        for name, info in found.items()
+        for name, info in checks.items()
     )
 
 
-def _converted(graph: "Graph") -> Any:
+def _convert(graph: "Graph") -> Any:
+    """Return a program as an ONNX model, as torch's exporter writes it."""
     import torch
 
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
@@ -124,29 +126,29 @@ def _converted(graph: "Graph") -> Any:
 
 
 def session_options(threads: int) -> Any:
-    """Return the options with which every session runs."""
+    """Return the options of every session, which runs an operator on ``threads`` threads."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
     # x86 processors that have AVX2 or AVX-512 but no VNNI add products of bytes in 16 bits, which overflow: 5 dB of
-    # logit SNR where others have 34. The option mends that, and costs others 1.4 times the time for nothing.
+    # logit SNR where others have 34. The option mends that; on the others it would take 1.4 times as long for nothing.
     if int8_instructions() is None:
         options.add_session_config_entry(EXACT_ON_X86, "1")
     return options
 
 
 def open_session(file: Path, options: Any) -> Any:
-    """Open one file on the CPU."""
+    """Return an ONNX Runtime session of one file on the CPU."""
     import onnxruntime
 
     return onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
 
 
 def as_program(session: Any) -> Loaded:
-    """Return how a session's program is called."""
-    names = [given.name for given in session.get_inputs()]
+    """Return a loaded program that runs a session."""
+    names = [tensor.name for tensor in session.get_inputs()]
     batch = session.get_inputs()[0].shape[0]
 
     def run(*inputs: NDArray[Any]) -> NDArray[np.float32]:

@@ -1,11 +1,11 @@
-"""What is rewritten in a converted ``.onnx``, so that ONNX Runtime has fast kernels for it; no value changes."""
+"""Passes over a converted ``.onnx`` that let ONNX Runtime use fast kernels; they change no value."""
 
 from typing import Any
 
 import numpy as np
 
 EXACT_ON_X86 = "session.x64quantprecision"
-"""Of ONNX Runtime's session options: products of bytes that cannot overflow."""
+"""Session option of ONNX Runtime: products of bytes are added so that they cannot overflow."""
 
 
 def rewrite(model: Any) -> None:
@@ -18,10 +18,10 @@ def rewrite(model: Any) -> None:
 
 
 def pool_globally(model: Any) -> None:
-    """Make a GlobalAveragePool, in place, of each ReduceMean over height and width that keeps both as 1.
+    """Replace, in place, each ReduceMean over height and width that keeps both as 1 by a GlobalAveragePool.
 
-    Squeeze-and-excite pools so. ONNX Runtime fuses the pool with the quantization around it, which it does not do with
-    the mean: ten of 39 dequantizations of an int8 RepViT go.
+    Squeeze-and-excite pools in this way. ONNX Runtime fuses the pool, but not the mean, with the quantization around
+    it: this removes ten of 39 dequantizations of an int8 RepViT.
     """
     from onnx import numpy_helper
 
@@ -31,8 +31,8 @@ def pool_globally(model: Any) -> None:
     for node in graph.node:
         if node.op_type != "ReduceMean" or ranks.get(node.input[0]) != 4 or node.input[1] not in constants:
             continue
-        kept = all(attribute.i for attribute in node.attribute if attribute.name == "keepdims")
-        if kept and sorted(numpy_helper.to_array(constants[node.input[1]]) % 4) == [2, 3]:
+        keeps_dimensions = all(attribute.i for attribute in node.attribute if attribute.name == "keepdims")
+        if keeps_dimensions and sorted(numpy_helper.to_array(constants[node.input[1]]) % 4) == [2, 3]:
             node.op_type = "GlobalAveragePool"
             del node.attribute[:], node.input[1:]
 
@@ -40,8 +40,8 @@ def pool_globally(model: Any) -> None:
 def widen_normalization(model: Any) -> None:
     """Repeat, in place, the means and scales of the pixels' channels once for each column.
 
-    In an int8 program ONNX Runtime moves the permutation of [N, H, W, 3] behind the normalization, and takes .25 ms, a
-    fifteenth of an int8 RepViT, to broadcast three numbers along the last axis; a row of them is .01 ms.
+    In an int8 program ONNX Runtime moves the permutation of [N, H, W, 3] behind the normalization. Then it takes
+    0.25 ms, a fifteenth of an int8 RepViT, to broadcast three numbers along the last axis; a row of them takes 0.01 ms.
     """
     from onnx import numpy_helper
 
@@ -51,14 +51,14 @@ def widen_normalization(model: Any) -> None:
     *_, width, channels = shape
     constants = {constant.name: constant for constant in model.graph.initializer}
     for node in model.graph.node:
-        own = constants.get(node.input[1]) if node.op_type in ("Sub", "Mul") else None
-        if own is not None and list(own.dims) == [1, channels, 1, 1]:
-            row = np.repeat(numpy_helper.to_array(own), width, axis=3)
-            own.CopyFrom(numpy_helper.from_array(row, own.name))
+        constant = constants.get(node.input[1]) if node.op_type in ("Sub", "Mul") else None
+        if constant is not None and list(constant.dims) == [1, channels, 1, 1]:
+            row = np.repeat(numpy_helper.to_array(constant), width, axis=3)
+            constant.CopyFrom(numpy_helper.from_array(row, constant.name))
 
 
 def make_activations_unsigned(model: Any) -> None:
-    """Move every int8 activation's zero point by 128 to uint8, in place: the same values are represented.
+    """Shift, in place, the zero point of every int8 activation by 128 to uint8: it represents the same values.
 
     ONNX Runtime has fast kernels for unsigned activations with signed weights; on signed ones int8 is slower than
     fp32. Weights (constants behind a DequantizeLinear) stay signed. See ONNX Runtime's quantization documentation.
@@ -69,10 +69,10 @@ def make_activations_unsigned(model: Any) -> None:
     shifted: dict[str, str] = {}
     quantized = {node.output[0] for node in model.graph.node if node.op_type == "QuantizeLinear"}
     for node in model.graph.node:
-        activation = node.op_type == "QuantizeLinear" or (
-            node.op_type == "DequantizeLinear" and node.input[0] in quantized
-        )
-        if not activation or constants[node.input[2]].data_type != TensorProto.INT8:
+        dequantizes_activation = node.op_type == "DequantizeLinear" and node.input[0] in quantized
+        if not (node.op_type == "QuantizeLinear" or dequantizes_activation):
+            continue
+        if constants[node.input[2]].data_type != TensorProto.INT8:
             continue
         name = node.input[2]
         if name not in shifted:
@@ -80,34 +80,34 @@ def make_activations_unsigned(model: Any) -> None:
             zero_point = numpy_helper.to_array(constants[name]).astype(np.int16) + 128
             model.graph.initializer.append(numpy_helper.from_array(zero_point.astype(np.uint8), shifted[name]))
         node.input[2] = shifted[name]
-    # Value types recorded for the graph's inner tensors are those before the move.
+    # The value types recorded for the graph's inner tensors are those before the shift.
     del model.graph.value_info[:]
     used = {name for node in model.graph.node for name in node.input}
-    kept = [constant for constant in model.graph.initializer if constant.name in used]
+    remaining = [constant for constant in model.graph.initializer if constant.name in used]
     del model.graph.initializer[:]
-    model.graph.initializer.extend(kept)
+    model.graph.initializer.extend(remaining)
 
 
 def part_zero_points(model: Any) -> None:
-    """Give, in place, the weights of each layer zero points of their own.
+    """Give, in place, each layer's weights a zero point constant of their own.
 
-    Where layers share them ONNX Runtime (1.31) fails with ``EXACT_ON_X86``: it converts each layer's under one name.
+    Where layers share one, ONNX Runtime (1.31) fails with ``EXACT_ON_X86``: it converts each layer's under one name.
     """
     constants = {constant.name: constant for constant in model.graph.initializer}
-    taken: set[str] = set()
+    assigned: set[str] = set()
     for number, node in enumerate(model.graph.node):
         if node.op_type != "DequantizeLinear" or node.input[0] not in constants or len(node.input) < 3:
             continue
         name = node.input[2]
-        if name in taken:
-            own = model.graph.initializer.add()
-            own.CopyFrom(constants[name])
-            own.name = node.input[2] = f"{name}_{number}"
-        taken.add(name)
+        if name in assigned:
+            copy = model.graph.initializer.add()
+            copy.CopyFrom(constants[name])
+            copy.name = node.input[2] = f"{name}_{number}"
+        assigned.add(name)
 
 
 def remove_traces(model: Any) -> None:
-    """Remove, in place, where each node came from in Python: a seventh of an int8 file."""
+    """Remove, in place, the records of where each node came from in Python: a seventh of an int8 file."""
     graph = model.graph
     for entry in (model, graph, *graph.node, *graph.input, *graph.output, *graph.initializer):
         del entry.metadata_props[:]

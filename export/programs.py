@@ -1,6 +1,6 @@
-"""The programs that an artifact consists of: one of a frame student, two or one of a clip student.
+"""The programs that an artifact consists of: one for a frame student, two or one for a clip student.
 
-Of two, a phone embeds each frame once, when it comes, and scores a clip from the embeddings.
+With two, a phone embeds each frame once, as it arrives, and scores a clip from the embeddings.
 """
 
 from collections.abc import Sequence
@@ -29,19 +29,19 @@ DTYPES = {"uint8": torch.uint8, "float32": torch.float32}
 
 @dataclass(frozen=True)
 class Graph:
-    """A program to write: a module in torch, and how its inputs and its output are called."""
+    """A program to write: a module in torch, and the description of its inputs and output."""
 
     name: ProgramName
     module: nn.Module
     inputs: tuple[Tensor, ...]
     output: Tensor
     scheme: Scheme = "fp32"
-    """In which a runtime is to compute and store that converts float32 itself."""
+    """Scheme in which a runtime that converts float32 itself is to compute and store."""
     licence: str = ""
-    """Of the weights."""
+    """Licence of the weights."""
 
     def example(self) -> tuple[torch.Tensor, ...]:
-        """Return zeros as the module takes them, two samples where it takes any number; an image as [1, 3, S, S]."""
+        """Return zeros as the module takes them: two samples for any number, an image as float32 [1, 3, S, S]."""
         shapes = [[2 if side is None else side for side in tensor.shape] for tensor in self.inputs]
         return tuple(
             torch.zeros(1, 3, *shape) if tensor.dtype == "image" else torch.zeros(shape, dtype=DTYPES[tensor.dtype])
@@ -55,22 +55,22 @@ class Graph:
 
     @cached_property
     def exported(self) -> ExportedProgram:
-        """The module as a program of ATen operations, which runtimes' own programs are made from.
+        """The module as a program of ATen operations, from which the programs of all runtimes are made.
 
-        What depends on weights alone is computed: a transformer's resampled positions, say, which no phone could do.
-        Weights of an int8 program stay as they are: their integers would become floats.
+        Constants are folded, such as a transformer's resampled positions, which no phone could compute; but not in an
+        int8 program, whose integer weights would become floats.
         """
         from executorch.exir.passes.constant_prop_pass import constant_prop_pass
 
-        sizes = None
+        dynamic_shapes = None
         if self.batch is None:
             batch = torch.export.Dim("batch", min=1, max=MOST_AT_ONCE)
-            sizes = tuple({0: batch} for _ in self.inputs)
-        program = torch.export.export(self.module, self.example(), dynamic_shapes=sizes)
+            dynamic_shapes = tuple({0: batch} for _ in self.inputs)
+        program = torch.export.export(self.module, self.example(), dynamic_shapes=dynamic_shapes)
         return program if self.scheme in STATIC_INT8 else constant_prop_pass(program)
 
     def described(self, bundle: Path, file: Path, operators: list[str]) -> Program:
-        """Return the manifest's entry of the program, whose file in the folder ``bundle`` is ``file``."""
+        """Return the manifest's entry of the program; ``file`` is its path in the folder ``bundle``."""
         return Program(
             name=self.name,
             file=file.as_posix(),
@@ -84,7 +84,7 @@ class Graph:
 
 
 def probability(batch: int | None = 1) -> Tensor:
-    """Return what a program gives that scores."""
+    """Return the description of the output of a program that scores."""
     return Tensor(name="fake_probability", dtype="float32", layout="N", shape=[batch], range=(0, 1), meaning="P(fake)")
 
 
@@ -93,7 +93,7 @@ PIXELS: dict[str, Any] = {"colours": "RGB", "range": (0, 255)}
 
 
 def pixel_input(size: int, planar: bool = False, batch: int | None = 1) -> Tensor:
-    """Return how a program takes one crop, or several: as bytes, or one as an image where a runtime has such."""
+    """Return the description of the crop input: bytes [N, S, S, 3], or with ``planar`` one image (Core ML)."""
     if planar:
         shape: list[int | None] = [size, size]
         meaning = f"raw pixels of one crop, {RAW}"
@@ -103,7 +103,7 @@ def pixel_input(size: int, planar: bool = False, batch: int | None = 1) -> Tenso
 
 
 def flags(frames: int, batch: int | None) -> Tensor:
-    """Return how a program is told which frames of a clip count."""
+    """Return the description of the input that says which frames of a clip count."""
     return Tensor(
         name="valid",
         dtype="float32",
@@ -115,7 +115,7 @@ def flags(frames: int, batch: int | None) -> Tensor:
 
 
 class Embed(nn.Module):
-    """Raw pixels of one frame, uint8 [1, S, S, 3] RGB, to its embedding, float32 [1, D]."""
+    """Embed raw pixels of one frame: uint8 [1, S, S, 3] RGB -> float32 [1, D]."""
 
     def __init__(self, backbone: nn.Module, preprocessing: Preprocessing) -> None:
         super().__init__()
@@ -128,7 +128,7 @@ class Embed(nn.Module):
 
 
 class ImageEmbed(Embed):
-    """The same for runtimes whose image input is planar: float32 [1, 3, S, S] RGB 0..255 -> float32 [1, D]."""
+    """``Embed`` for runtimes whose image input is planar: float32 [1, 3, S, S] RGB 0..255 -> float32 [1, D]."""
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """Return the embedding."""
@@ -137,9 +137,9 @@ class ImageEmbed(Embed):
 
 
 class Score(nn.Module):
-    """Embeddings of a clip, float32 [1, T, D], and which frames count, float32 [1, T] of 1 and 0, to P(fake) [1].
+    """Score embeddings of a clip, float32 [1, T, D], and flags of its frames, float32 [1, T] -> P(fake), float32 [1].
 
-    Core ML has no bool inputs.
+    A flag is 1 for a frame that counts, else 0: Core ML has no bool inputs.
     """
 
     def __init__(self, head: nn.Module) -> None:
@@ -152,7 +152,10 @@ class Score(nn.Module):
 
 
 class WholeClip(nn.Module):
-    """Raw pixels of a clip, [1, T, S, S, 3] RGB, and which frames count, float32 [1, T] of 1 and 0, to P(fake) [1]."""
+    """Score raw pixels of a clip, [1, T, S, S, 3] RGB, and flags of its frames, float32 [1, T] -> P(fake), float32 [1].
+
+    A flag is 1 for a frame that counts, else 0.
+    """
 
     def __init__(self, network: Detector, preprocessing: Preprocessing) -> None:
         super().__init__()
@@ -160,8 +163,8 @@ class WholeClip(nn.Module):
 
     def forward(self, pixels: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
         """Return P(fake)."""
-        found: torch.Tensor = self.pixels_in(pixels, valid > 0.5)
-        return found
+        scores: torch.Tensor = self.pixels_in(pixels, valid > 0.5)
+        return scores
 
 
 def step_graphs(
@@ -173,7 +176,7 @@ def step_graphs(
     scheme: Scheme = "fp32",
     licence: str = "",
 ) -> list[Graph]:
-    """Return ``embed`` and ``score`` of a clip student for clips of T = ``frames``."""
+    """Return the programs ``embed`` and ``score`` of a clip student, for clips of T = ``frames``."""
     width = network.embedding_size
     embedding = Tensor(
         name="embedding", dtype="float32", layout="NC", shape=[batch, width], meaning="what score takes of this frame"
@@ -196,11 +199,11 @@ def step_graphs(
 def whole_graph(
     network: Detector, preprocessing: Preprocessing, frames: int, form: Form, scheme: Scheme, licence: str
 ) -> Graph:
-    """Return a clip student as one program for clips of T = ``frames``."""
+    """Return a clip student as the one program ``clip``, for clips of T = ``frames``."""
     size = network.architecture.size
     pixels = Tensor(
         name="pixels",
-        dtype="float32" if form.runtime == "coreml" else "uint8",  # it has no tensors of bytes
+        dtype="float32" if form.runtime == "coreml" else "uint8",  # Core ML has no tensors of bytes
         layout="NTHWC",
         shape=[form.batch, frames, size, size, 3],
         meaning=f"raw pixels of a clip's crops in their order, {RAW}",
@@ -211,21 +214,21 @@ def whole_graph(
 
 
 def in_torch(graphs: Sequence[Graph]) -> Programs:
-    """Return the exported programs as they compute in torch."""
+    """Return the exported programs, run in torch."""
 
     def load(name: ProgramName) -> Loaded:
         (graph,) = (graph for graph in graphs if graph.name == name)
         module = graph.exported.module()
 
         def run(*inputs: NDArray[Any]) -> NDArray[np.float32]:
-            given = map(torch.from_numpy, inputs)
-            planar = (
+            tensors = map(torch.from_numpy, inputs)
+            arguments = (
                 value.permute(0, 3, 1, 2).float() if tensor.dtype == "image" else value.to(DTYPES[tensor.dtype])
-                for tensor, value in zip(graph.inputs, given, strict=True)
+                for tensor, value in zip(graph.inputs, tensors, strict=True)
             )
             with torch.inference_mode():
-                found: NDArray[np.float32] = module(*planar).numpy()
-            return found
+                output: NDArray[np.float32] = module(*arguments).numpy()
+            return output
 
         return in_batches(run, graph.batch)
 
@@ -234,7 +237,8 @@ def in_torch(graphs: Sequence[Graph]) -> Programs:
 
 def graphs_of(detector: PixelDetector, info: RunInfo, form: Form, frames: int) -> list[Graph]:
     """Return the programs of a run's artifact; ``frames`` is the length of a clip student's clips."""
-    network, preprocessing, planar = detector.network, info.preprocessing, form.runtime == "coreml"
+    network, preprocessing = detector.network, info.preprocessing
+    planar = form.runtime == "coreml"
     scheme, licence = info.scheme, info.weights.licence
     if form.method == "forward":
         module = ImageDetector(network, preprocessing) if planar else detector

@@ -11,16 +11,18 @@ from export.runtimes import ORT, Runtime
 
 
 def readme(manifest: Manifest) -> str:
-    """Return the text, Markdown, of a bundle with this manifest."""
+    """Return the README, in Markdown, of a bundle with this manifest."""
     pages = Environment(loader=PackageLoader("export", ""), undefined=StrictUndefined, autoescape=False)  # noqa: S701
 
     def shown(runtime: Runtime) -> Artifact | None:
-        """Return the artifact of which the steps tell: a runtime's smallest, of clips one that goes in steps."""
-        own = [artifact for artifact in manifest.artifacts if artifact.runtime == runtime]
+        """Return a runtime's artifact that the instructions name: the smallest of usual form; clips go in steps."""
         usual = [
-            a
-            for a in own
-            if a.method != "clip" and a.delegate in (None, "xnnpack") and not a.programs[0].file.endswith(ORT)
+            artifact
+            for artifact in manifest.artifacts
+            if artifact.runtime == runtime
+            and artifact.method != "clip"
+            and artifact.delegate in (None, "xnnpack")
+            and not artifact.programs[0].file.endswith(ORT)
         ]
         return min(usual, key=lambda artifact: artifact.bytes, default=None)
 
@@ -29,10 +31,12 @@ def readme(manifest: Manifest) -> str:
         return artifact.file if artifact else ""
 
     onnx = shown("onnxruntime")
-    embeds = [program for own in manifest.artifacts for program in own.programs if program.name == "embed"]
+    embeds = [program for artifact in manifest.artifacts for program in artifact.programs if program.name == "embed"]
     rules: dict[str, list[str]] = {}
-    for own in manifest.artifacts:
-        rules.setdefault(own.threshold.rule, []).append(own.file)
+    for artifact in manifest.artifacts:
+        rules.setdefault(artifact.threshold.rule, []).append(artifact.file)
+    validations = [artifact.validation for artifact in manifest.artifacts if artifact.validation]
+    executorch = shown("executorch")
     return pages.get_template("readme.md.j2").render(
         manifest=manifest,
         frame=manifest.clip.per == "frame",
@@ -43,8 +47,8 @@ def readme(manifest: Manifest) -> str:
         file=file,
         stem=lambda runtime: PurePath(file(runtime)).stem,
         rules=rules,
-        judged=next((own.validation for own in manifest.artifacts if own.validation), None),
-        executorch=artifact.minimum_os if (artifact := shown("executorch")) else "",
+        judged=validations[0] if validations else None,
+        executorch=executorch.minimum_os if executorch else "",
         least_snr_db=LEAST_SNR_DB,
         share=lambda part: f"{100 * part:.1f} %",
         tools=", ".join(f"{tool} {version}" for tool, version in manifest.tools.items()),

@@ -1,4 +1,4 @@
-"""What an app does around a model, as the manifest says it: how a crop is cut, and how frames make a verdict."""
+"""Rules that an app follows around a model, as the manifest states them: from box to crop, from frames to verdict."""
 
 import hashlib
 from collections.abc import Sequence
@@ -33,7 +33,7 @@ EXAMPLES = (
     ((33.5, 20.25, 118.0, 99.75), (120, 160), 180),
     ((500.0, 900.0, 740.0, 1190.0), (1920, 1080), 270),
 )
-"""Boxes in upright pictures, the stored picture's width and height, and its rotation."""
+"""Test vectors: a box in the upright picture, the stored picture's width and height, and its rotation in degrees."""
 
 
 class Frozen(BaseModel):
@@ -59,13 +59,13 @@ class CropExample(Frozen):
     side: int
     """The square in the upright picture."""
     corners: list[tuple[int, int]]
-    """Where its left upper, right upper, right lower and left lower corner lie in the stored picture, as x and y."""
+    """x and y, in the stored picture, of the square's left upper, right upper, right lower and left lower corner."""
 
     @classmethod
     def of(
         cls, rule: CropRule, box: tuple[float, float, float, float], picture: tuple[int, int], rotation: int
     ) -> "CropExample":
-        """Apply a crop rule to a box in the upright picture."""
+        """Return the test vector of a crop rule for a box in the upright picture."""
         left, top, side = rule.square(box)
         width, height = picture
 
@@ -81,20 +81,20 @@ class CropExample(Frozen):
 
 
 def example_picture(size: int) -> NDArray[np.uint8]:
-    """Return the picture of ``CropPixels``, uint8 [H, W, 3] RGB: full of edges, on which filters differ."""
+    """Return the picture of ``CropPixels``, uint8 [2 size, 2 size, 3] RGB: full of edges, on which filters differ."""
     y, x = np.mgrid[: 2 * size, : 2 * size]
     return np.stack([x * x // 16 + 5 * y, y * y // 16 + 3 * x, x * y // 8], axis=-1).astype(np.uint8)
 
 
 class CropPixels(Frozen):
-    """Test vectors of the whole crop rule, to the pixel: boxes in a picture that is a formula, and the crops' bytes."""
+    """Test vectors of the whole crop rule, to the pixel: boxes in a picture made by a formula, the crops' bytes."""
 
     picture: tuple[int, int]
     """Width and height."""
     formula: Literal["red = x * x / 16 + 5 * y, green = y * y / 16 + 3 * x, blue = x * y / 8, integers modulo 256"] = (
         "red = x * x / 16 + 5 * y, green = y * y / 16 + 3 * x, blue = x * y / 8, integers modulo 256"
     )
-    """Of the pixel in column x and row y, both from 0; divisions round down."""
+    """Value of the pixel in column x and row y, both from 0; divisions round down."""
     boxes: list[tuple[Place, Place, Place, Place]] = Field(min_length=3, max_length=3)
     """One whose square shrinks, one whose square leaves the picture, one whose square grows. Where fit is pad, they are
     one clip, and all shrink."""
@@ -102,7 +102,7 @@ class CropPixels(Frozen):
     """File of uint8 [3, S, S, 3], RGB, C order, without a header."""
     sha256: str
     tolerance: Literal[2] = 2
-    """Largest difference that rounding explains; from 32 pixels on, other filters are off by 17 and more."""
+    """Largest difference of a byte that rounding explains; from 32 pixels on, other filters are off by 17 and more."""
 
     @classmethod
     def of(cls, rule: CropRule) -> "CropPixels":
@@ -113,7 +113,7 @@ class CropPixels(Frozen):
 
     @staticmethod
     def boxes_of(rule: CropRule) -> list[tuple[float, float, float, float]]:
-        """Return the boxes by which a rule is tested."""
+        """Return the boxes of a rule's test vectors: left, top, right and bottom in pixels."""
         size = rule.size
         return [
             _box_about(center, round(side * size / rule.margin, 2))
@@ -123,26 +123,26 @@ class CropPixels(Frozen):
 
     @staticmethod
     def cut(rule: CropRule, boxes: Sequence[tuple[float, float, float, float]]) -> NDArray[np.uint8]:
-        """Cut the crops of boxes, uint8 [N, S, S, 3]."""
+        """Return the crops of boxes in the picture, uint8 [N, S, S, 3] RGB."""
         return rule.cut_clip([example_picture(rule.size)] * len(boxes), np.array(boxes, np.float64))
 
 
 def _box_about(center: tuple[float, float], longer: float) -> tuple[float, float, float, float]:
-    """Return a box of 3 by 4 about a point."""
+    """Return a box about a point, ``longer`` pixels high and three quarters of that wide."""
     (x, y), half, shorter = center, longer / 2, 0.375 * longer
     return round(x - shorter, 2), round(y - half, 2), round(x + shorter, 2), round(y + half, 2)
 
 
 def finding(detector: Literal["dlib", "mtcnn"], all_faces: bool = False) -> str:
-    """Say how ``prepare`` and ``detect`` run a detector."""
-    own = DETECTORS[detector]
-    *lower, highest = (str(height) for height in own.sought_heights)
+    """Return a text that says how ``prepare`` and ``detect`` run a detector."""
+    sought_heights, width = DETECTORS[detector].sought_heights, DETECTORS[detector].followed_width
+    *lower, highest = map(str, sought_heights)
     heights = highest if all_faces else f"{', '.join(lower)} and at last {highest}"
     return (
         f"All figures are with boxes of {DETECTOR_NAMES[detector]}, run {SEEN_AS[detector]}: on the whole picture, "
         f"scaled to a height of {heights} pixels (or its own, if that is less), until a face is found, and every "
         f"{SEARCH_EVERY} frames for newcomers. From then on, on every {STRIDE}th frame of a video, on what lies around "
-        f"the last box ({REACH} of its width beyond each side), scaled so that the face is {own.followed_width} pixels "
+        f"the last box ({REACH} of its width beyond each side), scaled so that the face is {width} pixels "
         f"wide (at most {LARGEST_SCALE:g} times as large as it is). Boxes in between are interpolated where the face "
         "looks alike, else looked for in the same way."
     )
@@ -162,7 +162,7 @@ class CropGeometry(Frozen):
 
     @classmethod
     def of(cls, settings: StoreSettings) -> "CropGeometry":
-        """Describe a store's crop rule with test vectors."""
+        """Return the description of a store's crop rule, with test vectors."""
         rule, detector = settings.crop, settings.detector
         examples = [CropExample.of(rule, *example) for example in EXAMPLES]
         return cls(

@@ -1,4 +1,4 @@
-"""Many videos through an artifact into one table, in processes or on a cluster; an interrupted scan goes on."""
+"""Score many videos by an artifact into one table, in processes or on a cluster; an interrupted scan goes on."""
 
 import atexit
 import functools
@@ -47,35 +47,35 @@ TABLE_SCHEMA = pa.schema(
         ("milliseconds", pa.struct([(stage, pa.float64()) for stage in STAGES])),
     ]
 )
-"""One row per video. ``status``: ok, no_face, unreadable, or refused (a photo, of a clip student)."""
+"""One row per video. ``status``: ok, no_face, unreadable, or refused (a photo, by a clip student)."""
 SCORER_KEY = b"pocketproof.scorer.sha256"
-"""In the file's metadata: what gave the scores, see ``_scorer_hash``."""
+"""Key of the table's metadata under which the hash of artifact and rules lies (see ``_scorer_hash``)."""
 MEANING = {"scorer": "another artifact, threshold or rule"}
 FETCH = "cannot be fetched"
-"""Begins the reason of a file behind a URL that did not come."""
+"""Beginning of the reason for a file behind a URL that could not be downloaded."""
 
 
 def videos_in(paths: Sequence[Path]) -> list[Path]:
-    """Return files as they are, and in place of folders the videos and photos below them.
+    """Return each file once, and in place of each folder the videos and photos below it.
 
-    Raises StageError for a folder that holds none.
+    Raises StageError for a folder that holds none, and for a URL that is not that of a video or photo.
     """
-    found: list[Path] = []
+    videos: list[Path] = []
     for path in paths:
         if is_remote(path) and path.suffix.lower() not in VIDEO_SUFFIXES | PHOTO_SUFFIXES:
             raise StageError(f"{path} is not the URL of a video or photo: folders behind URLs are not listed")
         if is_remote(path) or not path.is_dir():
-            found.append(path)
+            videos.append(path)
             continue
         inside = [file for file, _ in media(path, "", VIDEO_SUFFIXES | PHOTO_SUFFIXES)]
         if not inside:
             raise StageError(f"{path} holds no video and no photo")
-        found += inside
-    return list(dict.fromkeys(found))
+        videos += inside
+    return list(dict.fromkeys(videos))
 
 
-def _name(path: Path) -> str:
-    """Return the name of a file's row in the journal."""
+def _row_name(path: Path) -> str:
+    """Return the name under which a file's row is kept in the journal."""
     return hashlib.sha256(shown(path).encode()).hexdigest()[:32]
 
 
@@ -91,40 +91,41 @@ def _scorer_hash(bundle: Bundle, artifact: Artifact) -> str:
 
 
 def _stamp(path: Path) -> Row:
-    """Return what tells whether a file is the one that was scored."""
+    """Return the size and time by which a file is known to be unchanged; -1 for both if they cannot be read."""
     try:
-        known = path.stat()
+        status = path.stat()
     except Exception as error:  # each storage client has its own errors; the row will say that it cannot be read
         if not isinstance(error, OSError) and not is_remote(path):
             raise
         return {"bytes": -1, "modified_ns": -1}
-    # As the table's int64 has room: after the year 2262, files are told by their sizes alone.
-    return {"bytes": known.st_size, "modified_ns": min(round(1e9 * known.st_mtime), 2**63 - 1)}
+    # The table has an int64: after the year 2262, only their sizes tell files apart.
+    return {"bytes": status.st_size, "modified_ns": min(round(1e9 * status.st_mtime), 2**63 - 1)}
 
 
-def _is_of(row: Row | None, stamp: Row) -> bool:
-    """Tell whether a row is that of a file as it is now."""
+def _is_current(row: Row | None, stamp: Row) -> bool:
+    """Return whether a row was written for a file with this stamp."""
     return row is not None and {key: row[key] for key in stamp} == stamp
 
 
-def _may_pass(row: Row) -> bool:
-    """Tell whether a file that could not be scored may be another time: its way was broken, or the memory short."""
+def _worth_retrying(row: Row) -> bool:
+    """Return whether a file that could not be scored may be scored later: its download failed or its process died."""
     reason = str(row["reason"])
     return row["status"] == "unreadable" and (reason == KILLER or reason.startswith(FETCH))
 
 
-def _begun(path: Path, artifact: Artifact) -> Row:
-    """Return what a row says of a file before it is scored."""
+def _unscored_row(path: Path, artifact: Artifact) -> Row:
+    """Return the columns of a row that are known before its file is scored."""
     return {"video": shown(path), "artifact": artifact.file, "reason": ""} | _stamp(path)
 
 
-def _killed(path: Path, artifact: Artifact) -> Row:
-    return _begun(path, artifact) | {"status": "unreadable", "reason": KILLER}
+def _killed_row(path: Path, artifact: Artifact) -> Row:
+    """Return the row of a video on which a process died."""
+    return _unscored_row(path, artifact) | {"status": "unreadable", "reason": KILLER}
 
 
-def _row(path: Path, scorer: VideoScorer) -> Row:
-    """Score a video; whatever happens, it has a row."""
-    row = _begun(path, scorer.artifact)
+def _scored_row(path: Path, scorer: VideoScorer) -> Row:
+    """Score a video and return its row, which gives the reason if it could not be scored."""
+    row = _unscored_row(path, scorer.artifact)
     try:
         return row | {"status": "ok"} | scorer.detect(path).model_dump()
     except UnreadableVideo as error:
@@ -136,25 +137,25 @@ def _row(path: Path, scorer: VideoScorer) -> Row:
 
 
 @functools.cache
-def _scorer_here(bundle: Path, file: str) -> VideoScorer:
+def _cached_scorer(bundle: Path, file: str) -> VideoScorer:
     return VideoScorer.load(Bundle(bundle), file)
 
 
-def _scan_here(video: Path, name: str, bundle: Path, file: str, folder: Path) -> None:
-    """Score a video in a process of this machine, and note its row, unless that was done."""
+def _scan_in_process(video: Path, name: str, bundle: Path, file: str, folder: Path) -> None:
+    """Score a video in a process of this machine and note its row, unless the journal has it already."""
     journal = Journal(folder)
-    if _is_of(journal.row(name), _stamp(video)):
+    if _is_current(journal.row(name), _stamp(video)):
         return
     journal.begin(name)
-    journal.note(name, _row(video, _scorer_here(bundle, file)))
+    journal.note(name, _scored_row(video, _cached_scorer(bundle, file)))
 
 
 _SCORERS: dict[str, VideoScorer] = {}
-"""Of a process on a cluster, by the hash of the artifact and of its rules."""
+"""Scorers that a process on a cluster has loaded, by the hash of artifact and rules."""
 
 
-def _scan_there(video: Path, file: str, files: dict[str, bytes], scorer: str) -> Row:
-    """Score a video on a cluster, with a bundle that came along."""
+def _scan_on_cluster(video: Path, file: str, files: dict[str, bytes], scorer: str) -> Row:
+    """Score a video on a cluster by the bundle sent along: ``files`` holds its contents by path."""
     if scorer not in _SCORERS:
         folder = Path(tempfile.mkdtemp())
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
@@ -162,20 +163,21 @@ def _scan_there(video: Path, file: str, files: dict[str, bytes], scorer: str) ->
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(content)
         _SCORERS[scorer] = VideoScorer.load(Bundle(folder), file)
-    return {"row": json.dumps(_row(video, _SCORERS[scorer]))}
+    return {"row": json.dumps(_scored_row(video, _SCORERS[scorer]))}
 
 
-def _parcel(bundle: Bundle, artifact: Artifact) -> dict[str, bytes]:
-    """Return the files that a machine of a cluster needs, by name."""
+def _files_to_send(bundle: Bundle, artifact: Artifact) -> dict[str, bytes]:
+    """Return the contents of the files that a machine of a cluster needs, by path in the bundle."""
     path = bundle.checked_path(artifact)
-    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
-    return {file.relative_to(bundle.path).as_posix(): file.read_bytes() for file in (bundle.path / MANIFEST, *files)}
+    programs = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+    files = [bundle.path / MANIFEST, *programs]
+    return {file.relative_to(bundle.path).as_posix(): file.read_bytes() for file in files}
 
 
 def _read_table(out: Path, artifact: Artifact, scorer: str) -> list[Row]:
     """Return the rows of a table of scores; none if there is no file.
 
-    Raises StageError if it is something else, or holds the scores of another artifact.
+    Raises StageError if the file is no such table, or holds the scores of another artifact.
     """
     if not out.exists():
         return []
@@ -200,8 +202,8 @@ def _write_table(out: Path, rows: list[Row], scorer: str) -> None:
         pq.write_table(pa.Table.from_pylist(rows, schema=schema), aside)
 
 
-def _refuse_alike(videos: Sequence[Path]) -> None:
-    """Raise StageError for two files of one shown name, of which a table could hold one."""
+def _refuse_equal_names(videos: Sequence[Path]) -> None:
+    """Raise StageError for files that are shown under the same name: a table could hold only one of them."""
     for name, count in Counter(map(shown, dict.fromkeys(videos))).items():
         if count > 1:
             raise StageError(f"{name} is how {count} files are shown, as a name is not UTF-8: rename one")
@@ -210,10 +212,11 @@ def _refuse_alike(videos: Sequence[Path]) -> None:
 def scan(
     videos: Sequence[Path], bundle: Bundle, artifact: Artifact, out: Path, workers: int, ray: str | None
 ) -> Counter[str]:
-    """Score videos into a table, and return how many of them have which status.
+    """Score videos into a table, and return the number of videos by status.
 
-    Rows that it has already, of unchanged files, stay. What an interrupted scan has done is kept beside ``out``. Raises
-    StageError if ``out`` holds something else, or scores of another artifact or by another manifest.
+    Rows that ``out`` already has of unchanged files stay. An interrupted scan leaves its rows beside ``out`` and goes
+    on from them. ``ray``: address of a cluster, or None for processes here. Raises StageError if ``out`` holds
+    something else, or the scores of another artifact or manifest.
     """
     folder, scorer = unfinished_of(out), _scorer_hash(bundle, artifact)
     with Lock(out, may_exist=True) as lock:
@@ -223,17 +226,17 @@ def scan(
         journal.open()
         rows |= {row["video"]: row for row in journal.rows()}
         absolute = [path if is_remote(path) else path.absolute() for path in videos]
-        _refuse_alike(absolute)
+        _refuse_equal_names(absolute)
         todo = {}
         for path in absolute:
-            known = rows.get(shown(path))
-            if known is None or not _is_of(known, _stamp(path)) or _may_pass(known):
-                todo[_name(path)] = path
-                journal.forget(_name(path))
+            row = rows.get(shown(path))
+            if row is None or not _is_current(row, _stamp(path)) or _worth_retrying(row):
+                todo[_row_name(path)] = path
+                journal.forget(_row_name(path))
         if ray is None:
-            _in_processes(todo, bundle, artifact, folder, workers)
+            _scan_in_processes(todo, bundle, artifact, folder, workers)
         else:
-            _on_ray(todo, bundle, artifact, journal, ray, workers)
+            _scan_on_ray(todo, bundle, artifact, journal, ray, workers)
         rows |= {row["video"]: row for row in journal.rows()}
         _write_table(out, [rows[video] for video in sorted(rows)], scorer)
         shutil.rmtree(folder)
@@ -241,21 +244,23 @@ def scan(
     return Counter(rows[shown(path)]["status"] for path in absolute)
 
 
-def _in_processes(todo: dict[str, Path], bundle: Bundle, artifact: Artifact, folder: Path, workers: int) -> None:
+def _scan_in_processes(todo: dict[str, Path], bundle: Bundle, artifact: Artifact, folder: Path, workers: int) -> None:
+    """Score the videos of ``todo``, by the names of their rows, in ``workers`` processes of this machine."""
     jobs = {name: (path, name, bundle.path, artifact.file, folder) for name, path in todo.items()}
 
-    def killed(name: str) -> Row:
-        return _killed(todo[name], artifact)
+    def row_if_killed(name: str) -> Row:
+        return _killed_row(todo[name], artifact)
 
-    in_noted_processes(_scan_here, jobs, Journal(folder), workers, "detect", killed)
+    in_noted_processes(_scan_in_process, jobs, Journal(folder), workers, "detect", row_if_killed)
 
 
-def _on_ray(
+def _scan_on_ray(
     videos: dict[str, Path], bundle: Bundle, artifact: Artifact, journal: Journal, address: str, workers: int
 ) -> None:
-    """Score on a cluster, whose machines reach the videos by the same paths and need nothing else of this one."""
-    files = _parcel(bundle, artifact)
+    """Score videos on a cluster; its machines reach them by the same paths, and are sent all else that they need."""
+    files = _files_to_send(bundle, artifact)
     scorer = _scorer_hash(bundle, artifact)
-    there = functools.partial(_scan_there, file=artifact.file, files=files, scorer=scorer)  # which is sent once
-    for (path,), result in on_ray(there, [(path,) for path in videos.values()], address, workers, "detect"):
-        journal.note(_name(path), json.loads(result["row"]) if result else _killed(path, artifact))
+    # Sent to the cluster once, not with each video.
+    score = functools.partial(_scan_on_cluster, file=artifact.file, files=files, scorer=scorer)
+    for (path,), result in on_ray(score, [(path,) for path in videos.values()], address, workers, "detect"):
+        journal.note(_row_name(path), json.loads(result["row"]) if result else _killed_row(path, artifact))

@@ -1,4 +1,4 @@
-"""One video or photo through an artifact: faces found, crops cut and scored as the manifest tells an app to."""
+"""Score one video or photo by an artifact: find faces, cut crops and score them as the manifest tells an app to."""
 
 import hashlib
 from collections.abc import Callable, Iterator
@@ -26,7 +26,7 @@ from stage import Scorer, StageError
 
 
 class NoFace(StageError):
-    """A video in which there is nothing to score; ``what`` says why, without the path."""
+    """A video has nothing to score; ``what`` says why, without the path."""
 
     def __init__(self, path: str, what: str) -> None:
         super().__init__(f"{what} in {path}: there is nothing to score")
@@ -34,64 +34,68 @@ class NoFace(StageError):
 
 
 class ScoredClip(BaseModel):
-    """What one clip of a video got."""
+    """Score of one clip of a video."""
 
     model_config = ConfigDict(extra="forbid")
 
     start_frame: int
+    """Number of its first frame in the video, from 0."""
     score: float
+    """P(fake); for an artifact that scores frames, the mean over those that count."""
     frames: int
-    """Frames that count, all of which were looked at."""
+    """Number of frames that count, all of which were scored."""
 
 
 class Milliseconds(BaseModel):
-    """Where the time of a video went: on one thread, but for decoding, whose threads FFmpeg chooses.
+    """Milliseconds that each step took for a video: on one thread, except decoding, whose threads FFmpeg chooses.
 
-    None of what was evaluated in a runtime's place.
+    A step that was evaluated in a runtime's place has None, and is not part of ``whole``.
     """
 
     model_config = ConfigDict(extra="forbid")
 
     decode: float
     faces: float
-    """Finding and following them."""
+    """Finding and tracking faces."""
     crop: float
-    """Colours converted, crops cut and resized."""
+    """Converting colours, cutting and resizing crops."""
     embed: float | None = None
-    """Of a clip student, once for each crop."""
+    """The program ``embed`` of a clip student, which runs once for each crop."""
     score: float | None = None
+    """The program that gives P(fake)."""
     whole: float
+    """Sum of all steps and of what lies between them."""
 
 
 class Detection(BaseModel):
-    """What ``detect`` says of a video."""
+    """Result of ``detect`` for one video."""
 
     model_config = ConfigDict(extra="forbid")
 
     video: str
     score: float
-    """P(fake): the mean over the frames that count, or of a clip student over the clips."""
+    """P(fake): the mean over the frames that count, or for a clip student over the clips."""
     verdict: Literal["real", "fake"]
     threshold: float
     artifact: str
     evaluated_by: str | None
     frames_read: int
     frames_used: int
-    """Frames that were scored."""
+    """Number of frames that were scored."""
     faces_missed: int
-    """Frames in which no face was found."""
+    """Number of frames in which no face was found."""
     clips_left_out: int
-    """Clips of which less than half of the frames count, which a clip student does not score."""
+    """Number of clips in which less than half of the frames count: a clip student does not score them."""
     clips: list[ScoredClip]
     milliseconds: Milliseconds
 
 
 OnClip = Callable[[FaceClip, NDArray[np.float32]], None]
-"""Told of every clip that is scored, and its scores: float32 [frames that count], or of a clip student [1]."""
+"""Called with every clip that is scored and its scores, float32 [frames that count], or [1] for a clip student."""
 
 
 class EmbeddingCache:
-    """``embed``, which does not run again on the crops of the call before: clips overlap."""
+    """The program ``embed``, with the embeddings of the previous call kept: clips overlap."""
 
     def __init__(self, embed: Loaded) -> None:
         self._embed = embed
@@ -100,16 +104,16 @@ class EmbeddingCache:
     def __call__(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return embeddings, float32 [N, D], of crops uint8 [N, S, S, 3]."""
         keys = [hashlib.blake2b(crop.tobytes(), digest_size=16).digest() for crop in crops]
-        new = [number for number, key in enumerate(keys) if key not in self._known]
-        if new:
-            self._known |= dict(zip([keys[number] for number in new], self._embed(crops[new]), strict=True))
+        missing = [index for index, key in enumerate(keys) if key not in self._known]
+        if missing:
+            self._known |= dict(zip([keys[index] for index in missing], self._embed(crops[missing]), strict=True))
         self._known = {key: self._known[key] for key in keys}
         return np.stack([self._known[key] for key in keys])
 
 
 @dataclass(frozen=True)
 class VideoScorer:
-    """An artifact that was loaded, and what its manifest says of crops, clips and the threshold."""
+    """A loaded artifact with its manifest, which states how crops and clips are cut, and the threshold."""
 
     manifest: Manifest
     artifact: Artifact
@@ -122,7 +126,7 @@ class VideoScorer:
         return cls(bundle.manifest, artifact, bundle.open(artifact))
 
     def _scorer(self, watch: Stopwatch) -> Scorer:
-        """Return what scores frames or clips, with the time of each program."""
+        """Return a scorer of frames or clips that times each program."""
 
         def timed(name: ProgramName) -> Loaded:
             program = watch.timed("embed" if name == "embed" else "score", self.programs(name))
@@ -131,92 +135,97 @@ class VideoScorer:
         return scorer_of(timed, self.artifact.method)
 
     def _inputs(self, clip: FaceClip, watch: Stopwatch) -> tuple[NDArray[np.generic], ...]:
-        """Return what an artifact takes of a clip: the crops of its valid frames, or all and which are valid."""
+        """Return an artifact's inputs for a clip.
+
+        Crops of the valid frames, uint8 [N, S, S, 3]; or for a clip student all crops, uint8 [1, T, S, S, 3], and which
+        are valid, bool [1, T], both zero beyond the clip's end.
+        """
         rule, length = self.manifest.crop.rule, self.manifest.clip.frames
         with watch.stage("crop"):
             crops = rule.cut_clip([picture.rgb for picture in clip.pictures], clip.boxes)
             if self.manifest.clip.per == "frame":
                 return (crops[clip.valid],)
-            missing = length - len(clip)
-            return tuple(
-                np.pad(array, [(0, missing), *[(0, 0)] * (array.ndim - 1)])[None] for array in (crops, clip.valid)
-            )
+            padding = (0, length - len(clip))
+            return tuple(np.pad(array, [padding, *[(0, 0)] * (array.ndim - 1)])[None] for array in (crops, clip.valid))
 
     def detect(self, path: Path, on_clip: OnClip | None = None) -> Detection:
         """Score every clip of a video's largest face. Holds one clip in memory, whatever the video's length.
 
         Raises UnreadableVideo if the file cannot be read, NoFace if there is no face to score, StageError for a photo
-        and a clip student.
+        if the artifact scores clips.
         """
         cv2.setNumThreads(1)
         if is_photo(path) and self.manifest.clip.per == "clip":
             raise StageError(f"{shown(path)} is a photo, and {self.artifact.file} scores clips of frames: give videos")
         watch = Stopwatch()
-        found = _Found()
+        tally = _Tally()
         with watch.stage("whole"), fetched(path) as file, Photo(file) if is_photo(path) else Video(file) as video:
-            self._score_clips(path, video, watch, found, on_clip)
-        if not found.clips:
-            frames, read = self.manifest.clip.frames, found.frames_read
-            seen = f" in half of {frames} frames on end" if found.left_out else ""
-            seen += f", of which there are {read}" if found.left_out and read < frames else ""
-            raise NoFace(shown(path), f"no face was found{seen}")
-        return self._detection(path, found, watch)
+            self._score_clips(path, video, watch, tally, on_clip)
+        if not tally.clips:
+            frames, read = self.manifest.clip.frames, tally.frames_read
+            where = f" in half of {frames} frames on end" if tally.left_out else ""
+            where += f", of which there are {read}" if tally.left_out and read < frames else ""
+            raise NoFace(shown(path), f"no face was found{where}")
+        return self._detection(path, tally, watch)
 
     def _score_clips(
-        self, path: Path, video: Video | Photo, watch: Stopwatch, found: "_Found", on_clip: OnClip | None
+        self, path: Path, video: Video | Photo, watch: Stopwatch, tally: "_Tally", on_clip: OnClip | None
     ) -> None:
+        """Score the clips of a video and add them to ``tally``. Raises StageError if a score is not finite."""
         rule, scorer = self.manifest.clip, self._scorer(watch)
         tracker = Tracker(DETECTORS[self.manifest.crop.detector]())
 
-        def counted() -> Iterator[Seen]:
-            for seen in tracker.follow(watch.each("decode", video.pictures())):
-                found.frames_read += 1
-                found.faces_missed += not seen.faces
-                yield seen
+        def counted_frames() -> Iterator[Seen]:
+            for frame in tracker.follow(watch.each("decode", video.pictures())):
+                tally.frames_read += 1
+                tally.faces_missed += not frame.faces
+                yield frame
 
-        for clip, *_ in watch.each("faces", face_clips(counted(), rule.frames, rule.hop)):
+        for clip, *_ in watch.each("faces", face_clips(counted_frames(), rule.frames, rule.hop)):
             if rule.per == "clip" and 2 * int(clip.valid.sum()) < rule.frames:
-                found.left_out += 1
+                tally.left_out += 1
                 continue
             scores = scorer(*self._inputs(clip, watch))
             if not np.isfinite(scores).all():
                 raise StageError(f"{self.artifact.file} gives no number for frames of {shown(path)}: export it again")
-            counts = clip.start + np.flatnonzero(clip.valid)
-            found.used.update(counts.tolist())
-            found.clips.append(ScoredClip(start_frame=clip.start, score=float(scores.mean()), frames=len(counts)))
+            frames = clip.start + np.flatnonzero(clip.valid)
+            tally.used.update(frames.tolist())
+            tally.clips.append(ScoredClip(start_frame=clip.start, score=float(scores.mean()), frames=len(frames)))
             if on_clip:
                 on_clip(clip, scores)
 
-    def _detection(self, path: Path, found: "_Found", watch: Stopwatch) -> Detection:
-        weights = [clip.frames if self.manifest.clip.per == "frame" else 1 for clip in found.clips]
-        score = float(np.average([clip.score for clip in found.clips], weights=weights))
-        by, threshold = evaluated_by(self.artifact.runtime), self.artifact.threshold.value
-        spent = {name: 1e3 * seconds for name, seconds in watch.seconds.items()}
-        if by:
-            spent = {name: value for name, value in spent.items() if name not in ("embed", "score")}
-        spent["whole"] = sum(spent.values())
+    def _detection(self, path: Path, tally: "_Tally", watch: Stopwatch) -> Detection:
+        """Return the result for a video, all of whose clips were scored."""
+        weights = [clip.frames if self.manifest.clip.per == "frame" else 1 for clip in tally.clips]
+        score = float(np.average([clip.score for clip in tally.clips], weights=weights))
+        evaluator, threshold = evaluated_by(self.artifact.runtime), self.artifact.threshold.value
+        milliseconds = {name: 1e3 * seconds for name, seconds in watch.seconds.items()}
+        if evaluator:
+            milliseconds = {name: value for name, value in milliseconds.items() if name not in ("embed", "score")}
+        milliseconds["whole"] = sum(milliseconds.values())
         return Detection(
             video=shown(path),
             score=score,
             verdict="fake" if score > threshold else "real",
             threshold=threshold,
             artifact=self.artifact.file,
-            evaluated_by=by,
-            frames_read=found.frames_read,
-            frames_used=len(found.used),
-            faces_missed=found.faces_missed,
-            clips_left_out=found.left_out,
-            clips=found.clips,
-            milliseconds=Milliseconds(**spent),
+            evaluated_by=evaluator,
+            frames_read=tally.frames_read,
+            frames_used=len(tally.used),
+            faces_missed=tally.faces_missed,
+            clips_left_out=tally.left_out,
+            clips=tally.clips,
+            milliseconds=Milliseconds(**milliseconds),
         )
 
 
 @dataclass
-class _Found:
-    """What was found of a video so far."""
+class _Tally:
+    """Frames counted and clips scored in a video so far."""
 
     frames_read: int = 0
     faces_missed: int = 0
     left_out: int = 0
     clips: list[ScoredClip] = field(default_factory=list)
     used: set[int] = field(default_factory=set)
+    """Numbers of the frames that were scored."""

@@ -1,4 +1,4 @@
-"""Where the time of a pipeline goes: seconds by stage, also of stages that draw on each other."""
+"""Measure how long each stage of a pipeline takes, also where a stage runs inside another."""
 
 import contextlib
 import time
@@ -14,22 +14,25 @@ class Stopwatch:
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
+        """Seconds by stage, without those of the stages inside it."""
         self._inside = 0.0
         """Seconds that stages inside the running one have taken."""
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Count the time of a block to a stage."""
-        before, outside, self._inside = time.perf_counter(), self._inside, 0.0
+        """Add the time of a block to a stage."""
+        start = time.perf_counter()
+        inside_before = self._inside
+        self._inside = 0.0
         try:
             yield
         finally:
-            spent = time.perf_counter() - before
-            self.seconds[name] = self.seconds.get(name, 0.0) + spent - self._inside
-            self._inside = outside + spent
+            elapsed = time.perf_counter() - start
+            self.seconds[name] = self.seconds.get(name, 0.0) + elapsed - self._inside
+            self._inside = inside_before + elapsed
 
     def each(self, name: str, items: Iterable[T]) -> Iterator[T]:
-        """Iterate, and count to a stage how long each item is waited for."""
+        """Yield the items, and add the time of waiting for each to a stage."""
         iterator = iter(items)
         while True:
             with self.stage(name):
@@ -40,7 +43,7 @@ class Stopwatch:
             yield item
 
     def timed(self, name: str, function: Callable[P, T]) -> Callable[P, T]:
-        """Return a function whose calls count to a stage."""
+        """Return a function that calls ``function`` and adds the time of each call to a stage."""
 
         def call(*args: P.args, **kwargs: P.kwargs) -> T:
             with self.stage(name):

@@ -1,6 +1,6 @@
-"""Check a bundle: every file, the schema, the crop rule's test vectors, and what its artifacts give of golden inputs.
+"""Check a bundle: every file, the schema, the crop rule's test vectors, and its artifacts' outputs of golden inputs.
 
-Needs neither training code nor torch. Without torch a ``.pte`` is checked by its hash only, and is said to be.
+Needs neither training code nor torch. Without torch a ``.pte`` is checked by its hash only, and a line says so.
 """
 
 import json
@@ -20,14 +20,15 @@ from stage import StageError, run_as_script
 
 
 def check_crops(bundle: Bundle) -> None:
-    """Raise StageError if the manifest's test vectors are not what its crop rule gives."""
-    crop, file = bundle.manifest.crop, bundle.path / bundle.manifest.crop.pixels.crops
+    """Raise StageError if the bundle's test vectors differ from what the manifest's crop rule gives."""
+    crop = bundle.manifest.crop
+    file = bundle.path / crop.pixels.crops
     side = 2 * crop.rule.size
-    named = (crop.pixels.picture, crop.pixels.boxes) == ((side, side), CropPixels.boxes_of(crop.rule))
-    if not named or sha256_of(file) != crop.pixels.sha256:
+    of_rule = (crop.pixels.picture, crop.pixels.boxes) == ((side, side), CropPixels.boxes_of(crop.rule))
+    if not of_rule or sha256_of(file) != crop.pixels.sha256:
         raise StageError(f"{file} is not what the manifest says of it: export the bundle again")
-    expected, given = CropPixels.cut(crop.rule, crop.pixels.boxes), np.fromfile(file, np.uint8)
-    if given.size != expected.size or np.abs(given.reshape(expected.shape) - expected.astype(int)).max() > (
+    expected, crops = CropPixels.cut(crop.rule, crop.pixels.boxes), np.fromfile(file, np.uint8)
+    if crops.size != expected.size or np.abs(crops.reshape(expected.shape) - expected.astype(int)).max() > (
         crop.pixels.tolerance
     ):
         raise StageError(f"{file} is not what the manifest's crop rule gives: export the bundle again")
@@ -37,7 +38,7 @@ def check_crops(bundle: Bundle) -> None:
 
 
 def check_outputs(bundle: Bundle, artifact: Artifact) -> str:
-    """Compare what an artifact gives of the golden inputs with what the manifest says; return how that was done.
+    """Compare an artifact's outputs of the golden inputs with those in the manifest; return how it was checked.
 
     Raises StageError if they differ by more than rounding does between machines.
     """
@@ -55,8 +56,8 @@ def check_outputs(bundle: Bundle, artifact: Artifact) -> str:
     parity = compare(bundle.golden_outputs(artifact), outputs, artifact.scheme, least)
     if not parity.passed:
         raise StageError(f"{bundle.path / artifact.file} does not give its golden outputs: {parity.failure}")
-    by = evaluated_by(artifact.runtime)
-    return f"golden outputs within {parity.max_difference:.1g}" + (f", evaluated {by}" if by else "")
+    evaluator = evaluated_by(artifact.runtime)
+    return f"golden outputs within {parity.max_difference:.1g}" + (f", evaluated {evaluator}" if evaluator else "")
 
 
 def verify(
@@ -70,12 +71,12 @@ def verify(
     opened = Bundle(bundle)
     files = opened.check_files()
     check_crops(opened)
-    said = {artifact.file: check_outputs(opened, artifact) for artifact in opened.manifest.artifacts}
+    results = {artifact.file: check_outputs(opened, artifact) for artifact in opened.manifest.artifacts}
     if as_json:
-        print(json.dumps({"bundle": str(bundle), "files": files, "artifacts": said}))
+        print(json.dumps({"bundle": str(bundle), "files": files, "artifacts": results}))
         return
-    for file, how in said.items():
-        print(f"{bundle / file}: {how}")
+    for file, result in results.items():
+        print(f"{bundle / file}: {result}")
     print(f"{bundle}: all {files} files are as they were exported")
 
 
