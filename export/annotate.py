@@ -21,7 +21,7 @@ from files import written_whole
 from stage import StageError, reason_of
 
 RED, BLUE, AXIS, BAND = (214, 69, 53), (38, 128, 199), (230, 230, 230), (24, 24, 24)
-"""Colours, RGB. No meaning rests on them alone: words and a dashed outline say the same."""
+"""Colours, RGB. Words and a dashed outline tell real from fake too."""
 STRIP = 0.16
 """Height of the strip with the score over time, as a share of the picture's height."""
 SMALLEST_STRIP = 48

@@ -36,7 +36,7 @@ MINIMUM_OS = {
     "onnxruntime": f"as the ONNX Runtime that the app links ({onnx.NEEDS})",
     "vulkan": f"Android with Vulkan 1.1, and an ExecuTorch runtime ({EXECUTORCH} or newer) with its Vulkan backend",
 }
-"""The least that an artifact needs, by its delegate or, where that is not listed, by its runtime."""
+"""Least system and runtime that an artifact needs, by its delegate, or by its runtime where that is not listed."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def write_artifact(job: Job, folder: Path, inputs: Inputs, frames: int) -> Writt
     return Written(fields | {"programs": programs}, scores)
 
 
-def _write_or_unfit(job: Job, folder: Path, inputs: Inputs, frames: int) -> Written:
+def _write_or_refuse(job: Job, folder: Path, inputs: Inputs, frames: int) -> Written:
     """Write an artifact. Raises UnfitArtifact if a compiler fails on it: other artifacts can still be exported."""
     try:
         return write_artifact(job, folder, inputs, frames)
@@ -147,7 +147,7 @@ def _make(job: Job, folder: Path, inputs: Inputs) -> tuple[Artifact, list[float]
     store = ClipStore(job.store)
     source, runtime = job.source, job.form.runtime
     path = folder / job.file
-    written = _write_or_unfit(job, folder, inputs, store.frames)
+    written = _write_or_refuse(job, folder, inputs, store.frames)
     gated = gate(path, job.form, source, written.in_torch, inputs)
     entry = Artifact(
         file=job.file,

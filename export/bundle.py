@@ -79,10 +79,10 @@ class Bundle:
         raise WrongArgument(f"{self.path} has no artifact {file!r}; it has {known}")
 
     def chosen(self, file: str | None) -> Artifact:
-        """Return the named artifact, or the smallest that its runtime can run here.
+        """Return the named artifact, or the best that its runtime can run here.
 
-        Artifacts that take one sample at once, or any number, come first, then those that score clips in steps. Raises
-        WrongArgument for an unknown name, StageError if no artifact runs here.
+        Prefers one that takes a single sample or any number, then one that scores clips in steps, then the smallest.
+        Raises WrongArgument for an unknown name, StageError if no artifact runs here.
         """
         if file is not None:
             return self.artifact(file)

@@ -51,7 +51,7 @@ MEANING = {
 
 
 def write(graphs: Sequence["Graph"], path: Path) -> dict[str, Any]:
-    """Write one program as an ``.mlpackage``, or several into a folder; return ``operators``: theirs, by program.
+    """Write one program as an ``.mlpackage``, or several into a folder; return ``operators`` by program.
 
     Programs compute in FLOAT32, except in the schemes of HALF: int8 values are dequantized to float32 where an
     operation has no int8 form.

@@ -37,7 +37,7 @@ def _partitioner(delegate: Delegate) -> Any:
         level = logging.root.level
         from executorch.backends.vulkan.partitioner.vulkan_partitioner import VulkanPartitioner
 
-        logging.root.setLevel(level)  # the import lowers it, and every library would log what it does
+        logging.root.setLevel(level)  # the import lowers it, which makes every library log
         return VulkanPartitioner()
     from export.coreml import delegate_partitioner
 
@@ -47,7 +47,7 @@ def _partitioner(delegate: Delegate) -> Any:
 def write(
     graphs: Sequence["Graph"], path: Path, delegate: Delegate = "xnnpack", etrecord: bool = False
 ) -> dict[str, Any]:
-    """Write programs as the methods of one ``.pte``; with ``etrecord``, also the record that names operations profiled.
+    """Write programs as the methods of one ``.pte``; with ``etrecord``, also the record that names profiled operations.
 
     Returns the manifest's fields: ``operators``, by program those left to portable kernels and the delegate's backend;
     ``delegated_fraction`` (operations inside the delegate / all); ``delegate``; ``companions``. Raises UnfitArtifact if

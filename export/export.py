@@ -30,7 +30,7 @@ ONLY_TORCH: tuple[Scheme, ...] = ("autocast", "int8-dynamic")
 def build_bundle(
     sources: list[SourceRun], forms: list[Form], store: ClipStore, inputs: Inputs, out: Path
 ) -> tuple[Manifest, list[Absent]]:
-    """Write every artifact, gate it and describe it; return the manifest, and the artifacts that the gate refused.
+    """Write every artifact, gate it and describe it; return the manifest, and what must not be in the bundle.
 
     Raises StageError if a run has no form in ``forms``, or if no artifact passes: then ``out`` is not written.
     """

@@ -34,7 +34,7 @@ class NormalizedTwice(nn.Module):
 
 
 def mistaken_scores(detector: PixelDetector, inputs: Inputs) -> dict[str, NDArray[np.float32]]:
-    """Return a detector's P(fake), float32 [N], after each of the usual mistakes of an integration, by its name."""
+    """Return a detector's P(fake), float32 [N], on inputs changed by the usual mistakes of an integration, by mistake."""
     cpu = torch.device("cpu")
     score = torch_scorer(detector, cpu)
     pixels, *valid = inputs
@@ -87,7 +87,7 @@ class Gated:
     scores: NDArray[np.float32]
     """P(fake) of the inputs, float32 [N]: the artifact's, or its source's if it could not run."""
     scorer: Scorer | None
-    """The loaded artifact; None if it could not run."""
+    """The loaded artifact; None if it could not run or be evaluated here."""
     not_checked: str = ""
     """Why the artifact itself could not be compared."""
 

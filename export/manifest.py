@@ -114,7 +114,7 @@ class Artifact(Frozen):
     validation: Validation | None
     """None if the artifact could not run on the exporting machine."""
     delegate: Delegate | None = None
-    """Backend to which a ``.pte`` hands operations; those that it does not take are among the programs' operators."""
+    """Delegate to which a ``.pte`` hands operations; those that it does not take are among the programs' operators."""
     delegated_fraction: float | None = None
     phone_check: str = ""
     """What ONNX Runtime's mobile usability check says of a ``.onnx``."""

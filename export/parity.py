@@ -31,7 +31,7 @@ alone would let a mistake pass.
 """
 INT8_EXPLAINED = "equal scales on both sides: where a kernel rounds a sum the other way, later roundings turn with it"
 MISTAKE_MARGIN_DB = 6.0
-"""An artifact's logit SNR against its program must exceed by this the SNR of the program on mistaken inputs."""
+"""Margin by which an artifact's logit SNR must exceed that of its own program on mistaken inputs."""
 ROUNDING_DB: dict[Scheme, float] = {"fp32": 60.0, **dict.fromkeys(("fp16", *PALETTES), 45.0)}
 INT8_ROUNDING_DB = 24.0
 """Logit SNR that rounding alone may bring (docs/lab-notes.md): a mistake that changes less looks like rounding."""
