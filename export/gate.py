@@ -34,7 +34,7 @@ class NormalizedTwice(nn.Module):
 
 
 def mistaken_scores(detector: PixelDetector, inputs: Inputs) -> dict[str, NDArray[np.float32]]:
-    """Return a detector's P(fake), float32 [N], on inputs changed by the usual mistakes of an integration, by mistake."""
+    """Return a detector's P(fake), float32 [N], by the integration mistake that its inputs were changed by."""
     cpu = torch.device("cpu")
     score = torch_scorer(detector, cpu)
     pixels, *valid = inputs
