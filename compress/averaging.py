@@ -31,8 +31,10 @@ class MovingAverage:
             return
         originals = [p.detach().clone() for p in self._parameters]
         _copy(self.values, self._parameters)
-        yield
-        _copy(originals, self._parameters)
+        try:
+            yield
+        finally:
+            _copy(originals, self._parameters)
 
     def restore(self, values: Iterable[Tensor]) -> None:
         """Set the averages to saved ``values``."""

@@ -1,6 +1,5 @@
 """Where int8 loses accuracy: the noise that each layer's rounding adds to the logits, measured on real crops."""
 
-import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable
@@ -12,7 +11,7 @@ from torch.fx import GraphModule, Interpreter, Node
 from torch.fx.node import map_arg
 from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
-from compress.fidelity import MOST_DB, LayerNoise
+from compress.fidelity import LayerNoise, decibels
 from compress.int8 import graph_of, layers_of, observers_of
 from models.detector import Detector, per_picture
 
@@ -133,16 +132,9 @@ def layer_noise(program: Detector, batches: Iterable[tuple[Tensor, ...]]) -> lis
     logit = torch.cat(logit_batches)
     variance = max(float(logit.var(correction=0)) * len(logit), 1e-30)  # 0: all outputs are equal
     return [
-        LayerNoise(layer=layer, snr_db=_decibels(power[layer], error[layer]), logit_noise=noise[layer] / variance)
+        LayerNoise(layer=layer, snr_db=decibels(power[layer], error[layer]), logit_noise=noise[layer] / variance)
         for layer in power
     ]
-
-
-def _decibels(power: float, error: float) -> float:
-    """Return the signal-to-noise ratio in dB of the power of a signal and of its error."""
-    if not error:
-        return MOST_DB
-    return 10 * math.log10(power / error) if power else -MOST_DB
 
 
 def islands(program: Detector) -> dict[str, int]:

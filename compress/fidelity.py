@@ -26,8 +26,11 @@ def snr_db(expected: NDArray[np.float64], actual: NDArray[np.float64]) -> float:
 
     The signal's power is the variance of ``expected``, float64 [N]; the noise is the difference of both.
     """
-    noise = float(np.mean((expected - actual) ** 2))
-    signal = float(np.var(expected))
+    return decibels(float(np.var(expected)), float(np.mean((expected - actual) ** 2)))
+
+
+def decibels(signal: float, noise: float) -> float:
+    """Return the ratio of the power of a signal to that of its error, in dB within +-MOST_DB."""
     if noise == 0.0:
         return MOST_DB
     return float(np.clip(10 * np.log10(max(signal, 1e-30) / noise), -MOST_DB, MOST_DB))
