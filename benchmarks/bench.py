@@ -36,21 +36,25 @@ from stage import StageError, WrongArgument, run_as_script, say, takes_options
 
 
 def _diagnoses(paths: list[Path]) -> dict[str, Diagnosis]:
-    """Return what int8 cost each int8 run, as the bundles and runs say."""
-    names, found = shortest_names(paths), list[tuple[str, str, Diagnosis]]()
-    for path, name in names.items():
+    """Return the diagnoses of int8 runs in bundles and runs, by run name; by bundle and run where these disagree."""
+    entries: list[tuple[str, str, Diagnosis]] = []  # run, bundle/run, diagnosis
+    for path, name in shortest_names(paths).items():
         if is_bundle(path):
-            found += [(run, f"{name}/{run}", own) for run, own in Bundle(path).manifest.diagnoses.items()]
+            entries += [(run, f"{name}/{run}", diagnosis) for run, diagnosis in Bundle(path).manifest.diagnoses.items()]
         elif diagnosis := diagnosis_of(Run(path)):
-            found.append((name, name, diagnosis))
-    return {
-        run if all(other == own for others, _, other in found if others == run) else told: own
-        for run, told, own in found
-    }
+            entries.append((name, name, diagnosis))
+    diagnoses: dict[str, Diagnosis] = {}
+    for run, qualified, diagnosis in entries:
+        agree = all(other == diagnosis for other_run, _, other in entries if other_run == run)
+        diagnoses[run if agree else qualified] = diagnosis
+    return diagnoses
 
 
 def _peaks(before: dict[int, dict[str, float]]) -> list[Peak]:
-    """Measure the matrix products once more, and return the faster figures and by how much float32's differ."""
+    """Measure the matrix products again; return the faster figures of both times, and the drift of float32's.
+
+    ``before``: by number of threads, what ``measure_products`` returned before the rows were measured.
+    """
     peaks = []
     for threads, first in before.items():
         again = measure_products(threads)
@@ -69,12 +73,12 @@ def _measure_here(
     effort: Effort,
     kept: KeptMeasurements,
 ) -> list[Peak]:
-    """Measure every row on this machine; return its fastest matrix products before and after, and fill in the rest."""
+    """Measure and fill every row on this machine; return the fastest matrix products, measured before and after."""
     products = {count: measure_products(count) for count in sorted({subject.row.threads for subject in subjects})}
     with tempfile.TemporaryDirectory() as folder:
         workers = os.cpu_count() or 1
-        cut = perturbed_stores(corpora.store, corpora.split, sources, Path(folder), workers) if sources else ()
-        corpora.perturbed.update({how.name: path for how, path in cut})
+        stores = perturbed_stores(corpora.store, corpora.split, sources, Path(folder), workers) if sources else ()
+        corpora.perturbed.update({perturbation.name: path for perturbation, path in stores})
         measure_all(subjects, corpora, reference_auc, effort, kept)
     peaks = _peaks(products)
     against_peaks(subjects, peaks)
@@ -82,7 +86,7 @@ def _measure_here(
 
 
 def _parse_threads(text: str, most: int | None) -> list[int]:
-    """Return counts, each once. Raises StageError for what is none, or above ``most``."""
+    """Return the counts in a text as ``1,2``, each once. Raises StageError if one is not positive or above ``most``."""
     if not all(part.isdecimal() and int(part) > 0 for part in text.split(",")):
         raise WrongArgument(f"--threads {text!r}: give one or more counts, as 1 or 1,2")
     counts = list(dict.fromkeys(int(part) for part in text.split(",")))
@@ -91,16 +95,16 @@ def _parse_threads(text: str, most: int | None) -> list[int]:
     return counts
 
 
-def _opened(paths: list[Path], threads: list[int], corpora: Corpora, machine: str) -> list[Subject]:
-    """List the rows to measure. Raises StageError, before anything is measured, if one cannot score the clips."""
+def _list_checked(paths: list[Path], threads: list[int], corpora: Corpora, machine: str) -> list[Subject]:
+    """Return the rows to measure. Raises StageError, before anything is measured, if one cannot score the clips."""
     subjects = list_subjects(paths, threads, machine)
     for subject in subjects:
         check_fits(subject, corpora.store)
         if corpora.control is not None and subject.row.kind == "artifact":
             check_fits(subject, corpora.opened(corpora.control))
-    scored = {place for subject in subjects for place in corpora.of(subject, first_threads=True).values()}
-    for path, split in sorted({*scored, (corpora.store.path, corpora.split)}):
-        corpora.opened(path).clips(split)  # says now, and once, if one holds one label alone
+    splits = {entry for subject in subjects for entry in corpora.of(subject, first_threads=True).values()}
+    for path, split in sorted({*splits, (corpora.store.path, corpora.split)}):
+        corpora.opened(path).clips(split)  # raises now, not after the measurement, if a split holds a single label
     return subjects
 
 
@@ -132,17 +136,18 @@ def bench(
     Example: **pocketproof bench bundle runs/dino runs/student --data store --reference reference.json --out report**
     """
     refuse_existing(out)
-    here = {"--control": control, "--sources": sources, "--video": clip.video}
-    phone = where.phone(here | {"--sustain": effort.sustain, "--profile": effort.profile})
+    only_here = {"--control": control, "--sources": sources, "--video": clip.video}
+    phone = where.phone(only_here | {"--sustain": effort.sustain, "--profile": effort.profile})
     machine = describe_machine()
     counts = _parse_threads(threads, None if phone else machine.cores)
     store, against = ClipStore(data), read_reference(reference)
     if against.fingerprint != store.info.fingerprint:
         raise StageError(f"{reference} was measured on another store than {data}: measure it again")
-    before = gate.read(phone.phone.name if phone else machine.name, store.info.fingerprint)
+    baseline = gate.read(phone.phone.name if phone else machine.name, store.info.fingerprint)
     clip.check()
     corpora = Corpora(store, against.split, control)
-    subjects, diagnoses = _opened(path, counts, corpora, machine.name), _diagnoses(path)
+    subjects = _list_checked(path, counts, corpora, machine.name)
+    diagnoses = _diagnoses(path)
     with KeptMeasurements(out, machine.model_dump_json()) as kept:
         if phone:
             phone.measure(subjects, effort)
@@ -172,15 +177,15 @@ def bench(
     print(table_text(report))
     say(f"{out / 'report.html'}: {len(report.rows)} rows")
     check_measured(report, out)
-    _check_not_worse(report, out, before)
+    _check_not_worse(report, out, baseline)
     return report
 
 
 def command_of_this_process() -> str:
-    """Return the command that measures: Pocketproof's own, or that of a module of it, a study for example."""
+    """Return the command line of this process: ``pocketproof``, or ``python -m MODULE`` for a study."""
     module = getattr(getattr(sys.modules["__main__"], "__spec__", None), "name", "")
-    called = ["python", "-m", module] if module.startswith("benchmarks.") else ["pocketproof"]
-    return shlex.join([*called, *sys.argv[1:]])
+    program = ["python", "-m", module] if module.startswith("benchmarks.") else ["pocketproof"]
+    return shlex.join([*program, *sys.argv[1:]])
 
 
 def _session(machine: Machine, peaks: list[Peak], phone: PhoneTimer | None) -> Session:
@@ -201,10 +206,10 @@ def check_measured(report: Report, out: Path) -> None:
         raise StageError(f"the report is in {out}, but these rows failed: {', '.join(failed)}")
 
 
-def _check_not_worse(report: Report, out: Path, before: Baseline | None) -> None:
-    """Raise StageError if a row is worse than an earlier report allows."""
-    if before and (worse := before.regressions(report.rows)):
-        raise StageError(f"the report is in {out}, and is worse than {before.path}: {'; '.join(worse)}")
+def _check_not_worse(report: Report, out: Path, baseline: Baseline | None) -> None:
+    """Raise StageError if a row is worse than the baseline allows."""
+    if baseline and (regressions := baseline.regressions(report.rows)):
+        raise StageError(f"the report is in {out}, and is worse than {baseline.path}: {'; '.join(regressions)}")
 
 
 if __name__ == "__main__":

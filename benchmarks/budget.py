@@ -1,6 +1,7 @@
 """What a whole clip costs, from the video file to P(fake), step by step.
 
-``python -m benchmarks.budget TASK.json RESULT.json`` measures one row in a process of its own: memory is a figure.
+``python -m benchmarks.budget TASK.json RESULT.json`` measures one row in a fresh process, because its memory is one of
+the figures.
 """
 
 import itertools
@@ -37,11 +38,11 @@ REPEATS = 3
 MOST_SECONDS = 5.0
 """A step that takes longer than this is run once."""
 MOST_FRAMES = 1000
-"""Of a video's beginning, in which a clip must be found."""
+"""Number of a video's first frames in which a clip must be found."""
 
 
 class BudgetTask(BaseModel):
-    """What a worker measures."""
+    """The task of a worker that measures the clip budget of one row."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -61,12 +62,12 @@ class BudgetTask(BaseModel):
     detector: str
     rule: CropRule
     flow: str
-    """Estimator of optical flow."""
+    """Name of the estimator of optical flow."""
     video: Path
     depth_weights: Path | None
 
     def empty(self, reason: str) -> Budget:
-        """Return the budget of what could not be measured."""
+        """Return the budget of a row that could not be measured, with the reason."""
         return self._budget((0, 0), 0, [], [], reason)
 
     def _budget(
@@ -89,7 +90,7 @@ class BudgetTask(BaseModel):
         )
 
     def measured(self) -> Budget:
-        """Measure every step in this process, on threads that were set."""
+        """Measure every step in this process, whose OpenCV threads and cores are already set."""
         pictures, clip = first_clip(self.video, self.detector, self.frames)
         steps = Steps(self)
         height, width = pictures[0].size
@@ -104,7 +105,7 @@ class BudgetTask(BaseModel):
 def first_clip(path: Path, detector: str, frames: int) -> tuple[list[Picture], FaceClip]:
     """Return a video's frames up to the end of its first clip of a steady face, and that clip.
 
-    Raises StageError if there is none near its beginning.
+    Raises StageError if there is no such clip in the first MOST_FRAMES frames.
     """
     with Video(path) as video:
         pictures = list(itertools.islice(video.pictures(), MOST_FRAMES))
@@ -116,32 +117,35 @@ def first_clip(path: Path, detector: str, frames: int) -> tuple[list[Picture], F
 
 @dataclass
 class Steps:
-    """Times one step after another."""
+    """Times one step after another, and collects the stages and notes of the budget."""
 
     task: BudgetTask
     stages: list[Stage] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     def timed(self, name: str, run: Callable[[], T], share: float = 1.0, warm: Callable[[], Any] | None = None) -> T:
-        """Run a step several times; ``share`` of its time counts. ``warm`` is run before instead of the step itself."""
+        """Run a step up to REPEATS times, add its stage, and return its result.
+
+        ``share``: the part of its time that counts, 0..1. ``warm``: run to warm up, in place of the step itself.
+        """
         (warm or run)()
-        counted = reset_peak()
+        peak_known = reset_peak()
         times: list[float] = []
         while not times or (len(times) < REPEATS and sum(times) < MOST_SECONDS):
             before = time.perf_counter()
-            found = run()
+            result = run()
             times.append(time.perf_counter() - before)
-        memory = peak_mb() if counted else None
+        memory = peak_mb() if peak_known else None
         milliseconds = 1e3 * float(np.median(times)) * share
         self.stages.append(Stage.model_validate({"name": name, "ms": milliseconds, "peak_memory_mb": memory}))
-        return found
+        return result
 
     def before_the_model(self, pictures: list[Picture], clip: FaceClip) -> list[NDArray[np.uint8]]:
-        """Decode, find the face, cut crops, and make the pictures of each modality, uint8 [T, S, S, 3]."""
+        """Time decoding, faces, crops and modalities; return the pictures of each modality, uint8 [T, S, S, 3]."""
         task, boxes = self.task, clip.boxes
-        share = task.frames / len(pictures)  # of a clip that begins later, frames before it are not its own
+        share = task.frames / len(pictures)  # frames before the clip are decoded too, and do not count
 
-        def decoded() -> list[NDArray[np.uint8]]:
+        def decode() -> list[NDArray[np.uint8]]:
             with Video(task.video) as video:
                 # Faces are found in the luma, for which a picture converts a turned or 10-bit frame only once.
                 return [picture.luma for picture in itertools.islice(video.pictures(), len(pictures))]
@@ -149,16 +153,16 @@ class Steps:
         def cut() -> NDArray[np.uint8]:
             return task.rule.cut_clip([picture.rgb for picture in clip.pictures], boxes)
 
-        self.timed("decode", decoded, share)
+        self.timed("decode", decode, share)
         detector = DETECTORS[task.detector]()
         self.timed("faces", lambda: list(face_clips(Tracker(detector).follow(pictures), task.frames)), share)
         rgb = self.timed("crop", cut)
-        made = {"rgb": rgb}
+        pictures_of = {"rgb": rgb}
         if "depth" in task.modalities:
-            made["depth"] = self._depth(rgb, clip.valid)
+            pictures_of["depth"] = self._depth(rgb, clip.valid)
         if "flow" in task.modalities:
-            made["flow"] = self._flow(rgb, clip)
-        return [made[name] for name in task.modalities]
+            pictures_of["flow"] = self._flow(rgb, clip)
+        return [pictures_of[modality] for modality in task.modalities]
 
     def _depth(self, rgb: NDArray[np.uint8], valid: NDArray[np.bool_]) -> NDArray[np.uint8]:
         import torch
@@ -179,7 +183,10 @@ class Steps:
         return self.timed("flow", lambda: flow_pictures(rgb, frames, clip.boxes, rule, estimate))
 
     def artifact(self, crops: NDArray[np.uint8], valid: NDArray[np.bool_]) -> None:
-        """Time what an app calls: ``embed`` of each frame and ``score``, or the one program there is."""
+        """Time the programs that an app calls: ``embed`` of each frame and ``score``, or the only one.
+
+        ``crops``: uint8 [T, S, S, 3]; ``valid``: bool [T].
+        """
         task = self.task
         programs = open_artifact(task.path, cast(Runtime, task.runtime), task.threads, task.method)
         if task.method == "steps":
@@ -194,7 +201,10 @@ class Steps:
             self.timed("score", lambda: [run(crops[[t]]) for t in range(task.frames)])
 
     def torch_model(self, modalities: Sequence[NDArray[np.uint8]], valid: NDArray[np.bool_]) -> None:
-        """Time a run in torch: its backbone on every picture and its head, or both at once where it scores frames."""
+        """Time a run in torch: its backbone on every frame and then its head, or both at once where it scores frames.
+
+        ``modalities``: uint8 [T, S, S, 3] of each; ``valid``: bool [T].
+        """
         import torch
 
         from compress.runs import pixel_detector
@@ -206,33 +216,33 @@ class Steps:
         network = model.network
         assert isinstance(network, Detector)
         joined = modalities[0] if len(modalities) == 1 else np.stack(modalities, axis=1)
-        pixels, counted = torch.from_numpy(joined), torch.from_numpy(valid)
+        pixels, valid_frames = torch.from_numpy(joined), torch.from_numpy(valid)
 
-        def embedded() -> "torch.Tensor":
+        def embed() -> "torch.Tensor":
             with torch.inference_mode():
                 return torch.cat([per_picture(network.backbone, model.pictures(frame[None])) for frame in pixels])
 
-        def scored_frames() -> list["torch.Tensor"]:
+        def score_frames() -> list["torch.Tensor"]:
             with torch.inference_mode():
                 return [model(frame[None]) for frame in pixels]
 
         if self.task.per == "frame":
-            self.timed("score", scored_frames)
+            self.timed("score", score_frames)
             return
-        embeddings = self.timed("embed", embedded)
+        embeddings = self.timed("embed", embed)
 
-        def scored() -> "torch.Tensor":
+        def score() -> "torch.Tensor":
             with torch.inference_mode():
-                return fake_probability(classify(network.head, embeddings[None], counted[None]))
+                return fake_probability(classify(network.head, embeddings[None], valid_frames[None]))
 
-        self.timed("score", scored)
+        self.timed("score", score)
 
 
 def measure_budget(task: BudgetTask) -> Budget:
-    """Measure in a fresh process. Raises StageError with the worker's last line if it fails."""
-    found = answer_of("benchmarks.budget", task, Budget)
+    """Measure a budget in a fresh process. Raises StageError if the worker fails, or if the model's file changed."""
+    budget = answer_of("benchmarks.budget", task, Budget)
     refuse_changed(task.path, task.sha256)
-    return found
+    return budget
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""What a whole clip costs, of which rows: the options of ``bench`` that ask for it, and the measuring."""
+"""The clip budget of a report: the options of ``bench`` that ask for it, and the choice of rows to measure."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from stage import StageError, WrongArgument, progress
 
 @dataclass(frozen=True)
 class ClipCost:
-    """The video of which a whole clip is timed: options of ``bench``."""
+    """The video whose first clip is timed: options of ``bench``."""
 
     video: Annotated[
         Path | None, typer.Option(help="A video: adds what a whole clip costs, from decoding to P(fake).")
@@ -30,7 +30,7 @@ class ClipCost:
     ] = None
 
     def check(self) -> None:
-        """Raise StageError if a file cannot be used, or if there is nothing to use it for."""
+        """Raise StageError if a file cannot be used, or if weights are given without a video."""
         if self.depth_weights and not self.video:
             raise WrongArgument(
                 "--depth-weights is for --video, which times a depth network: leave it out, or give --video"
@@ -41,7 +41,7 @@ class ClipCost:
             DepthAnything(folder=self.depth_weights)
 
     def measure(self, subjects: list[Subject], store: ClipStore, kept: KeptMeasurements) -> list[Budget]:
-        """Measure each artifact and float run that was timed, on the first number of threads; none without a video."""
+        """Return the budget of each timed artifact and fp32 run, on the first number of threads; [] without a video."""
         if self.video is None:
             return []
         timed = [subject for subject in subjects if subject.row.latency_ms and subject.row.batch == 1]
@@ -71,13 +71,13 @@ class ClipCost:
             if subject.row.kind == "artifact" or subject.row.scheme == "fp32"
             if subject.row.runtime != "coreml" or subject.units == "all"
         ]
-        given = " ".join(sha256_of(path) for path in (self.video, self.depth_weights) if path)
-        return [_measured(task, given, kept) for task in progress(tasks, "budget")]
+        hashes = " ".join(sha256_of(path) for path in (self.video, self.depth_weights) if path)
+        return [_measure(task, hashes, kept) for task in progress(tasks, "budget")]
 
 
-def _measured(task: BudgetTask, given: str, kept: KeptMeasurements) -> Budget:
-    """Measure a budget, or say in it why it cannot be; ``given``: the hashes of what a user gave for it."""
+def _measure(task: BudgetTask, hashes: str, kept: KeptMeasurements) -> Budget:
+    """Return a measured budget, or an empty one with the reason; ``hashes``: of the video and the weights."""
     try:
-        return kept.once(f"{task.model_dump_json()} {given}", lambda: measure_budget(task), Budget)
+        return kept.once(f"{task.model_dump_json()} {hashes}", lambda: measure_budget(task), Budget)
     except StageError as error:
         return task.empty(str(error))

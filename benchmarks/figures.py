@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat
 from stage import Scheme
 
 RUNS_FOR_P90, RUNS_FOR_P99 = 10, 100
-"""Fewest runs of which these percentiles say something."""
+"""Fewest timed runs from which p90 and p99 are given."""
 
 
 class Latency(BaseModel):
@@ -18,16 +18,17 @@ class Latency(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     p50: PositiveFloat
-    """The mean where a phone's runner tells nothing else; the sum where it times two programs one after the other."""
+    """The median. On a phone: the mean where the runner reports nothing else, and the sum of the medians where two
+    programs are timed one after the other."""
     p90: float | None
-    """None in both cases, and below 10 repeats; from several calls of a runner the median of theirs, None if one of
-    them made fewer."""
+    """None in these two cases and below 10 repeats. Over several calls of a runner: the median of the calls' values,
+    None if one call made fewer repeats."""
     p99: float | None
-    """The same, and None below 100 repeats."""
+    """As p90, but None below 100 repeats."""
 
     @classmethod
     def of(cls, times_ms: list[float] | NDArray[np.float64]) -> "Latency":
-        """Return the percentiles of single times, float [N]."""
+        """Return the percentiles of single times in milliseconds, float [N]."""
         p50, p90, p99 = np.percentile(times_ms, [50, 90, 99])
         runs = len(times_ms)
         return cls(p50=p50, p90=p90 if runs >= RUNS_FOR_P90 else None, p99=p99 if runs >= RUNS_FOR_P99 else None)
@@ -39,7 +40,7 @@ class MethodFigures(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     fake: int
-    """Fake clips."""
+    """Number of fake clips."""
     auc: float | None
     auc_interval: tuple[float, float] | None
 
@@ -50,13 +51,13 @@ class Operation(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     name: str
-    """As the runtime names it: it optimizes a graph before it runs it, so that one may stand for several."""
+    """The runtime's name for it. Runtimes optimize graphs before running them, so one may stand for several."""
     kind: str
-    """As the runtime names it too: ``Conv``, ``Convolution (NHWC, QC8) IGEMM``."""
+    """The runtime's name for its type: ``Conv``, ``Convolution (NHWC, QC8) IGEMM``."""
     ms: float
     """Milliseconds a run: the median over the profiled runs."""
     share: float
-    """Of all that was profiled, 0..1: with that of ``Profile.others_ms`` they sum to 1."""
+    """Share of all profiled time, 0..1; the shares and that of ``Profile.others_ms`` sum to 1."""
 
 
 class Profile(BaseModel):
@@ -68,15 +69,15 @@ class Profile(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     profiler: str
-    """Which one told it."""
+    """Name of the profiler."""
     runs: int
     """Profiled runs; a run is one call of the model."""
     operations: list[Operation]
-    """The slowest ones, slowest first."""
+    """The slowest operations, slowest first."""
     others_ms: float
-    """Milliseconds a run of all that is not listed."""
+    """Milliseconds a run of all operations that are not listed."""
     reason: str = ""
-    """Why there are none."""
+    """Why no operation is listed; empty if some are."""
 
 
 class Sustained(BaseModel):
@@ -88,10 +89,10 @@ class Sustained(BaseModel):
     frames_per_second: list[float]
     """One figure for each second."""
     drop: float
-    """Share of its speed that is lost: 1 less the median of the last quarter over that of the first."""
+    """Share of its speed that is lost: 1 less the median of the last quarter divided by that of the first."""
     joules_per_frame: float | None
     energy: str
-    """What was read for it, or why it is not known."""
+    """The counters that were read for ``joules_per_frame``, or why it is not known."""
 
 
 class Stage(BaseModel):
@@ -101,9 +102,9 @@ class Stage(BaseModel):
 
     name: Literal["decode", "faces", "crop", "depth", "flow", "embed", "score"]
     ms: float
-    """Milliseconds a clip: the median over ``Budget.repeats``; of a step of more than 5 s, its one run."""
+    """Milliseconds a clip: the median over ``Budget.repeats`` runs; a step of more than 5 s is run once."""
     peak_memory_mb: float | None
-    """Largest resident set of the whole process while it ran, in MiB; None where the system does not tell."""
+    """Largest resident set of the whole process during the step, in MiB; None where the system does not tell."""
 
 
 class Budget(BaseModel):
@@ -112,22 +113,22 @@ class Budget(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     row: str
-    """``Row.name`` of what scores."""
+    """``Row.name`` of the artifact or run that scores."""
     runtime: str
     scheme: Scheme
     machine: str
     threads: int
     teacher: bool
     frames: int
-    """Of a clip."""
+    """Frames of a clip."""
     video: str
-    """Name of the file."""
+    """Name of the video file."""
     picture: tuple[int, int]
-    """Width and height of its frames in pixels."""
+    """Width and height of the video's frames, in pixels."""
     repeats: int
     stages: list[Stage]
     notes: list[str] = Field(default_factory=list)
-    """What a reader must know: random weights of the depth network, say."""
+    """What a reader must know, for example that the depth network has random weights."""
     reason: str = ""
     """Why nothing was measured."""
 
@@ -146,9 +147,9 @@ class Peak(BaseModel):
     fp32_gmacs: float
     """10^9 multiply-accumulates a second in float32."""
     int8_gmacs: float
-    """The same of bytes into int32."""
+    """10^9 multiply-accumulates a second of 8-bit integers into int32."""
     drift: float
-    """By how much the float32 figure differs from before the rows to after them, as a share of the larger."""
+    """Difference of the float32 figures measured before and after the rows, as a share of the larger."""
 
 
 class Robustness(BaseModel):
@@ -158,11 +159,11 @@ class Robustness(BaseModel):
 
     perturbation: str
     clips: int
-    """Clips that could be cut so; figures are over these."""
+    """Number of clips that could be cut this way; the figures are over these."""
     auc: float | None
     delta_auc: float | None
-    """AUC less that of the same clips unchanged; of these, less that of the clips as the store holds them."""
+    """AUC less that of the same clips unchanged; for the perturbation ``unchanged``, less that of the stored clips."""
     verdict_flips: float
-    """Share of clips whose verdict differs from that of the same clip unchanged; of these, as the store holds it."""
+    """Share of clips whose verdict differs from that of the clip unchanged; for ``unchanged``, of the stored clip."""
     equal_error_flips: float | None
-    """The same at the equal-error threshold of the validation scores."""
+    """``verdict_flips`` at the equal-error threshold of the validation scores; None where that is not known."""

@@ -1,4 +1,4 @@
-"""What was measured for a report that is not written yet: an interrupted ``bench`` goes on with it."""
+"""Measurements that are kept on disk until the report is written, so that an interrupted ``bench`` can resume."""
 
 import hashlib
 import shutil
@@ -11,15 +11,16 @@ from pydantic import BaseModel, ValidationError
 
 from files import Lock, unfinished_of, written_whole
 
-Found = TypeVar("Found", bound=BaseModel)
+Result = TypeVar("Result", bound=BaseModel)
 
 
 class KeptMeasurements:
-    """The folder beside ``out`` in which measurements lie until the report is there.
+    """The folder beside ``out`` that holds measurements until the report is written; it is locked in a ``with`` block.
 
-    ``where``: the machine and versions that measure; what others have measured is not gone on with.
+    ``where``: text that names the measuring machine and versions; measurements kept under another ``where`` are not
+    reused.
 
-    Raises StageError while another command makes the same report, until the end of the ``with`` block.
+    Raises StageError if another command is making the same report.
     """
 
     def __init__(self, out: Path, where: str) -> None:
@@ -27,19 +28,19 @@ class KeptMeasurements:
         self.folder = unfinished_of(out)
         self.folder.mkdir(exist_ok=True)
 
-    def once(self, asked: str, measure: Callable[[], Found], kind: type[Found]) -> Found:
-        """Return what was measured before for the same ``asked``, or measure it and keep that.
+    def once(self, asked: str, measure: Callable[[], Result], kind: type[Result]) -> Result:
+        """Return the kept result for ``asked``, of type ``kind``; where there is none, measure it and keep it.
 
-        ``asked`` names all that decides the figures. What raises is not kept.
+        ``asked`` must name everything that decides the figures. Nothing is kept if ``measure`` raises.
         """
         file = self.folder / f"{hashlib.sha256(f'{self._where} {asked}'.encode()).hexdigest()}.json"
         try:
             return kind.model_validate_json(file.read_bytes())
-        except (FileNotFoundError, ValidationError):  # after a power cut what was kept can be empty
-            found = measure()
+        except (FileNotFoundError, ValidationError):  # after a power cut a kept file can be empty
+            result = measure()
         with written_whole(file) as aside:
-            aside.write_text(found.model_dump_json(), encoding="utf-8")
-        return found
+            aside.write_text(result.model_dump_json(), encoding="utf-8")
+        return result
 
     def __enter__(self) -> "KeptMeasurements":
         return self

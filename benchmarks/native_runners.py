@@ -1,7 +1,7 @@
-"""Programs for phones that time a model: how each is called, and what its output tells.
+"""Programs for phones that time a model: how each is called, and how its output is read.
 
 ExecuTorch's ``executor_runner`` (examples/portable/executor_runner) and ONNX Runtime's ``onnxruntime_perf_test``
-(onnxruntime/test/perftest). Both make up their inputs, and neither scores clips.
+(onnxruntime/test/perftest). Both make up their inputs; neither scores clips.
 """
 
 import re
@@ -20,67 +20,69 @@ NUMBER = r"([0-9.]+(?:e[-+]?[0-9]+)?)"
 
 @dataclass(frozen=True)
 class RunnerTimes:
-    """What a runner told of one call, in milliseconds of a run."""
+    """The times that a runner reported for one call, in milliseconds a run; None where it did not report them."""
 
     runs: int
+    """Timed runs."""
     p50_ms: float
-    """The mean where the runner tells nothing else."""
+    """The median; the mean where the runner reports nothing else."""
     mean_ms: float
     p90_ms: float | None = None
     p99_ms: float | None = None
     load_ms: float | None = None
     first_run_ms: float | None = None
     mean_alone: bool = False
-    """Whether the runner tells a mean and no single times, warm-ups included."""
+    """Whether the runner reported a mean only, so that ``p50_ms`` is that mean; ExecuTorch's includes warm-ups."""
     peak_memory_mb: float | None = None
     """Largest resident set of the runner's process, in MiB."""
 
 
 @dataclass(frozen=True)
 class Tool:
-    """A kind of runner."""
+    """A kind of runner: how to recognize, call and read it."""
 
     in_name: str
-    """What the name of its file contains."""
+    """Text that the name of the runner's file contains."""
     runtime: Runtime
     arguments: Callable[[str, ProgramName, int, int], list[str]]
-    """Of a model's file, its program, the number of threads and of timed runs."""
+    """Function from a model's file, its program, and the numbers of threads and of timed runs to the arguments."""
     read: Callable[[str], RunnerTimes]
-    """From all that it printed; raises ValueError if that does not tell times."""
+    """Function from all that the runner printed to its times; raises ValueError if these are missing."""
     log_tag: str | None
-    """Under which it writes to Android's log what it prints elsewhere."""
+    """Tag under which the runner writes to Android's log instead of printing; None if it prints."""
     silent: str
-    """Why it may tell no times, and the mend."""
+    """Why the runner may report no times, and the mend."""
 
 
 def _executorch_arguments(file: str, program: ProgramName, threads: int, runs: int) -> list[str]:
     options = {"model_path": file, "cpu_threads": threads, "num_executions": WARM_UPS + runs}
-    if program != "forward":  # which all run if they are not told; older runners do not know the option
+    if program != "forward":  # the default of all runners; older ones do not know the option
         options["method_name"] = program
     return [f"--{name}={value}" for name, value in options.items()]
 
 
-def _found(pattern: str, text: str, unit: float = 1.0) -> float | None:
+def _number(pattern: str, text: str, unit: float = 1.0) -> float | None:
+    """Return ``unit`` times the number that the pattern's first group matches; None if the pattern is not there."""
     match = re.search(pattern, text)
     return float(match[1]) * unit if match else None
 
 
 def read_executorch(text: str) -> RunnerTimes:
-    """Read what ``executor_runner`` logs. One that does not log each iteration tells the mean, warm-ups included.
+    """Return the times in the log of ``executor_runner``; of one that logs no iterations, the mean, warm-ups included.
 
     Raises ValueError if it did not run to the end.
     """
-    done = re.search(rf"Model executed successfully (\d+) time\(s\) in {NUMBER} ms", text)
-    if not done:
+    summary = re.search(rf"Model executed successfully (\d+) time\(s\) in {NUMBER} ms", text)
+    if not summary:
         raise ValueError("no line 'Model executed successfully N time(s) in X ms'")
-    load = _found(rf"Model loaded in {NUMBER} ms", text)
-    each = [float(ms) for ms in re.findall(rf"Iteration \d+ of \d+: {NUMBER} ms", text)]
-    if len(each) <= WARM_UPS:
-        mean = float(done[2]) / int(done[1])
-        return RunnerTimes(runs=int(done[1]), p50_ms=mean, mean_ms=mean, load_ms=load, mean_alone=True)
-    p50, p90, p99 = (float(value) for value in np.percentile(each[WARM_UPS:], [50, 90, 99]))
-    mean = float(np.mean(each[WARM_UPS:]))
-    return RunnerTimes(len(each) - WARM_UPS, p50, mean, p90, p99, load, each[0])
+    load = _number(rf"Model loaded in {NUMBER} ms", text)
+    times_ms = [float(ms) for ms in re.findall(rf"Iteration \d+ of \d+: {NUMBER} ms", text)]
+    if len(times_ms) <= WARM_UPS:
+        mean = float(summary[2]) / int(summary[1])
+        return RunnerTimes(runs=int(summary[1]), p50_ms=mean, mean_ms=mean, load_ms=load, mean_alone=True)
+    p50, p90, p99 = (float(value) for value in np.percentile(times_ms[WARM_UPS:], [50, 90, 99]))
+    mean = float(np.mean(times_ms[WARM_UPS:]))
+    return RunnerTimes(len(times_ms) - WARM_UPS, p50, mean, p90, p99, load, times_ms[0])
 
 
 def _onnxruntime_arguments(file: str, _: ProgramName, threads: int, runs: int) -> list[str]:
@@ -88,15 +90,17 @@ def _onnxruntime_arguments(file: str, _: ProgramName, threads: int, runs: int) -
 
 
 def read_onnxruntime(text: str) -> RunnerTimes:
-    """Read what ``onnxruntime_perf_test`` prints, with its statistics (``-s``) or without. It warms up by one run.
+    """Return the times that ``onnxruntime_perf_test`` prints, with its statistics (``-s``) or without.
+
+    The program warms up by one run.
 
     Raises ValueError if it did not run to the end.
     """
-    mean = _found(rf"Average inference time cost(?: total)?: {NUMBER} ms", text)
-    runs = _found(r"Total inference requests: (\d+)", text)
+    mean = _number(rf"Average inference time cost(?: total)?: {NUMBER} ms", text)
+    runs = _number(r"Total inference requests: (\d+)", text)
     if mean is None or runs is None:
         raise ValueError("no line 'Average inference time cost: X ms'")
-    p50, p90, p99 = (_found(rf"P{share} Latency: {NUMBER} s", text, 1e3) for share in (50, 90, 99))
+    p50, p90, p99 = (_number(rf"P{percent} Latency: {NUMBER} s", text, 1e3) for percent in (50, 90, 99))
     return RunnerTimes(
         runs=int(runs),
         p50_ms=mean if p50 is None else p50,
@@ -104,9 +108,9 @@ def read_onnxruntime(text: str) -> RunnerTimes:
         mean_alone=p50 is None,
         p90_ms=p90,
         p99_ms=p99,
-        load_ms=_found(rf"Session creation time cost: {NUMBER} s", text, 1e3),
-        first_run_ms=_found(rf"First inference time cost: {NUMBER} ms", text),
-        peak_memory_mb=_found(r"Peak working set size: (\d+)", text, 1 / 2**20),
+        load_ms=_number(rf"Session creation time cost: {NUMBER} s", text, 1e3),
+        first_run_ms=_number(rf"First inference time cost: {NUMBER} ms", text),
+        peak_memory_mb=_number(r"Peak working set size: (\d+)", text, 1 / 2**20),
     )
 
 
@@ -131,7 +135,7 @@ TOOLS = (
 
 
 def tool_of(runner: Path) -> Tool:
-    """Tell a runner's kind by its name. Raises StageError if that is neither, or if there is no such file."""
+    """Return the kind of a runner by its name. Raises StageError if the name fits none, or if there is no such file."""
     tool = next((tool for tool in TOOLS if tool.in_name in runner.name), None)
     if tool is None:
         raise WrongArgument(

@@ -17,45 +17,47 @@ from data.store import ClipStore
 def notes_of(
     subjects: list[Subject], store: ClipStore, split: str, reference: Reference, phone: PhoneTimer | None
 ) -> list[str]:
-    """Return the notes on what was scored, on what stands in for something, and on latencies that mean little."""
+    """Return the notes on the store and the reference, on missing or substituted figures, and on doubtful latencies."""
     notes = [*store.info.notes, *reference.notes, *(phone.notes if phone else ())]
     for subject in subjects:
         if subject.teacher and subject.meaningless:
             notes.append(f"{subject.row.name} ({subject.row.model}): {subject.meaningless}.")
     lost = {status: count for status, count in store.info.videos.items() if status != "ok" and count}
     if lost:
-        said = ", ".join(f"{count} {status}" for status, count in lost.items())
-        notes.append(f"Input files that gave no clip: {said}; the reasons are in {store.path.name}/videos.parquet.")
-    elsewhere = [s.row.name for s in subjects if s.threshold_store not in (None, store.info.fingerprint)]
-    if elsewhere:
-        named = ", ".join(dict.fromkeys(elsewhere))
-        notes.append(f"Thresholds were set on another store than {store.path.name}: {named}.")
-    by_persons: dict[tuple[str, ...], list[str]] = {}
+        counts = ", ".join(f"{count} {status}" for status, count in lost.items())
+        notes.append(f"Input files that gave no clip: {counts}; the reasons are in {store.path.name}/videos.parquet.")
+    set_elsewhere = [s.row.name for s in subjects if s.threshold_store not in (None, store.info.fingerprint)]
+    if set_elsewhere:
+        names = ", ".join(dict.fromkeys(set_elsewhere))
+        notes.append(f"Thresholds were set on another store than {store.path.name}: {names}.")
+    rows_by_persons: dict[tuple[str, ...], list[str]] = {}
     for subject in subjects:
-        by_persons.setdefault(subject.persons, []).append(subject.row.name)
-    for persons, names in by_persons.items():
-        notes += seen_note(dict.fromkeys(names), persons, store.clips(split), split)
-    if looking := [s for s in subjects if s.takes.modalities != ("rgb",)]:
-        named = ", ".join(dict.fromkeys(f"{s.row.name} ({'+'.join(s.takes.modalities)})" for s in looking))
+        rows_by_persons.setdefault(subject.persons, []).append(subject.row.name)
+    for persons, row_names in rows_by_persons.items():
+        notes += seen_note(dict.fromkeys(row_names), persons, store.clips(split), split)
+    if multimodal := [s for s in subjects if s.takes.modalities != ("rgb",)]:
+        names = ", ".join(dict.fromkeys(f"{s.row.name} ({'+'.join(s.takes.modalities)})" for s in multimodal))
         notes.append(
-            f"Latency, throughput and speedup of {named} leave out the time to make depth or flow of a frame, which is "
+            f"Latency, throughput and speedup of {names} leave out the time to make depth or flow of a frame, which is "
             "longer than some networks take (--video times it)."
         )
-    others: dict[str, list[str]] = {}
+    unmeasured: dict[str, list[str]] = {}
     for row in (subject.row for subject in subjects if subject.row.status != "measured"):
-        said = "Evaluated" if row.status == "evaluated" else "Not measured:"
-        others.setdefault(f"{said} {row.reason}", []).append(f"{row.name} ({row.scheme})")
-    notes += [f"{said}: {', '.join(dict.fromkeys(names))}." for said, names in others.items()]
+        status = "Evaluated" if row.status == "evaluated" else "Not measured:"
+        unmeasured.setdefault(f"{status} {row.reason}", []).append(f"{row.name} ({row.scheme})")
+    notes += [f"{reason}: {', '.join(dict.fromkeys(row_names))}." for reason, row_names in unmeasured.items()]
     notes += runtimes_apart(subjects)
     if unstable := [subject.row for subject in subjects if subject.row.unstable]:
-        named = ", ".join(f"{row.name} ({row.scheme}, {threads_of(row.threads)})" for row in unstable)
-        notes.append(f"Unstable: medians at different times lie more than {MOST_SPREAD:.0%} apart: {named}.")
+        names = ", ".join(f"{row.name} ({row.scheme}, {threads_of(row.threads)})" for row in unstable)
+        notes.append(f"Unstable: medians at different times lie more than {MOST_SPREAD:.0%} apart: {names}.")
     if (slow := slow_int8()) and any(subject.row.device == "cpu" for subject in subjects):
         notes.append(slow)
     return list(dict.fromkeys(notes))
 
 
 def not_cut(perturbed: dict[str, Path] | None) -> list[str]:
-    """Say of which ways to cut crops otherwise there is no clip."""
-    missing = [how.name for how in PERTURBATIONS if perturbed is not None and how.name not in perturbed]
+    """Return a note for each perturbation without a clip; none if ``perturbed``, its stores by name, is None."""
+    if perturbed is None:
+        return []
+    missing = [perturbation.name for perturbation in PERTURBATIONS if perturbation.name not in perturbed]
     return [f"No clip could be cut with {name}: none is found, or its package is not installed." for name in missing]

@@ -1,4 +1,4 @@
-"""Rows that are timed on a phone, by runners that are copied to it."""
+"""Time rows on a phone, with runners that are copied to it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,14 +23,14 @@ ACCURACY = "timed on the phone; its accuracy is that of the row measured on this
 
 @dataclass(frozen=True)
 class PhoneTimer:
-    """A phone, and the runners to time with on it."""
+    """A phone, and the runners that time models on it."""
 
     phone: Phone
     runners: dict[Tool, Path]
 
     @classmethod
     def connect(cls, runners: Sequence[Path]) -> "PhoneTimer":
-        """Look for the phone. Raises StageError if there is none, or a runner is missing or of no known kind."""
+        """Connect to the phone. Raises StageError if there is none, or if a runner is missing or of no known kind."""
         if not runners:
             raise WrongArgument(
                 "--device adb needs --runner FILE: executor_runner for .pte, onnxruntime_perf_test for .onnx"
@@ -42,16 +42,16 @@ class PhoneTimer:
 
     @property
     def properties(self) -> dict[str, str]:
-        """What the phone says of itself."""
+        """The phone's manufacturer, model, Android version and chip, as it reports them."""
         return self.phone.properties
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a reader must know of its rows."""
+        """Notes for the report: what a reader must know about rows of a phone."""
         return (f"On {self.phone.name} runners time models on inputs that they make up, and choose their own cores.",)
 
     def tool_for(self, subject: Subject) -> Tool | str:
-        """Return what times a row, or why nothing does."""
+        """Return the kind of runner that times a row, or the reason why none does."""
         if subject.artifact is None:
             return "a run in torch does not run on a phone"
         if subject.artifact.runtime == "coreml" or subject.artifact.delegate == "coreml":
@@ -62,7 +62,7 @@ class PhoneTimer:
         return f"no --runner was given for {subject.artifact.runtime}"
 
     def measure(self, subjects: Sequence[Subject], effort: Effort) -> None:
-        """Time every row that can be, round by round, and say of the others why not."""
+        """Time every row that can be, round by round; set the status and reason of the others."""
         timed: list[tuple[Subject, Artifact, Tool]] = []
         for subject in subjects:
             row, tool = subject.row, self.tool_for(subject)
@@ -83,7 +83,7 @@ class PhoneTimer:
 
 
 class _Calls:
-    """The calls of a row's runner, once a round for each of its programs."""
+    """The calls of one row's runner: in each round, one for each program of the artifact."""
 
     def __init__(
         self, phone: Phone, folder: str, number: int, subject: Subject, artifact: Artifact, tool: Tool
@@ -93,68 +93,68 @@ class _Calls:
         self._rounds: list[list[RunnerTimes]] = []
 
     def add_round(self, runs: int) -> None:
-        """Call the runner; a row that failed once is called no more."""
+        """Call the runner for one round of ``runs`` timed runs; a row that failed is not called again."""
         row = self._subject.row
         if row.status != "measured":
             return
         try:
-            self._rounds.append([self._told(program, runs) for program in self._artifact.programs])
+            self._rounds.append([self._time_program(program, runs) for program in self._artifact.programs])
         except StageError as error:
             row.status, row.reason = "failed", str(error)
 
-    def _told(self, program: Program, runs: int) -> RunnerTimes:
-        # Names of this folder's own: a user's may hold anything.
+    def _time_program(self, program: Program, runs: int) -> RunnerTimes:
+        # The file gets a new name on the phone: the user's may contain any character.
         name = f"{self._number}-{program.name}{Path(program.file).suffix}"
         if not self._rounds:
             self._phone.push(self._subject.path.parent / program.file, f"{self._folder}/{name}")
             refuse_changed(self._subject.path, self._subject.row.sha256)
         tool = self._tool
         command = [f"./{tool.in_name}", *tool.arguments(name, program.name, self._subject.row.threads, runs)]
-        said = self._phone.run(command, self._folder, tool.log_tag)
+        output = self._phone.run(command, self._folder, tool.log_tag)
         try:
-            return tool.read(said)
+            return tool.read(output)
         except ValueError as error:
             raise StageError(f"{tool.in_name} told no times ({error}): {tool.silent}") from error
 
     def fill(self) -> None:
-        """Put what was told into the row."""
+        """Put the times of all rounds into the row."""
         row = self._subject.row
         if row.status != "measured":
             return
         frames = self._subject.frames or 1
-        shares = [_frames_of(program, frames) for program in self._artifact.programs]
-        _fill(row, self._rounds, shares)
-        if any(told.mean_alone for programs in self._rounds for told in programs):
+        frames_per_run = [_frames_of(program, frames) for program in self._artifact.programs]
+        _fill_row(row, self._rounds, frames_per_run)
+        if any(times.mean_alone for round_times in self._rounds for times in round_times):
             row.reason += f"; p50 is the mean of {row.repeats} runs, the only figure that {self._tool.in_name} told"
 
 
 def _frames_of(program: Program, frames: int) -> int:
-    """Return how many frames a run of a program scores, where a clip has ``frames``."""
+    """Return how many frames one run of a program scores, where a clip has ``frames``."""
     samples = program.output.shape[0] or 1
     return samples * (1 if program.name in ("forward", "embed") else frames)
 
 
-def _all(values: Sequence[float | None]) -> list[float]:
-    """Return values, none of them if one was not told."""
+def _all_or_none(values: Sequence[float | None]) -> list[float]:
+    """Return the values; an empty list if any of them is None."""
     known = [value for value in values if value is not None]
     return known if len(known) == len(values) else []
 
 
-def _fill(row: Row, rounds: Sequence[Sequence[RunnerTimes]], shares: Sequence[int]) -> None:
-    """Fill a row by what each program's runner told in each round; a run of a program scores ``shares`` frames."""
+def _fill_row(row: Row, rounds: Sequence[Sequence[RunnerTimes]], frames_per_run: Sequence[int]) -> None:
+    """Fill a row from the times of each round, one entry per program; ``frames_per_run`` has one entry per program."""
 
     def per_frame(values: Sequence[float]) -> float:
-        return sum(value / share for value, share in zip(values, shares, strict=True))
+        return sum(value / frames for value, frames in zip(values, frames_per_run, strict=True))
 
     def percentile(values: Sequence[float | None], least_runs: int) -> float | None:
-        known = _all(values)
-        # Those of two programs do not add up to those of both.
-        if not known or len(shares) > 1 or min(programs[0].runs for programs in rounds) < least_runs:
+        known = _all_or_none(values)
+        # Percentiles of two programs do not add up to those of both.
+        if not known or len(frames_per_run) > 1 or min(programs[0].runs for programs in rounds) < least_runs:
             return None
-        return float(np.median(known)) / shares[0]
+        return float(np.median(known)) / frames_per_run[0]
 
     first = rounds[0]
-    row.medians_ms = [per_frame([told.p50_ms for told in programs]) for programs in rounds]
+    row.medians_ms = [per_frame([times.p50_ms for times in programs]) for programs in rounds]
     row.latency_ms = Latency(
         p50=float(np.median(row.medians_ms)),
         p90=percentile([programs[0].p90_ms for programs in rounds], RUNS_FOR_P90),
@@ -163,10 +163,10 @@ def _fill(row: Row, rounds: Sequence[Sequence[RunnerTimes]], shares: Sequence[in
     if len(rounds) > 1:
         row.spread = (max(row.medians_ms) - min(row.medians_ms)) / row.latency_ms.p50
     row.repeats = sum(programs[0].runs for programs in rounds)
-    row.throughput = 1e3 / float(np.mean([per_frame([told.mean_ms for told in programs]) for programs in rounds]))
-    row.load_ms = sum(_all([told.load_ms for told in first])) or None
-    row.first_run_ms = sum(_all([told.first_run_ms for told in first])) or None
-    row.peak_memory_mb = max(_all([told.peak_memory_mb for told in first]), default=None)
+    row.throughput = 1e3 / float(np.mean([per_frame([times.mean_ms for times in programs]) for programs in rounds]))
+    row.load_ms = sum(_all_or_none([times.load_ms for times in first])) or None
+    row.first_run_ms = sum(_all_or_none([times.first_run_ms for times in first])) or None
+    row.peak_memory_mb = max(_all_or_none([times.peak_memory_mb for times in first]), default=None)
 
 
 @dataclass(frozen=True)
@@ -182,14 +182,15 @@ class DeviceOptions:
     ] = None
 
     def phone(self, only_here: dict[str, object]) -> PhoneTimer | None:
-        """Return what times on a phone, None for this machine.
+        """Return the timer of the phone; None for this machine.
 
-        ``only_here``: by name, options that a phone has no part in. Raises StageError if options do not go together.
+        ``only_here``: the values of options, by name, that work on this machine alone. Raises StageError if options do
+        not go together, or if there is no usable phone.
         """
         if self.device == "local":
             if self.runner:
                 raise WrongArgument("--runner is for --device adb: leave it out, or give --device adb")
             return None
-        if given := [option for option, value in only_here.items() if value]:
-            raise WrongArgument(f"{', '.join(given)}: measured on this machine alone, leave it out with --device adb")
+        if refused := [option for option, value in only_here.items() if value]:
+            raise WrongArgument(f"{', '.join(refused)}: measured on this machine alone, leave it out with --device adb")
         return PhoneTimer.connect(self.runner or [])

@@ -1,6 +1,6 @@
-"""The cores that rows are timed on: which ones, and how fast they multiply.
+"""The cores that rows are timed on: which ones, and how fast they multiply matrices.
 
-``python -m benchmarks.processor THREADS`` measures the latter in a fresh process and prints it as JSON.
+``python -m benchmarks.processor THREADS`` measures that speed in a fresh process and prints it as JSON.
 """
 
 import contextlib
@@ -19,43 +19,44 @@ from stage import StageError
 
 PROCESSORS = Path("/sys/devices/system/cpu")
 SIDE = 1024
-"""Of the square matrices: 3 MB in all in bytes, 12 MB in float32, and a GMAC a product."""
+"""Rows of the square matrices: three hold 12 MB in float32, or 6 MB in int8 and int32; a product is a GMAC."""
 SECONDS = 0.4
-"""For each kind of product."""
+"""Time that each kind of product is repeated for."""
 
 
 def cores_for(threads: int) -> list[int] | None:
-    """Return the processors to bind a process of so many threads to; None where the system has no way to do it."""
+    """Return the processors to bind a process of ``threads`` threads to; None where the system cannot bind."""
     if not hasattr(os, "sched_getaffinity"):
         return None
     return sorted(best_first(os.sched_getaffinity(0))[:threads])
 
 
 def best_first(processors: Iterable[int], root: Path = PROCESSORS) -> list[int]:
-    """Order processors by how well they are timed on: highest clock first, one of each core, last ones first.
+    """Return processors in the order in which to time on them.
 
-    Some chips have cores of two speeds, and two processors may share a core. The first one is where systems like to
-    handle interrupts.
+    Highest clock first, because some chips have cores of two speeds; then one processor of each core before a second
+    one of any; then higher numbers first, because systems like to handle interrupts on the first processor.
     """
 
-    def told(processor: int, name: str, otherwise: int) -> int:
+    def read_number(processor: int, name: str, default: int) -> int:
         try:
             return int((root / f"cpu{processor}" / name).read_text())
-        except (OSError, ValueError):  # as of virtual machines
-            return otherwise
+        except (OSError, ValueError):  # virtual machines lack some of these files
+            return default
 
     ranks: dict[int, tuple[int, int, int]] = {}
     sharing: Counter[tuple[int, int]] = Counter()
     for processor in sorted(processors, reverse=True):
-        core = told(processor, "topology/physical_package_id", 0), told(processor, "topology/core_id", processor)
-        ranks[processor] = (-told(processor, "cpufreq/cpuinfo_max_freq", 0), sharing[core], -processor)
+        package = read_number(processor, "topology/physical_package_id", 0)
+        core = package, read_number(processor, "topology/core_id", processor)
+        ranks[processor] = (-read_number(processor, "cpufreq/cpuinfo_max_freq", 0), sharing[core], -processor)
         sharing[core] += 1
     return sorted(ranks, key=ranks.__getitem__)
 
 
 @contextlib.contextmanager
 def bound_to(cores: list[int] | None) -> Iterator[None]:
-    """Bind this process, and the threads that it starts, to processors; None binds it to none."""
+    """Bind this process, and the threads that it starts, to processors within the block; None leaves it unbound."""
     if cores is None:
         yield
         return
@@ -68,23 +69,27 @@ def bound_to(cores: list[int] | None) -> Iterator[None]:
 
 
 def _fastest_gmacs(kind: str, threads: int) -> float:
-    """Return 10^9 multiply-accumulates a second of ONNX Runtime's matrix product: the fastest of many."""
+    """Return the speed of ONNX Runtime's fastest matrix product of many, in 10^9 multiply-accumulates a second."""
     import onnxruntime
     from onnx import TensorProto, helper
 
-    operator, taken, given = {
+    operator, input_types, output_type = {
         "fp32": ("MatMul", (TensorProto.FLOAT, TensorProto.FLOAT), TensorProto.FLOAT),
         "int8": ("MatMulInteger", (TensorProto.UINT8, TensorProto.INT8), TensorProto.INT32),
     }[kind]
-    inputs = [helper.make_tensor_value_info(name, own, [SIDE, SIDE]) for name, own in zip("ab", taken, strict=True)]
-    output = helper.make_tensor_value_info("c", given, [SIDE, SIDE])
+    inputs = [
+        helper.make_tensor_value_info(name, element_type, [SIDE, SIDE])
+        for name, element_type in zip("ab", input_types, strict=True)
+    ]
+    output = helper.make_tensor_value_info("c", output_type, [SIDE, SIDE])
     graph = helper.make_graph([helper.make_node(operator, ["a", "b"], ["c"])], "product", inputs, [output])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     rng = np.random.default_rng(0)
-    values = [rng.integers(1, 100, (SIDE, SIDE)).astype(helper.tensor_dtype_to_np_dtype(own)) for own in taken]
+    dtypes = [helper.tensor_dtype_to_np_dtype(element_type) for element_type in input_types]
+    values = [rng.integers(1, 100, (SIDE, SIDE)).astype(dtype) for dtype in dtypes]
     feed = dict(zip("ab", values, strict=True))
     session.run(None, feed)
     fastest, started = float("inf"), time.perf_counter()
@@ -96,14 +101,17 @@ def _fastest_gmacs(kind: str, threads: int) -> float:
 
 
 def measure_products(threads: int) -> dict[str, float]:
-    """Return 10^9 multiply-accumulates a second in ``fp32`` and ``int8``, measured in a process of its own."""
+    """Return 10^9 multiply-accumulates a second in ``fp32`` and ``int8``, measured in a fresh process.
+
+    Raises StageError with the last line of the process if it fails.
+    """
     command = [sys.executable, "-W", "ignore", "-m", "benchmarks.processor", str(threads)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
         raise StageError(f"the speed of this machine's matrix products cannot be measured: {lines[-1]}")
-    found: dict[str, float] = json.loads(done.stdout)
-    return found
+    gmacs: dict[str, float] = json.loads(done.stdout)
+    return gmacs
 
 
 if __name__ == "__main__":

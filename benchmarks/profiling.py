@@ -1,7 +1,7 @@
-"""Where the time of a row goes: the slowest operations of what it runs, one function per runtime.
+"""The slowest operations of a row's model, profiled by one function per runtime.
 
-Each loads the model anew with the runtime's own profiler on and runs it on the crops that it was timed on. A profiler
-costs time of its own, most where operations are small.
+Each function loads the model anew with the runtime's own profiler on, and runs it on the crops that it was timed on. A
+profiler costs time of its own, most where operations are small.
 """
 
 import json
@@ -22,55 +22,59 @@ from export.runtimes import PROGRAMS, ProgramName, Programs, program_file, score
 from stage import reason_of
 
 RUNS = 10
-"""Profiled ones, after as many warm-ups as before a timing."""
+"""Profiled runs, after as many warm-ups as before a timing."""
 LISTED = 10
+"""Operations in a profile."""
 
 Trace = dict[tuple[str, str], NDArray[np.float64]]
-"""Milliseconds of an operation in each profiled run, [RUNS], by its name and kind. Nothing is counted twice."""
+"""Milliseconds of each operation in each profiled run, float64 [RUNS], by name and kind. No time is counted twice."""
 
 
-def _empty() -> Trace:
+def _empty_trace() -> Trace:
     return defaultdict(lambda: np.zeros(RUNS))
 
 
 def _by_run(times: Sequence[float]) -> NDArray[np.float64]:
-    """Sum what an operation took in each run, [RUNS], of its times in the order of runs; warm-ups are left out."""
+    """Return an operation's total time in each profiled run, float64 [RUNS].
+
+    ``times``: its single times in the order of the runs, warm-ups first; each run has as many.
+    """
     by_run: NDArray[np.float64] = np.reshape(times, (WARM_UPS + RUNS, -1)).sum(axis=1, dtype=np.float64)
     return by_run[WARM_UPS:]
 
 
 def profile(task: Task) -> Profile:
-    """Profile what a task runs; where that cannot be done, ``reason`` says why."""
+    """Return the profile of a task's model; where it cannot be profiled, one whose ``reason`` says why."""
     if task.runtime not in PROFILERS:
-        return _without("none", "Core ML tells the times of operations to Xcode alone")
+        return _not_profiled("none", "Core ML tells the times of operations to Xcode alone")
     profiler, trace_of = PROFILERS[task.runtime]
     if task.device != "cpu":
-        return _without(profiler, "operations are profiled on the CPU alone")
+        return _not_profiled(profiler, "operations are profiled on the CPU alone")
     try:
         with tempfile.TemporaryDirectory() as folder:
             trace = trace_of(task, Path(folder))
-    except Exception as error:  # what was measured of the row before must not be lost
-        return _without(profiler, f"profiling failed: {reason_of(error)}")
+    except Exception as error:  # the row's other measurements must not be lost
+        return _not_profiled(profiler, f"profiling failed: {reason_of(error)}")
     return _summary(trace, profiler)
 
 
-def _without(profiler: str, reason: str) -> Profile:
+def _not_profiled(profiler: str, reason: str) -> Profile:
     return Profile(profiler=profiler, runs=0, operations=[], others_ms=0.0, reason=reason)
 
 
 def _summary(trace: Trace, profiler: str) -> Profile:
-    """Return the slowest operations, each in its median run, and all else in one figure."""
+    """Return the slowest operations, each by its median over the runs, and the sum of all others."""
     medians = sorted(((float(np.median(ms)), *key) for key, ms in trace.items()), reverse=True)
     total = sum(ms for ms, *_ in medians)
     if total <= 0:
-        return _without(profiler, "the profiler told of no operation")
+        return _not_profiled(profiler, "the profiler told of no operation")
     operations = [Operation(name=name, kind=kind, ms=ms, share=ms / total) for ms, name, kind in medians[:LISTED] if ms]
     others = sum(ms for ms, *_ in medians[LISTED:])
     return Profile(profiler=profiler, runs=RUNS, operations=operations, others_ms=others)
 
 
 def _prefix(task: Task, program: ProgramName) -> str:
-    """Return what tells operations of an artifact's programs apart where there are several."""
+    """Return the prefix of a program's operations; empty if the artifact has one program."""
     return f"{program}: " if len(PROGRAMS[task.method]) > 1 else ""
 
 
@@ -90,15 +94,15 @@ def _trace_onnxruntime(task: Task, folder: Path) -> Trace:
         options.profile_file_prefix = str(folder / name)
         sessions[name] = open_session(program_file(task.path, "onnxruntime", name), options)
     _run_programs({name: as_program(session) for name, session in sessions.items()}.__getitem__, task)
-    trace = _empty()
+    trace = _empty_trace()
     for name, session in sessions.items():
         times: dict[tuple[str, str], list[float]] = defaultdict(list)
-        # What a run takes besides its nodes is left out: most of it is the profiler's.
+        # The time of a run outside its nodes is left out: most of it is the profiler's.
         for event in json.loads(Path(session.end_profiling()).read_text(encoding="utf-8")):
             if event["cat"] == "Node":
                 node = event["name"].removesuffix("_kernel_time")
                 times[f"{_prefix(task, name)}{node}", event["args"]["op_name"]].append(event["dur"] / 1e3)
-        trace |= {key: _by_run(own) for key, own in times.items()}
+        trace |= {key: _by_run(durations) for key, durations in times.items()}
     return trace
 
 
@@ -110,10 +114,10 @@ def _trace_executorch(task: Task, folder: Path) -> Trace:
         from executorch.extension.pybindings import portable_lib
 
         portable_lib._unsafe_reset_threadpool(task.threads)
-        for name in PROGRAMS[task.method]:  # each on its own: the profiler does not tell methods apart
+        for name in PROGRAMS[task.method]:  # one module for each method: the profiler does not tell methods apart
             modules[name] = portable_lib._load_for_executorch(str(task.path), enable_etdump=True)
     _run_programs(lambda name: as_program(lambda inputs: modules[name].run_method(name, inputs)), task)
-    trace = _empty()
+    trace = _empty_trace()
     for name, module in modules.items():
         file = folder / f"{name}.etdump"
         module.write_etdump_result_to_file(str(file))
@@ -122,13 +126,13 @@ def _trace_executorch(task: Task, folder: Path) -> Trace:
 
 
 def _add_method(trace: Trace, file: Path, prefix: str) -> None:
-    """Count the times of one method's operations, in delegates and outside.
+    """Add the times of one method's operations, inside delegates and outside, to the trace.
 
-    What a delegate's call takes besides the operations inside, which XNNPACK tells in whole microseconds, is an entry
-    of its own; so is what the method takes besides delegates and operations.
+    Two remainders are entries too: the time of a delegate's call outside its operations, which XNNPACK reports in whole
+    microseconds, and the time of the method outside delegates and operations.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of tensors that were not recorded
+        warnings.simplefilter("ignore")  # it warns of tensors that were not recorded
         from executorch.devtools import Inspector
 
         blocks = Inspector(etdump_path=str(file)).event_blocks
@@ -160,7 +164,7 @@ def _trace_torch(task: Task, _: Path) -> Trace:
     score, inputs = load_scorer(task), task.inputs()
     for number in range(WARM_UPS):
         score(*inputs(number))
-    trace = _empty()
+    trace = _empty_trace()
     for number in range(RUNS):
         with profiled(activities=[ProfilerActivity.CPU]) as profiler:
             score(*inputs(number))
@@ -174,4 +178,4 @@ PROFILERS: dict[str, tuple[str, Callable[[Task, Path], Trace]]] = {
     "executorch": ("ExecuTorch's ETDump", _trace_executorch),
     "onnxruntime": ("ONNX Runtime's profiler", _trace_onnxruntime),
 }
-"""By runtime: what tells, and how it is asked."""
+"""The profiler's name and the function that calls it, by runtime."""

@@ -1,4 +1,7 @@
-"""The reference: what the unquantized teacher scores and costs on the best device at hand. A file that travels."""
+"""The reference: scores, latency and memory of the unquantized teacher on the best device at hand, in one file.
+
+The file can be copied to other machines, whose reports compare with it.
+"""
 
 import datetime
 import tempfile
@@ -44,28 +47,28 @@ class Reference(BaseModel):
     machine: Machine
     split: str
     fingerprint: str
-    """Of the store that was scored."""
+    """Fingerprint of the store that was scored."""
     latency_ms: Latency
-    """Of one frame at once; of a clip at once, divided by its frames."""
+    """Milliseconds per frame, one frame at once; for a clip model one clip at once, divided by its frames."""
     repeats: int
     batches: list[BatchTiming]
-    """Of growing batches."""
+    """Timings of growing batches."""
     best_batch: int
-    """The one of most frames a second."""
+    """The batch of the most frames a second."""
     throughput: float
-    """Frames a second in that batch."""
+    """Frames a second in ``best_batch``."""
     load_ms: float
     peak_memory_mb: float
-    """Largest resident set of the process, with one sample at once."""
+    """Largest resident set of the process in MiB, with one sample at once."""
     device_memory_mb: float | None
-    """Largest sum of tensors on the GPU, with one sample at once; None on a CPU."""
+    """Largest sum of tensors on the GPU in MiB, with one sample at once; None on a CPU."""
     metrics: Metrics
-    """At the run's own threshold."""
+    """Accuracy at the run's own threshold."""
     scores: Scores
     notes: list[str]
 
     def summary(self) -> ReferenceSummary:
-        """Return what a report says of this reference."""
+        """Return the part of this reference that a report holds."""
         return ReferenceSummary(
             run=self.run.name,
             sha256=self.run.sha256,
@@ -91,7 +94,7 @@ def read_reference(path: Path) -> Reference:
 
 
 def choose_device(device: str) -> str:
-    """Return the device to measure on. Raises StageError if the one asked for is not there."""
+    """Return ``cpu`` or ``cuda`` for ``auto``, ``cpu`` or ``cuda``. Raises StageError if ``cuda`` is not available."""
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and not torch.cuda.is_available():
@@ -113,28 +116,28 @@ def reference(
     """
     refuse_existing(out)
     store, source = ClipStore(data), Run(run)
-    where = choose_device(device)
-    refuse_tf32()  # here too, so that what is told of the worker, which does the same, is so
-    _check(source, store, where, precision)
+    torch_device = choose_device(device)
+    refuse_tf32()  # as the worker does, so that ``tf32`` below is true of the worker too
+    _check(source, store, torch_device, precision)
     threads = torch.get_num_threads()
-    found = _measured(source, store, where, precision, threads, repeats)
-    assert found.timing is not None
-    test = clip_scores(found.scores["test"])
+    measurement = _measure(source, store, torch_device, precision, threads, repeats)
+    assert measurement.timing is not None
+    test = clip_scores(measurement.scores["test"])
     machine = describe_machine()
     result = Reference(
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         run=source.as_parent(),
         backbone=source.info.architecture.backbone,
-        device=machine.accelerators[0] if where == "cuda" else f"cpu, {threads} threads",
+        device=machine.accelerators[0] if torch_device == "cuda" else f"cpu, {threads} threads",
         precision=precision,
-        tf32=where == "cuda" and (torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32),
+        tf32=torch_device == "cuda" and (torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32),
         machine=machine,
         split="test",
         fingerprint=store.info.fingerprint,
         metrics=test.metrics(own_threshold(source).value),
-        scores=found.scores["test"],
-        notes=_notes(source, store, where),
-        **_cost(found.timing),
+        scores=measurement.scores["test"],
+        notes=_notes(source, store, torch_device),
+        **_cost(measurement.timing),
     )
     with written_whole(out) as aside:
         aside.write_text(result.model_dump_json(indent=2) + "\n", encoding="utf-8")
@@ -144,7 +147,7 @@ def reference(
 
 
 def _check(source: Run, store: ClipStore, device: str, precision: str) -> None:
-    """Raise StageError, before anything is measured, for what cannot give a reference."""
+    """Raise StageError, before anything is measured, if the run, store or precision cannot give a reference."""
     if source.info.scheme != "fp32":
         raise StageError(f"{source.path} is in {source.info.scheme}: the reference is the run that it came from")
     if reason := source.info.meaningless:
@@ -156,11 +159,11 @@ def _check(source: Run, store: ClipStore, device: str, precision: str) -> None:
         raise StageError("--precision autocast: this CPU has no bfloat16 instructions to compute in; give fp32")
 
 
-def _measured(
+def _measure(
     source: Run, store: ClipStore, device: str, precision: Literal["fp32", "autocast"], threads: int, repeats: int
 ) -> Measurement:
-    """Time a run and score the test clips, in a fresh process."""
-    looks, sha256 = takes(source.info), source.sha256
+    """Time a run and score the test clips, in a fresh process. Raises StageError if that fails or a file changes."""
+    model_takes, sha256 = takes(source.info), source.sha256
     with tempfile.TemporaryDirectory() as folder:
         task = Task(
             path=source.path,
@@ -171,16 +174,16 @@ def _measured(
             repeats=repeats,
             grown=True,
             size=source.info.architecture.size,
-            modalities=looks.modalities,
-            per=looks.per,
+            modalities=model_takes.modalities,
+            per=model_takes.per,
             frames=store.frames,
-            crops=write_timed_crops(store, "test", Path(folder), looks),
+            crops=write_timed_crops(store, "test", Path(folder), model_takes),
             scored={"test": (store.path, "test")},
         )
-        found = measure_apart(task)
+        measurement = measure_apart(task)
     refuse_changed(source.path, sha256)
     refuse_changed_store(store)
-    return found
+    return measurement
 
 
 def _notes(run: Run, store: ClipStore, device: str) -> list[str]:
@@ -194,7 +197,7 @@ def _notes(run: Run, store: ClipStore, device: str) -> list[str]:
 
 
 def _cost(timing: Timing) -> dict[str, Any]:
-    """Return what of a reference is measured with a clock, or is memory."""
+    """Return the fields of a reference that hold time or memory."""
     best = max(timing.batches, key=lambda batch: batch.frames_per_second)
     return {
         "latency_ms": Latency.of(timing.times_ms),

@@ -1,4 +1,4 @@
-"""How an artifact takes crops that an app cuts in its own way: AUC and verdicts against the manifest's rule."""
+"""AUC and verdicts of an artifact on crops that are cut in another way than the manifest's rule."""
 
 from collections.abc import Mapping
 
@@ -12,27 +12,30 @@ from data.perturb import UNCHANGED
 
 
 def robustness_of(found: Mapping[str, ClipScores], prepared: ClipScores, threshold: Threshold) -> list[Robustness]:
-    """Compare the scores of every perturbation, by its name, with those of the same clips unchanged.
+    """Compare the scores of each perturbation, ``found`` by its name, with those of the same clips unchanged.
 
-    What is unchanged is compared with the clips as the store holds them, ``prepared``: forgeries, and real clips beside
-    them, are compressed once more, with more around the face than ``prepare`` leaves, and come out a little otherwise.
+    The unchanged clips themselves are compared with ``prepared``, the scores of the clips as the store holds them:
+    forgeries, and real clips beside them, are compressed once more, with more around the face than ``prepare`` leaves,
+    and differ a little.
     """
-    at, equal = threshold.value, threshold.equal_error
+    shipped, equal_error = threshold.value, threshold.equal_error
     rows = []
     for name, scores in found.items():
         base = prepared if name == UNCHANGED.name else found[UNCHANGED.name]
-        places = {clip: number for number, clip in enumerate(base.clip_ids)}
-        before = base.clips[[places[clip] for clip in scores.clip_ids]]
+        positions = {clip_id: position for position, clip_id in enumerate(base.clip_ids)}
+        before = base.clips[[positions[clip_id] for clip_id in scores.clip_ids]]
         after, labels = scores.clips, scores.labels
-        both = len(np.unique(labels)) > 1
+        both_labels = len(np.unique(labels)) > 1
         rows.append(
             Robustness(
                 perturbation=name,
                 clips=len(after),
-                auc=scores.auc if both else None,
-                delta_auc=auc_change(scores.auc, auc(labels, before)) if both else None,
-                verdict_flips=verdict_flips(before, at, after, at),
-                equal_error_flips=None if equal is None else verdict_flips(before, equal, after, equal),
+                auc=scores.auc if both_labels else None,
+                delta_auc=auc_change(scores.auc, auc(labels, before)) if both_labels else None,
+                verdict_flips=verdict_flips(before, shipped, after, shipped),
+                equal_error_flips=(
+                    None if equal_error is None else verdict_flips(before, equal_error, after, equal_error)
+                ),
             )
         )
     return rows

@@ -36,17 +36,17 @@ class Effort:
 
 @dataclass(frozen=True)
 class Corpora:
-    """What rows are scored on."""
+    """The stores that rows are scored on."""
 
     store: ClipStore
     split: str
     control: Path | None = None
     perturbed: dict[str, Path] = field(default_factory=dict)
-    """Stores of the same clips cut otherwise, by perturbation."""
+    """Stores of the same clips cut in other ways, by the name of the perturbation."""
     _others: dict[Path, ClipStore] = field(default_factory=dict)
 
     def opened(self, path: Path) -> ClipStore:
-        """Return the store at a path; each is read once."""
+        """Return the store at a path; each store is opened once."""
         if path == self.store.path:
             return self.store
         if path not in self._others:
@@ -54,7 +54,10 @@ class Corpora:
         return self._others[path]
 
     def of(self, subject: Subject, first_threads: bool) -> dict[str, tuple[Path, str]]:
-        """Return the stores and splits that a row is scored on, by the name under which scores come back."""
+        """Return the stores and splits that a row is scored on, by the name under which the worker returns the scores.
+
+        ``first_threads``: whether the row has the first thread count, for which alone perturbed crops are scored.
+        """
         if subject.meaningless is not None:
             return {}
         scored = {self.split: (self.store.path, self.split)}
@@ -69,7 +72,7 @@ class Corpora:
 
 
 def task_of(subject: Subject, crops: Path, effort: Effort, corpora: Corpora, first_threads: bool) -> Task:
-    """Return what a worker measures of a row, on the crops in a file."""
+    """Return the task of the worker that measures a row; ``crops``: the file of ``write_timed_crops``."""
     timed = subject.row.status == "measured"
     threads = subject.row.threads if timed else 1
     return Task(
@@ -95,51 +98,52 @@ def task_of(subject: Subject, crops: Path, effort: Effort, corpora: Corpora, fir
 
 
 def times_alone(task: Task) -> Task:
-    """Return what a worker measures of a row once more, in a further round."""
+    """Return the task of a further round, which only times the row again."""
     return task.model_copy(update={"scored": {}, "sustain": 0.0, "profiled": False, "again": True})
 
 
 class Rounds:
-    """What was measured of each row, round by round; a row that failed once is measured no more."""
+    """The measurements of each row, one per round; a row that failed is not measured again."""
 
     def __init__(self, corpora: Corpora, kept: KeptMeasurements) -> None:
         self._corpora, self._kept = corpora, kept
-        self._found: dict[int, list[Measurement]] = {}
+        self._measurements: dict[int, list[Measurement]] = {}
 
     def measure(self, subject: Subject, task: Task, number: int = 0) -> None:
-        """Measure a row once, in round ``number``, or say in it why it failed."""
+        """Measure a row in round ``number``; if that fails, set the row's status and reason."""
         if subject.row.status == "failed":
             return
-        # Where the crops lie differs from call to call; what is in them follows from the store.
-        said = task.model_dump_json(exclude={"crops", "scored"}) + "".join(sorted(task.scored))
-        scored = [self._corpora.opened(path).info.fingerprint for path, _ in task.scored.values()]
-        asked = f"{said} {subject.row.sha256} {self._corpora.store.info.fingerprint} {scored} {number}"
+        # The path of the crops differs from call to call; their content follows from the store.
+        task_text = task.model_dump_json(exclude={"crops", "scored"}) + "".join(sorted(task.scored))
+        fingerprints = [self._corpora.opened(path).info.fingerprint for path, _ in task.scored.values()]
+        asked = f"{task_text} {subject.row.sha256} {self._corpora.store.info.fingerprint} {fingerprints} {number}"
         try:
-            found = self._kept.once(asked, lambda: self._measured(subject, task), Measurement)
-            self._found.setdefault(id(subject), []).append(found)
+            measurement = self._kept.once(asked, lambda: self._measure_apart(subject, task), Measurement)
+            self._measurements.setdefault(id(subject), []).append(measurement)
         except StageError as error:
             subject.row.status, subject.row.reason = "failed", str(error)
 
-    def _measured(self, subject: Subject, task: Task) -> Measurement:
-        """Measure a row in a fresh process. Raises StageError if that fails, or if it was of other files than named."""
-        found = measure_apart(task)
+    def _measure_apart(self, subject: Subject, task: Task) -> Measurement:
+        """Measure a row in a fresh process. Raises StageError if that fails, or if a file changed meanwhile."""
+        measurement = measure_apart(task)
         refuse_changed(subject.path, subject.row.sha256)
         for path in {path for path, _ in task.scored.values()}:
             refuse_changed_store(self._corpora.opened(path))
-        return found
+        return measurement
 
     def fill(self, subjects: Iterable[Subject], reference_auc: float | None, split: str) -> None:
-        """Put what was measured into the rows."""
+        """Put the measurements into the rows."""
         for subject in subjects:
             if subject.row.status in ("measured", "evaluated"):
-                fill_row(subject, self._found[id(subject)], reference_auc, split)
+                fill_row(subject, self._measurements[id(subject)], reference_auc, split)
 
 
 def measure_all(
     subjects: Sequence[Subject], corpora: Corpora, reference_auc: float | None, effort: Effort, kept: KeptMeasurements
 ) -> None:
-    """Measure every row that can be: those with a latency one after another, the others side by side."""
-    first, rounds = subjects[0].row.threads, Rounds(corpora, kept)
+    """Measure every row that can be: timed rows one after another, the others in parallel."""
+    first_threads = subjects[0].row.threads
+    rounds = Rounds(corpora, kept)
     with tempfile.TemporaryDirectory() as folder:
         tasks = [
             (
@@ -149,7 +153,7 @@ def measure_all(
                     write_timed_crops(corpora.store, corpora.split, Path(folder), subject.takes),
                     effort,
                     corpora,
-                    subject.row.threads == first,
+                    subject.row.threads == first_threads,
                 ),
             )
             for subject in subjects

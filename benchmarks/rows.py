@@ -1,4 +1,4 @@
-"""The rows of a report: what is to be measured, and how what was measured fills them."""
+"""The rows of a report: how they are listed before the measurement, and filled after it."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -29,49 +29,52 @@ from stage import PALETTES, Scheme, StageError
 
 @dataclass
 class Subject:
-    """One row to be measured, and what belongs to it before and after."""
+    """One row, and the facts about its model that the measurement needs or finds."""
 
     row: Row
     path: Path
     teacher: bool
     threshold: Threshold | None
-    """Its own; None of autocast, which gets one on its validation scores while it is measured."""
+    """The model's own threshold; None for autocast until its validation scores are measured."""
     meaningless: str | None
+    """Why the scores would mean nothing, for example untrained weights; None if they mean something."""
     student: str | None
-    """The hash of the fp32 run that this is, or was made from."""
+    """Hash of the fp32 run that this row is, or was made from."""
     takes: Takes = field(default_factory=Takes)
     frames: int | None = None
     """The length of the clips that a clip artifact takes, or that a clip run was trained on."""
     artifact: Artifact | None = None
     units: ComputeUnits = "all"
-    """What Core ML may use."""
+    """Compute units that Core ML may use."""
     threshold_store: str | None = None
-    """Fingerprint of the store on which its own threshold was set."""
+    """Fingerprint of the store on which the model's own threshold was set."""
     persons: tuple[str, ...] = ()
-    """Whom it has seen (``DataSource``)."""
+    """Persons in its training data (``DataSource.persons``)."""
     scores: ClipScores | None = None
 
     @property
     def form(self) -> tuple[object, ...]:
-        """What tells artifacts of one student, scheme and runtime apart."""
-        own = self.artifact
-        return (own.method, own.batch, own.delegate, PurePath(own.programs[0].file).suffix) if own else ()
+        """The properties that distinguish artifacts of one student, scheme and runtime; empty for a run."""
+        artifact = self.artifact
+        if artifact is None:
+            return ()
+        return artifact.method, artifact.batch, artifact.delegate, PurePath(artifact.programs[0].file).suffix
 
     @property
     def student_fp32(self) -> bool:
-        """Whether verdict flips may refer to this row."""
+        """Whether this is the run of an fp32 student, to which verdict flips refer."""
         return self.row.kind == "run" and not self.teacher and self.row.scheme == "fp32"
 
 
 def _macs_a_frame(artifact: Artifact, frames: int) -> int:
-    """Return an artifact's multiply-accumulates for a frame; of what scores clips, a frame's share of a clip's."""
+    """Return an artifact's multiply-accumulates per frame; where a program takes a clip, a frame's share of them."""
     per_frame = artifact.programs[0].name in ("forward", "embed")
     first, *rest = (program.macs for program in artifact.programs)
     return (first if per_frame else first // frames) + sum(rest) // frames
 
 
 def _units(artifact: Artifact) -> tuple[ComputeUnits | None, ...]:
-    """Return each choice of what Core ML may use, where it runs; None for what runs on the CPU."""
+    """Return every choice of compute units if Core ML runs here; else ``(None,)``, which means the CPU."""
     return get_args(ComputeUnits) if artifact.runtime == "coreml" and not evaluated_by("coreml") else (None,)
 
 
@@ -79,8 +82,8 @@ def _artifact_subject(
     bundle: Bundle, artifact: Artifact, machine: str, threads: int, units: ComputeUnits | None
 ) -> Subject:
     path, clip = bundle.checked_path(artifact), bundle.manifest.clip
-    by = evaluated_by(artifact.runtime)
-    cannot = artifact.cannot_run() or (artifact.not_checked if by else "")
+    evaluator = evaluated_by(artifact.runtime)
+    obstacle = artifact.cannot_run() or (artifact.not_checked if evaluator else "")
     row = Row(
         name=path.name,
         kind="artifact",
@@ -92,19 +95,28 @@ def _artifact_subject(
         threads=threads,
         batch=artifact.batch or 1,
         input_size=bundle.manifest.crop.rule.size,
-        status="not measured" if cannot else "evaluated" if by else "measured",
-        reason=cannot or by or "",
+        status="not measured" if obstacle else "evaluated" if evaluator else "measured",
+        reason=obstacle or evaluator or "",
         bytes=artifact.bytes,
         sha256=artifact.sha256,
         delegated_fraction=artifact.delegated_fraction,
         macs=_macs_a_frame(artifact, clip.frames),
         threshold=artifact.threshold.value,
     )
-    looks, length = Takes(per=clip.per), clip.frames if clip.per == "clip" else None
-    student, threshold = artifact.student, artifact.threshold
-    set_on = bundle.manifest.data.fingerprint
-    seen = tuple(bundle.manifest.data.persons)
-    return Subject(row, path, False, threshold, None, student, looks, length, artifact, units or "all", set_on, seen)
+    return Subject(
+        row=row,
+        path=path,
+        teacher=False,
+        threshold=artifact.threshold,
+        meaningless=None,
+        student=artifact.student,
+        takes=Takes(per=clip.per),
+        frames=clip.frames if clip.per == "clip" else None,
+        artifact=artifact,
+        units=units or "all",
+        threshold_store=bundle.manifest.data.fingerprint,
+        persons=tuple(bundle.manifest.data.persons),
+    )
 
 
 def _run_subjects(path: Path, machine: str, threads: int) -> Iterator[Subject]:
@@ -114,14 +126,14 @@ def _run_subjects(path: Path, machine: str, threads: int) -> Iterator[Subject]:
     student, sha256 = student_of(run), run.sha256
     schemes: tuple[Scheme, ...] = ("fp32", "autocast") if info.scheme == "fp32" else (info.scheme,)
     for scheme in schemes:
-        slow = cannot = ""
+        caveat = obstacle = ""
         if info.integer:
-            slow = "int8 arithmetic simulated in float32 by torch: its latency says nothing"
+            caveat = "int8 arithmetic simulated in float32 by torch: its latency says nothing"
         elif scheme in PALETTES:
-            slow = "torch keeps the weights in float32: its latency and size say nothing"
+            caveat = "torch keeps the weights in float32: its latency and size say nothing"
         elif scheme == "autocast" and fast_dtype(torch.device("cpu")) is None:
-            # Emulated, DINOv2-base takes a hundred times as long as in float32.
-            cannot = "this CPU has no bfloat16 instructions"
+            # With emulated bfloat16 DINOv2-base takes a hundred times as long as in float32.
+            obstacle = "this CPU has no bfloat16 instructions"
         row = Row(
             name=path.name,
             kind="run",
@@ -132,22 +144,30 @@ def _run_subjects(path: Path, machine: str, threads: int) -> Iterator[Subject]:
             device="cpu",
             threads=threads,
             input_size=info.architecture.size,
-            status="not measured" if cannot else "measured",
-            reason=cannot or info.meaningless or slow,
+            status="not measured" if obstacle else "measured",
+            reason=obstacle or info.meaningless or caveat,
             bytes=bytes_of(path / "model.safetensors"),
             sha256=sha256,
         )
-        looks = takes(info)
-        length = info.data.frames if looks.per == "clip" else None
-        subject = Subject(row, path, info.kind == "teacher", None, info.meaningless, student, looks, length)
-        subject.persons = tuple(info.data.persons)
+        model_takes = takes(info)
+        subject = Subject(
+            row=row,
+            path=path,
+            teacher=info.kind == "teacher",
+            threshold=None,
+            meaningless=info.meaningless,
+            student=student,
+            takes=model_takes,
+            frames=info.data.frames if model_takes.per == "clip" else None,
+            persons=tuple(info.data.persons),
+        )
         if scheme == info.scheme and not info.meaningless:
             subject.threshold, subject.threshold_store = own_threshold(run), info.data.fingerprint
         yield subject
 
 
 def list_subjects(paths: list[Path], threads: list[int], machine: str) -> list[Subject]:
-    """Return the rows of the report before they are measured: every artifact of bundles, every run.
+    """Return the rows of the report, not measured yet: every artifact of the bundles and every run, per thread count.
 
     Raises StageError if a bundle or run is named twice.
     """
@@ -162,7 +182,7 @@ def list_subjects(paths: list[Path], threads: list[int], machine: str) -> list[S
                 subjects += [
                     _artifact_subject(bundle, artifact, machine, count, units)
                     for artifact in bundle.manifest.artifacts
-                    if count == threads[0] or artifact.runtime != "coreml"  # which chooses its own number
+                    if count == threads[0] or artifact.runtime != "coreml"  # Core ML chooses its own number of threads
                     for units in _units(artifact)
                 ]
             else:
@@ -174,7 +194,7 @@ def list_subjects(paths: list[Path], threads: list[int], machine: str) -> list[S
 
 
 def check_fits(subject: Subject, store: ClipStore) -> None:
-    """Raise StageError if a subject cannot score a store's clips."""
+    """Raise StageError if a subject cannot score a store's clips: another size, length or modality."""
     check_size(subject.path, subject.row.input_size, store)
     if subject.frames is not None:
         check_length(subject.path, subject.frames, store)
@@ -183,14 +203,15 @@ def check_fits(subject: Subject, store: ClipStore) -> None:
 
 def _fill_times(row: Row, timings: Sequence[Timing]) -> None:
     """Put the latency of all rounds into a row; loading and memory are the first round's."""
-    first, times = timings[0], np.concatenate([timing.times_ms for timing in timings])
-    parts = [timing.times_ms for timing in timings]
-    if len(parts) == 1:
-        parts = [part.tolist() for part in np.array_split(times, 3)]
-    row.latency_ms, row.repeats = Latency.of(times), len(times)
-    row.medians_ms = [float(np.median(part)) for part in parts]
+    first = timings[0]
+    rounds_ms = [timing.times_ms for timing in timings]
+    times_ms = np.concatenate(rounds_ms)
+    if len(rounds_ms) == 1:
+        rounds_ms = [third.tolist() for third in np.array_split(times_ms, 3)]
+    row.latency_ms, row.repeats = Latency.of(times_ms), len(times_ms)
+    row.medians_ms = [float(np.median(round_ms)) for round_ms in rounds_ms]
     row.spread = (max(row.medians_ms) - min(row.medians_ms)) / float(np.median(row.medians_ms))
-    row.throughput = 1e3 / float(times.mean())
+    row.throughput = 1e3 / float(times_ms.mean())
     row.load_ms, row.first_run_ms, row.cores = first.load_ms, first.first_run_ms, first.cores
     row.peak_memory_mb, row.runtime_bytes = first.peak_memory_mb, first.runtime_bytes
     row.peak_memory_over_idle_mb = first.peak_memory_mb - first.idle_memory_mb
@@ -204,30 +225,34 @@ def _methods(metrics: Metrics) -> dict[str, MethodFigures]:
 
 
 def fill_row(subject: Subject, rounds: Sequence[Measurement], reference_auc: float | None, split: str) -> None:
-    """Put into a row what its processes measured: the times of all, everything else of the first."""
-    row, found = subject.row, rounds[0]
-    if timings := [measured.timing for measured in rounds if measured.timing]:
+    """Put a row's measurements into it: the times of all rounds, everything else of the first one.
+
+    Also sets ``subject.scores`` and, where it is None, ``subject.threshold``.
+    """
+    row, first = subject.row, rounds[0]
+    if timings := [measurement.timing for measurement in rounds if measurement.timing]:
         _fill_times(row, timings)
-    row.sustained, row.profile = found.sustained, found.profile
-    row.macs = found.macs or row.macs
-    if found.delegated_fraction is not None:
-        row.delegated_fraction = found.delegated_fraction
-    row.reason = "; ".join(reason for reason in (row.reason, found.reason) if reason)
-    if split not in found.scores:
+    row.sustained, row.profile = first.sustained, first.profile
+    row.macs = first.macs or row.macs
+    if first.delegated_fraction is not None:
+        row.delegated_fraction = first.delegated_fraction
+    row.reason = "; ".join(reason for reason in (row.reason, first.reason) if reason)
+    if split not in first.scores:
         return
-    if "val" in found.scores:
-        subject.threshold = clip_scores(found.scores["val"]).choose_threshold()
+    if "val" in first.scores:
+        subject.threshold = clip_scores(first.scores["val"]).choose_threshold()
     assert subject.threshold is not None
     row.threshold = subject.threshold.value
-    subject.scores = clip_scores(found.scores[split])
+    subject.scores = clip_scores(first.scores[split])
     metrics = subject.scores.metrics(row.threshold)
     row.auc, row.auc_interval, row.frame_auc = metrics.auc, metrics.auc_interval, metrics.frame_auc
     row.eer, row.ap, row.accuracy = metrics.clip.eer, metrics.clip.ap, metrics.clip.accuracy
     row.tpr_at_fpr, row.video_auc, row.methods = metrics.clip.tpr_at_fpr, metrics.video.auc, _methods(metrics)
     if row.auc is not None and reference_auc is not None:
         row.delta_auc = auc_change(row.auc, reference_auc)
-    if "control" in found.scores:
-        row.control_auc = clip_scores(found.scores["control"]).metrics(row.threshold, intervals=False).auc
-    otherwise = {how.name: clip_scores(found.scores[how.name]) for how in PERTURBATIONS if how.name in found.scores}
-    if otherwise:
-        row.robustness = robustness_of(otherwise, subject.scores, subject.threshold)
+    if "control" in first.scores:
+        row.control_auc = clip_scores(first.scores["control"]).metrics(row.threshold, intervals=False).auc
+    names = [perturbation.name for perturbation in PERTURBATIONS if perturbation.name in first.scores]
+    perturbed = {name: clip_scores(first.scores[name]) for name in names}
+    if perturbed:
+        row.robustness = robustness_of(perturbed, subject.scores, subject.threshold)

@@ -16,7 +16,7 @@ from stage import PALETTES, STATIC_INT8, Scheme
 SCHEMA_VERSION = 5
 Share = Annotated[float, Field(ge=0, le=1)]
 MOST_SPREAD = 0.05
-"""Of medians between rounds: a row whose medians lie further apart is unstable."""
+"""Largest spread of a stable row: the largest median of a round less the smallest, as a share of their median."""
 
 
 class Session(BaseModel):
@@ -29,7 +29,7 @@ class Session(BaseModel):
     """UTC, ISO 8601."""
     command: str
     environment: dict[str, Any]
-    """What ``pocketproof doctor`` knows of the machine: processor, cores, versions."""
+    """The fields of ``benchmarks.machine.Machine``: processor, cores, versions; with the phone's properties, if any."""
     peaks: list[Peak] = Field(default_factory=list)
 
 
@@ -39,7 +39,7 @@ class Row(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     name: str
-    """The artifact's file, or the run's folder; with the folders before it where others have that name too."""
+    """Name of the artifact's file or the run's folder, with its parent folders where other rows have the same name."""
     kind: Literal["artifact", "run"]
     model: str
     """The backbone."""
@@ -48,79 +48,79 @@ class Row(BaseModel):
     machine: str
     """The session in which it was measured."""
     device: str
-    """``cpu``; on a Mac of Core ML the compute units that it may use; or a phone, which is no part of the session's
-    machine."""
+    """``cpu``; for Core ML on a Mac, the compute units that it may use; or the name of a phone, which is not part of
+    the session's machine."""
     threads: PositiveInt
     cores: list[int] | None = None
     """Processors that the process was bound to while it was timed; None where the system cannot."""
     batch: PositiveInt = 1
-    """Crops, or clips, that are scored at once."""
+    """Number of crops, or clips, that are scored at once."""
     input_size: PositiveInt
     status: Literal["measured", "evaluated", "not measured", "failed"]
-    """``evaluated``: scored by something in the runtime's place, as ``reason`` says; nothing was timed."""
+    """``evaluated``: scored by a substitute for the runtime, which ``reason`` names; nothing was timed."""
     reason: str = ""
     """Why nothing was measured; or why some figures are missing or mean less than they seem to."""
     bytes: PositiveInt
     sha256: str | None = None
-    """Of the artifact or run; None in reports that were made before rows told it."""
+    """Hash of the artifact or run; None in reports that are older than this field."""
     load_ms: float | None = None
     first_run_ms: float | None = None
     latency_ms: Latency | None = None
     repeats: int = 0
     medians_ms: list[float] = Field(default_factory=list)
-    """Of each round, a fresh process; of a single round on this machine, those of its thirds."""
+    """Median of each round, a fresh process; of a single round on this machine, the medians of its three thirds."""
     spread: float | None = None
-    """Largest less smallest of them, as a share of their median: above 0.05 the row is unstable."""
+    """Largest less smallest of ``medians_ms``, as a share of their median: above 0.05 the row is unstable."""
     throughput: float | None = None
     """Frames per second."""
     peak_memory_mb: float | None = None
-    """Largest resident set of the whole process up to the end of the timing."""
+    """Largest resident set of the whole process up to the end of the timing, in MiB."""
     peak_memory_over_idle_mb: float | None = None
-    """The same less the process with its runtime imported and nothing loaded."""
+    """``peak_memory_mb`` less the resident set of the process with its runtime imported and no model loaded."""
     delegated_fraction: Share | None = None
     """Share of operations that a delegate runs (ExecuTorch), or that Core ML prefers to run off the CPU."""
     macs: int | None = None
-    """Multiply-accumulates a frame."""
+    """Multiply-accumulates per frame."""
     peak_fraction: float | None = None
     """``macs`` a second in the median run, as a share of the fastest matrix product on the same cores."""
     runtime_bytes: int | None = None
-    """Of the runtime's own libraries on this machine, which an app ships beside the artifact; 0 where the system has
-    them."""
+    """Bytes of the runtime's own libraries on this machine, which an app ships beside the artifact; 0 where the system
+    brings them."""
     threshold: float | None = None
     auc: Share | None = None
     auc_interval: tuple[float, float] | None = None
     """95 % bootstrap interval that resamples persons; None below 10 of each label."""
     frame_auc: Share | None = None
     video_auc: Share | None = None
-    """Of videos, each the mean over its valid frames, of clip models over its clips."""
+    """AUC over videos, each scored by the mean over its valid frames; for clip models, over its clips."""
     methods: dict[str, MethodFigures] = Field(default_factory=dict)
     eer: Share | None = None
     ap: Share | None = None
     accuracy: Share | None = None
     tpr_at_fpr: dict[str, float | None] | None = None
     delta_auc: float | None = None
-    """AUC less the reference's on the same clips."""
+    """AUC less that of the reference on the same clips."""
     student: str | None = None
     """The row of the fp32 student that this one was made from, to which verdict flips refer."""
     verdict_flips: Share | None = None
     """Share of clips whose verdict differs from the fp32 student's, each at its own threshold."""
     equal_error_flips: Share | None = None
-    """The same with each at the equal-error threshold of its validation scores."""
+    """``verdict_flips`` with each model at the equal-error threshold of its validation scores."""
     frame_verdict_flips: Share | None = None
-    """The same as ``verdict_flips`` by single frames."""
+    """``verdict_flips`` over single frames."""
     control_auc: Share | None = None
     """AUC on forgeries with the identity transform: 0.5 when the forgery was learned and not the file."""
     speedup_over: str | None = None
     """The fp32 teacher on the same machine and threads to which speedup and size ratio refer."""
     speedup: float | None = None
-    """Its median latency divided by this row's."""
+    """Median latency of that teacher divided by this row's."""
     size_ratio: float | None = None
-    """Its bytes divided by this row's."""
+    """Bytes of that teacher divided by this row's."""
     earned: bool | None = None
     """Whether this scheme is worth its slot here: faster than fp32 of the same student in the same runtime by more than
     their spreads, and as accurate. None for fp32 itself, and where one of the two was not measured."""
     earned_because: str = ""
-    """By what, or why not, or why it could not be told."""
+    """The gain, what speaks against it, or why ``earned`` is not known."""
     robustness: list[Robustness] | None = None
     sustained: Sustained | None = None
     profile: Profile | None = None
@@ -132,7 +132,7 @@ class Row(BaseModel):
 
     @property
     def unstable(self) -> bool:
-        """Whether its medians lie too far apart to be believed."""
+        """Whether its medians lie too far apart for its latency to be believed."""
         return self.spread is not None and self.spread > MOST_SPREAD
 
     @property
@@ -142,7 +142,7 @@ class Row(BaseModel):
 
     @property
     def as_teacher(self) -> str:
-        """What ``speedup_over`` says of rows that are compared with this one."""
+        """The text of ``speedup_over`` in rows that are compared with this teacher."""
         return f"{self.name} ({self.model}, torch fp32)"
 
 
@@ -153,7 +153,7 @@ class ReferenceSummary(BaseModel):
 
     run: str
     sha256: str
-    """Of the run."""
+    """Hash of the run."""
     backbone: str
     device: str
     precision: str
@@ -167,7 +167,7 @@ class ReferenceSummary(BaseModel):
     """Whether float32 convolutions or matrix products might round to TF32 (NVIDIA GPUs only)."""
     peak_memory_mb: float
     device_memory_mb: float | None
-    """Largest sum of tensors on the GPU; None on a CPU."""
+    """Largest sum of tensors on the GPU, in MiB; None on a CPU."""
     notes: list[str]
 
 
@@ -179,16 +179,16 @@ class Report(BaseModel):
     schema_version: int = SCHEMA_VERSION
     sessions: list[Session]
     fingerprint: str
-    """Of the store that was scored."""
+    """Fingerprint of the store that was scored."""
     split: str
     clips: dict[str, int]
-    """Real and fake clips on which accuracy was measured."""
+    """Number of clips on which accuracy was measured, by label: ``real`` and ``fake``."""
     control_clips: int | None = None
     control_fingerprint: str | None = None
-    """Of the store of controls."""
+    """Fingerprint of the store of controls."""
     reference: ReferenceSummary
     diagnoses: dict[str, Diagnosis] = Field(default_factory=dict)
-    """What int8 cost, and in which layers, by int8 run."""
+    """What int8 cost, and in which layers, by the name of the int8 run."""
     notes: list[str] = Field(default_factory=list)
     """What a reader must know before believing a figure: corpora, random weights, what could not run here."""
     rows: list[Row]
@@ -199,13 +199,14 @@ class Report(BaseModel):
         names = [session.machine for session in self.sessions]
         if len(set(names)) < len(names):
             raise ValueError("two sessions have one name")
-        if strangers := {*(row.machine for row in self.rows), *(own.machine for own in self.budgets)} - set(names):
-            raise ValueError(f"no session is named {min(strangers)!r}")
+        named = {*(row.machine for row in self.rows), *(budget.machine for budget in self.budgets)}
+        if unknown := named - set(names):
+            raise ValueError(f"no session is named {min(unknown)!r}")
         return self
 
 
 def machine_of(session: str) -> str:
-    """Return the machine of a session; several on one machine that are in one report have a number behind it."""
+    """Return the machine of a session: its name without the number that tells several sessions on one machine apart."""
     return re.sub(r" \(\d+\)$", "", session)
 
 

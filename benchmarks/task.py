@@ -1,4 +1,4 @@
-"""What a worker is asked to measure, and what it answers: the JSON between two processes."""
+"""The JSON between two processes: the task of a worker, and the measurement that it returns."""
 
 import os
 import threading
@@ -24,49 +24,50 @@ class Task(BaseModel):
     path: Path
     runtime: str
     scheme: Scheme
-    """The run's own, or one in which an fp32 run is to compute."""
+    """The run's own scheme, or the one in which an fp32 run is to compute."""
     device: str = "cpu"
     units: ComputeUnits = "all"
-    """What Core ML may use."""
+    """Compute units that Core ML may use."""
     threads: int
     cores: list[int] | None = None
-    """Processors to be bound to while it is timed."""
+    """Processors that the worker is bound to while it times; None where the system cannot."""
     repeats: int
     sustain: float = 0.0
     """Seconds to run without a pause."""
     profiled: bool = False
-    """Whether its operations are timed too, in runs that count for nothing else."""
+    """Whether the model's operations are timed too, in further runs that count for nothing else."""
     grown: bool = False
-    """Whether ever larger batches are timed too, for the best throughput."""
+    """Whether growing batches are timed too, to find the best throughput."""
     size: int
     modalities: tuple[Modality, ...] = ("rgb",)
     per: Per = "frame"
     """Whether the model scores frames or whole clips."""
     method: Method = "forward"
-    """How an artifact scores."""
+    """How an artifact's programs score."""
     batch: int = 1
-    """Crops, or clips, that it is timed on at once."""
+    """Crops, or clips, in one timed run."""
     frames: int = 1
     """Frames of a clip."""
     crops: Path
-    """File of real crops to time on, uint8 [N, size, size, 3], of each modality and of all frames where it takes them.
-    """
+    """File of the real crops that the model is timed on, uint8 [N, size, size, 3], or [N, T, M, size, size, 3] where it
+    takes T frames or M modalities."""
     scored: dict[str, tuple[Path, str]]
-    """Stores to score and their splits, by the name under which the scores come back."""
+    """Stores to score and their splits, by the name that the scores have in ``Measurement.scores``."""
     timed: bool = True
+    """Whether latency and memory are measured."""
     again: bool = False
-    """Whether all but its times was measured in a round before."""
+    """Whether an earlier round has measured everything but the times."""
 
     @property
     def frames_at_once(self) -> int:
-        """Frames that one run of the model takes."""
+        """Number of frames in one run of the model."""
         return self.batch * (self.frames if self.per == "clip" else 1)
 
     def inputs(self) -> Callable[[int], Inputs]:
-        """Read what the model is timed on; return how a run's batch is made from its number."""
-        of_clip = (self.frames,) if self.per == "clip" else ()
-        several = (len(self.modalities),) if len(self.modalities) > 1 else ()
-        crops = np.fromfile(self.crops, np.uint8).reshape(-1, *of_clip, *several, self.size, self.size, 3)
+        """Read the timed crops; return a function from the number of a run to its batch."""
+        frames_axis = (self.frames,) if self.per == "clip" else ()
+        modalities_axis = (len(self.modalities),) if len(self.modalities) > 1 else ()
+        crops = np.fromfile(self.crops, np.uint8).reshape(-1, *frames_axis, *modalities_axis, self.size, self.size, 3)
         valid = (np.ones((self.batch, self.frames), np.bool_),) if self.per == "clip" else ()
 
         def batch(number: int) -> Inputs:
@@ -76,7 +77,7 @@ class Task(BaseModel):
 
 
 class Scores(BaseModel):
-    """Scores of the clips of a split, as ``compress.scoring.ClipScores``."""
+    """Scores of the clips of a split: the JSON form of ``compress.scoring.ClipScores``."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -87,12 +88,13 @@ class Scores(BaseModel):
     methods: list[str]
     identities: list[list[str]]
     frames: list[list[float | None]] | None
-    """None where a frame is not valid; no list at all from a clip model."""
+    """P(fake) of each frame, [clips, T], None where a frame is not valid; None instead of a list from a clip model."""
     whole: list[float] | None
+    """P(fake) of each clip from a clip model; None from a frame model."""
 
     @model_validator(mode="after")
     def _of_the_same_clips(self) -> "Scores":
-        scores = [by for by in (self.frames, self.whole) if by is not None]
+        scores = [values for values in (self.frames, self.whole) if values is not None]
         parts = (self.clip_ids, self.video_ids, self.labels, self.methods, self.identities, *scores)
         if len(scores) != 1 or len(set(map(len, parts))) > 1 or len(set(map(len, self.frames or ()))) > 1:
             raise ValueError("scores are of frames, or of clips, and as many as their clips")
@@ -100,7 +102,7 @@ class Scores(BaseModel):
 
 
 def end_with_parent() -> None:
-    """In a process that answers: end when the one that asked has ended, which closes this one's standard input."""
+    """End this worker process when its parent ends, which closes this process's standard input."""
 
     def watch() -> None:
         os.read(0, 1)  # not sys.stdin, whose lock a thread must not hold when Python ends
@@ -110,7 +112,7 @@ def end_with_parent() -> None:
 
 
 def clip_scores(scores: Scores) -> ClipScores:
-    """Return scores as arrays."""
+    """Return the scores as ``ClipScores``, whose scores are float64 arrays."""
     return ClipScores(
         clip_ids=tuple(scores.clip_ids),
         video_ids=tuple(scores.video_ids),
@@ -123,53 +125,54 @@ def clip_scores(scores: Scores) -> ClipScores:
 
 
 class BatchTiming(BaseModel):
-    """What a run of several samples at once takes."""
+    """Time and memory of runs of one batch size."""
 
     model_config = ConfigDict(extra="forbid")
 
     batch: int
-    """Frames, or clips, at once."""
+    """Frames, or clips, in a run."""
     ms: float
-    """Median of a run, divided by the frames in it."""
+    """Milliseconds per frame: the median run divided by the frames in it."""
     frames_per_second: float
     peak_memory_mb: float
-    """Of the whole process; on a GPU of the tensors there."""
+    """Peak of the whole process in MiB; on a GPU, of the tensors there."""
 
 
 class Timing(BaseModel):
-    """Latency and memory."""
+    """Latency in milliseconds, and memory in MiB."""
 
     model_config = ConfigDict(extra="forbid")
 
     load_ms: float
     first_run_ms: float
     times_ms: list[float]
-    """Of each run after the warm-up, divided by the frames in it."""
+    """Milliseconds per frame of each run after the warm-up."""
     peak_memory_mb: float
     idle_memory_mb: float
     runtime_bytes: int | None
-    """Of the runtime's libraries in the process."""
+    """Bytes of the runtime's libraries in the process; None where the system does not tell."""
     cores: list[int] | None
-    """To which it was bound."""
+    """Processors that the process was bound to; None where the system cannot."""
     device_memory_mb: float | None = None
     """Largest sum of tensors on the GPU; None on a CPU."""
     batches: list[BatchTiming] = []
-    """Of growing batches, up to the one after that of the best throughput."""
+    """Timings of growing batches, up to the one after the batch of the best throughput."""
 
 
 class Measurement(BaseModel):
-    """What a worker found."""
+    """The result of a worker."""
 
     model_config = ConfigDict(extra="forbid")
 
     timing: Timing | None
-    """None of what was not to be timed."""
+    """None if the task was not to be timed."""
     scores: dict[str, Scores]
+    """Scores by the names in ``Task.scored``."""
     sustained: Sustained | None = None
     profile: Profile | None = None
     macs: int | None = None
-    """A frame's, of a float run in torch."""
+    """Multiply-accumulates per frame of a float run in torch; None for everything else."""
     delegated_fraction: float | None = None
-    """Of Core ML's operations, those off the CPU."""
+    """Share of operations that Core ML prefers to run off the CPU, 0..1; None for other runtimes."""
     reason: str = ""
-    """Why that is missing."""
+    """Why ``delegated_fraction`` is missing."""

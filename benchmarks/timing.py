@@ -1,4 +1,4 @@
-"""The clock and the memory of the process that measures: runs one after another, growing batches, without a pause."""
+"""Time and memory of a model in this process: single runs, growing batches, and runs without a pause."""
 
 import sys
 import time
@@ -19,9 +19,9 @@ MOST_SECONDS = 5.0
 FEWEST_OF_BATCH = 3
 """Repeats of a batch that takes long."""
 MOST_AT_ONCE = 256
-"""Frames, or clips."""
+"""Largest batch that is tried, in frames or clips."""
 LEAST_GAIN = 1.05
-"""What a batch of twice the size must bring, for the next one to be tried."""
+"""Least factor of throughput that doubling the batch must gain for the next batch to be tried."""
 
 
 def resident_mb() -> float:
@@ -43,7 +43,7 @@ def peak_mb() -> float:
 
 
 def reset_peak() -> bool:
-    """Make ``peak_mb`` begin anew; return whether the system can."""
+    """Reset ``peak_mb`` to the current resident set; return whether the system can."""
     try:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     except OSError:
@@ -54,9 +54,10 @@ def reset_peak() -> bool:
 def time_runs(
     score: Scorer, task: Task, inputs: Callable[[int], Inputs], fewest: int = FEWEST_REPEATS, seconds: float = 0.0
 ) -> list[float]:
-    """Return milliseconds per frame of runs on one input after another.
+    """Return the milliseconds per frame of each run, on one input after another.
 
-    At least ``fewest`` of a slow model, and as many as go into ``seconds`` of a fast one.
+    There are ``task.repeats`` runs, and more of a fast model until ``seconds`` have passed; a slow model stops after
+    MOST_SECONDS and at least ``fewest`` runs.
     """
     times: list[float] = []
     started = time.perf_counter()
@@ -71,7 +72,7 @@ def time_runs(
 
 
 def device_mb(device: str) -> float | None:
-    """Return the largest sum of tensors on a GPU since the last call, in MiB."""
+    """Return the largest sum of tensors on a GPU since the last call, in MiB; None on a CPU."""
     if device == "cpu":
         return None
     import torch
@@ -82,48 +83,53 @@ def device_mb(device: str) -> float | None:
 
 
 def time_batches(score: Scorer, task: Task) -> list[BatchTiming]:
-    """Double the batch until that gains less than LEAST_GAIN, or memory ends."""
-    found: list[BatchTiming] = []
+    """Time batches of 1, 2, 4, ... until doubling gains less than LEAST_GAIN, or memory runs out.
+
+    Raises the error if the first batch already fails.
+    """
+    timings: list[BatchTiming] = []
     batch = 1
     while batch <= MOST_AT_ONCE:
-        own = task.model_copy(update={"batch": batch, "repeats": FEWEST_REPEATS})
-        inputs = own.inputs()
+        batch_task = task.model_copy(update={"batch": batch, "repeats": FEWEST_REPEATS})
+        inputs = batch_task.inputs()
         try:
             score(*inputs(0))
-            median = float(np.median(time_runs(score, own, inputs, FEWEST_OF_BATCH)))
+            median = float(np.median(time_runs(score, batch_task, inputs, FEWEST_OF_BATCH)))
         except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
-            if not found or not out_of_memory(error):
+            if not timings or not out_of_memory(error):
                 raise
             break
         memory = device_mb(task.device) or peak_mb()
-        found.append(BatchTiming(batch=batch, ms=median, frames_per_second=1e3 / median, peak_memory_mb=memory))
-        if len(found) > 1 and found[-1].frames_per_second < LEAST_GAIN * found[-2].frames_per_second:
+        timings.append(BatchTiming(batch=batch, ms=median, frames_per_second=1e3 / median, peak_memory_mb=memory))
+        if len(timings) > 1 and timings[-1].frames_per_second < LEAST_GAIN * timings[-2].frames_per_second:
             break
         batch *= 2
-    return found
+    return timings
 
 
 def sustained(score: Scorer, task: Task, inputs: Callable[[int], Inputs]) -> Sustained:
     """Run without a pause for ``task.sustain`` seconds, and return the speed of each second."""
     joules = Joules()
     rates: list[float] = []
-    frames, started = 0, time.perf_counter()
-    second, number = started, 0
+    started = time.perf_counter()
+    second_started = started
+    frames = runs = 0
     while (now := time.perf_counter()) - started < task.sustain:
-        if now - second >= 1:
-            rates.append(frames / (now - second))
-            second, frames = now, 0
-        score(*inputs(number))
-        frames, number = frames + task.frames_at_once, number + 1
-    spent = time.perf_counter() - started
+        if now - second_started >= 1:
+            rates.append(frames / (now - second_started))
+            second_started, frames = now, 0
+        score(*inputs(runs))
+        frames += task.frames_at_once
+        runs += 1
+    seconds = time.perf_counter() - started
     if frames:
-        rates.append(frames / (time.perf_counter() - second))
+        rates.append(frames / (time.perf_counter() - second_started))
     quarter = max(1, len(rates) // 4)
-    used = joules.spent()
+    energy = joules.spent()
     return Sustained(
-        seconds=spent,
+        seconds=seconds,
         frames_per_second=rates,
         drop=1 - float(np.median(rates[-quarter:]) / np.median(rates[:quarter])),
-        joules_per_frame=None if used is None else used / (number * task.frames_at_once),
+        joules_per_frame=None if energy is None else energy / (runs * task.frames_at_once),
         energy=joules.origin,
     )

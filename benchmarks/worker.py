@@ -22,13 +22,13 @@ WARM_UPS = 3
 LEAST_SECONDS = 1.0
 """A fast model is repeated for this long, however few repeats were asked for."""
 PACKAGES = {"torch": "torch", "executorch": "executorch", "onnxruntime": "onnxruntime"}
-"""Where a runtime's libraries lie, by runtime; Core ML's are the system's."""
+"""Package folder that holds a runtime's libraries, by runtime; Core ML's belong to the system."""
 
 
 def _library_bytes(runtime: str) -> int | None:
-    """Return the size of a runtime's shared libraries that this process has loaded, in bytes.
+    """Return the size of the runtime's shared libraries that this process has loaded, in bytes.
 
-    0 where the system brings them; None where the system does not say what is loaded.
+    0 where the libraries belong to the system; None where the system does not list loaded files.
     """
     if runtime not in PACKAGES:
         return 0
@@ -37,12 +37,12 @@ def _library_bytes(runtime: str) -> int | None:
     except OSError:
         return None
     files = {Path(line[line.index("/") :]) for line in lines if "/" in line}
-    own = [file for file in files if ".so" in file.name and PACKAGES[runtime] in file.parts]
-    return sum(file.stat().st_size for file in own)
+    libraries = [file for file in files if ".so" in file.name and PACKAGES[runtime] in file.parts]
+    return sum(file.stat().st_size for file in libraries)
 
 
 def _import_runtime(task: Task) -> None:
-    """Import what the runtime needs, so that loading is timed without it."""
+    """Import the runtime's modules, so that the time to load a model does not include it."""
     if task.runtime == "torch":
         import compress.runs  # noqa: F401
 
@@ -57,7 +57,7 @@ def _import_runtime(task: Task) -> None:
 
 
 def load_scorer(task: Task) -> Scorer:
-    """Load what scores, to run on the task's threads."""
+    """Load the task's model, to run on the task's threads; return the function that scores a batch."""
     if task.runtime != "torch":
         from export.runtimes import Runtime, load_artifact
 
@@ -78,7 +78,7 @@ def _score_store(score: Scorer, task: Task, store_path: Path, split: str) -> Sco
     from data.store import ClipStore
 
     store = ClipStore(store_path)
-    clips = store.clips(split, both=False)  # crops cut otherwise may be of one label
+    clips = store.clips(split, both=False)  # perturbed crops may be of one label
     scores = score_clip_list(score, store, clips, f"score {split}", Takes(task.modalities, task.per))
     rows = None if scores.frames is None else scores.frames.tolist()
     return Scores(
@@ -93,7 +93,7 @@ def _score_store(score: Scorer, task: Task, store_path: Path, split: str) -> Sco
 
 
 def timing(task: Task, inputs: Callable[[int], Inputs]) -> tuple[Timing, Scorer]:
-    """Load, warm up, and time; return also what was loaded."""
+    """Load a model, warm it up, and time it; return the timing and the loaded model."""
     _import_runtime(task)
     idle = resident_mb()
     before = time.perf_counter()
@@ -105,7 +105,7 @@ def timing(task: Task, inputs: Callable[[int], Inputs]) -> tuple[Timing, Scorer]
     for index in range(WARM_UPS - 1):
         score(*inputs(index))
     times = time_runs(score, task, inputs, seconds=LEAST_SECONDS)
-    found = Timing(
+    result = Timing(
         load_ms=load_ms,
         first_run_ms=first_run_ms,
         times_ms=times,
@@ -115,11 +115,11 @@ def timing(task: Task, inputs: Callable[[int], Inputs]) -> tuple[Timing, Scorer]
         cores=task.cores,
         device_memory_mb=device_mb(task.device),
     )
-    return found, score
+    return result, score
 
 
 def _macs(task: Task) -> int | None:
-    """Return a frame's multiply-accumulates of a float run, fused as it was timed."""
+    """Return the multiply-accumulates per frame of a float run, fused as it was timed; None for other runs."""
     if task.scheme not in ("fp32", "autocast"):
         return None
     from compress.runs import pixel_detector
@@ -133,40 +133,42 @@ def _macs(task: Task) -> int | None:
 
 
 def _off_cpu(task: Task) -> tuple[float | None, str]:
-    """Return the share of operations that Core ML prefers to run off the CPU, or why it is not known."""
+    """Return the share of operations that Core ML prefers to run off the CPU, or None and why it is not known."""
     from export.coreml import off_cpu_fraction
 
     try:
         return off_cpu_fraction(task.path, task.method, task.units), ""
-    except Exception as error:  # what was timed must not be lost
+    except Exception as error:  # the timing must not be lost
         return None, f"Core ML did not tell where its operations run: {reason_of(error)}"
 
 
 def measure(task: Task) -> Measurement:
-    """Time a model, then score with it on every core, and profile it last."""
-    found = Measurement(timing=None, scores={})
+    """Time a task's model, then score with it on every core, and profile it last."""
+    measurement = Measurement(timing=None, scores={})
     inputs = task.inputs()
     with bound_to(task.cores):
         if task.timed:
-            found.timing, score = timing(task, inputs)
+            measurement.timing, score = timing(task, inputs)
             if task.grown:
-                found.timing.batches = time_batches(score, task)
+                measurement.timing.batches = time_batches(score, task)
             if task.sustain:
-                found.sustained = sustained(score, task, inputs)
+                measurement.sustained = sustained(score, task, inputs)
             del score
     if task.scored:
         score = load_scorer(task.model_copy(update={"threads": os.cpu_count() or 1}))
-        found.scores = {name: _score_store(score, task, *scored) for name, scored in task.scored.items()}
+        measurement.scores = {
+            name: _score_store(score, task, *store_and_split) for name, store_and_split in task.scored.items()
+        }
     if task.profiled:
         from benchmarks.profiling import profile
 
         with bound_to(task.cores):
-            found.profile = profile(task)
+            measurement.profile = profile(task)
     if task.runtime == "coreml" and task.timed and not task.again:
-        found.delegated_fraction, found.reason = _off_cpu(task)
+        measurement.delegated_fraction, measurement.reason = _off_cpu(task)
     if task.runtime == "torch" and not task.again:
-        found.macs = _macs(task)
-    return found
+        measurement.macs = _macs(task)
+    return measurement
 
 
 def main() -> None:
