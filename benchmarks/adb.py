@@ -12,30 +12,32 @@ from pathlib import Path
 from stage import StageError, say
 
 TMP = "/data/local/tmp"
-"""Where ``adb`` may write programs and run them."""
+"""The phone's folder where ``adb`` may write programs and run them."""
 MOST_SECONDS = 900
-"""For one call of ``adb``: a phone that was unplugged may never answer."""
+"""Time limit of one call of ``adb``: a phone that was unplugged may never answer."""
 PROPERTIES = {
     "manufacturer": "ro.product.manufacturer",
     "model": "ro.product.model",
     "android": "ro.build.version.release",
     "chip": "ro.soc.model",
 }
+"""Android's names of the properties that are read."""
 MENDS = {
     "unauthorized": "allow USB debugging on its screen",
     "offline": "plug it in again, or call: adb reconnect",
 }
+"""The mend for each state of a phone that cannot be used."""
 
 
 def _adb(arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
-    """Call ``adb``. Raises StageError if it is not there or does not answer."""
+    """Call ``adb``. Raises StageError if it is not on the PATH or does not end in MOST_SECONDS."""
     program = shutil.which("adb")
     if program is None:
         raise StageError("--device adb needs adb on the PATH: install Android's platform-tools")
     try:
         return subprocess.run(
             [program, *arguments],
-            stdin=subprocess.DEVNULL,  # it would read what the user's shell has for others
+            stdin=subprocess.DEVNULL,  # else it reads input that the user's shell has for other commands
             capture_output=True,
             text=True,
             errors="replace",
@@ -46,65 +48,69 @@ def _adb(arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
         raise StageError(f"adb {arguments[-1]} did not end in {MOST_SECONDS} s: is the phone still there?") from error
 
 
-def _last_line(text: str, otherwise: str) -> str:
+def _last_line(text: str, default: str) -> str:
+    """Return the last line that is not blank, or ``default``."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else otherwise
+    return lines[-1] if lines else default
 
 
 def _chosen_serial() -> str:
-    """Return the serial number of the one phone, or of ``ANDROID_SERIAL``. Raises StageError if it cannot be used."""
+    """Return the serial number in ``ANDROID_SERIAL``, or of the only phone. Raises StageError if it cannot be used."""
     done = _adb(["devices"])
     if done.returncode:
         raise StageError(f"adb devices failed: {_last_line(done.stderr, f'exit code {done.returncode}')}")
-    listed = done.stdout.partition("List of devices attached")[2].splitlines()
-    states = dict(line.split(maxsplit=1) for line in listed if len(line.split()) > 1)
-    found = ", ".join(f"{serial} ({state.strip()})" for serial, state in states.items())
+    lines = done.stdout.partition("List of devices attached")[2].splitlines()
+    states = dict(line.split(maxsplit=1) for line in lines if len(line.split()) > 1)
+    phones = ", ".join(f"{serial} ({state.strip()})" for serial, state in states.items())
     wanted = os.environ.get("ANDROID_SERIAL")
     if not states:
         raise StageError("adb sees no phone: plug one in with USB debugging allowed")
     if not wanted and len(states) > 1:
-        raise StageError(f"adb sees several phones: set ANDROID_SERIAL to one of {found}")
+        raise StageError(f"adb sees several phones: set ANDROID_SERIAL to one of {phones}")
     serial = wanted or next(iter(states))
     if serial not in states:
-        raise StageError(f"adb does not see ANDROID_SERIAL={serial}: it sees {found}")
+        raise StageError(f"adb does not see ANDROID_SERIAL={serial}: it sees {phones}")
     if (state := states[serial].split()[0]) != "device":
-        raise StageError(f"adb cannot use {found}: {MENDS.get(state, 'see: adb devices')}")
+        raise StageError(f"adb cannot use {phones}: {MENDS.get(state, 'see: adb devices')}")
     return serial
 
 
 class Phone:
-    """A connected phone. Raises StageError, with the mend, if there is none, or not one alone."""
+    """A connected phone. Raises StageError, with the mend, if there is none, or several and none is chosen."""
 
     def __init__(self) -> None:
         self._serial = _chosen_serial()
-        read = {name: self.shell(["getprop", key]).stdout.strip() for name, key in PROPERTIES.items()}
-        self.properties = {name: value or "not told" for name, value in read.items()}
-        maker, model, chip = read["manufacturer"], read["model"], read["chip"]
-        named = model if model.lower().startswith(maker.lower()) else f"{maker} {model}"
-        self.name = f"{named}{f' ({chip})' if chip else ''}, Android {self.properties['android']}"
+        values = {name: self.shell(["getprop", key]).stdout.strip() for name, key in PROPERTIES.items()}
+        self.properties = {name: value or "not told" for name, value in values.items()}
+        maker, model, chip = values["manufacturer"], values["model"], values["chip"]
+        full_name = model if model.lower().startswith(maker.lower()) else f"{maker} {model}"
+        self.name = f"{full_name}{f' ({chip})' if chip else ''}, Android {self.properties['android']}"
 
     def _call(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return _adb(["-s", self._serial, *arguments])
 
     def shell(self, command: Sequence[str]) -> subprocess.CompletedProcess[str]:
-        """Call a command of the phone's own, whether it fails or not."""
+        """Run a command in the phone's shell and return its result, whether it fails or not."""
         return self._call("shell", shlex.join(command))
 
     def run(self, command: Sequence[str], folder: str, log_tag: str | None) -> str:
-        """Run a program, and return what it printed and logged. Raises StageError with its last line if it fails."""
+        """Run a program in a folder; return its stdout, stderr and, with ``log_tag``, Android's log of it.
+
+        Raises StageError with the program's last line if it fails.
+        """
         done = self._call("shell", f"cd {shlex.quote(folder)} && echo $$ && exec {shlex.join(command)}")
         process, _, printed = done.stdout.partition("\n")
-        said = f"{printed}\n{done.stderr}"
+        output = f"{printed}\n{done.stderr}"
         if log_tag and process.strip().isdecimal():  # builds with Android's platform layer print nothing
             logged = self._call("logcat", "-d", "-v", "raw", f"--pid={process.strip()}", "-s", log_tag)
-            said += f"\n{logged.stdout}"
+            output += f"\n{logged.stdout}"
         if done.returncode:
-            line = _last_line(done.stderr, _last_line(said, "it said nothing"))
+            line = _last_line(done.stderr, _last_line(output, "it said nothing"))
             raise StageError(f"{command[0].removeprefix('./')} ended with exit code {done.returncode}: {line}")
-        return said
+        return output
 
     def push(self, file: Path, to: str) -> None:
-        """Copy a file. Raises StageError if it does not arrive."""
+        """Copy a file to the phone. Raises StageError if that fails."""
         done = self._call("push", str(file.resolve()), to)
         if done.returncode:
             raise StageError(
@@ -113,7 +119,10 @@ class Phone:
 
     @contextlib.contextmanager
     def folder(self) -> Iterator[str]:
-        """Give a folder of its own on the phone, which is removed in every case."""
+        """Make a new folder on the phone, and remove it at the end of the block, also after an error.
+
+        Raises StageError if it cannot be made; one that cannot be removed is named on stderr.
+        """
         folder = f"{TMP}/pocketproof-{uuid.uuid4().hex[:12]}"
         if (done := self.shell(["mkdir", folder])).returncode:
             raise StageError(f"{folder} cannot be made on the phone: {_last_line(done.stderr, 'no reason given')}")

@@ -1,4 +1,4 @@
-"""The gate against regressions: a new report held against an earlier one."""
+"""The gate against regressions: compares a new report with an earlier one."""
 
 import re
 from collections.abc import Iterable
@@ -17,16 +17,16 @@ Key = tuple[object, ...]
 
 
 def parse_share(text: str, option: str) -> float:
-    """Return 0.1 of ``10%`` or ``0.1``. Raises StageError for anything else, and for ``10``, which is not ten times."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)(%?)", text.strip())
-    if not found or (float(found[1]) >= 1 and not found[2]):
+    """Return 0.1 for ``10%`` or ``0.1``. Raises StageError for other texts, also ``10``, which might mean 10%."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)(%?)", text.strip())
+    if not match or (float(match[1]) >= 1 and not match[2]):
         raise WrongArgument(f"{option} {text}: give a share, as 10% or 0.1")
-    return float(found[1]) / (100 if found[2] else 1)
+    return float(match[1]) / (100 if match[2] else 1)
 
 
 @dataclass(frozen=True)
 class BaselineOptions:
-    """What a new report is held against: options of ``bench``."""
+    """The baseline of a new report, and how much worse its rows may be: options of ``bench``."""
 
     baseline: Annotated[
         Path | None, typer.Option(help="An earlier report.json: exit with 1 where a row is worse than allowed.")
@@ -35,30 +35,32 @@ class BaselineOptions:
     max_auc_drop: Annotated[float, typer.Option(help="With --baseline: AUC that a row may lose.", min=0)] = 0.005
 
     def read(self, place: str, fingerprint: str) -> "Baseline | None":
-        """Read the report, if there is one. ``place``: the machine, or phone, of the new one.
+        """Return the baseline, None without ``--baseline``.
 
-        Raises StageError if it cannot be read, or has no row of that place or store.
+        ``place``: machine or phone of the new report; ``fingerprint``: of its store. Raises StageError if the baseline
+        cannot be read, or was measured at another place or on another store.
         """
         if self.baseline is None:
             return None
-        before = Baseline.read(self.baseline, self.max_slower, self.max_auc_drop)
-        before.check_comparable(place, fingerprint)
-        return before
+        baseline = Baseline.read(self.baseline, self.max_slower, self.max_auc_drop)
+        baseline.check_comparable(place, fingerprint)
+        return baseline
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """An earlier report, and by how much rows may be worse than in it."""
+    """An earlier report, and how much worse the rows of a new one may be."""
 
     path: Path
     report: Report
     max_slower: float
-    """Of the median latency, as a share of the earlier one."""
+    """Allowed increase of the median latency, as a share of the earlier one."""
     max_auc_drop: float
+    """Allowed loss of AUC."""
 
     @classmethod
     def read(cls, path: Path, max_slower: str, max_auc_drop: float) -> "Baseline":
-        """Read the report to hold a new one against. Raises StageError if it cannot be read, or holds no row."""
+        """Read an earlier report. Raises StageError if it cannot be read, has no row, or ``max_slower`` is no share."""
         share = parse_share(max_slower, "--max-slower")
         report = read_report(path)
         if not report.rows:
@@ -66,28 +68,28 @@ class Baseline:
         return cls(path, report, share, max_auc_drop)
 
     def check_comparable(self, place: str, fingerprint: str) -> None:
-        """Raise StageError if no row's latency, or if accuracy, was measured on this machine or phone, or store."""
-        known = sorted({_place(row) for row in self.report.rows})
-        if place not in known:
+        """Raise StageError if no row was timed at ``place``, or if another store was scored."""
+        places = sorted({_place(row) for row in self.report.rows})
+        if place not in places:
             raise StageError(
-                f"--baseline {self.path} was measured on {', '.join(known)}, and this is {place}: latency of two "
+                f"--baseline {self.path} was measured on {', '.join(places)}, and this is {place}: latency of two "
                 "machines says nothing; measure the baseline here"
             )
         if self.report.fingerprint != fingerprint:
             raise StageError(f"--baseline {self.path} was measured on another store: measure it again on this one")
 
     def regressions(self, rows: Iterable[Row]) -> list[str]:
-        """Return a sentence for each row that is worse than the baseline allows, is gone, or has lost a figure."""
-        now = {_key(row): row for row in rows}
-        places = {(_place(row), row.device) for row in now.values()}
+        """Return a sentence for each row of the baseline that is worse than allowed, missing, or without a figure."""
+        current = {_key(row): row for row in rows}
+        places = {(_place(row), row.device) for row in current.values()}
         return [
-            said
+            sentence
             for before in self.report.rows
             if (_place(before), before.device) in places
-            for said in self._worse(before, now.get(_key(before)))
+            for sentence in self._regressions_of(before, current.get(_key(before)))
         ]
 
-    def _worse(self, before: Row, now: Row | None) -> Iterable[str]:
+    def _regressions_of(self, before: Row, now: Row | None) -> Iterable[str]:
         name = f"{before.name} ({before.runtime} {before.scheme}, {before.device}, {threads_of(before.threads)})"
         if now is None:
             yield f"{name} is not measured any more"
@@ -96,10 +98,10 @@ class Baseline:
             if now.latency_ms is None:
                 yield f"{name} has no latency any more ({now.reason or now.status})"
             elif (slower := now.latency_ms.p50 / before.latency_ms.p50 - 1) > self.max_slower:
-                shaky = ", though it is unstable" if now.unstable or before.unstable else ""
+                caveat = ", though it is unstable" if now.unstable or before.unstable else ""
                 yield (
                     f"{name} is {slower:.1%} slower: {before.latency_ms.p50:.3g} to {now.latency_ms.p50:.3g} ms, "
-                    f"and {self.max_slower:.1%} is allowed{shaky}"
+                    f"and {self.max_slower:.1%} is allowed{caveat}"
                 )
         if before.auc is not None:
             if now.auc is None:
@@ -109,9 +111,10 @@ class Baseline:
 
 
 def _place(row: Row) -> str:
-    """Return where a row was timed: on a phone, whatever machine it hung on, or on the machine of its session."""
+    """Return where a row was timed: the phone, whichever machine it was connected to, or the machine of the session."""
     return row.device if row.on_phone else machine_of(row.machine)
 
 
 def _key(row: Row) -> Key:
+    """Return the fields by which a row is found in another report."""
     return _place(row), row.kind, row.name, row.runtime, row.scheme, row.device, row.threads, row.batch

@@ -33,11 +33,11 @@ class Step:
 
     name: str
     made: Path
-    """What it leaves, by which an interrupted demo knows that it is done."""
+    """File or folder that the step makes; if it exists, the step was done by an earlier call."""
     run: Callable[[], object]
 
     def seconds(self) -> float:
-        """Run it unless an earlier demo has made its result; return how long that took."""
+        """Run the step unless its result exists; return the seconds that this took."""
         started = time.perf_counter()
         if self.made.exists():
             say(f"== {self.name}: kept {self.made}")
@@ -48,7 +48,7 @@ class Step:
 
 
 def _data_steps(out: Path, seed: int) -> list[Step]:
-    """Return what makes the stores ``out/store`` and ``out/control-store``."""
+    """Return the steps that make the stores ``out/store`` and ``out/control-store``."""
     workers, store, control = os.cpu_count() or 1, out / "store", out / "control-store"
     options: dict[str, Any] = {"frames": FRAMES, "size": SIZE, "workers": workers, "seed": seed}
     return [
@@ -59,7 +59,7 @@ def _data_steps(out: Path, seed: int) -> list[Step]:
 
 
 def _model_steps(out: Path, seed: int) -> list[Step]:
-    """Return what makes the runs of ``out/runs`` and ``out/bundle``."""
+    """Return the steps that make the runs in ``out/runs`` and the bundle ``out/bundle``."""
     store, runs = out / "store", out / "runs"
     teacher, student, int8 = runs / "teacher", runs / "student", runs / "student-int8"
     large, bundle = runs / "dinov2-base-random", out / "bundle"
@@ -83,15 +83,15 @@ def _model_steps(out: Path, seed: int) -> list[Step]:
 
 
 def _measuring_steps(out: Path) -> list[Step]:
-    """Return what makes ``out/reference.json`` and ``out/report``."""
+    """Return the steps that make ``out/reference.json`` and ``out/report``."""
     store, runs, ref, report = out / "store", out / "runs", out / "reference.json", out / "report"
-    measured = [out / "bundle", runs / "dinov2-base-random", runs / "student"]
+    models = [out / "bundle", runs / "dinov2-base-random", runs / "student"]
     return [
         Step("measure the reference", ref, lambda: reference(runs / "teacher", store, ref, repeats=30)),
         Step(
             "measure everything",
             report,
-            lambda: bench(measured, store, ref, report, rounds=1, control=out / "control-store"),
+            lambda: bench(models, store, ref, report, rounds=1, control=out / "control-store"),
         ),
     ]
 
@@ -107,16 +107,16 @@ def demo(
     Example: **pocketproof demo --out demo**
     """
     store, report = out / "store", out / "report"
-    if store.exists() and (made := ClipStore(store).info.settings.seed) != seed:
-        raise StageError(f"{out} was begun with --seed {made}: give that, or another --out")
+    if store.exists() and (first_seed := ClipStore(store).info.settings.seed) != seed:
+        raise StageError(f"{out} was begun with --seed {first_seed}: give that, or another --out")
     measured_before = report.exists()
     steps = [*_data_steps(out, seed), *_model_steps(out, seed), *_measuring_steps(out)]
     seconds = {step.name: step.seconds() for step in steps}
     if measured_before:
-        kept = read_report(report / "report.json")
-        print(table_text(kept))
-        check_measured(kept, report)
-    say("seconds: " + ", ".join(f"{name} {spent:.0f}" for name, spent in seconds.items()))
+        earlier = read_report(report / "report.json")
+        print(table_text(earlier))
+        check_measured(earlier, report)
+    say("seconds: " + ", ".join(f"{name} {duration:.0f}" for name, duration in seconds.items()))
     say(f"demo finished in {sum(seconds.values()):.0f} s")
     for path in (report / "report.html", report / "report.md", report / "report.json", out / "bundle"):
         print(path)

@@ -17,27 +17,29 @@ DEFAULT_WEIGHTS = ("vit_base_patch14_dinov2", "repvit_m0_9")
 
 
 def missing_weights() -> dict[str, str]:
-    """Say of each default backbone whether its pretrained weights are on this machine."""
+    """Return, for each default backbone and for ``depth``, a text that says whether its weights are on this machine."""
     import huggingface_hub
     import timm
 
     from models.weights import HUB_FILES
 
-    said = {}
+    fetched = "not here: fetched from the hub"
+    texts = {}
     for name in DEFAULT_WEIGHTS:
         repository = timm.get_pretrained_cfg(name).hf_hub_id
-        found = any(isinstance(huggingface_hub.try_to_load_from_cache(repository, file), str) for file in HUB_FILES)
-        said[name] = "on this machine" if found else f"not here: fetched from the hub ({repository}), or --weights FILE"
+        cached = any(isinstance(huggingface_hub.try_to_load_from_cache(repository, file), str) for file in HUB_FILES)
+        texts[name] = "on this machine" if cached else f"{fetched} ({repository}), or --weights FILE"
     depth = SIZES["small"].repository
-    found = isinstance(huggingface_hub.try_to_load_from_cache(depth, HUB_FILES[0]), str)
-    said["depth"] = "on this machine" if found else f"not here: fetched from the hub ({depth}), or --depth-weights DIR"
-    return said
+    cached = isinstance(huggingface_hub.try_to_load_from_cache(depth, HUB_FILES[0]), str)
+    texts["depth"] = "on this machine" if cached else f"{fetched} ({depth}), or --depth-weights DIR"
+    return texts
 
 
 def diagnose() -> dict[str, Any]:
-    """Collect everything that ``doctor`` prints."""
+    """Return everything that ``doctor`` prints, by section."""
     runtimes = {
-        runtime: cannot_run(runtime) or (f"evaluated {by}" if (by := evaluated_by(runtime)) else "runs here")
+        runtime: cannot_run(runtime)
+        or (f"evaluated {evaluator}" if (evaluator := evaluated_by(runtime)) else "runs here")
         for runtime in get_args(Runtime)
     }
     extras = {

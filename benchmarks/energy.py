@@ -1,18 +1,21 @@
-"""Energy that the processor has used, where the system counts it."""
+"""Energy used by the processors, where the system counts it."""
 
 from pathlib import Path
 
 POWERCAP = Path("/sys/class/powercap")
-"""Linux's counters of Intel's and AMD's processors (RAPL): microjoules that begin anew at ``max_energy_range_uj``."""
+"""Linux's counters of Intel's and AMD's processors (RAPL): microjoules that wrap around at ``max_energy_range_uj``."""
 
 
 class Joules:
-    """The energy of whole processors since this was made, everything else that ran on them included."""
+    """Energy of the whole processors since this object was made, including everything else that runs on them.
+
+    ``origin`` names the counters, or says why the energy is not known.
+    """
 
     def __init__(self, root: Path = POWERCAP) -> None:
-        # Zones of processors (intel-rapl:0), not of their parts (intel-rapl:0:0), which are counted in them, nor of the
-        # whole platform (psys), in which processors are counted.
-        zones = [zone for zone in sorted(root.glob("*-rapl:*")) if zone.name.count(":") == 1 and _of_package(zone)]
+        # Zones of processors (intel-rapl:0) alone: those of their parts (intel-rapl:0:0) are counted in them, and they
+        # are counted in that of the whole platform (psys).
+        zones = [zone for zone in sorted(root.glob("*-rapl:*")) if zone.name.count(":") == 1 and _is_processor(zone)]
         self._start = {zone: value for zone in zones if (value := _microjoules(zone)) is not None}
         if self._start:
             self.origin = f"{', '.join(zone.name for zone in self._start)} in {root}, all that the processor did"
@@ -22,7 +25,7 @@ class Joules:
             self.origin = f"not known: this system has no counters in {root}"
 
     def spent(self) -> float | None:
-        """Return joules; None where the system does not tell. A counter that began anew once is told from its range."""
+        """Return joules, None where the system does not tell. A counter that wrapped around once is corrected."""
         if not self._start:
             return None
         total = 0
@@ -34,7 +37,7 @@ class Joules:
         return total / 1e6
 
 
-def _of_package(zone: Path) -> bool:
+def _is_processor(zone: Path) -> bool:
     try:
         return (zone / "name").read_text().startswith("package")
     except OSError:

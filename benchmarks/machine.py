@@ -1,4 +1,4 @@
-"""What this machine is: the environment of a report's figures."""
+"""The machine and the package versions that a report's figures were measured with."""
 
 import os
 import platform
@@ -16,11 +16,11 @@ PACKAGES = (
     "opencv-python-headless", "av", "dlib-bin", "pyarrow",
 )  # fmt: skip
 BOARD = Path("/sys/firmware/devicetree/base/model")
-"""Where Linux tells the name of a board, ended by a zero."""
+"""File in which Linux gives the name of a board, ended by a zero byte."""
 
 
 class Machine(BaseModel):
-    """What a figure was measured on."""
+    """The machine that a figure was measured on."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -32,18 +32,18 @@ class Machine(BaseModel):
     cpu_capability: str
     """The widest instructions that torch uses."""
     int8_instructions: str | None
-    """For sums of products of bytes; None where it has none, or the system does not say."""
+    """Instructions for sums of products of bytes; None where the processor has none, or the system does not say."""
     accelerators: list[str]
     versions: dict[str, str]
 
     @property
     def name(self) -> str:
-        """How rows of a report name it."""
+        """Name of the machine in the rows of a report."""
         return f"{self.processor}, {self.cores} core{'' if self.cores == 1 else 's'}"
 
 
 def _processor(cpuinfo: Path = Path("/proc/cpuinfo"), board: Path = BOARD) -> str:
-    """Return the processor's name: on a Mac its brand, on Arm boards, whose processors do not tell it, the board's."""
+    """Return the processor's name: its brand on a Mac; the board's name on Arm boards, whose processors give none."""
     if sys.platform == "darwin":
         brand = subprocess.run(["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, check=False)
         return brand.stdout.decode().strip() or platform.machine()
@@ -51,17 +51,17 @@ def _processor(cpuinfo: Path = Path("/proc/cpuinfo"), board: Path = BOARD) -> st
         lines = cpuinfo.read_text(encoding="utf-8").splitlines()
     except OSError:
         return platform.processor() or platform.machine()
-    known = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in reversed(lines))}
-    if name := known.get("model name") or known.get("Hardware"):
+    fields = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in reversed(lines))}
+    if name := fields.get("model name") or fields.get("Hardware"):
         return name
     if board.is_file():
         return board.read_bytes().rstrip(b"\0").decode(errors="replace")
-    codes = (known.get("CPU implementer"), known.get("CPU part"))
+    codes = (fields.get("CPU implementer"), fields.get("CPU part"))
     return " ".join([platform.machine(), *(code for code in codes if code)])
 
 
 def slow_int8() -> str | None:
-    """Say that this processor lacks the instructions that make int8 fast; None where it has them, or does not say."""
+    """Return a note if this processor lacks the instructions that make int8 fast; None if not, or if not known."""
     if not lacks_int8_instructions():
         return None
     return (
@@ -78,13 +78,13 @@ def _version(package: str) -> str:
 
 
 def describe_machine() -> Machine:
-    """Read what this machine is."""
+    """Return the description of this machine."""
     import psutil
     import torch
 
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    accelerators = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     if torch.backends.mps.is_available():
-        gpus.append("Apple GPU (mps)")
+        accelerators.append("Apple GPU (mps)")
     return Machine(
         processor=_processor(),
         cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
@@ -93,6 +93,6 @@ def describe_machine() -> Machine:
         python=platform.python_version(),
         int8_instructions=int8_instructions(),
         cpu_capability=torch.backends.cpu.get_cpu_capability(),
-        accelerators=gpus,
+        accelerators=accelerators,
         versions={package: _version(package) for package in PACKAGES},
     )

@@ -1,4 +1,4 @@
-"""Reports of several machines, or of several calls, in one."""
+"""Merge the reports of several machines, or of several calls of ``bench``, into one."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,51 +14,55 @@ from stage import StageError, run_as_script, say
 
 
 def _renamed(report: Report, taken: set[str]) -> Report:
-    """Return a report whose sessions' names are none of those taken: a second call on a machine gets a number."""
+    """Return a copy of a report with unique session names: a second session on a machine gets a number.
+
+    ``taken``: names used so far; those of the copy are added.
+    """
     report = report.model_copy(deep=True)
-    names: dict[str, str] = {}
+    new_names: dict[str, str] = {}
     for session in report.sessions:
-        before, number = session.machine, 1
+        old_name, number = session.machine, 1
         while session.machine in taken:
             number += 1
-            session.machine = f"{machine_of(before)} ({number})"
+            session.machine = f"{machine_of(old_name)} ({number})"
         taken.add(session.machine)
-        names[before] = session.machine
+        new_names[old_name] = session.machine
     for row in report.rows:
-        row.machine = names[row.machine]
+        row.machine = new_names[row.machine]
     for budget in report.budgets:
-        budget.machine = names[budget.machine]
-    report.notes = [_of_session(note, names) for note in report.notes]
-    report.diagnoses = {_of_session(name, names): own for name, own in report.diagnoses.items()}
+        budget.machine = new_names[budget.machine]
+    report.notes = [_with_new_name(note, new_names) for note in report.notes]
+    report.diagnoses = {_with_new_name(name, new_names): diagnosis for name, diagnosis in report.diagnoses.items()}
     return report
 
 
-def _of_session(text: str, names: dict[str, str]) -> str:
-    """Return a note, or the name of a diagnosis, that begins with its session with the session's new name."""
-    for before, after in names.items():
-        if text.startswith(f"{before}: "):
-            return f"{after}{text.removeprefix(before)}"
+def _with_new_name(text: str, new_names: dict[str, str]) -> str:
+    """Return a note, or the name of a diagnosis; a session at its beginning is replaced by its new name."""
+    for old_name, new_name in new_names.items():
+        if text.startswith(f"{old_name}: "):
+            return f"{new_name}{text.removeprefix(old_name)}"
     return text
 
 
 def _diagnoses(parts: Sequence[Report]) -> dict[str, Diagnosis]:
-    """Return all diagnoses; those of other runs of the same name are told apart by their session."""
-    found: dict[str, Diagnosis] = {}
+    """Return the diagnoses of all reports; one that differs from an earlier one of its name gets its session's name."""
+    merged: dict[str, Diagnosis] = {}
     for part in parts:
-        for name, own in part.diagnoses.items():
-            found[name if found.get(name, own) == own else f"{part.sessions[0].machine}: {name}"] = own
-    return found
+        for name, diagnosis in part.diagnoses.items():
+            same = merged.get(name, diagnosis) == diagnosis
+            merged[name if same else f"{part.sessions[0].machine}: {name}"] = diagnosis
+    return merged
 
 
 def _notes(part: Report, parts: Sequence[Report]) -> list[str]:
-    """Return a report's notes: those that are not of all reports name its session."""
-    everywhere = set.intersection(*(set(other.notes) for other in parts))
-    alone = part.sessions[0].machine if len(part.sessions) == 1 else ""
-    return [f"{alone}: {note}" if alone and note not in everywhere else note for note in part.notes]
+    """Return a report's notes; of a report with one session, notes that are not in all reports name that session."""
+    shared = set.intersection(*(set(other.notes) for other in parts))
+    session = part.sessions[0].machine if len(part.sessions) == 1 else ""
+    return [f"{session}: {note}" if session and note not in shared else note for note in part.notes]
 
 
 def _refuse_twice(reports: Sequence[Report]) -> None:
-    """Raise StageError if a measurement is there twice: figures of two measurements are never equal."""
+    """Raise StageError if a timed row is in the reports twice: figures of two measurements are never all equal."""
     seen: set[str] = set()
     for row in (row for report in reports for row in report.rows if row.latency_ms):
         figures = row.model_dump_json(exclude={"machine"}) + machine_of(row.machine)
@@ -71,17 +75,17 @@ def _refuse_twice(reports: Sequence[Report]) -> None:
 
 
 def merge(reports: Sequence[Report]) -> Report:
-    """Return one report with the rows of all, which must be on the same clips and against the same reference.
+    """Return one report with the rows of all, which must have the same clips and the same reference.
 
-    What was compared within one report (speedups, flips, what earned its slot) stays as it was measured there.
-    Raises StageError if they differ in what they were measured on.
+    Comparisons within one report (speedups, flips, what earned its slot) stay as they were measured there. Raises
+    StageError if the stores, splits, references or controls differ, or if a measurement is there twice.
     """
     first = reports[0]
     for report in reports[1:]:
         if (report.fingerprint, report.split) != (first.fingerprint, first.split):
             raise StageError("the reports are of different stores or splits, and cannot be compared: measure one again")
         if report.reference != first.reference:
-            one, other = (f"{own.run} ({own.precision} on {own.device})" for own in (first.reference, report.reference))
+            one, other = (f"{ref.run} ({ref.precision} on {ref.device})" for ref in (first.reference, report.reference))
             raise StageError(
                 f"the reports have different references, {one} and {other}: measure one again with --reference of the "
                 "other"
@@ -117,8 +121,9 @@ def report(
     Example: **pocketproof report here/report.json phone/report.json --out report**
     """
     refuse_existing(out)
-    files = [own / "report.json" if own.is_dir() else own for own in path]
-    if len({sha256_of(file) for file in files if file.is_file()}) < sum(file.is_file() for file in files):
+    files = [entry / "report.json" if entry.is_dir() else entry for entry in path]
+    existing = [file for file in files if file.is_file()]
+    if len({sha256_of(file) for file in existing}) < len(existing):
         raise StageError("two of the reports are the same: give each once")
     merged = merge([read_report(file) for file in files])
     write_report(merged, out)

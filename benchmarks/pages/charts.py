@@ -1,4 +1,4 @@
-"""The report's other pictures: noise of int8 by layer, a clip's budget by step, speed over time."""
+"""The charts of a report besides the Pareto fronts: noise of int8 by layer, clip budgets by step, speed over time."""
 
 from typing import get_args
 
@@ -12,7 +12,7 @@ from benchmarks.pages.svg import COLOURS, INK, WIDTH, Place, as_svg, shortened, 
 from compress.fidelity import Diagnosis
 
 LEAST_SHARE = 1e-8
-"""A layer that adds nothing still has a bar on a logarithmic axis."""
+"""Least share that is drawn, so that a layer without noise still has a bar on the logarithmic axis."""
 STAGES: tuple[str, ...] = get_args(Stage.model_fields["name"].annotation)
 HATCHES = ("", "///", "\\\\\\", "xxx", "---", "|||", "+++")
 DASHES = ("-", "--", ":", "-.")
@@ -24,9 +24,9 @@ def _draw_noise(diagnosis: Diagnosis) -> Figure:
     figure.subplots_adjust(left=0.08, right=0.99, bottom=0.18, top=0.95)
     axes = figure.subplots()
     shares = [max(noise.logit_noise, LEAST_SHARE) for noise in diagnosis.layers]
-    kept = [noise.layer in diagnosis.float_layers for noise in diagnosis.layers]
-    for wanted, colour, hatch, label in ((False, COLOURS[1], "", "int8"), (True, COLOURS[0], "///", "kept in fp32")):
-        places = [place for place, own in enumerate(kept, 1) if own == wanted]
+    in_float = [noise.layer in diagnosis.float_layers for noise in diagnosis.layers]
+    for is_float, colour, hatch, label in ((False, COLOURS[1], "", "int8"), (True, COLOURS[0], "///", "kept in fp32")):
+        places = [place for place, layer_is_float in enumerate(in_float, 1) if layer_is_float == is_float]
         if places:
             heights = [shares[place - 1] for place in places]
             axes.bar(places, heights, color=colour, hatch=hatch, edgecolor=INK, linewidth=0.4, label=label)
@@ -38,17 +38,17 @@ def _draw_noise(diagnosis: Diagnosis) -> Figure:
 
 
 def noise_chart(diagnosis: Diagnosis, name: str) -> str:
-    """Draw what each layer's rounding adds to the logits' noise as SVG in the page's text colour."""
-    described = f"Noise that each layer of {name} adds to the logits, one bar per layer"
-    return as_svg(lambda: _draw_noise(diagnosis), described)
+    """Return a chart of the noise that each layer's rounding adds to the logits, as SVG in the page's text colour."""
+    description = f"Noise that each layer of {name} adds to the logits, one bar per layer"
+    return as_svg(lambda: _draw_noise(diagnosis), description)
 
 
 def _draw_shares(axes: Axes, place: int, budget: Budget, start: float) -> None:
-    """Draw a bar from ``start`` to the total on a logarithmic axis, divided as the total is."""
-    before = 0.0
+    """Draw a budget's bar from ``start`` to its total on a logarithmic axis, divided by the shares of its steps."""
+    drawn_share = 0.0
     for stage in budget.stages:
-        ends = [start * (budget.ms / start) ** share for share in (before, before + stage.ms / budget.ms)]
-        before += stage.ms / budget.ms
+        ends = [start * (budget.ms / start) ** share for share in (drawn_share, drawn_share + stage.ms / budget.ms)]
+        drawn_share += stage.ms / budget.ms
         number = STAGES.index(stage.name)
         axes.barh(
             place,
@@ -86,7 +86,7 @@ def _draw_budgets(budgets: list[tuple[str, Budget]]) -> Figure:
 
 
 def budget_chart(budgets: list[tuple[str, Budget]]) -> str:
-    """Draw the totals of labelled budgets, each bar divided by its steps, as SVG in the page's text colour."""
+    """Return a chart of labelled budgets, one bar each divided into its steps, as SVG in the page's text colour."""
     return as_svg(lambda: _draw_budgets(budgets), "Milliseconds a clip, one bar per row, divided by steps")
 
 
@@ -116,5 +116,5 @@ def _draw_speeds(runs: list[tuple[str, Sustained]]) -> Figure:
 
 
 def speed_chart(runs: list[tuple[str, Sustained]]) -> str:
-    """Draw labelled runs' frames per second over time as SVG in the page's text colour."""
+    """Return a chart of frames per second over time, one line per labelled run, as SVG in the page's text colour."""
     return as_svg(lambda: _draw_speeds(runs), "Frames per second over time, one line per row")

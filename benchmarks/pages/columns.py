@@ -1,4 +1,4 @@
-"""A row as text: what each column of the report's table says, and by what it is sorted."""
+"""The columns of the report's table: the text that each shows of a row, and the number that sorts it."""
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -12,22 +12,22 @@ RUNTIMES = {"torch": "PyTorch", "executorch": "ExecuTorch", "onnxruntime": "ONNX
 
 
 class Column(NamedTuple):
-    """What one column says of a row."""
+    """One column of the table of rows."""
 
     text: Callable[[Row], str]
     value: Callable[[Row], float | None] | None = None
-    """The number that the text tells; there is none in a column of words."""
+    """Function from a row to the number that its text shows; None for a column of words."""
 
 
 def figure(value: float | None, unit: str = "") -> str:
-    """Return three significant digits, without an exponent from 1000 on."""
+    """Return a value with three significant digits, all digits from 1000 on, and a unit; a dash for None."""
     if value is None:
         return DASH
     return (f"{value:.0f}" if abs(value) >= 999.5 else f"{value:#.3g}".rstrip(".")) + unit
 
 
 def fixed(value: float | None, form: str = ".4f") -> str:
-    """Return a value in a form of Python's, or a dash."""
+    """Return a value in a format of Python's; a dash for None."""
     return DASH if value is None else format(value, form)
 
 
@@ -37,24 +37,25 @@ times = partial(figure, unit="×")
 
 
 def spaced(interval: tuple[float, float] | None) -> str:
-    """Return an interval of AUC."""
+    """Return an interval of AUC as text; a dash for None."""
     return "–".join(fixed(end, ".3f") for end in interval) if interval else DASH
 
 
 def status_of(row: Row) -> str:
-    """Return a row's status and its reason."""
+    """Return a row's status, and its reason if there is one or ought to be."""
     reason = row.reason or ("" if row.status == "measured" else "no reason given")
     return f"{row.status}: {reason}" if reason else row.status
 
 
 def unstable_of(row: Row) -> str:
-    """Return a row's spread, with a word where it is too large."""
+    """Return a row's spread, marked as unstable where it is too large."""
     return percent(row.spread) + (", unstable" if row.unstable else "")
 
 
 def _earned(row: Row) -> str:
-    verdict = {True: "yes: ", False: "no: ", None: f"{DASH} " if row.earned_because else DASH}[row.earned]
-    return f"{verdict}{row.earned_because}"
+    if row.earned is None:
+        return f"{DASH} {row.earned_because}" if row.earned_because else DASH
+    return f"{'yes' if row.earned else 'no'}: {row.earned_because}"
 
 
 def _percentile(name: str) -> Callable[[Row], float | None]:
@@ -125,41 +126,41 @@ DECIDING = (
     "Row", "Status", "Runtime", "Scheme", "Threads", "Size, MB", "p50, ms", "Spread", "AUC", "Delta AUC",
     "Verdict flips", "Speedup", "Earned its slot",
 )  # fmt: skip
-"""What decides which artifact ships."""
+"""Columns that decide which artifact ships."""
 ACCURACY = (
     "AUC", "AUC, 95%", "Video AUC", "Frame AUC", "EER", "AP", "Accuracy", "TPR at 1% FPR", "TPR at 5% FPR",
     "Threshold", "Flips at EER", "Frame flips", "Control AUC",
 )  # fmt: skip
 PLACES = ("Machine", "Device")
-"""Where a row was measured; most reports know one machine and one device alone."""
+"""Columns that say where a row was measured; in most reports all rows have the same."""
 TELLING = ("Model", "Runtime", "Scheme", *PLACES)
-"""What tells rows of one name apart, and their threads."""
+"""Columns that, together with the threads, distinguish rows of one name."""
 
 
 def words(titles: Iterable[str]) -> tuple[str, ...]:
-    """Return the columns that hold words; the others hold numbers and are set to the right."""
+    """Return those columns that hold words; the others hold numbers and are aligned to the right."""
     return tuple(title for title in titles if COLUMNS[title].value is None)
 
 
 def differing(title: str, rows: Sequence[Row]) -> bool:
-    """Whether a column says more than one thing."""
+    """Return whether rows differ in a column."""
     return len({COLUMNS[title].text(row) for row in rows}) > 1
 
 
 def deciding(rows: Sequence[Row]) -> list[str]:
-    """Return the columns that decide, and where rows were measured if that differs."""
+    """Return the columns that decide, and those of PLACES in which rows differ."""
     return [title for title in COLUMNS if title in DECIDING or (title in PLACES and differing(title, rows))]
 
 
 def threads_of(count: int) -> str:
-    """Return a number of threads in words."""
+    """Return a number of threads as text: ``1 thread``, ``2 threads``."""
     return f"{count} thread{'' if count == 1 else 's'}"
 
 
 def label(row: Row, rows: Sequence[Row]) -> str:
-    """Return the row's name, with whatever tells it from other rows of that name."""
-    same = [other for other in rows if other.name == row.name]
-    told = [COLUMNS[title].text(row) for title in TELLING if differing(title, same)]
-    if differing("Threads", same):
-        told.append(threads_of(row.threads))
-    return ", ".join([row.name, *told])
+    """Return a row's name, with the columns that distinguish it from other rows of that name."""
+    namesakes = [other for other in rows if other.name == row.name]
+    details = [COLUMNS[title].text(row) for title in TELLING if differing(title, namesakes)]
+    if differing("Threads", namesakes):
+        details.append(threads_of(row.threads))
+    return ", ".join([row.name, *details])

@@ -1,4 +1,4 @@
-"""The report in two or three sentences: what was gained, and what was lost."""
+"""The report in two or three sentences: the gains and the losses of the best artifact."""
 
 from benchmarks.pages.columns import COLUMNS, fixed, percent, threads_of, times
 from benchmarks.schema import Report, Row
@@ -7,7 +7,10 @@ NO_INT8 = "No int8 artifact was measured for both latency and accuracy."
 
 
 def _fastest(report: Report, int8: bool) -> Row | None:
-    """Return the fastest artifact with a measured accuracy, at the fewest threads, of int8 or of another scheme."""
+    """Return the fastest artifact with a measured accuracy at the fewest threads.
+
+    ``int8``: among the int8 schemes, else among all others. None if there is none.
+    """
     candidates = [
         (row.threads, row.latency_ms.p50, row.bytes, index)
         for index, row in enumerate(report.rows)
@@ -18,21 +21,22 @@ def _fastest(report: Report, int8: bool) -> Row | None:
 
 
 def _teacher(best: Row, report: Report) -> Row | None:
-    """Return the row to which the speedup refers."""
-    place = (best.machine, best.threads, "run", "fp32")
-    teachers = [row for row in report.rows if (row.machine, row.threads, row.kind, row.scheme) == place]
+    """Return the teacher's row to which the speedup of ``best`` refers, if any."""
+    key = (best.machine, best.threads, "run", "fp32")
+    teachers = [row for row in report.rows if (row.machine, row.threads, row.kind, row.scheme) == key]
     return next((row for row in teachers if row.as_teacher == best.speedup_over), None)
 
 
 def _cost(best: Row, where: str) -> str:
+    """Return the sentence on latency and size; ``where``: the device, with its machine if there are several."""
     text = {title: column.text(best) for title, column in COLUMNS.items()}
-    its_own = best.runtime == "coreml"  # which chooses how many threads it takes
-    computed = where if its_own else f"{where}, {threads_of(best.threads)}"
-    cost = f"{best.name} ({text['Runtime']}, {best.scheme}, {computed})"
+    own_threads = best.runtime == "coreml"  # Core ML chooses its number of threads
+    place = where if own_threads else f"{where}, {threads_of(best.threads)}"
+    cost = f"{best.name} ({text['Runtime']}, {best.scheme}, {place})"
     cost += f" takes {text['p50, ms']} ms per frame and {text['Size, MB']} MB ({best.bytes:,} bytes)"
     if best.speedup is not None:
         cost += f": {text['Speedup']} as fast as the fp32 teacher {best.speedup_over}"
-        cost += f" on {threads_of(best.threads)}" if its_own else ""
+        cost += f" on {threads_of(best.threads)}" if own_threads else ""
     if best.size_ratio is not None:
         smaller = best.size_ratio >= 1
         cost += (
@@ -41,20 +45,21 @@ def _cost(best: Row, where: str) -> str:
     return f"{cost}."
 
 
-def _kept(best: Row, report: Report) -> str:
-    against = report.reference
-    kept = f"The AUC of {best.name} is {fixed(best.auc)}"
-    kept += f"; the reference's ({against.run}, {against.backbone}) is {fixed(against.auc)}"
-    of_student = (best.machine, best.student, "fp32")
-    for student in [row for row in report.rows if (row.machine, row.name, row.scheme) == of_student][:1]:
-        kept += f" and the fp32 student's {fixed(student.auc)}"
+def _accuracy(best: Row, report: Report) -> str:
+    """Return the sentence on AUC and verdicts, against the reference and the fp32 student."""
+    reference = report.reference
+    sentence = f"The AUC of {best.name} is {fixed(best.auc)}"
+    sentence += f"; the reference's ({reference.run}, {reference.backbone}) is {fixed(reference.auc)}"
+    student_key = (best.machine, best.student, "fp32")
+    for student in [row for row in report.rows if (row.machine, row.name, row.scheme) == student_key][:1]:
+        sentence += f" and the fp32 student's {fixed(student.auc)}"
     if best.verdict_flips is not None:
-        kept += f"; {percent(best.verdict_flips)} of its verdicts differ from the fp32 student's"
-    return f"{kept}."
+        sentence += f"; {percent(best.verdict_flips)} of its verdicts differ from the fp32 student's"
+    return f"{sentence}."
 
 
 def headline(report: Report) -> str:
-    """Say what the fastest int8 artifact costs and keeps; where there is none, the fastest of any scheme."""
+    """Return sentences on the cost and accuracy of the fastest int8 artifact, or of the fastest if none is int8."""
     int8 = _fastest(report, int8=True)
     best = int8 or _fastest(report, int8=False)
     if best is None:
@@ -62,11 +67,11 @@ def headline(report: Report) -> str:
     sentences = [] if int8 else [f"{NO_INT8} The fastest of the others:"]
     sentences += [_cost(best, best.device if len(report.sessions) < 2 else f"{best.device} of {best.machine}")]
     teacher = _teacher(best, report)
-    sentences += [_kept(best, report)]
-    for whose, row in ((best.name, best), ("the teacher", teacher)):
+    sentences += [_accuracy(best, report)]
+    for owner, row in ((best.name, best), ("the teacher", teacher)):
         if row and row.unstable:
             apart = f"medians at different times lie {percent(row.spread)} apart"
-            sentences += [f"The latency of {whose} is unstable: {apart}."]
+            sentences += [f"The latency of {owner} is unstable: {apart}."]
     if teacher and teacher.auc is None:
         sentences += [f"{teacher.name} has no AUC to compare with: {teacher.reason or teacher.status}."]
     return " ".join(sentences)

@@ -7,7 +7,7 @@ from benchmarks.schema import MOST_SPREAD, Report, Row
 
 
 def _span(report: Report, count: Callable[[Row], int]) -> str:
-    """Return the fewest and the most of something that timed rows have."""
+    """Return the least and the largest count of the timed rows as text: ``50 to 150``, or ``50`` if all are equal."""
     counts = sorted({count(row) for row in report.rows if row.latency_ms} or {0})
     return " to ".join(str(count) for count in counts[:: max(1, len(counts) - 1)])
 
@@ -140,6 +140,6 @@ def _of_more() -> dict[str, str]:
 
 
 def how(report: Report) -> dict[str, str]:
-    """Say how each figure was measured, by the columns or the section that show it."""
-    phones = _of_phones() if any(row.on_phone for row in report.rows) else {}
-    return _of_time(report) | phones | _of_size() | _of_accuracy(report) | _of_verdicts(report) | _of_more()
+    """Return how each figure was measured, by the columns or the section that show it."""
+    on_phones = _of_phones() if any(row.on_phone for row in report.rows) else {}
+    return _of_time(report) | on_phones | _of_size() | _of_accuracy(report) | _of_verdicts(report) | _of_more()

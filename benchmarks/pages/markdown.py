@@ -1,4 +1,4 @@
-"""A report as GitHub-flavoured Markdown, for a pull request: everything that the HTML page tells but its charts."""
+"""A report as GitHub-flavoured Markdown, for a pull request: all of the HTML page but its charts."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -15,7 +15,7 @@ CHARTS = "The charts are in report.html."
 
 
 def _escaped(text: str) -> str:
-    """Return the text so that Markdown shows it as it is, in a table too."""
+    """Return the text escaped so that Markdown shows it as it is, in a table too."""
     return re.sub(r"(?<!\w)_|_(?!\w)", r"\\_", text.translate(ESCAPES))
 
 
@@ -26,8 +26,9 @@ def _line(cells: Sequence[str]) -> str:
 def _table(table: Table) -> Iterator[str]:
     if table.title:
         yield from ("", f"**{_escaped(table.title)}**")
-    left = (table.columns[0], *table.words)
-    yield from ("", _line(table.columns), f"| {' | '.join('---' if own in left else '--:' for own in table.columns)} |")
+    left_aligned = (table.columns[0], *table.words)
+    alignment = " | ".join("---" if column in left_aligned else "--:" for column in table.columns)
+    yield from ("", _line(table.columns), f"| {alignment} |")
     yield from map(_line, table.rows)
 
 
@@ -49,7 +50,7 @@ def _rows(report: Report) -> Table:
 
 
 def page(report: Report) -> str:
-    """Return a cleaned report as Markdown."""
+    """Return a report as Markdown; its texts must be cleaned, see ``render``."""
     lines = ["# Pocketproof report", "", _escaped(headline(report)), "", "## Notes", ""]
     lines += [f"- {_escaped(note)}" for note in report.notes] or ["None."]
     lines += ["", "## Rows", "", f"{DASH} was not measured; the status says why. {CHARTS}", *_table(_rows(report))]

@@ -1,4 +1,4 @@
-"""What a row costs against what it keeps: median latency, or size, against AUC, with the Pareto front."""
+"""Scatter charts of cost against accuracy: median latency, or size, against AUC, with the Pareto front."""
 
 import itertools
 from typing import NamedTuple
@@ -11,11 +11,11 @@ from benchmarks.pages.columns import RUNTIMES
 from benchmarks.pages.svg import COLOURS, INK, WIDTH, Place, as_svg, write_labels
 
 MARKS = dict(zip(RUNTIMES, zip("os^D", COLOURS, strict=False), strict=True))
-"""Shape and colour of a runtime."""
+"""Marker and colour of each runtime."""
 
 
 class Mark(NamedTuple):
-    """One row of the picture."""
+    """One row in the chart."""
 
     cost: float
     auc: float | None
@@ -25,13 +25,16 @@ class Mark(NamedTuple):
 
 
 def _draw_front(axes: Axes, marks: list[Mark]) -> list[tuple[float, float, float]]:
-    """Join the marks than which no other costs as little and keeps as much; return the level lines of the steps."""
+    """Draw the Pareto front; return its level lines as start, end and height, in the units of the axes.
+
+    On the front are the marks for which no other mark costs as little and has as high an AUC.
+    """
     front: list[tuple[float, float]] = []
     for cost, minus_auc in sorted((mark.cost, -(mark.auc or 0)) for mark in marks):
         if not front or -minus_auc > front[-1][1]:
             front.append((cost, -minus_auc))
     axes.step(*zip(*front, strict=True), where="post", color=INK, linewidth=1, linestyle="--", label="Pareto front")
-    return [(cost, following, auc) for (cost, auc), (following, _) in itertools.pairwise(front)]
+    return [(cost, next_cost, auc) for (cost, auc), (next_cost, _) in itertools.pairwise(front)]
 
 
 def _draw_mark(axes: Axes, mark: Mark) -> None:
@@ -67,7 +70,7 @@ def logarithmic(axes: Axes, costs: list[float], title: str) -> None:
 
 
 def _draw(bands: list[list[Mark]], title: str) -> Figure:
-    """Draw one band above the other over one axis of cost."""
+    """Draw the bands one above the other, with a common axis of cost."""
     heights = [1 + 0.25 * len(band) + 2.5 * (band[0].auc is not None) for band in bands]
     height = sum(heights) + 1
     figure = Figure((WIDTH, height), dpi=72)
@@ -83,6 +86,9 @@ def _draw(bands: list[list[Mark]], title: str) -> Figure:
 
 
 def pareto_chart(marks: list[Mark], title: str, described: str) -> str:
-    """Draw cost against AUC as SVG in the page's text colour; marks without an AUC in a strip below."""
+    """Return a chart of cost against AUC as SVG in the page's text colour; marks without an AUC are in a strip below.
+
+    ``title``: of the cost axis; ``described``: the chart's text for screen readers.
+    """
     bands = [[mark for mark in marks if mark.auc is not None], [mark for mark in marks if mark.auc is None]]
     return as_svg(lambda: _draw([band for band in bands if band], title), described)

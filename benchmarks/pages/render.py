@@ -20,11 +20,11 @@ from files import written_whole
 
 HERE = Path(__file__).parent
 FILTERS = ("Runtime", "Scheme", "Machine", "Device", "Threads")
-"""Columns by which the page's rows can be narrowed down, where they say more than one thing."""
+"""Columns by which the page's rows can be filtered, where rows differ in them."""
 
 
 def _clean(value: Any) -> Any:
-    """Put every text in nested lists and dicts on one line, without codes that move a cursor or turn a line around."""
+    """Return nested lists and dicts with each text on one line, its unprintable signs (cursor, direction) replaced."""
     if isinstance(value, dict):
         return {_clean(key): _clean(inner) for key, inner in value.items()}
     if isinstance(value, list):
@@ -35,6 +35,7 @@ def _clean(value: Any) -> Any:
 
 
 def _cleaned(report: Report) -> Report:
+    """Return a copy of a report whose texts are safe to show."""
     return Report.model_validate(_clean(report.model_dump()))
 
 
@@ -49,13 +50,13 @@ def table_text(report: Report) -> str:
 
 
 def _choices(rows: list[Row]) -> dict[str, list[str]]:
-    """Return what each filter offers, in the order of the rows."""
-    told = {title: [COLUMNS[title].text(row) for row in rows] for title in FILTERS if differing(title, rows)}
-    return {title: list(dict.fromkeys(texts)) for title, texts in told.items()}
+    """Return the choices of each filter, in the order of the rows."""
+    texts_of = {title: [COLUMNS[title].text(row) for row in rows] for title in FILTERS if differing(title, rows)}
+    return {title: list(dict.fromkeys(texts)) for title, texts in texts_of.items()}
 
 
 def html(report: Report) -> str:
-    """Return the report as one HTML file that loads nothing from outside; of scripts only its own one may run."""
+    """Return the report as one HTML file that loads nothing from outside and lets only its own script run."""
     report = _cleaned(report)
     page = Environment(
         loader=FileSystemLoader(HERE),

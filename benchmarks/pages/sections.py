@@ -1,4 +1,4 @@
-"""The sections of a report in their order, as both pages show them."""
+"""The sections of a report in their order, for the HTML page and for Markdown."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -34,12 +34,12 @@ OPTIONS = {
     "Slowest operations": "bench --profile gives them.",
     "Crops cut otherwise": "bench --sources FOLDER gives it.",
 }
-"""What a report may lack, and what brings it."""
+"""Sections that a report may lack, and the option that adds each."""
 
 
 @dataclass(frozen=True)
 class Chart:
-    """A picture and what a reader must know to read it."""
+    """A chart, and the caption that explains it."""
 
     svg: str
     caption: str
@@ -47,34 +47,37 @@ class Chart:
 
 @dataclass(frozen=True)
 class Section:
-    """A heading with sentences, terms with their texts, pictures and tables, in this order."""
+    """A heading with sentences (``said``), terms with their texts (``facts``), charts and tables, in this order."""
 
     title: str
     about: str = ""
-    """The run or machine that it tells of."""
+    """The run or machine that the section is about; empty if it is about all."""
     said: tuple[str, ...] = ()
     facts: dict[str, str] = field(default_factory=dict)
     charts: tuple[Chart, ...] = ()
     tables: tuple[Table, ...] = ()
 
 
-def _latency_caption(own: Sequence[Row], on: str, several: bool, report: Report) -> str:
-    caption = f"Rows on {on}{'; those on more threads are in the table alone' if several else ''}. Up and to the left "
+def _latency_caption(rows: Sequence[Row], place: str, several: bool, report: Report) -> str:
+    """Return the caption of one machine's rows; ``several``: whether some are on more threads than are drawn."""
+    caption = (
+        f"Rows on {place}{'; those on more threads are in the table alone' if several else ''}. Up and to the left "
+    )
     caption += "is better. No other row is both as fast and as accurate as one on the Pareto front. Upright bars are "
     caption += "intervals of 95%."
-    left_out = [row for row in own if not row.latency_ms or row.simulated]
+    left_out = [row for row in rows if not row.latency_ms or row.simulated]
     if missing := [f"{label(row, report.rows)} ({status_of(row)})" for row in left_out]:
         caption += f" Without a latency that counts, and so not in the picture: {'; '.join(missing)}."
     return caption
 
 
 def _latency_chart(machine: str, report: Report) -> Chart | None:
-    """Draw latency against AUC of one machine's rows, on its fewest threads."""
-    own = [row for row in report.rows if row.machine == machine]
-    threads = {row.threads for row in own if row.latency_ms}
+    """Return a chart of latency against AUC of one machine's rows on the fewest threads; None if none was timed."""
+    rows = [row for row in report.rows if row.machine == machine]
+    threads = {row.threads for row in rows if row.latency_ms}
     if not threads:
         return None
-    drawn = [row for row in own if row.threads == min(threads)]
+    drawn = [row for row in rows if row.threads == min(threads)]
     marks = [
         Mark(
             row.latency_ms.p50,
@@ -86,13 +89,13 @@ def _latency_chart(machine: str, report: Report) -> Chart | None:
         for row in drawn
         if row.latency_ms and not row.simulated
     ]
-    on = f"{threads_of(min(threads))} of {machine}"
-    svg = pareto_chart(marks, "Median latency per frame, ms", f"Median latency and AUC, one mark per row on {on}")
-    return Chart(svg, _latency_caption(own, on, len(threads) > 1, report))
+    place = f"{threads_of(min(threads))} of {machine}"
+    svg = pareto_chart(marks, "Median latency per frame, ms", f"Median latency and AUC, one mark per row on {place}")
+    return Chart(svg, _latency_caption(rows, place, len(threads) > 1, report))
 
 
 def _size_chart(report: Report) -> Chart | None:
-    """Draw size against AUC, each file once."""
+    """Return a chart of size against AUC with each file once; None if no accuracy was measured."""
     files: dict[tuple[str, str, str], Row] = {}
     for row in sorted(report.rows, key=lambda row: row.threads):
         if row.auc is not None and not row.simulated:
@@ -109,41 +112,41 @@ def _size_chart(report: Report) -> Chart | None:
 
 
 def _pictures(report: Report) -> Iterator[Section]:
-    machines = [_latency_chart(session.machine, report) for session in report.sessions]
-    found = tuple(drawn for drawn in machines if drawn)
-    said = () if found else ("No row has a latency, so there is no picture.",)
-    yield Section("Latency and accuracy", said=said, charts=found)
+    latency_charts = [_latency_chart(session.machine, report) for session in report.sessions]
+    charts = tuple(chart for chart in latency_charts if chart)
+    sentences = () if charts else ("No row has a latency, so there is no picture.",)
+    yield Section("Latency and accuracy", said=sentences, charts=charts)
     if size := _size_chart(report):
         yield Section("Size and accuracy", charts=(size,))
 
 
 def _accuracy(report: Report) -> Iterator[Section]:
     if (table := accuracy_table(report.rows)).rows:
-        said = "Rows that differ in threads alone, and say the same, are told once."
-        yield Section("Accuracy", said=(said,), tables=(table,))
+        sentence = "Rows that differ in threads alone, and say the same, are told once."
+        yield Section("Accuracy", said=(sentence,), tables=(table,))
     methods = methods_of(report.rows)
     if len(methods) > 1:
-        said = "AUC of each method's fake clips against all real ones, with its interval of 95%."
-        yield Section("By method of forgery", said=(said,), tables=(methods_table(report.rows),))
+        sentence = "AUC of each method's fake clips against all real ones, with its interval of 95%."
+        yield Section("By method of forgery", said=(sentence,), tables=(methods_table(report.rows),))
     elif methods:
-        only = f"All fake clips are of one method, {next(iter(methods))}: its AUC is that of all clips."
-        yield Section("By method of forgery", said=(only,))
+        sentence = f"All fake clips are of one method, {next(iter(methods))}: its AUC is that of all clips."
+        yield Section("By method of forgery", said=(sentence,))
 
 
 def _times(report: Report) -> Iterator[Section]:
     if report.rows:
-        same = [title for title in PLACES if not differing(title, report.rows)]
-        said = [f"{title} of all rows: {COLUMNS[title].text(report.rows[0])}." for title in same]
-        yield Section("Time, memory and size", said=tuple(said), tables=(cost_table(report.rows),))
+        common = [title for title in PLACES if not differing(title, report.rows)]
+        sentences = [f"{title} of all rows: {COLUMNS[title].text(report.rows[0])}." for title in common]
+        yield Section("Time, memory and size", said=tuple(sentences), tables=(cost_table(report.rows),))
     if (table := stability_table(report.rows)).rows:
         yield Section("Stability", tables=(table,))
 
 
 def _clips(budgets: list[Budget]) -> str:
-    """Say of which clips budgets are."""
-    clips = {(own.frames, own.video, *own.picture) for own in budgets if own.stages}
-    told = [f"{count} frames of {name} ({width} by {height} pixels)" for count, name, width, height in sorted(clips)]
-    return f"A clip here: {'; '.join(told)}." if told else "No clip was measured."
+    """Return a sentence that describes the clips that budgets were measured on."""
+    clips = {(budget.frames, budget.video, *budget.picture) for budget in budgets if budget.stages}
+    texts = [f"{count} frames of {name} ({width} by {height} pixels)" for count, name, width, height in sorted(clips)]
+    return f"A clip here: {'; '.join(texts)}." if texts else "No clip was measured."
 
 
 def _budgets(budgets: list[Budget]) -> Iterator[Section]:
@@ -151,23 +154,23 @@ def _budgets(budgets: list[Budget]) -> Iterator[Section]:
         return
     drawn = [(budget_label(budget, budgets), budget) for budget in budgets if budget.ms > 0]
     threads = ", ".join(sorted({threads_of(budget.threads) for budget in budgets}))
-    said = f"From the video file to P(fake), on {threads}. {_clips(budgets)}"
+    sentence = f"From the video file to P(fake), on {threads}. {_clips(budgets)}"
     caption = (
         "A bar ends at the total, on a logarithmic axis; inside a bar, a step's length is its share of that bar's "
     )
     caption += "total, so that steps are compared within a bar and totals between bars."
     charts = (Chart(budget_chart(drawn), caption),) if drawn else ()
-    yield Section("Clip budget", said=(said,), charts=charts, tables=budget_tables(budgets))
+    yield Section("Clip budget", said=(sentence,), charts=charts, tables=budget_tables(budgets))
 
 
 def _sustained(rows: list[Row]) -> Iterator[Section]:
-    found = [(label(row, rows), row.sustained) for row in rows if row.sustained]
-    if found:
-        drawn = [(name, run) for name, run in found if run.frames_per_second]
-        picture = Chart(
+    sustained = [(label(row, rows), row.sustained) for row in rows if row.sustained]
+    if sustained:
+        drawn = [(name, run) for name, run in sustained if run.frames_per_second]
+        chart = Chart(
             speed_chart(drawn), "A level line keeps its speed; the last point may stand for less than a second."
         )
-        yield Section("Sustained speed", charts=(picture,) if drawn else (), tables=(sustained_table(rows),))
+        yield Section("Sustained speed", charts=(chart,) if drawn else (), tables=(sustained_table(rows),))
 
 
 def _profiles(rows: list[Row]) -> Iterator[Section]:
@@ -176,7 +179,7 @@ def _profiles(rows: list[Row]) -> Iterator[Section]:
 
 
 def _diagnosis_facts(diagnosis: Diagnosis) -> dict[str, str]:
-    """Say what int8 cost a run."""
+    """Return the figures of an int8 run's diagnosis as terms with their texts."""
     observers = ", ".join(f"{name} {figure(snr)}" for name, snr in diagnosis.observers.items())
     islands = ", ".join(f"{count} {name}" for name, count in diagnosis.islands.items())
     return {
@@ -188,15 +191,15 @@ def _diagnosis_facts(diagnosis: Diagnosis) -> dict[str, str]:
 
 
 def _diagnoses(report: Report) -> Iterator[Section]:
-    for name, found in report.diagnoses.items():
-        drawn = Chart(noise_chart(found, name), "What rounding a layer adds to the logit, on a logarithmic axis.")
-        yield Section("What int8 cost", name, (), _diagnosis_facts(found), (drawn,), (worst_layers(found),))
+    for name, diagnosis in report.diagnoses.items():
+        chart = Chart(noise_chart(diagnosis, name), "What rounding a layer adds to the logit, on a logarithmic axis.")
+        yield Section("What int8 cost", name, (), _diagnosis_facts(diagnosis), (chart,), (worst_layers(diagnosis),))
 
 
 def _robustness(report: Report) -> Iterator[Section]:
     if tables := robustness_tables(report):
-        said = "Each artifact against itself on the same clips cut as the manifest says."
-        yield Section("Crops cut otherwise", said=(said,), tables=tables)
+        sentence = "Each artifact against itself on the same clips cut as the manifest says."
+        yield Section("Crops cut otherwise", said=(sentence,), tables=tables)
 
 
 def _reference(reference: ReferenceSummary) -> Section:
@@ -217,7 +220,7 @@ def _reference(reference: ReferenceSummary) -> Section:
 
 
 def _flat(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
-    """Yield each value of nested dicts with the way to it."""
+    """Yield the path of keys (``a / b``) and the text of each value in nested dicts."""
     if isinstance(value, dict):
         for key, inner in value.items():
             yield from _flat(inner, f"{path} / {key}" if path else key)
@@ -226,7 +229,7 @@ def _flat(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _peak_text(peak: Peak) -> str:
-    """Say how fast the machine multiplied, and how steadily."""
+    """Return the machine's speed of matrix products, and its drift, as text."""
     speeds = f"float32 {figure(peak.fp32_gmacs)}, bytes {figure(peak.int8_gmacs)} GMAC/s"
     return f"{speeds}; float32 moved by {peak.drift:.1%} from before the rows to after them"
 
@@ -234,13 +237,13 @@ def _peak_text(peak: Peak) -> str:
 def _environments(report: Report) -> Iterator[Section]:
     for session in report.sessions:
         peaks = {f"Matrix products, {threads_of(peak.threads)}": _peak_text(peak) for peak in session.peaks}
-        made = {"Made": session.created, "Command": session.command}
-        yield Section("Environment", session.machine, facts=made | peaks | dict(_flat(session.environment)))
+        origin = {"Made": session.created, "Command": session.command}
+        yield Section("Environment", session.machine, facts=origin | peaks | dict(_flat(session.environment)))
 
 
 def sections(report: Report) -> list[Section]:
-    """Return all that follows the rows; what was not asked for is named, with the option that brings it."""
-    found = [
+    """Return the sections that follow the table of rows; missing ones are listed with the option that adds them."""
+    measured = [
         *_pictures(report),
         *_accuracy(report),
         *_times(report),
@@ -250,8 +253,8 @@ def sections(report: Report) -> list[Section]:
         *_robustness(report),
         *_diagnoses(report),
     ]
-    titles = {section.title for section in found}
+    titles = {section.title for section in measured}
     if missing := {title: option for title, option in OPTIONS.items() if title not in titles}:
-        found.append(Section("Not measured here", facts=missing))
-    measured = Section("How each figure was measured", facts=how(report))
-    return [*found, _reference(report.reference), *_environments(report), measured]
+        measured.append(Section("Not measured here", facts=missing))
+    methods = Section("How each figure was measured", facts=how(report))
+    return [*measured, _reference(report.reference), *_environments(report), methods]

@@ -1,4 +1,4 @@
-"""Pictures of a page: matplotlib's figures as SVG in the page's text colour, and labels that cover no other."""
+"""Charts of a page: matplotlib's figures as SVG in the page's text colour, and labels that do not overlap."""
 
 import html
 import io
@@ -12,15 +12,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 INK = "#010203"
-"""Drawn in this colour, a line or letter of the picture takes the colour of the page's text."""
+"""Placeholder: what is drawn in this colour gets the colour of the page's text."""
 WIDTH = 11
-"""Inches of 72 pixels."""
+"""Width of a chart, in inches of 72 pixels."""
 LETTER = 5.2
 """Mean width of a label's letter, in pixels."""
 LABELS_END = 48
-"""Of a long path the end tells most, and more would not fit."""
+"""Longest label, in letters. A longer one, mostly a path, keeps its end, which says most."""
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#56a0d3", "#808080")
-"""Can be told apart with any colour vision, and from a light and a dark page."""
+"""Colours that differ for any colour vision, and from a light and a dark page."""
 STYLE: dict[Any, Any] = {
     **dict.fromkeys(
         ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "grid.color"), INK
@@ -33,7 +33,7 @@ STYLE: dict[Any, Any] = {
 
 
 class Place(NamedTuple):
-    """A point of a picture, in the units of its axes, and the label that belongs beside it."""
+    """A point of a chart, in the units of its axes, and its label."""
 
     x: float
     y: float
@@ -41,12 +41,12 @@ class Place(NamedTuple):
 
 
 def as_svg(draw: Callable[[], Figure], described: str) -> str:
-    """Return what ``draw`` draws as SVG in the page's text colour."""
+    """Return the figure of ``draw`` as SVG in the page's text colour; ``described``: its text for screen readers."""
     file = io.StringIO()
     no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    # The salt makes names of clips and hatches differ from those of the page's other pictures.
+    # The salt makes the names of clip paths and hatches differ from those of the page's other charts.
     with mpl.rc_context(STYLE | {"svg.hashsalt": described}), warnings.catch_warnings():
-        # The browser brings the letters that matplotlib's font lacks.
+        # The browser has the letters that matplotlib's font lacks.
         warnings.filterwarnings("ignore", message="Glyph")
         draw().savefig(file, format="svg", metadata=no_metadata)
     svg = file.getvalue().partition("<svg")[2].replace(f": {INK}", ": currentColor")
@@ -55,7 +55,7 @@ def as_svg(draw: Callable[[], Figure], described: str) -> str:
 
 
 def shortened(label: str) -> str:
-    """Return the end of a long label."""
+    """Return a label, or its last letters after an ellipsis if it is too long."""
     return label if len(label) <= LABELS_END else f"…{label[1 - LABELS_END :]}"
 
 
@@ -75,13 +75,13 @@ def write_labels(
     for place, (x, y) in zip(places, points, strict=True):
         side = 1 if right_only or x < axes.bbox.x0 + 0.6 * axes.bbox.width else -1
         left, right = sorted((x + 9 * side, x + (9 + LETTER * len(place.label)) * side))
-        free = [
+        free_rises = [
             rise
             for rise in range(-12 * len(places), 12 * len(places) + 1, 3)
             if axes.bbox.y0 + 6 < y + rise < axes.bbox.y1 - 6
-            and all(abs(y + rise - other) >= 12 or right < start or left > end for start, end, other in taken)
+            and all(abs(y + rise - height) >= 12 or right < start or left > end for start, end, height in taken)
         ]
-        rise = min(free, key=abs, default=0)
+        rise = min(free_rises, key=abs, default=0)
         taken.append((left, right, y + rise))
         line = {"arrowstyle": "-", "color": INK, "alpha": 0.5, "linewidth": 0.6, "relpos": (side < 0, 0.5)}
         text = axes.annotate(

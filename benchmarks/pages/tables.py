@@ -1,4 +1,4 @@
-"""The tables of a report that tell more of its rows than what decides; both pages show the same."""
+"""The tables of a report besides the table of rows; the HTML page and Markdown show the same ones."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -26,56 +26,56 @@ from benchmarks.schema import Report, Row
 from compress.fidelity import Diagnosis
 
 WORST_LAYERS = 8
-"""Told by name."""
+"""Number of layers in the table of a diagnosis."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table of texts; each line's first cell names what it tells of."""
+    """A table of texts; the first cell of each line names the line's subject."""
 
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     title: str = ""
     words: tuple[str, ...] = ()
-    """Columns of words beside the first; the others hold numbers and are set to the right."""
+    """Columns of words besides the first; the others hold numbers and are aligned to the right."""
     folded: bool = False
-    """Whether the page shows its title alone until it is opened."""
+    """Whether the page shows only the title until the reader opens the table."""
 
 
 def _of_columns(titles: Sequence[str], rows: Sequence[Row], every: Sequence[Row]) -> Table:
-    cells = (tuple(COLUMNS[title].text(row) for title in titles) for row in rows)
-    lines = tuple((label(row, every), *own) for row, own in zip(rows, cells, strict=True))
+    """Return a table with one line per row; ``every``: the rows from which labels must distinguish it."""
+    lines = tuple((label(row, every), *(COLUMNS[title].text(row) for title in titles)) for row in rows)
     return Table(("Row", *titles), lines, words=words(titles))
 
 
-def _once(rows: Sequence[Row], told: Callable[[Row], object]) -> list[Row]:
-    """Leave out rows of which the same is told as of one that differs in threads alone."""
-    kept: list[Row] = []
-    seen: list[object] = []
+def _without_repeats(rows: Sequence[Row], content: Callable[[Row], object]) -> list[Row]:
+    """Return the rows, without those that have the same content as an earlier one and differ in threads alone."""
+    unique: list[Row] = []
+    keys: list[object] = []
     for row in rows:
-        same = (row.name, *(COLUMNS[title].text(row) for title in TELLING), told(row))
-        if same not in seen:
-            seen.append(same)
-            kept.append(row)
-    return kept
+        key = (row.name, *(COLUMNS[title].text(row) for title in TELLING), content(row))
+        if key not in keys:
+            keys.append(key)
+            unique.append(row)
+    return unique
 
 
 def accuracy_table(rows: Sequence[Row]) -> Table:
-    """Tell every figure of accuracy of the rows that have some."""
+    """Return the table of all accuracy figures, of the rows that have an AUC."""
     titles = [title for title in COLUMNS if title in ACCURACY]
     scored = [row for row in rows if row.auc is not None]
-    once = _once(scored, lambda row: [COLUMNS[title].text(row) for title in titles])
-    return _of_columns(titles, once, once)
+    unique = _without_repeats(scored, lambda row: [COLUMNS[title].text(row) for title in titles])
+    return _of_columns(titles, unique, unique)
 
 
 def cost_table(rows: Sequence[Row]) -> Table:
-    """Tell every figure of time, memory and size that the table of rows leaves to its wide form."""
+    """Return the table of time, memory and size: the columns that the narrow table of rows leaves out."""
     titles = [title for title in COLUMNS if title not in (*ACCURACY, *DECIDING, *PLACES)]
     return _of_columns(titles, rows, rows)
 
 
 def stability_table(rows: Sequence[Row]) -> Table:
-    """Tell the medians of each timed row, and in a word whether they can be believed."""
+    """Return the table of each timed row's medians, spread and verdict: stable, unstable or not known."""
     lines = [
         (
             label(row, rows),
@@ -93,7 +93,7 @@ def stability_table(rows: Sequence[Row]) -> Table:
 
 
 def methods_of(rows: Iterable[Row]) -> dict[str, int]:
-    """Return the methods of forgery that rows tell apart, and their fake clips."""
+    """Return the number of fake clips of each method of forgery in the rows."""
     return {name: figures.fake for row in rows for name, figures in row.methods.items()}
 
 
@@ -104,46 +104,48 @@ def _method(figures: MethodFigures | None) -> str:
 
 
 def methods_table(rows: Sequence[Row]) -> Table:
-    """Tell the AUC of each method of forgery, one column each."""
+    """Return the table of AUC by method of forgery, one column each."""
     methods = methods_of(rows)
-    told = _once([row for row in rows if row.methods], lambda row: row.methods)
-    lines = [(label(row, told), *(_method(row.methods.get(name)) for name in methods)) for row in told]
+    unique = _without_repeats([row for row in rows if row.methods], lambda row: row.methods)
+    lines = [(label(row, unique), *(_method(row.methods.get(name)) for name in methods)) for row in unique]
     return Table(("Row", *(f"{name} ({fake} fake)" for name, fake in methods.items())), tuple(lines))
 
 
 def budget_label(budget: Budget, every: Sequence[Budget]) -> str:
-    """Return the budget's row, with whatever tells it from other budgets."""
-    same = [other for other in every if other.row == budget.row]
-    told = [own for own in ("runtime", "scheme", "machine") if len({getattr(other, own) for other in same}) > 1]
-    return ", ".join([budget.row, *(getattr(budget, own) for own in told)])
+    """Return the name of a budget's row, with the fields that distinguish it from other budgets of that name."""
+    namesakes = [other for other in every if other.row == budget.row]
+    fields = ("runtime", "scheme", "machine")
+    differing = [field for field in fields if len({getattr(other, field) for other in namesakes}) > 1]
+    return ", ".join([budget.row, *(getattr(budget, field) for field in differing)])
 
 
 def _against(budget: Budget, every: Sequence[Budget]) -> str:
-    """Say how much sooner a clip is scored than by the first teacher on the same machine and threads."""
+    """Return the total of the first teacher on the same machine and threads divided by the budget's, as text."""
     place = (budget.machine, budget.threads)
-    first = next((other for other in every if other.teacher and (other.machine, other.threads) == place), None)
-    return times(first.ms / budget.ms) if first and first.stages and budget.stages else DASH
+    teacher = next((other for other in every if other.teacher and (other.machine, other.threads) == place), None)
+    return times(teacher.ms / budget.ms) if teacher and teacher.stages and budget.stages else DASH
 
 
-def _share(budget: Budget, name: str) -> str:
+def _step(budget: Budget, name: str) -> str:
+    """Return a step's milliseconds and its share of the total, as text."""
     ms = next((stage.ms for stage in budget.stages if stage.name == name), None)
     return DASH if ms is None else f"{figure(ms)} ({ms / budget.ms:.0%})"
 
 
 def _peak(budget: Budget, name: str = "") -> str:
-    """Return the largest resident set during a step, or during any."""
-    found = [stage.peak_memory_mb for stage in budget.stages if name in ("", stage.name)]
-    return figure(max((peak for peak in found if peak is not None), default=None))
+    """Return the largest resident set during a step, or during any step, in MiB as text."""
+    peaks = [stage.peak_memory_mb for stage in budget.stages if name in ("", stage.name)]
+    return figure(max((peak for peak in peaks if peak is not None), default=None))
 
 
 def budget_tables(budgets: Sequence[Budget]) -> tuple[Table, Table]:
-    """Tell milliseconds a clip by step, and the memory of each step."""
-    steps = [name for name in STAGES if any(stage.name == name for own in budgets for stage in own.stages)]
+    """Return the tables of milliseconds a clip and of peak memory, by step."""
+    steps = [name for name in STAGES if any(stage.name == name for budget in budgets for stage in budget.stages)]
     names = [budget_label(budget, budgets) for budget in budgets]
     lines = [
         (
             name,
-            *(_share(budget, step) for step in steps),
+            *(_step(budget, step) for step in steps),
             figure(budget.ms) if budget.stages else DASH,
             _peak(budget),
             _against(budget, budgets),
@@ -151,7 +153,7 @@ def budget_tables(budgets: Sequence[Budget]) -> tuple[Table, Table]:
         )
         for name, budget in zip(names, budgets, strict=True)
     ]
-    memory = [(name, *(_peak(own, step) for step in steps)) for name, own in zip(names, budgets, strict=True)]
+    memory = [(name, *(_peak(budget, step) for step in steps)) for name, budget in zip(names, budgets, strict=True)]
     columns = ("Row", *(f"{step.capitalize()}, ms" for step in steps), "Total, ms", "Peak, MB", "Against teacher")
     return (
         Table((*columns, "Notes"), tuple(lines), words=("Notes",)),
@@ -160,10 +162,10 @@ def budget_tables(budgets: Sequence[Budget]) -> tuple[Table, Table]:
 
 
 def sustained_table(rows: Sequence[Row]) -> Table:
-    """Tell what rows keep up without a pause."""
-    found = [(label(row, rows), row.sustained) for row in rows if row.sustained]
+    """Return the table of speed and energy without a pause."""
+    sustained = [(label(row, rows), row.sustained) for row in rows if row.sustained]
     lines = []
-    for name, run in found:
+    for name, run in sustained:
         speeds = run.frames_per_second
         ends = (speeds[0], min(speeds), speeds[-1]) if speeds else (None,) * 3
         joules = figure(run.joules_per_frame)
@@ -182,28 +184,31 @@ def sustained_table(rows: Sequence[Row]) -> Table:
 
 
 def _operations(profile: Profile, title: str) -> Table:
-    whole = sum(operation.ms for operation in profile.operations) + profile.others_ms
-    lines = [(own.name, own.kind, figure(own.ms), percent(own.share)) for own in profile.operations]
-    lines += [("all others", DASH, figure(profile.others_ms), percent(profile.others_ms / whole if whole else None))]
-    told = f"{title}: {profile.profiler}, {profile.runs} run{'' if profile.runs == 1 else 's'}"
-    return Table(("Operation", "Kind", "ms a run", "Share"), tuple(lines), told, words=("Kind",), folded=True)
+    total = sum(operation.ms for operation in profile.operations) + profile.others_ms
+    lines = [
+        (operation.name, operation.kind, figure(operation.ms), percent(operation.share))
+        for operation in profile.operations
+    ]
+    lines += [("all others", DASH, figure(profile.others_ms), percent(profile.others_ms / total if total else None))]
+    title = f"{title}: {profile.profiler}, {profile.runs} run{'' if profile.runs == 1 else 's'}"
+    return Table(("Operation", "Kind", "ms a run", "Share"), tuple(lines), title, words=("Kind",), folded=True)
 
 
 def profile_tables(rows: Sequence[Row]) -> tuple[Table, ...]:
-    """Tell the slowest operations of each row that was profiled, one table each."""
+    """Return the tables of the slowest operations, one for each profiled row."""
     return tuple(_operations(row.profile, label(row, rows)) for row in rows if row.profile and row.profile.operations)
 
 
 def not_profiled(rows: Sequence[Row]) -> dict[str, str]:
-    """Say why rows have no profile, all that share a reason in one entry."""
-    found = [(row.profile, label(row, rows)) for row in rows if row.profile]
-    missing = [(own.reason or "no reason given", name) for own, name in found if not own.operations]
+    """Return the reasons for missing profiles, by the labels of the rows that share each reason."""
+    profiles = [(row.profile, label(row, rows)) for row in rows if row.profile]
+    missing = [(profile.reason or "no reason given", name) for profile, name in profiles if not profile.operations]
     by_reason = groupby(sorted(missing), key=lambda entry: entry[0])
     return {"; ".join(name for _, name in entries): reason for reason, entries in by_reason}
 
 
 def worst_layers(diagnosis: Diagnosis) -> Table:
-    """Tell the layers that hurt an int8 run most."""
+    """Return the table of the layers that add most noise to an int8 run's logits."""
     lines = [
         (noise.layer, fixed(noise.logit_noise, ".3%"), figure(noise.snr_db))
         for noise in diagnosis.worst()[:WORST_LAYERS]
@@ -213,20 +218,20 @@ def worst_layers(diagnosis: Diagnosis) -> Table:
 
 
 def robustness_tables(report: Report) -> tuple[Table, ...]:
-    """Tell what crops cut other than the manifest says cost, one table for each artifact."""
+    """Return the tables of accuracy on crops cut in other ways than the manifest's, one for each artifact."""
     columns = ("Crop", "Clips", "AUC", "Delta AUC", "Verdict flips", "Flips at EER")
     tables = []
     for row in report.rows:
         lines = [
             (
-                found.perturbation,
-                str(found.clips),
-                fixed(found.auc),
-                difference(found.delta_auc),
-                percent(found.verdict_flips),
-                percent(found.equal_error_flips),
+                entry.perturbation,
+                str(entry.clips),
+                fixed(entry.auc),
+                difference(entry.delta_auc),
+                percent(entry.verdict_flips),
+                percent(entry.equal_error_flips),
             )
-            for found in row.robustness or ()
+            for entry in row.robustness or ()
         ]
         if lines:
             tables.append(Table(columns, tuple(lines), label(row, report.rows), folded=True))

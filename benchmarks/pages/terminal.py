@@ -1,4 +1,4 @@
-"""A report as plain text for the terminal: the headline, a table of 150 columns, and what rows must say besides."""
+"""A report as plain text for the terminal: the headline, a table 150 signs wide, and the reasons of rows."""
 
 import io
 from collections.abc import Iterator
@@ -13,16 +13,17 @@ from benchmarks.pages.headline import headline
 from benchmarks.schema import Report
 
 WIDTH = 150
+"""Width of the table, in signs."""
 SHOWN = (
     "Row", "Runtime", "Scheme", "Threads", "Size, MB", "p50, ms", "Spread", "Over idle, MB", "AUC", "Delta AUC",
     "Verdict flips", "Control AUC", "Speedup", "Size ratio",
 )  # fmt: skip
 MOST = 12
-"""Of a column's width; the names of rows take what is left."""
+"""Largest width of a column, in signs; the names of rows get the rest of the table."""
 
 
 def _reasons(report: Report) -> Iterator[str]:
-    """Say what each row's figures lack, and which latencies mean little."""
+    """Yield the status of each row that was not simply measured, and a warning for each unstable latency."""
     for row in report.rows:
         name = label(row, report.rows)
         if status_of(row) != "measured":
@@ -32,27 +33,27 @@ def _reasons(report: Report) -> Iterator[str]:
 
 
 def _width(title: str, texts: list[str]) -> int | None:
-    """Return how wide a column is in which each word, and the text of columns of words, is on one line."""
-    whole = title in words(SHOWN)
-    longest = max(len(word) for told in (title, *texts) for word in ([told] if whole else told.split()))
+    """Return the width at which no word is broken, and no text of a column of words; None for the names of rows."""
+    unbroken = title in words(SHOWN)
+    longest = max(len(word) for cell in (title, *texts) for word in ([cell] if unbroken else cell.split()))
     return None if title == "Row" else min(longest, MOST)
 
 
 def text(report: Report) -> str:
-    """Return a cleaned report's headline, main columns and reasons."""
+    """Return a report's headline, main columns and reasons; its texts must be cleaned, see ``render``."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     cells = {title: [COLUMNS[title].text(row) for row in report.rows] for title in SHOWN}
     shown = {title: texts for title, texts in cells.items() if set(texts) != {DASH}}
-    left = words(SHOWN)
+    left_aligned = words(SHOWN)
     for title, texts in shown.items():
         table.add_column(
             title,
-            justify="left" if title in left else "right",
+            justify="left" if title in left_aligned else "right",
             width=_width(title, texts),
             overflow="fold",
         )
-    for line in zip(*shown.values(), strict=True):
-        table.add_row(*map(Text, line))
+    for row_cells in zip(*shown.values(), strict=True):
+        table.add_row(*map(Text, row_cells))
     file = io.StringIO()
     Console(file=file, width=WIDTH, color_system=None).print(table)
     return "\n".join([headline(report), file.getvalue(), *_reasons(report)])
