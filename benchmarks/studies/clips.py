@@ -1,9 +1,9 @@
 """A clip student against Megatron: ``python -m benchmarks.studies.clips VIDEOS --backbone RUN --out DIR``.
 
 Megatron sees RGB and depth, the student RGB alone. Both start from the RepViT of a frame detector that was trained on
-photos (``benchmarks.studies.losses`` makes some). The depth that Megatron learns from is that of a small network of
-random weights, because none can be had here: its accuracy is that of RGB. What depth costs is timed with a network of
-the size of Depth Anything V2 Small, of random weights too, which do not change the time.
+photos (``benchmarks.studies.losses`` makes some). Megatron learns from the depth of a small network with random
+weights, because trained weights cannot be had here, so its accuracy is that of RGB. The cost of depth is timed with a
+network of the size of Depth Anything V2 Small, with random weights too, which do not change the time.
 """
 
 import json
@@ -35,22 +35,22 @@ TIMED_FRAMES = 3
 
 
 def depth_ms(folder: Path, store: ClipStore) -> float:
-    """Return the median milliseconds of a frame's depth on one thread."""
+    """Return the median milliseconds of one frame's depth on one thread; ``folder``: the network, made if missing."""
     if not folder.exists():
         save_random_depth(folder, SMALL)
     network = DepthAnything(folder=folder)
     crops = store.pixels(store.clips("test")[0])
     torch.set_num_threads(1)
-    times = []
+    times_ms = []
     for frame in range(1 + TIMED_FRAMES):
         started = time.perf_counter()
         network(crops[[frame]])
-        times.append(1e3 * (time.perf_counter() - started))
-    return statistics.median(times[1:])
+        times_ms.append(1e3 * (time.perf_counter() - started))
+    return statistics.median(times_ms[1:])
 
 
 def make_runs(videos: Path, backbone: Path, out: Path, epochs: int) -> tuple[Path, Path, Path, Path]:
-    """Prepare, teach and distill what is not there yet; return the store, Megatron, its student, and one without it."""
+    """Make what is missing; return the store and the runs of Megatron, its student, and one without a teacher."""
     store, megatron, student, alone = (out / name for name in ("store", "megatron", "student", "student-alone"))
     frame = Run(backbone).info.architecture
     if not (out / "depth").exists():
@@ -95,19 +95,25 @@ def clips(
     report = read_report(out / "report" / "report.json")
     depth = depth_ms(out / "depth-small-size", store)
     table = Table("row", "AUC", "parameters", "MACs a clip", "ms a clip", "with depth")
-    found = [describe(row, store.frames, depth, out) for row in report.rows if row.latency_ms]
-    for own in found:
-        table.add_row(*(f"{value:.4g}" if isinstance(value, float) else str(value) for value in own.values()))
+    figures = [describe(row, store.frames, depth, out) for row in report.rows if row.latency_ms]
+    for row_figures in figures:
+        values = row_figures.values()
+        table.add_row(*(f"{value:.4g}" if isinstance(value, float) else str(value) for value in values))
     Console(width=120).print(table)
     print(
         json.dumps(
-            {"rows": found, "depth_ms_a_frame": depth, "clips": report.clips, "machine": report.sessions[0].environment}
+            {
+                "rows": figures,
+                "depth_ms_a_frame": depth,
+                "clips": report.clips,
+                "machine": report.sessions[0].environment,
+            }
         )
     )
 
 
 def describe(row: Row, frames: int, depth: float, out: Path) -> dict[str, Any]:
-    """Return a row's figures per clip; depth is the teacher's alone."""
+    """Return a row's figures per clip; ``depth``: milliseconds a frame, which only teachers need."""
     assert row.latency_ms is not None
     run = out / (row.name if row.kind == "run" else "student")
     cost = json.loads((run / "metrics.json").read_text())["cost"]

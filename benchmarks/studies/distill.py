@@ -1,9 +1,9 @@
-"""What computing the teacher once saves: ``python -m benchmarks.studies.distill STORE``.
+"""The time that caching the teacher's outputs saves: ``python -m benchmarks.studies.distill STORE``.
 
-Steps of the same student on the same batches, reading included: without a teacher, from cached teacher outputs, and
-with the teacher asked at every step. The variants take turns, so that a slow moment of the machine hits all of them.
-Weights are random: they do not change the time. Filling the cache costs about as much as the teacher over the clips; it
-is done once.
+Times training steps of the same student on the same batches, reading included: without a teacher, with cached teacher
+outputs, and with the teacher computed at every step. The variants take turns, so that a slow moment of the machine hits
+all of them. Weights are random, which does not change the time. Filling the cache costs about as much as one pass of
+the teacher over the clips, and is done once.
 """
 
 import json
@@ -38,20 +38,25 @@ ALONE, CACHED, LIVE = "no teacher", "cached teacher", "live teacher"
 
 
 def task_of(loss: str, teacher: Run | None, views: Views, compute: Compute, cache: Path | None) -> Task:
-    """Return the training of a fresh student, always from the same weights."""
+    """Return the training task of a fresh student, always from the same weights; ``cache``: None for a live teacher."""
     torch.manual_seed(0)
     detector = Detector(Architecture(backbone=STUDENT, size=views.store.size))
     weights = parse_losses(loss)
-    said = example_outputs(detector, 1, "dense" in weights)
-    taught = TeacherOutputs(teacher, views, Views(views.store, views.rule), said, compute, cache) if teacher else None
-    objective = StudentObjective(detector, weights, None, taught.layout if taught else None, said).train()
-    return student_task(PixelDetector(detector, Preprocessing.of(STUDENT)), objective, taught, views, compute)
+    outputs = example_outputs(detector, 1, "dense" in weights)
+    teacher_outputs = None
+    if teacher:
+        teacher_views = Views(views.store, views.rule)
+        teacher_outputs = TeacherOutputs(teacher, views, teacher_views, outputs, compute, cache)
+    layout = teacher_outputs.layout if teacher_outputs else None
+    objective = StudentObjective(detector, weights, None, layout, outputs).train()
+    model = PixelDetector(detector, Preprocessing.of(STUDENT))
+    return student_task(model, objective, teacher_outputs, views, compute)
 
 
 def take_turns(
     tasks: dict[str, Task], batches: list[Batch], compute: Compute
 ) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
-    """Train each task on each batch in turn, and return the seconds and the losses of steps after one to warm up."""
+    """Train each task on each batch in turn; return the seconds of steps after the first, and all losses, by task."""
     optimizers = {name: torch.optim.AdamW(task.objective.parameters(), 1e-4) for name, task in tasks.items()}
     seconds: dict[str, list[float]] = {name: [] for name in tasks}
     losses: dict[str, list[float]] = {name: [] for name in tasks}
@@ -65,7 +70,7 @@ def take_turns(
             optimizers[name].zero_grad()
             losses[name].append(float(loss.detach()))
             seconds[name].append(time.perf_counter() - started)
-    return {name: own[1:] for name, own in seconds.items()}, losses
+    return {name: step_seconds[1:] for name, step_seconds in seconds.items()}, losses
 
 
 def distill(
@@ -92,18 +97,18 @@ def distill(
             LIVE: task_of(loss, run, views, compute, None),
         }
         seconds, losses = take_turns(tasks, batches, compute)
-    pairs = zip(losses[CACHED], losses[LIVE], strict=True)
-    found = {
-        "seconds": {name: statistics.median(own) for name, own in seconds.items()},
+    loss_pairs = zip(losses[CACHED], losses[LIVE], strict=True)
+    figures = {
+        "seconds": {name: statistics.median(step_seconds) for name, step_seconds in seconds.items()},
         "cached_over_alone": statistics.median(c / a for c, a in zip(seconds[CACHED], seconds[ALONE], strict=True)),
         "live_over_cached": statistics.median(v / c for v, c in zip(seconds[LIVE], seconds[CACHED], strict=True)),
-        "largest_loss_difference": max(abs(cached - live) for cached, live in pairs),
+        "largest_loss_difference": max(abs(cached - live) for cached, live in loss_pairs),
     }
     table = Table("a step", "seconds", title=f"{STUDENT} from {teacher}, {loss}, {precision}, {store.size} px")
-    for name, own in seconds.items():
-        table.add_row(name, f"{statistics.median(own):.3f}")
+    for name, step_seconds in seconds.items():
+        table.add_row(name, f"{statistics.median(step_seconds):.3f}")
     Console(width=110).print(table)
-    print(json.dumps({"loss": loss, "precision": precision} | found | {"machine": describe_machine().model_dump()}))
+    print(json.dumps({"loss": loss, "precision": precision} | figures | {"machine": describe_machine().model_dump()}))
 
 
 if __name__ == "__main__":

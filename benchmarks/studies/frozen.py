@@ -1,8 +1,8 @@
-"""What caching the frozen part of a teacher saves: ``python -m benchmarks.studies.frozen STORE``.
+"""The time that caching the frozen part of a teacher saves: ``python -m benchmarks.studies.frozen STORE``.
 
-A training step from cached features is timed against the same step that computes the frozen part anew, on the same
-batches, reading included. Weights are random: they do not change the time. Filling the cache costs about as much as one
-pass of the frozen part over the clips; it is done once.
+Times a training step from cached features against the same step that computes the frozen part anew, on the same
+batches, reading included. Weights are random, which does not change the time. Filling the cache costs about as much as
+one pass of the frozen part over the clips, and is done once.
 """
 
 import json
@@ -37,9 +37,9 @@ UNFREEZE = ("1", "0")
 def seconds_of_steps(
     objective: TeacherObjective, features_of: Callable[[Batch], Tensor], batches: list[Batch], context: torch.autocast
 ) -> float:
-    """Return the median seconds of training steps after one to warm up."""
+    """Return the median seconds of STEPS training steps, after one to warm up."""
     optimizer = torch.optim.AdamW([p for p in objective.parameters() if p.requires_grad], fused=True)
-    times = []
+    seconds = []
     for batch in batches[: STEPS + 1]:
         started = time.perf_counter()
         with context:
@@ -49,27 +49,27 @@ def seconds_of_steps(
         optimizer.step()
         optimizer.zero_grad()
         float(loss.detach())  # waits for a GPU
-        times.append(time.perf_counter() - started)
-    return statistics.median(times[1:])
+        seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds[1:])
 
 
 def compare(store: ClipStore, backbone: str, unfreeze: str, precision: Precision) -> tuple[float, float]:
-    """Return the seconds of a step that computes what is frozen, and of one from the cache."""
+    """Return the seconds of a step that computes the frozen part, and of a step from the cache."""
     torch.manual_seed(0)
     compute, views = prepare_compute(precision), Views(store, ViewRule())
     detector = Detector(Architecture(backbone=backbone, size=store.size, head_hidden=HEAD_HIDDEN))
-    pixels_in = PixelDetector(detector, Preprocessing.of(backbone)).to(memory_format=torch.channels_last)
-    pixels_in.to(compute.device)
+    model = PixelDetector(detector, Preprocessing.of(backbone)).to(memory_format=torch.channels_last)
+    model.to(compute.device)
     frozen, top = freeze(detector.backbone, unfreeze)
-    cut = Cut(detector, pixels_in, frozen, top, unfreeze)
+    cut = Cut(detector, model, frozen, top, unfreeze)
     objective = TeacherObjective(cut, None).train()
     batches = list(balanced_batches(views, 16, (0,))) * (STEPS + 1)
 
     def live(batch: Batch) -> Tensor:
         with torch.no_grad():
-            pictures = pixels_in.pictures(torch.from_numpy(read_batch(views, batch).pixels).to(compute.device))
-            found: Tensor = frozen.eval()(pictures.contiguous(memory_format=torch.channels_last))
-        return found
+            pictures = model.pictures(torch.from_numpy(read_batch(views, batch).pixels).to(compute.device))
+            outputs: Tensor = frozen.eval()(pictures.contiguous(memory_format=torch.channels_last))
+        return outputs
 
     with tempfile.TemporaryDirectory() as folder:
         features = Features(cut, views, compute, Path(folder))
@@ -83,14 +83,14 @@ def frozen(
     precision: Annotated[Precision, typer.Option()] = "fp32",
 ) -> None:
     """Time steps with one block and with the head alone in training, with and without the cache."""
-    found = {unfreeze: compare(ClipStore(data), backbone, unfreeze, precision) for unfreeze in UNFREEZE}
+    seconds = {unfreeze: compare(ClipStore(data), backbone, unfreeze, precision) for unfreeze in UNFREEZE}
     table = Table("trained", "seconds a step", "from the cache", "ratio")
-    for unfreeze, (live, cached) in found.items():
+    for unfreeze, (live, cached) in seconds.items():
         trained = "head" if unfreeze == "0" else "last block"
         table.add_row(trained, f"{live:.2f}", f"{cached:.3f}", f"{live / cached:.1f}")
     Console(width=100).print(table)
     machine = describe_machine().model_dump()
-    print(json.dumps({"backbone": backbone, "precision": precision, "seconds": found, "machine": machine}))
+    print(json.dumps({"backbone": backbone, "precision": precision, "seconds": seconds, "machine": machine}))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""The report that ``docs/`` keeps: ``python -m benchmarks.studies.headline PHOTOS VIDEOS --out DIR``.
+"""Make the report in ``docs/``: ``python -m benchmarks.studies.headline PHOTOS VIDEOS --out DIR``.
 
-Every teacher and student, scheme and runtime side by side, on persons never seen: photos filmed by the demo's moving
-camera, and real videos. The frame teacher (EfficientNet-Lite0 from ImageNet weights) and the frame student learn from
-single frames, the clip student goes on from that with clips of 20. DINOv2-base, Megatron and the depth network of real
-size have random weights (no hub here): they are timed, and never scored.
+It compares every teacher, student, scheme and runtime on persons never seen in training: photos filmed by the demo's
+moving camera, and real videos. The frame teacher (EfficientNet-Lite0 from ImageNet weights) and the frame student learn
+from single frames; the clip student starts from the frame student and learns from clips of 20. DINOv2-base, Megatron
+and the depth network of real size have random weights (no hub here): they are timed, and never scored.
 """
 
 import csv
@@ -37,7 +37,7 @@ SIZE, FRAMES = 224, 20
 SHARES = {"train": 76, "val": 12, "test": 12}
 """Per cent of persons."""
 CLIP_PERSONS = 9
-"""Every so many of the persons to train on are in clips too: the clip student has learned from single frames before."""
+"""One in so many training persons is in the clips too; few suffice after training on single frames."""
 SCHEMES: tuple[LowPrecision, ...] = ("fp16", "int8")
 
 
@@ -66,29 +66,29 @@ def _score(face: Any) -> float:
 
 
 def make_corpus(photos: Path, videos: Path, out: Path) -> Path:
-    """Film the photos, put the videos beside them, and say in tables who is in which split; return the folder."""
+    """Film the photos, copy the videos beside them, and write the tables of persons and splits; return the folder."""
     out.mkdir(parents=True, exist_ok=True)
-    filmed = [(photo, out / f"{photo.stem}.mp4") for photo in sorted(photos.glob("*.jpg"))]
-    in_processes(film, [job for job in filmed if not job[1].exists()], 1, "film")
+    jobs = [(photo, out / f"{photo.stem}.mp4") for photo in sorted(photos.glob("*.jpg"))]
+    in_processes(film, [(photo, target) for photo, target in jobs if not target.exists()], 1, "film")
     for video in sorted(videos.glob("*.mp4")):
         if not (out / video.name).exists():
             with written_whole(out / video.name) as aside:
                 aside.write_bytes(video.read_bytes())
     rows = [(path.name, path.stem.partition("_")[0]) for path in sorted(out.glob("*.mp4"))]
-    learned = sorted({person for _, person in rows if split_of(person) == "train"})
-    left_out = set(learned) - set(learned[::CLIP_PERSONS])
+    training_persons = sorted({person for _, person in rows if split_of(person) == "train"})
+    left_out = set(training_persons) - set(training_persons[::CLIP_PERSONS])
     tables = {out / "frames.csv": rows, out / "clips.csv": [row for row in rows if row[1] not in left_out]}
-    for table, own in tables.items():
+    for table, entries in tables.items():
         with written_whole(table) as aside, aside.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(["path", "label", "identity", "split"])
-            writer.writerows([name, "real", person, split_of(person)] for name, person in own)
+            writer.writerows([name, "real", person, split_of(person)] for name, person in entries)
     return out
 
 
 def make_runs(corpus: Path, out: Path) -> dict[str, Path]:
-    """Prepare, teach and distill what is not there yet; return everything by name."""
-    made = {
+    """Prepare, teach and distill what is missing; return the paths of the stores and runs by name."""
+    paths = {
         name: out / name
         for name in (
             "frames",
@@ -113,37 +113,40 @@ def make_runs(corpus: Path, out: Path) -> dict[str, Path]:
             depth_weights=out / "depth-tiny-random", **common,
         ),
         "frame-teacher": lambda to: teach(
-            "dino", made["frames"], to, backbone=TEACHER, weights=imagenet_weights(TEACHER, out), unfreeze="all",
+            "dino", paths["frames"], to, backbone=TEACHER, weights=imagenet_weights(TEACHER, out), unfreeze="all",
             epochs=1, views=3, batch_size=32, learning_rate=5e-4, forge=True,
         ),
         "student-first": lambda to: distill(
-            made["frames"], to, made["frame-teacher"], student=STUDENT, epochs=1, views=10, batch_size=32,
+            paths["frames"], to, paths["frame-teacher"], student=STUDENT, epochs=1, views=10, batch_size=32,
             learning_rate=1e-3, patience=4, forge=True, live_teacher=True,
         ),
         "student": lambda to: distill(
-            made["frames"], to, made["frame-teacher"], student=STUDENT, weights=str(made["student-first"]),
+            paths["frames"], to, paths["frame-teacher"], student=STUDENT, weights=str(paths["student-first"]),
             epochs=1, views=12, batch_size=32, learning_rate=7e-4, ema=0.98, forge=True, live_teacher=True,
         ),
         "clip-student": lambda to: distill(
-            made["clips"], to, student=STUDENT, kind="clip", loss="classification", weights=str(made["student"]),
+            paths["clips"], to, student=STUDENT, kind="clip", loss="classification", weights=str(paths["student"]),
             epochs=1, batch_size=4, learning_rate=2e-4, forge=True,
         ),
         "megatron-random": lambda to: teach(
-            "megatron", made["clips"], to, backbone=STUDENT, random_weights=True, epochs=0,
+            "megatron", paths["clips"], to, backbone=STUDENT, random_weights=True, epochs=0,
         ),
         "dinov2-base-random": lambda to: teach(
-            "dino", made["clips"], to, backbone=LARGE_TEACHER, random_weights=True, epochs=0,
+            "dino", paths["clips"], to, backbone=LARGE_TEACHER, random_weights=True, epochs=0,
         ),
     }  # fmt: skip
     for name, step in steps.items():
-        if not made[name].exists():
+        if not paths[name].exists():
             say(f"== {name}")
-            step(made[name])
-    return made
+            step(paths[name])
+    return paths
 
 
 def make_bundles(made: dict[str, Path], out: Path) -> list[Path]:
-    """Quantize and export what is not there yet; return the bundles of frames and of clips."""
+    """Quantize and export what is missing; return the bundles of the frame student and of the clip student.
+
+    ``made``: the stores and runs of ``make_runs``.
+    """
     bundles = []
     for student, store in (("student", made["frames"]), ("clip-student", made["clips"])):
         runs = [made[student]]
@@ -166,16 +169,16 @@ def headline(
 
     Example: **python -m benchmarks.studies.headline ../shared/data/faces ../shared/data/talking --out headline**
     """
-    made = make_runs(make_corpus(photos, videos, out / "corpus"), out)
-    bundles = make_bundles(made, out)
+    paths = make_runs(make_corpus(photos, videos, out / "corpus"), out)
+    bundles = make_bundles(paths, out)
     if not (out / "reference.json").exists():
-        reference(made["frame-teacher"], made["clips"], out / "reference.json")
-    runs = [made[name] for name in ("dinov2-base-random", "megatron-random", "student", "clip-student")]
+        reference(paths["frame-teacher"], paths["clips"], out / "reference.json")
+    runs = [paths[name] for name in ("dinov2-base-random", "megatron-random", "student", "clip-student")]
     runs += [out / f"student-{scheme}" for scheme in SCHEMES]
     video = max(videos.glob("*.mp4"), key=lambda path: path.stat().st_size)
     options: dict[str, Any] = {"video": video, "depth_weights": out / "depth-small-random"}
     options |= {"sustain": 5, "profile": True}
-    bench([*bundles, *runs], made["clips"], out / "reference.json", out / "report", **options)
+    bench([*bundles, *runs], paths["clips"], out / "reference.json", out / "report", **options)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Which losses make the best student: ``python -m benchmarks.studies.losses PHOTOS --out DIR``.
+"""Find the losses that make the best student: ``python -m benchmarks.studies.losses PHOTOS --out DIR``.
 
-RepViT-M0.9 from scratch, without a teacher and with each choice of losses, equal steps on the same views, several
-seeds. The teacher is an EfficientNet-Lite0 from ImageNet weights, trained on the same photos first. Choices are
-compared on validation persons; the best one and the student without a teacher are then tested. Intervals resample
-persons and seeds, the same for both sides of a difference.
+RepViT-M0.9 is trained from scratch without a teacher and with each choice of losses: equal steps on the same views,
+with several seeds. The teacher is an EfficientNet-Lite0 from ImageNet weights that is first trained on the same photos.
+Choices are compared on validation persons; the best one and the student without a teacher are then tested. Intervals
+resample persons and seeds, the same ones for both sides of a difference.
 """
 
 import functools
@@ -45,7 +45,7 @@ STUDENT = "repvit_m0_9"
 
 
 def train_student(loss: str, seed: int, teacher: Path, store: Path, run: Path, views: int) -> Path:
-    """Train a student into ``run`` unless it is there."""
+    """Train a student into ``run`` unless it exists; return ``run``."""
     if not run.exists():
         distill(
             store, run, teacher=None if loss == CHOICES[ALONE] else teacher, student=STUDENT, loss=loss, epochs=1,
@@ -55,12 +55,12 @@ def train_student(loss: str, seed: int, teacher: Path, store: Path, run: Path, v
 
 
 def train_all(seeds: int, teacher: Path, store: Path, out: Path, views: int) -> dict[str, list[Path]]:
-    """Train every choice with every seed, as many at once as there are cores; return runs by choice, one per seed."""
+    """Train every choice with every seed, one process per core; return the runs by choice, one per seed."""
     runs = {
         name: [out / f"{store.name}-{views}-views" / f"{loss}-seed-{seed}" for seed in range(seeds)]
         for name, loss in CHOICES.items()
     }
-    one_thread = functools.partial(torch.set_num_threads, 1)  # several of more threads would wait for each other
+    one_thread = functools.partial(torch.set_num_threads, 1)  # processes with more threads would wait for each other
     with ProcessPoolExecutor(os.cpu_count() or 1, get_context("spawn"), one_thread) as pool:
         jobs = [
             pool.submit(train_student, loss, seed, teacher, store, runs[name][seed], views)
@@ -68,44 +68,45 @@ def train_all(seeds: int, teacher: Path, store: Path, out: Path, views: int) -> 
             for name, loss in CHOICES.items()
         ]
         for job in as_completed(jobs):
-            say(f"{job.result()}: val AUC {json.loads((job.result() / 'metrics.json').read_text())['val']['auc']:.3f}")
+            metrics = json.loads((job.result() / "metrics.json").read_text())
+            say(f"{job.result()}: val AUC {metrics['val']['auc']:.3f}")
     return runs
 
 
 def scores_of(run: Path, store: ClipStore, split: str) -> ClipScores:
-    """Score a split with a run."""
+    """Return the scores of a run on a split."""
     return score_split(torch_scorer(pixel_detector(Run(run)), torch.device("cpu")), store, split)
 
 
 def aucs(scores: list[ClipScores], weights: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
-    """Return the AUC of each seed's scores, float64 [seeds]."""
-    return np.array([roc_auc_score(own.labels, own.clips, sample_weight=weights) for own in scores])
+    """Return the AUC of each seed's scores, float64 [seeds]; ``weights``: of the clips, float64 [N]."""
+    return np.array([roc_auc_score(seed.labels, seed.clips, sample_weight=weights) for seed in scores])
 
 
 def interval(own: list[ClipScores], other: list[ClipScores]) -> tuple[float, float]:
     """Return the 95 % interval of the mean AUC of ``own`` less that of ``other``, one item per seed in both."""
     rng = np.random.default_rng(0)
-    found = []
+    differences = []
     for weights in usable_draws(own[0].labels, own[0].identities):
         seeds = rng.integers(len(own), size=len(own))
-        found.append(float((aucs(own, weights) - aucs(other, weights))[seeds].mean()))
-    low, high = np.quantile(found, (0.025, 0.975))
+        differences.append(float((aucs(own, weights) - aucs(other, weights))[seeds].mean()))
+    low, high = np.quantile(differences, (0.025, 0.975))
     return float(low), float(high)
 
 
 def summary(scores: list[ClipScores], alone: list[ClipScores]) -> dict[str, Any]:
-    """Return mean and spread over seeds, and what was gained over the student without a teacher."""
-    found = aucs(scores)
+    """Return AUC (mean over seeds), its spread, and its gain over ``alone``, the student without a teacher."""
+    seed_aucs = aucs(scores)
     return {
-        "auc": float(found.mean()),
-        "spread": float(found.std(ddof=1)),
-        "gain": float((found - aucs(alone)).mean()),
+        "auc": float(seed_aucs.mean()),
+        "spread": float(seed_aucs.std(ddof=1)),
+        "gain": float((seed_aucs - aucs(alone)).mean()),
         "interval": interval(scores, alone),
     }
 
 
 def show(found: Mapping[str, Mapping[str, Any]], title: str) -> None:
-    """Print one line per choice of losses."""
+    """Print one line per choice of losses; ``found``: its ``summary`` by name."""
     table = Table("losses", "AUC", "spread", "gain", "95 %", title=title)
     for name, row in found.items():
         low, high = row["interval"]
@@ -128,16 +129,16 @@ def losses(
     Example: **python -m benchmarks.studies.losses ../shared/data/faces --out studies/losses**
     """
     recipe = Recipe(f"EfficientNet-Lite0, {size} px", "tf_efficientnet_lite0", size, 5e-4)
-    taught_by = out / f"teacher-{size}-{teacher_minutes:g}-minutes"
-    teacher = train_for(teacher_minutes, recipe, photos, out, taught_by)
-    path, store = out / f"store-{size}", ClipStore(out / f"store-{size}")
-    runs = train_all(seeds, taught_by, path, out / taught_by.name, views)
-    val = {name: [scores_of(run, store, "val") for run in own] for name, own in runs.items()}
-    compared = {name: summary(own, val[ALONE]) for name, own in val.items()}
+    teacher_run = out / f"teacher-{size}-{teacher_minutes:g}-minutes"
+    teacher = train_for(teacher_minutes, recipe, photos, out, teacher_run)
+    store = ClipStore(out / f"store-{size}")
+    runs = train_all(seeds, teacher_run, store.path, out / teacher_run.name, views)
+    val = {name: [scores_of(run, store, "val") for run in seed_runs] for name, seed_runs in runs.items()}
+    compared = {name: summary(scores, val[ALONE]) for name, scores in val.items()}
     show(compared, f"validation persons; teacher {teacher['val']['auc']:.3f}")
     best = max((name for name in compared if name != ALONE), key=lambda name: compared[name]["auc"])
     test = {name: [scores_of(run, store, "test") for run in runs[name]] for name in (ALONE, best)}
-    tested = {name: summary(own, test[ALONE]) for name, own in test.items()}
+    tested = {name: summary(scores, test[ALONE]) for name, scores in test.items()}
     show(tested, f"test persons; teacher {teacher['test']['auc']:.3f}")
     report = {
         "teacher": {"val": teacher["val"]["auc"], "test": teacher["test"]["auc"], "minutes": teacher["minutes"]},

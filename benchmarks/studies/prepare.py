@@ -1,7 +1,8 @@
-"""How fast faces are found, and how well: ``python -m benchmarks.studies.prepare FOLDER``.
+"""Measure how fast and how well faces are found: ``python -m benchmarks.studies.prepare FOLDER``.
 
-The comparison is the loop that everybody writes first: decode with OpenCV, dlib's detector on every full frame. A face
-counts as found at IoU >= 0.5. A box that the loop lacks counts against the tracker unless MTCNN sees a face there.
+The baseline is the loop that everybody writes first: decode with OpenCV, and run dlib's detector on every full frame. A
+face of the loop counts as found at IoU >= 0.5. A box of the tracker that the loop lacks counts as extra unless MTCNN
+sees a face there.
 """
 
 import json
@@ -38,22 +39,23 @@ FOUND_IOU = 0.5
 CLIP_FRAMES = 20
 REPEATS = 3
 COPIES = 4
-"""Of each video, so that starting a worker process does not outweigh its work."""
+"""Copies of each video, so that starting a worker process does not outweigh its work."""
 
 
 def naive_loop(path: Path) -> list[list[NDArray[np.float64]]]:
-    """Return dlib's boxes on every full frame as OpenCV decodes it."""
+    """Return dlib's boxes on every full frame as OpenCV decodes it: float64 [4] each, left, top, right, bottom."""
     import dlib
 
-    detector, capture, found = dlib.get_frontal_face_detector(), cv2.VideoCapture(str(path)), []
+    detector, capture = dlib.get_frontal_face_detector(), cv2.VideoCapture(str(path))
+    boxes = []
     while (frame := capture.read())[0]:
         rectangles, _, _ = detector.run(cv2.cvtColor(frame[1], cv2.COLOR_BGR2GRAY), 0, 0.0)
-        found.append([np.array([r.left(), r.top(), r.right() + 1, r.bottom() + 1], np.float64) for r in rectangles])
-    return found
+        boxes.append([np.array([r.left(), r.top(), r.right() + 1, r.bottom() + 1], np.float64) for r in rectangles])
+    return boxes
 
 
 def decode(path: Path) -> int:
-    """Decode a video and do nothing with it."""
+    """Decode a video and return its number of frames."""
     with Video(path) as video:
         return sum(1 for _ in video.pictures())
 
@@ -61,11 +63,11 @@ def decode(path: Path) -> int:
 def track(path: Path) -> list[list[Face]]:
     """Return the faces that Pocketproof finds on every frame."""
     with Video(path) as video:
-        return [list(seen.faces.values()) for seen in Tracker(DlibHog(), every_face=True).follow(video.pictures())]
+        return [list(frame.faces.values()) for frame in Tracker(DlibHog(), every_face=True).follow(video.pictures())]
 
 
 def whole_prepare(path: Path, frames: int) -> None:
-    """Prepare and write every whole clip of a video."""
+    """Prepare and write every whole clip of a video of ``frames`` frames."""
     settings = StoreSettings(
         frames=CLIP_FRAMES,
         crop=CropRule(),
@@ -89,19 +91,21 @@ def seconds_of(function: Callable[..., Any], *arguments: Any, repeats: int = REP
     return statistics.median(times), result
 
 
-def _unseen(path: Path, faces: list[list[Face]], boxes: list[list[NDArray[np.float64]]]) -> Iterator[tuple[int, Face]]:
-    """Yield the frame and face of every box that neither the loop nor MTCNN has."""
-    lacking = {
-        number: extra
-        for number, (ours, theirs) in enumerate(zip(faces, boxes, strict=True))
-        if (extra := [face for face in ours if all(iou(face.box, box) < FOUND_IOU for box in theirs)])
+def _extra(path: Path, faces: list[list[Face]], boxes: list[list[NDArray[np.float64]]]) -> Iterator[tuple[int, Face]]:
+    """Yield the frame number and face of every box of the tracker that neither the loop nor MTCNN has."""
+    candidates = {
+        number: unmatched
+        for number, (frame_faces, frame_boxes) in enumerate(zip(faces, boxes, strict=True))
+        if (unmatched := [face for face in frame_faces if all(iou(face.box, box) < FOUND_IOU for box in frame_boxes)])
     }
-    if not lacking:
+    if not candidates:
         return
     with Video(path) as video:
         for number, picture in enumerate(video.pictures()):
-            seen = _mtcnn_boxes(picture) if number in lacking else []
-            yield from ((number, f) for f in lacking.get(number, []) if all(iou(f.box, b) < FOUND_IOU for b in seen))
+            confirmed = _mtcnn_boxes(picture) if number in candidates else []
+            for face in candidates.get(number, []):
+                if all(iou(face.box, box) < FOUND_IOU for box in confirmed):
+                    yield number, face
 
 
 def _mtcnn_boxes(picture: Picture) -> list[NDArray[np.float64]]:
@@ -109,15 +113,15 @@ def _mtcnn_boxes(picture: Picture) -> list[NDArray[np.float64]]:
 
 
 def measure(path: Path) -> dict[str, Any]:
-    """Measure one video, one thing after another."""
+    """Return the times and the counts of faces of one video, by name."""
     naive_seconds, boxes = seconds_of(naive_loop, path, repeats=1)
     decode_seconds, frames = seconds_of(decode, path)
     track_seconds, faces = seconds_of(track, path)
     prepare_seconds, _ = seconds_of(whole_prepare, path, frames)
     found = sum(
-        max((iou(face.box, box) for face in ours), default=0.0) >= FOUND_IOU
-        for ours, theirs in zip(faces, boxes, strict=True)
-        for box in theirs
+        max((iou(face.box, box) for face in frame_faces), default=0.0) >= FOUND_IOU
+        for frame_faces, frame_boxes in zip(faces, boxes, strict=True)
+        for box in frame_boxes
     )
     with Video(path) as video:
         size = f"{video.info.width}x{video.info.height}"
@@ -135,12 +139,12 @@ def measure(path: Path) -> dict[str, Any]:
         "faces": sum(map(len, boxes)),
         "found": found,
         "boxes": sum(map(len, faces)),
-        "extra": sum(1 for _ in _unseen(path, faces, boxes)),
+        "extra": sum(1 for _ in _extra(path, faces, boxes)),
     }
 
 
 def worker_speedup(folder: Path) -> float:
-    """Return how many times faster two workers prepare a corpus of copies than one does, medians in turn."""
+    """Return how many times faster two workers prepare a corpus of copies than one: medians of runs in turn."""
     times: dict[int, list[float]] = {1: [], 2: []}
     with tempfile.TemporaryDirectory() as scratch:
         corpus = Path(scratch) / "real"
@@ -149,11 +153,11 @@ def worker_speedup(folder: Path) -> float:
             for copy in range(COPIES):
                 (corpus / f"{path.stem}-{copy}.mp4").symlink_to(path.resolve())
         for repeat in range(REPEATS):
-            for workers, spent in times.items():
+            for workers, seconds in times.items():
                 before = time.perf_counter()
                 out = Path(scratch) / f"store-{repeat}-{workers}"
                 prepare([corpus], out, label="real", clips_per_video=5, workers=workers)
-                spent.append(time.perf_counter() - before)
+                seconds.append(time.perf_counter() - before)
     return statistics.median(times[1]) / statistics.median(times[2])
 
 

@@ -1,9 +1,9 @@
-"""What int8 keeps and costs: ``python -m benchmarks.studies.quantize RUN --data STORE --teacher RUN --out DIR``.
+"""The accuracy and speed of int8: ``python -m benchmarks.studies.quantize RUN --data STORE --teacher RUN --out DIR``.
 
-First the settings: logit SNR on validation crops by observer, by number of calibration crops and by strength of
-equalization (in torch, where int8 is simulated, before logits are matched). Then the artifacts of fp32 and of every
-scheme that phones have: speed, AUC with the interval of the paired difference, logit SNR and flips on test persons.
-Then what a block in fp32 costs in milliseconds: bundles in which the noisiest blocks stay.
+First it compares settings: logit SNR on validation crops by observer, number of calibration crops and strength of
+equalization (in torch, where int8 is simulated, before logits are matched). Then it measures the artifacts of fp32 and
+of every scheme for phones: speed, AUC with the interval of the paired difference, logit SNR and flips on test persons.
+Last it times what a block in fp32 costs: bundles in which one of the noisiest blocks stays in fp32.
 """
 
 import functools
@@ -41,17 +41,17 @@ VALIDATION_CROPS = 128
 
 
 def settings(run: Run, store: ClipStore) -> Iterator[dict[str, Any]]:
-    """Yield the logit SNR, in dB, of each setting."""
-    looks = takes(run.info)
-    validation = drawn_inputs(run, looks, store, "val", VALIDATION_CROPS, seed=1)
+    """Yield the logit SNR of each setting, in dB against fp32."""
+    model_takes = takes(run.info)
+    validation = drawn_inputs(run, model_takes, store, "val", VALIDATION_CROPS, seed=1)
     fused = fuse(run.detector(), *validation[0])
-    exact = logits(fused, validation)
+    fp32_logits = logits(fused, validation)
     for crops in CROPS:
-        pictures = backbone_pictures(drawn_inputs(run, looks, store, "train", crops, seed=0))
+        pictures = backbone_pictures(drawn_inputs(run, model_takes, store, "train", crops, seed=0))
         for strength in (0.0, STRENGTH):
             detector = equalize(fused, pictures, strength)
             for observer, tensors in observe(detector, pictures).items():
-                snr = snr_db(exact, logits(simulated(detector, tensors), validation))
+                snr = snr_db(fp32_logits, logits(simulated(detector, tensors), validation))
                 yield {"crops": crops, "equalization": strength, "observer": observer, "snr_db": snr}
 
 
@@ -65,46 +65,48 @@ def show(rows: list[dict[str, Any]], title: str) -> None:
 
 def artifacts(folder: Path, fp32: Run, store: ClipStore) -> list[dict[str, Any]]:
     """Return speed and accuracy of a folder's artifacts, and their logit SNR against the fp32 run on test clips."""
-    exact = score_split(torch_scorer(pixel_detector(fp32), torch.device("cpu")), store, "test", takes(fp32.info)).clips
-    bundle, found = Bundle(folder / "bundle"), []
+    model_takes = takes(fp32.info)
+    fp32_scores = score_split(torch_scorer(pixel_detector(fp32), torch.device("cpu")), store, "test", model_takes).clips
+    bundle = Bundle(folder / "bundle")
+    figures = []
     score = functools.cache(
-        lambda name: score_split(bundle.load(bundle.artifact(name)), store, "test", takes(fp32.info)).clips
+        lambda name: score_split(bundle.load(bundle.artifact(name)), store, "test", model_takes).clips
     )
     for row in read_report(folder / "report" / "report.json").rows:
         if row.kind == "artifact" and row.latency_ms:
-            found.append(
+            figures.append(
                 {
                     "artifact": row.name,
                     "threads": row.threads,
                     "ms": row.latency_ms.p50,
                     "MB": row.bytes / 1e6,
                     "AUC": row.auc,
-                    "SNR, dB": snr_db(logits_of(exact), logits_of(score(row.name))),
+                    "SNR, dB": snr_db(logits_of(fp32_scores), logits_of(score(row.name))),
                     "flips": row.verdict_flips,
                     "flips at EER": row.equal_error_flips,
                     "against fp32": row.earned_because,
                 }
             )
-    return found
+    return figures
 
 
 def in_float(run: Run, block: str, out: Path) -> Path:
-    """Write an int8 run again, unless it is there, with one more block in float32: to be timed, not to be used."""
-    known = Quantization.model_validate_json(run.read("quantization.json"))
+    """Write a copy of an int8 run, unless it exists, with one more block in float32, to be timed only."""
+    quantization = Quantization.model_validate_json(run.read("quantization.json"))
     diagnosis = diagnosis_of(run)
     assert diagnosis is not None
     layers = [noise.layer for noise in diagnosis.layers]
-    kept = [layer for layer in layers if layer in known.float_layers or block_of(layer) == block]
+    float_layers = [layer for layer in layers if layer in quantization.float_layers or block_of(layer) == block]
     if not out.exists():
-        changed = known.model_copy(update={"float_layers": kept}).model_dump_json()
+        changed = quantization.model_copy(update={"float_layers": float_layers}).model_dump_json()
         metrics = json.loads(run.read("metrics.json"))
-        metrics["diagnosis"]["float_layers"] = kept
+        metrics["diagnosis"]["float_layers"] = float_layers
         save_run(out, run.info, run.detector(), metrics, quantization=changed)
     return out
 
 
 def written(run: Path, data: Path, teacher: Path, out: Path) -> dict[str, str]:
-    """Quantize a run in each scheme, unless that is done; return why a scheme was refused, by scheme."""
+    """Quantize a run in each scheme, unless that is done; return the reasons of refused schemes, by scheme."""
     refused: dict[str, str] = {}
     for scheme in SCHEMES:
         if (out / scheme).exists():
@@ -146,15 +148,15 @@ def quantize_study(
     refused = written(run, data, teacher, out)
     runs = [run, *(out / scheme for scheme in SCHEMES if scheme not in refused)]
     whole = measured(runs, "executorch,onnx", data, out / "whole", [run], threads)
-    found = artifacts(whole, fp32, store)
-    show(found, "artifacts on test clips")
+    figures = artifacts(whole, fp32, store)
+    show(figures, "artifacts on test clips")
     int8 = Run(out / "int8")
     diagnosis = diagnosis_of(int8)
     assert diagnosis is not None
     costs = []
     for block in noisiest_blocks(diagnosis.layers)[:blocks]:
-        kept = in_float(int8, block, out / f"int8-without-{block}")
-        folder = measured([kept], "executorch", data, out / f"without-{block}", [run], threads)
+        changed = in_float(int8, block, out / f"int8-without-{block}")
+        folder = measured([changed], "executorch", data, out / f"without-{block}", [run], threads)
         rows = artifacts(folder, fp32, store)
         costs += [
             {"in fp32": block} | {name: row[name] for name in ("artifact", "threads", "ms", "MB")} for row in rows
@@ -166,7 +168,7 @@ def quantize_study(
         json.dumps(
             {
                 "settings": tried,
-                "artifacts": found,
+                "artifacts": figures,
                 "refused": refused,
                 "blocks": costs,
                 "machine": report.sessions[0].environment,

@@ -1,8 +1,8 @@
-"""Both teachers from videos of real faces, end to end: ``python -m benchmarks.studies.teachers VIDEOS --out DIR``.
+"""Train both teachers from videos, end to end: ``python -m benchmarks.studies.teachers VIDEOS --out DIR``.
 
-Prepares RGB and depth with self-blended forgeries, trains DINOv2 and Megatron, kills each training and lets it go on,
-compares its weights with those of an uninterrupted one, and evaluates them. The depth network, and the backbones unless
-the hub has their weights, are random and small: the figures show that the way works, not how good the teachers are.
+Prepares RGB and depth with self-blended forgeries, trains DINOv2 and Megatron, kills a second training of each and
+resumes it, compares its weights with those of the uninterrupted one, and evaluates the latter. The depth network and
+the backbones are small and have random weights: the figures show that the stages work, not how good the teachers are.
 """
 
 import signal
@@ -35,20 +35,22 @@ class DepthSize:
     layers: int
     heads: int
     side: int
-    """Pixels of its pictures."""
+    """Side of the input pictures, in pixels."""
     taken: tuple[int, int, int, int]
-    """Layers whose outputs are taken."""
+    """Layers whose outputs go to the neck."""
     neck: tuple[int, int, int, int]
+    """Channels of the neck's four stages."""
     fusion: int
+    """Channels of the fusion stages."""
 
 
 TINY = DepthSize(32, 4, 2, 56, (1, 2, 3, 4), (8, 8, 16, 16), 8)
 SMALL = DepthSize(384, 12, 6, 518, (3, 6, 9, 12), (48, 96, 192, 384), 64)
-"""Of Depth Anything V2 Small."""
+"""The size of Depth Anything V2 Small."""
 
 
 def save_random_depth(folder: Path, size: DepthSize = TINY) -> None:
-    """Write a Depth Anything network of random weights as a transformers folder."""
+    """Write a Depth Anything network with random weights as a transformers folder."""
     from transformers import DepthAnythingConfig, DepthAnythingForDepthEstimation, Dinov2Config, DPTImageProcessor
 
     backbone = Dinov2Config(
@@ -66,7 +68,11 @@ def save_random_depth(folder: Path, size: DepthSize = TINY) -> None:
 
 
 def taught(family: str, store: Path, out: Path, kill: bool) -> Path:
-    """Teach in a process of its own; with ``kill``, kill -9 it after its first checkpoint and call it again."""
+    """Teach in a process of its own; return ``out``.
+
+    ``kill``: end the process with SIGKILL after its first checkpoint, and start it again. Raises StageError if a
+    training fails, or ends before it is killed.
+    """
     command = [
         sys.executable,
         "-m",
@@ -78,18 +84,18 @@ def taught(family: str, store: Path, out: Path, kill: bool) -> Path:
         str(out),
         "--random-weights",
     ]
-    run = subprocess.Popen([*command, *FAMILIES[family]])
+    process = subprocess.Popen([*command, *FAMILIES[family]])
     checkpoint = unfinished_of(out) / "checkpoints" / "last.pt"
-    while kill and run.poll() is None:
+    while kill and process.poll() is None:
         if checkpoint.exists():
-            run.send_signal(signal.SIGKILL)
-            run.wait()
+            process.send_signal(signal.SIGKILL)
+            process.wait()
             say(f"killed {family} after its first checkpoint")
             return taught(family, store, out, kill=False)
         time.sleep(0.05)
     if kill:
         raise StageError(f"{family} ended before it could be killed: the study shows nothing")
-    if run.wait():
+    if process.wait():
         raise StageError(f"{family} was not taught: see above")
     return out
 
