@@ -1,4 +1,4 @@
-"""The figures of a report beside single numbers: what its rows and sessions are made of."""
+"""The compound figures of a report's rows and sessions: latency, profiles, clip budgets, robustness."""
 
 from typing import Literal
 
@@ -13,7 +13,7 @@ RUNS_FOR_P90, RUNS_FOR_P99 = 10, 100
 
 
 class Latency(BaseModel):
-    """Milliseconds per frame over the repeats after warm-up."""
+    """Percentiles of the milliseconds per frame, over the repeats after the warm-up."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -35,7 +35,7 @@ class Latency(BaseModel):
 
 
 class MethodFigures(BaseModel):
-    """Accuracy on one method of forgery: its fake clips against all real ones."""
+    """Accuracy on one method of forgery: its fake clips against all real clips."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -46,7 +46,7 @@ class MethodFigures(BaseModel):
 
 
 class Operation(BaseModel):
-    """What one operation of a model takes, or the runtime itself besides them."""
+    """Time of one operation of a model, or of the runtime itself outside the operations."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -61,7 +61,7 @@ class Operation(BaseModel):
 
 
 class Profile(BaseModel):
-    """Where the time of a run goes: of a whole clip, or batch, where a run takes one.
+    """The slowest operations of a run, which takes a frame, a clip or a batch.
 
     A profiler costs time of its own, so that sums differ from the row's latency, most where operations are small.
     """
@@ -81,7 +81,7 @@ class Profile(BaseModel):
 
 
 class Sustained(BaseModel):
-    """What a model keeps up when it runs without a pause."""
+    """Speed and energy of a model that runs without a pause."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -96,7 +96,7 @@ class Sustained(BaseModel):
 
 
 class Stage(BaseModel):
-    """One step of a clip's way from the file to P(fake)."""
+    """Time and memory of one step of a clip's way from the video file to P(fake)."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -108,7 +108,7 @@ class Stage(BaseModel):
 
 
 class Budget(BaseModel):
-    """What a whole clip costs, from the video file to P(fake), step by step in a fresh process."""
+    """Cost of a whole clip, from the video file to P(fake), measured step by step in a fresh process."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -139,7 +139,7 @@ class Budget(BaseModel):
 
 
 class Peak(BaseModel):
-    """The fastest matrix products that were measured on the cores that rows were timed on."""
+    """Speed of the fastest matrix products on the cores that rows were timed on."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -153,7 +153,7 @@ class Peak(BaseModel):
 
 
 class Robustness(BaseModel):
-    """What an artifact makes of crops that were cut, or coloured, other than the manifest says."""
+    """Accuracy of an artifact on crops that were cut, or coloured, in another way than the manifest says."""
 
     model_config = ConfigDict(extra="forbid")
 

@@ -15,7 +15,7 @@ Result = TypeVar("Result", bound=BaseModel)
 
 
 class KeptMeasurements:
-    """The folder beside ``out`` that holds measurements until the report is written; it is locked in a ``with`` block.
+    """The folder beside ``out`` that holds measurements until the report is written; locked until ``with`` ends.
 
     ``where``: text that names the measuring machine and versions; measurements kept under another ``where`` are not
     reused.

@@ -1,4 +1,4 @@
-"""What a reader must know before believing a report's figures."""
+"""The notes of a report: what a reader must know before believing its figures."""
 
 from pathlib import Path
 

@@ -171,7 +171,7 @@ def _fill_row(row: Row, rounds: Sequence[Sequence[RunnerTimes]], frames_per_run:
 
 @dataclass(frozen=True)
 class DeviceOptions:
-    """Where rows are timed: options of ``bench``."""
+    """The device that rows are timed on: options of ``bench``."""
 
     device: Annotated[
         Literal["local", "adb"], typer.Option(help="adb: time artifacts on the Android phone that adb sees.")

@@ -49,7 +49,7 @@ class Subject:
     threshold_store: str | None = None
     """Fingerprint of the store on which the model's own threshold was set."""
     persons: tuple[str, ...] = ()
-    """Persons in its training data (``DataSource.persons``)."""
+    """Persons that the model was trained and validated on (``DataSource.persons``)."""
     scores: ClipScores | None = None
 
     @property

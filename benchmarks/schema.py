@@ -20,7 +20,7 @@ MOST_SPREAD = 0.05
 
 
 class Session(BaseModel):
-    """One call of ``bench`` on one machine: rows name it by ``machine``."""
+    """One call of ``bench`` on one machine; rows refer to it by ``machine``."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -34,7 +34,7 @@ class Session(BaseModel):
 
 
 class Row(BaseModel):
-    """What was measured of one artifact or run. A figure that was not measured is None and ``reason`` says why."""
+    """The figures of one artifact or run. A figure that was not measured is None, and ``reason`` says why."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -172,7 +172,7 @@ class ReferenceSummary(BaseModel):
 
 
 class Report(BaseModel):
-    """``report.json``."""
+    """The content of ``report.json``."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -188,7 +188,7 @@ class Report(BaseModel):
     """Fingerprint of the store of controls."""
     reference: ReferenceSummary
     diagnoses: dict[str, Diagnosis] = Field(default_factory=dict)
-    """What int8 cost, and in which layers, by the name of the int8 run."""
+    """Cost of int8, and the layers that cause it, by the name of the int8 run."""
     notes: list[str] = Field(default_factory=list)
     """What a reader must know before believing a figure: corpora, random weights, what could not run here."""
     rows: list[Row]

@@ -17,7 +17,7 @@ from stage import Modality, Per, Scheme
 
 
 class Task(BaseModel):
-    """What a worker measures."""
+    """The task of a worker: the model, how it is timed, and the stores that it scores."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -43,7 +43,7 @@ class Task(BaseModel):
     per: Per = "frame"
     """Whether the model scores frames or whole clips."""
     method: Method = "forward"
-    """How an artifact's programs score."""
+    """How an artifact's programs are called to score."""
     batch: int = 1
     """Crops, or clips, in one timed run."""
     frames: int = 1

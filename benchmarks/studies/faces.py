@@ -27,7 +27,7 @@ from models.weights import read_state
 from stage import StageError, run_as_script, say
 
 FORGERIES = 4
-"""Of each photo in the store."""
+"""Fixed forgeries of each photo in the store."""
 PROBE_PASSES = 2
 """Passes of the short training that measures the time of a pass."""
 

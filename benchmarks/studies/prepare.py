@@ -118,7 +118,7 @@ def measure(path: Path) -> dict[str, Any]:
     decode_seconds, frames = seconds_of(decode, path)
     track_seconds, faces = seconds_of(track, path)
     prepare_seconds, _ = seconds_of(whole_prepare, path, frames)
-    found = sum(
+    matched = sum(
         max((iou(face.box, box) for face in frame_faces), default=0.0) >= FOUND_IOU
         for frame_faces, frame_boxes in zip(faces, boxes, strict=True)
         for box in frame_boxes
@@ -137,7 +137,7 @@ def measure(path: Path) -> dict[str, Any]:
         "prepare_speedup": naive_seconds / prepare_seconds,
         "over_decoding": track_seconds / decode_seconds,
         "faces": sum(map(len, boxes)),
-        "found": found,
+        "found": matched,
         "boxes": sum(map(len, faces)),
         "extra": sum(1 for _ in _extra(path, faces, boxes)),
     }
