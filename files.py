@@ -1,4 +1,4 @@
-"""Files on disk: written whole or not at all, locked, hashed, and gone on with after an interruption.
+"""Files on disk: written whole or not at all, locked, hashed, and resumed after an interruption.
 
 This module stands beside ``stage.py``: every room uses it and it uses none of them.
 """
@@ -26,16 +26,16 @@ NOT_WRITABLE = (
     *(errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY, errno.EBUSY),
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENAMETOOLONG),
 )
-"""What the system says where a file or folder cannot be put: it may not be, or does not fit."""
+"""Error numbers of a file or folder that cannot be put in place: it is not permitted, or does not fit."""
 OF_BUNDLES = ("manifest.json", "SHA256SUMS")
-"""What lies in every bundle: nothing may be put there later."""
+"""Files that every bundle holds: nothing may be written into a folder that has both."""
 NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
-"""What it says where files cannot have two names."""
+"""Error numbers of file systems on which a file cannot have a second name (hard link)."""
 
 
 @contextlib.contextmanager
 def writing(target: Path) -> Iterator[None]:
-    """Raise StageError that names ``target`` where the system says that it cannot be put there, or does not fit."""
+    """Raise StageError that names ``target`` where the system says that it cannot be written, or does not fit."""
     try:
         yield
     except OSError as error:
@@ -46,10 +46,10 @@ def writing(target: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def written_whole(target: Path, keep_existing: bool = False) -> Iterator[Path]:
-    """Give a path beside ``target`` to write a file or a folder at; it becomes ``target`` only when all went well.
+    """Yield a path beside ``target`` for a file or folder to be written; it becomes ``target`` only on success.
 
     After an error, a kill or a power cut, ``target`` is as it was before. With ``keep_existing``, a file that another
-    process has put there meanwhile stays. Raises StageError where the folder cannot be written.
+    process has put there meanwhile is kept. Raises StageError where the folder cannot be written.
     """
     aside = aside_of(target)
     try:
@@ -67,14 +67,14 @@ def written_whole(target: Path, keep_existing: bool = False) -> Iterator[Path]:
 def write_raw(target: Path, array: NDArray[np.generic]) -> None:
     """Write an array's values in C order, without a header.
 
-    Not by ``ndarray.tofile``, whose error does not say that the disk is full.
+    ``ndarray.tofile`` is not used: its error does not say that the disk is full.
     """
     with target.open("wb") as file:
         file.write(np.ascontiguousarray(array).data)
 
 
 def put_in_place(made: Path, target: Path) -> None:
-    """Rename what was made, a file or a folder, to ``target``, so that after a power cut it is there whole or not."""
+    """Rename a finished file or folder to ``target``: after a power cut it is there whole or not at all."""
     _flush(made)
     with writing(target):
         made.replace(target)
@@ -87,27 +87,27 @@ def put_in_place(made: Path, target: Path) -> None:
         os.close(folder)
 
 
-def _keep_first(made: Path, target: Path) -> None:
-    """Put a file in its place unless another process has put one there."""
-    _flush(made)
+def _keep_first(aside: Path, target: Path) -> None:
+    """Put a file in its place unless another process has put one there first."""
+    _flush(aside)
     try:
-        os.link(made, target)
+        os.link(aside, target)
     except FileExistsError:
         pass
     except OSError as error:
         if error.errno not in NO_LINKS:
             raise
         if not target.exists():
-            made.replace(target)
+            aside.replace(target)
 
 
 def aside_of(target: Path) -> Path:
-    """Return where this process writes what becomes ``target``."""
+    """Return the path at which this process writes what becomes ``target``."""
     return target.with_name(f".{target.name}.{platform.node()}.{os.getpid()}.partial")
 
 
 def unfinished_of(out: Path) -> Path:
-    """Return where what becomes ``out`` grows over several calls, until it is finished."""
+    """Return the path at which unfinished work on ``out`` grows over several calls."""
     return out.with_name(f".{out.name}.unfinished")
 
 
@@ -121,32 +121,32 @@ def remove(path: Path) -> None:
 
 
 def _remove_stale(target: Path) -> None:
-    """Remove what processes of this machine that have ended left beside ``target``."""
-    of_ended = re.compile(re.escape(f".{target.name}.{platform.node()}.") + r"(\d+)\.partial")
+    """Remove the partial files that ended processes of this machine left beside ``target``."""
+    partial_name = re.compile(re.escape(f".{target.name}.{platform.node()}.") + r"(\d+)\.partial")
     for path in target.parent.iterdir():
-        if (found := of_ended.fullmatch(path.name)) and not _runs(int(found[1])):
+        if (match := partial_name.fullmatch(path.name)) and not _is_running(int(match[1])):
             remove(path)
 
 
-def _runs(process: int) -> bool:
+def _is_running(process: int) -> bool:
     try:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
-    except OSError:  # another user's
+    except OSError:  # it belongs to another user
         return True
     return True
 
 
 def _flush(path: Path) -> None:
-    """Have the system put a file, or a folder's files, on disk: else a power cut may leave a new name on nothing."""
+    """Flush a file, or a folder's files, to disk: otherwise a power cut may leave the new name on empty content."""
     for file in [path] if path.is_file() else (file for file in path.rglob("*") if file.is_file()):
         with file.open("rb") as opened:
             os.fsync(opened.fileno())
 
 
 def check_output(out: Path) -> None:
-    """Raise StageError for a URL, for a link, which would be replaced while what it leads to stays, and in a bundle."""
+    """Raise StageError for a URL, a link (it would be replaced, its target left as it is) or a path in a bundle."""
     refuse_url(out)
     if out.is_symlink():
         raise StageError(f"{out} is a link: give the path that it leads to")
@@ -156,16 +156,16 @@ def check_output(out: Path) -> None:
 
 
 def require_writable(target: Path, option: str) -> None:
-    """Raise StageError, before work that would be lost, where a file or folder may not be written; ``option`` mends."""
+    """Raise StageError, before work that would be lost, if ``target`` may not be written; ``option`` is its option."""
     nearest = next(path for path in (target, *target.absolute().parents) if path.exists())
     if not os.access(nearest, os.W_OK):
         raise StageError(f"{target} cannot be written, as {nearest} may not: give {option}, a folder that may")
 
 
 def refuse_existing(out: Path) -> None:
-    """Raise StageError if there already is something at ``out``: no stage overwrites the work of another.
+    """Raise StageError if ``out`` already exists: no stage overwrites the work of another.
 
-    What a killed process of this machine was writing there is removed.
+    What a killed process of this machine left half written there is removed, as is an empty folder.
     """
     check_output(out)
     if out.parent.is_dir():
@@ -177,9 +177,9 @@ def refuse_existing(out: Path) -> None:
 
 
 class Lock:
-    """Held by the one process that makes ``out``: a locked file beside it, free again however that process ends.
+    """The lock of the one process that makes ``out``: a locked file beside it, released however that process ends.
 
-    Raises StageError while another process holds it, and if ``out`` is there already, unless it ``may_exist``.
+    Raises StageError while another process holds it, and if ``out`` exists already, unless it ``may_exist``.
     """
 
     def __init__(self, out: Path, may_exist: bool = False) -> None:
@@ -207,18 +207,18 @@ class Lock:
         self.close()
 
     def close(self) -> None:
-        """Let another process make it. The file stays, as unfinished work does."""
+        """Release the lock. The lock file stays, as unfinished work does."""
         self._file.close()
 
     def remove(self) -> None:
-        """Remove the file, of work that is finished or was not begun, and let another process make it."""
+        """Remove the lock file, once work is finished or if it was not begun, and release the lock."""
         Path(self._file.name).unlink(missing_ok=True)
         self.close()
 
 
 @contextlib.contextmanager
 def alone(out: Path) -> Iterator[None]:
-    """Make ``out`` with no other process at it, and none that has made it (``Lock``)."""
+    """Hold the lock on ``out`` while it is made. Raises StageError as ``Lock`` does."""
     lock = Lock(out)
     try:
         yield
@@ -227,18 +227,18 @@ def alone(out: Path) -> Iterator[None]:
 
 
 def go_on_with(folder: Path, mark: str, asked: str, begun: Callable[[], bool], meaning: Mapping[str, str]) -> None:
-    """Make a folder of unfinished work, or go on with one that was made for the same.
+    """Make a folder of unfinished work, or go on with one that was made with the same settings.
 
-    mark: the file in it that holds what decides the work, ``asked``, a JSON object. begun: whether there is work that
-    could be lost. meaning: what is said of settings whose values tell a user nothing. Raises StageError for the work of
-    another call.
+    mark: name of the file in it that records the settings. asked: the settings, a JSON object. begun: tells whether
+    there is work that could be lost. meaning: text for settings whose values tell a user nothing. Raises StageError
+    for unfinished work with other settings.
     """
     file = folder / mark
-    before = file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
-    if before != asked:
+    old = file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
+    if old != asked:
         if begun():
             raise StageError(
-                f"{folder} is unfinished work of another call ({_differing(before, asked, meaning)}): call the command "
+                f"{folder} is unfinished work of another call ({_differing(old, asked, meaning)}): call the command "
                 "as then to go on with it, or remove it to begin anew"
             )
         remove(folder)
@@ -247,30 +247,30 @@ def go_on_with(folder: Path, mark: str, asked: str, begun: Callable[[], bool], m
         aside.write_text(asked, encoding="utf-8")
 
 
-def _differing(before: str, now: str, meaning: Mapping[str, str]) -> str:
-    """Return what differs between two JSON objects, and how it was, of objects within them too."""
+def _differing(old_text: str, new_text: str, meaning: Mapping[str, str]) -> str:
+    """Return which values differ between two JSON objects, nested ones included, and what they were."""
     try:
-        one, other = (_flat(parse_json(text)) for text in (before, now))
+        old, new = (_flat(parse_json(text)) for text in (old_text, new_text))
     except (ValueError, AttributeError):
         return "they cannot be read"
-    names = [name for name in {**one, **other} if one.get(name) != other.get(name)]
-    shown = [meaning.get(name, f"{name} was {json.dumps(one.get(name))[:40]}") for name in names]
-    shown = list(dict.fromkeys(shown))
-    return some_of(shown)
+    names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+    messages = [meaning.get(name, f"{name} was {json.dumps(old.get(name))[:40]}") for name in names]
+    messages = list(dict.fromkeys(messages))
+    return some_of(messages)
 
 
 def _flat(value: dict[str, Any]) -> dict[str, Any]:
-    """Return the values within a JSON object by name, those of objects within it by their own."""
-    found: dict[str, Any] = {}
-    for name, inner in value.items():
-        found |= _flat(inner) if isinstance(inner, dict) else {name: inner}
-    return found
+    """Return the values of a JSON object by name; those of nested objects by their own names."""
+    values: dict[str, Any] = {}
+    for name, entry in value.items():
+        values |= _flat(entry) if isinstance(entry, dict) else {name: entry}
+    return values
 
 
 def sha256_of(path: Path) -> str:
     """Return the hexadecimal SHA-256 of a file, or of a folder's files in the order of their relative paths.
 
-    Raises FileNotFoundError if there is nothing.
+    Raises FileNotFoundError if ``path`` does not exist.
     """
     if not path.is_dir():
         with path.open("rb") as file:
@@ -282,7 +282,7 @@ def sha256_of(path: Path) -> str:
 
 
 def bytes_of(path: Path) -> int:
-    """Return the size of a file in bytes, or the sum over a folder's files. Raises FileNotFoundError for nothing."""
+    """Return the size in bytes of a file, or of all files in a folder. Raises FileNotFoundError if it is missing."""
     if not path.is_dir():
         return path.stat().st_size
     return sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
@@ -292,9 +292,9 @@ def shortest_names(paths: Iterable[Path]) -> dict[Path, str]:
     """Return each path's last part, with as many before it as tell it from the others."""
     parts = {path: path.resolve().parts for path in paths}
     names = {}
-    for path, own in parts.items():
-        most = 1
-        while sum(other[-most:] == own[-most:] for other in parts.values()) > 1 and most < len(own):
-            most += 1
-        names[path] = "/".join(own[-most:])
+    for path, path_parts in parts.items():
+        length = 1
+        while sum(other[-length:] == path_parts[-length:] for other in parts.values()) > 1 and length < len(path_parts):
+            length += 1
+        names[path] = "/".join(path_parts[-length:])
     return names

@@ -1,4 +1,4 @@
-"""What a user's files hold, read without trust: JSON, weights, model cards.
+"""Readers for users' files, which are not trusted: JSON, weights, model cards.
 
 This module stands beside ``stage.py``: every room uses it and it uses none of them.
 """
@@ -17,7 +17,7 @@ Schema = TypeVar("Schema", bound=BaseModel)
 
 
 def refuse_url(path: Path) -> None:
-    """Raise WrongArgument for a URL where a path of this machine is needed: it would be a folder named ``s3:``."""
+    """Raise WrongArgument for a URL where a path of this machine is needed: it would make a folder ``s3:``."""
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(path)):
         raise WrongArgument(f"{path} is a URL, and a path of this machine is needed: fetch it, or write here first")
 
@@ -57,6 +57,7 @@ class NotFinite(ValueError):
 
 
 def _finite(text: str) -> float:
+    """Return the number in a JSON text. Raises NotFinite for NaN and infinities."""
     value = float(text)
     if not math.isfinite(value):
         raise NotFinite(f"{text} is no number")
@@ -66,8 +67,8 @@ def _finite(text: str) -> float:
 def parse_json(text: str | bytes) -> Any:
     """Parse the JSON of a user's file.
 
-    Raises ValueError if it is damaged, or nested deeper than Python follows, and NotFinite for NaN and infinities,
-    which JSON does not have and Python takes.
+    Raises ValueError if it is damaged, or nested deeper than Python can follow, and NotFinite for NaN and infinities,
+    which JSON does not allow but Python accepts.
     """
     try:
         return json.loads(text, parse_constant=_finite, parse_float=_finite)
@@ -76,10 +77,10 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def read_json(path: Path, schema: type[Schema], version: int, missing: str, mend: str = "") -> Schema:
-    """Read a file of Pocketproof's own.
+    """Read a JSON file that Pocketproof wrote, as its schema.
 
-    Raises StageError: ``missing`` where there is none, why it cannot be read, or what is wrong with it and then
-    ``mend``. Another version than the known one is told first, as its parts may be of any form.
+    Raises StageError: with the text ``missing`` if there is no file, with the reason if it cannot be read, or with what
+    is wrong in it, followed by ``mend``. The version is checked first, as other versions may have any form.
     """
     mend = mend and f": {mend}"
     try:
@@ -90,12 +91,12 @@ def read_json(path: Path, schema: type[Schema], version: int, missing: str, mend
     except OSError as error:
         raise StageError(f"{path} cannot be read: {reason_of(error)}") from error
     try:
-        if (stated := parse_json(text)["schema_version"]) != version:
-            raise StageError(f"{path} is of schema version {stated}, this program reads {version}{mend}")
+        if (file_version := parse_json(text)["schema_version"]) != version:
+            raise StageError(f"{path} is of schema version {file_version}, this program reads {version}{mend}")
     except NotFinite as error:
         raise StageError(f"{path} is not valid: {error}{mend}") from error
     except (ValueError, KeyError, TypeError):
-        pass  # its schema tells it better
+        pass  # its schema gives a better message
     try:
         return schema.model_validate_json(text)
     except ValidationError as error:

@@ -25,11 +25,11 @@ STAGES = {
     "detect": ("export.detect", "Score videos exactly as the phone app would."),
     "doctor": ("benchmarks.doctor", "Say what this machine can do."),
 }
-"""Sub-command to its module, which has a function of the same name, and one line of help."""
+"""For each sub-command: its module, which has a function of the same name, and one line of help."""
 
 
 def build_app(chosen: str) -> typer.Typer:
-    """Return the command line. Only the chosen stage is imported: others are there for ``--help`` alone."""
+    """Return the command-line app. Only the chosen stage is imported; the others are there for ``--help`` alone."""
     app = typer.Typer(
         name="pocketproof",
         help="Makes big deepfake detectors small enough for a phone and proves what that cost.",

@@ -1,4 +1,4 @@
-"""What every stage of Pocketproof shares: its error, its words, progress, processes and the way it is called.
+"""What every stage of Pocketproof shares: its errors, types, messages, progress, worker processes and call.
 
 This module stands beside ``pocketproof.py`` because every room uses it and it uses none of them.
 """
@@ -37,34 +37,34 @@ T = TypeVar("T")
 Modality = Literal["rgb", "depth", "flow"]
 """What a model looks at: each is a picture of S x S x 3 bytes per frame."""
 Per = Literal["frame", "clip"]
-"""What a model scores, and a batch holds: crops of frames one by one, or whole clips."""
+"""Unit that a model scores and a batch holds: the crop of one frame, or a whole clip."""
 Scorer = Callable[..., "NDArray[np.float32]"]
-"""A model of any kind, as it is called: raw pixels to P(fake), float32 [N].
+"""A model of any kind as a function: raw pixels to P(fake), float32 [N].
 
-One of frames takes uint8 [N, S, S, 3] RGB 0..255, or [N, M, S, S, 3] of several modalities. One of clips takes uint8
-[N, T, (M,) S, S, 3] and which frames are valid, bool [N, T].
+A frame model takes uint8 [N, S, S, 3] RGB 0..255, or [N, M, S, S, 3] for M modalities. A clip model takes uint8
+[N, T, (M,) S, S, 3] and the mask of valid frames, bool [N, T].
 """
 LowPrecision = Literal["autocast", "fp16", "int8", "int8-dynamic", "int8-qat", "palette4", "palette6", "palette8"]
-"""In fewer bits than fp32."""
+"""Schemes with fewer bits than fp32."""
 Scheme = Literal["fp32", LowPrecision]
 """How numbers are stored and computed."""
 PALETTES: dict[Scheme, int] = {"palette4": 4, "palette6": 6, "palette8": 8}
-"""Bits of a weight that says which value of a table it has, by scheme: Core ML alone stores such."""
+"""Bits of each weight's index into a table of values, by scheme. Only Core ML stores weights so."""
 STATIC_INT8 = ("int8", "int8-qat")
-"""Integer programs with scales that were calibrated."""
+"""Schemes of integer programs with calibrated scales."""
 LONGEST = 4096
-"""Characters of an argument, as of a path in Linux."""
+"""Most characters that a command-line argument may have: those of a path in Linux."""
 INTERRUPTED = 130
-"""Exit code after Ctrl-C, as shells have it."""
+"""Exit code after Ctrl-C, as in shells."""
 Seed = Annotated[int, typer.Option(help="Seed of everything that is drawn at random.", min=0, max=2**32 - 1)]
 
 
 class StageError(Exception):
-    """Asked-for work that cannot be done. The text is one line: what, where, and the mend."""
+    """The requested work cannot be done. The text is one line: what is wrong, where, and how to mend it."""
 
 
 class WrongArgument(StageError):
-    """An option must be given otherwise, or left out: a command ends with 2, as for what typer refuses."""
+    """An option has a wrong value or must be left out. The command exits with code 2, as when typer refuses one."""
 
 
 class WorkerDied(StageError):
@@ -72,7 +72,7 @@ class WorkerDied(StageError):
 
 
 def reason_of(error: Exception) -> str:
-    """Return an error's reason as one line, or its class where it gives none; of a schema its first fault and where."""
+    """Return an error's reason as one line: its text, else its class; for a schema the first fault and its place."""
     if isinstance(error, ValidationError):
         first = error.errors()[0]
         return ": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"])))
@@ -81,27 +81,27 @@ def reason_of(error: Exception) -> str:
 
 
 def some_of(names: Sequence[str]) -> str:
-    """Return the first three names, and a sign of more."""
+    """Return the first three names, joined by commas, with "..." if there are more."""
     return ", ".join([*names[:3], *(["..."] if len(names) > 3 else [])])
 
 
 def speaks() -> bool:
-    """Tell whether this process talks to the user: of the many that torchrun starts, the first.
+    """Tell whether this process prints for the user: of those that torchrun starts, only the first does.
 
-    A lone RANK, as schedulers leave it behind, makes no company.
+    RANK without WORLD_SIZE, which some schedulers leave set, does not count.
     """
     return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"
 
 
 def printable(text: str) -> str:
-    """Return text, such as a file's name or a corpus's note, as one line that does nothing to a terminal."""
+    """Return text, such as a file name, as one line: characters that a terminal would obey become spaces."""
     return "".join(letter if letter.isprintable() else " " for letter in text)
 
 
 def say(line: str, everywhere: bool = False) -> None:
     """Print one line for the user on standard error, so that standard output stays for results.
 
-    ``everywhere``: also from processes that otherwise leave it to the first.
+    ``everywhere``: print from every process, not only from the first (``speaks``).
     """
     if everywhere or speaks():
         print(printable(line), file=sys.stderr, flush=True)
@@ -110,7 +110,7 @@ def say(line: str, everywhere: bool = False) -> None:
 def progress(items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
     """Iterate over ``items`` with a bar on a terminal, or a plain line at most every 15 seconds elsewhere.
 
-    A process of ``in_processes`` leaves that to its parent.
+    A worker process of ``in_processes`` shows nothing: its parent does.
     """
     if total is None and isinstance(items, Sized):
         total = len(items)
@@ -121,49 +121,49 @@ def progress(items: Iterable[T], description: str, total: int | None = None) -> 
     if console.is_terminal:
         yield from track(items, description, total=total, console=console, transient=True)
         return
-    last = time.monotonic()
+    last_printed = time.monotonic()
     for count, item in enumerate(items, start=1):
         yield item
-        if time.monotonic() - last > 15:
-            last = time.monotonic()
+        if time.monotonic() - last_printed > 15:
+            last_printed = time.monotonic()
             say(f"{description}: {count} of {total or '?'}")
 
 
 def _end_with_parent() -> None:
-    """In a worker: leave Ctrl-C to the parent, and end when it was killed, which a waiting worker never notices."""
+    """In a worker: leave Ctrl-C to the parent, and exit when it is killed, which a waiting worker never notices."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None
 
-    def watch() -> None:
+    def exit_after_parent() -> None:
         parent.join()
         os._exit(1)
 
-    threading.Thread(target=watch, daemon=True).start()
+    threading.Thread(target=exit_after_parent, daemon=True).start()
 
 
 @contextlib.contextmanager
-def _deaf() -> Iterator[None]:
-    """Let Ctrl-C wait for a moment; processes that begin in it have it wait until they pass over it."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+def _ctrl_c_held_back() -> Iterator[None]:
+    """Hold Ctrl-C back for a moment; processes started meanwhile hold it back until they ignore it."""
+    previous_mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous_mask)
 
 
 def in_processes(
     function: Callable[..., T], jobs: Iterable[tuple[Any, ...]], workers: int, description: str
 ) -> list[T]:
-    """Call ``function(*job)`` for every job in ``workers`` fresh processes, with progress; return what they give.
+    """Call ``function(*job)`` for every job in ``workers`` fresh processes, with progress; return the results in order.
 
-    The first error, or Ctrl-C, drops the jobs that wait. Raises WorkerDied if a process dies.
+    The first error, or Ctrl-C, cancels the jobs that still wait. Raises WorkerDied if a process dies.
     """
-    context, jobs = multiprocessing.get_context("spawn"), list(jobs)
-    workers = min(workers, max(1, len(jobs)))
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent) as pool:
+    jobs = list(jobs)
+    workers, spawn = min(workers, max(1, len(jobs))), multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=spawn, initializer=_end_with_parent) as pool:
         try:
-            with _deaf():
+            with _ctrl_c_held_back():
                 futures = [pool.submit(function, *job) for job in jobs]
             return [future.result() for future in progress(futures, description)]
         except BrokenProcessPool as error:
@@ -177,7 +177,7 @@ def in_processes(
 
 
 def _check_arguments(arguments: Iterable[str]) -> None:
-    """Raise StageError for arguments that nobody means: empty, which as a path is the current folder, or endless."""
+    """Raise WrongArgument for arguments that nobody means: empty (as a path, the current folder) or too long."""
     for argument in arguments:
         if not argument or re.fullmatch(r"--[a-z-]+=", argument):
             raise WrongArgument("an argument is empty: is a variable of the shell not set?")
@@ -188,7 +188,7 @@ def _check_arguments(arguments: Iterable[str]) -> None:
 
 
 def _check_folder() -> None:
-    """Raise StageError where the current folder is gone, without which libraries fail in ways of their own."""
+    """Raise StageError if the current folder is gone: libraries would fail later with unclear errors."""
     try:
         os.getcwd()  # noqa: PTH109
     except OSError as error:
@@ -196,9 +196,9 @@ def _check_folder() -> None:
 
 
 def _open_closed_streams() -> None:
-    """Give the standard streams that are closed somewhere to go: libraries write to them, or to what has their number.
+    """Open closed standard streams on the null device: libraries write to them, or to whatever has their number.
 
-    With ``>&-`` the next file that is opened, an output perhaps, would be standard output to native code.
+    After ``>&-`` the next file to be opened, perhaps an output, would be standard output to native code.
     """
     streams = (("stdin", "r"), ("stdout", "w"), ("stderr", "w"))
     while (number := os.open(os.devnull, os.O_RDWR)) < len(streams):
@@ -215,16 +215,16 @@ def call(app: Callable[[], Any]) -> None:
         _check_folder()
         _check_arguments(sys.argv[1:])
         app()
-    except (KeyboardInterrupt, SystemExit) as ended:
-        interrupted = isinstance(ended, KeyboardInterrupt) or ended.code == INTERRUPTED  # as typer says it
+    except (KeyboardInterrupt, SystemExit) as exit_error:
+        interrupted = isinstance(exit_error, KeyboardInterrupt) or exit_error.code == INTERRUPTED  # as typer raises it
         if not interrupted:
             raise
         say("interrupted: call the same command again; it goes on where it can", everywhere=True)
         sys.exit(INTERRUPTED)
     except UnicodeEncodeError as error:  # in a name that Python has read byte by byte
         near = error.object[max(0, error.start - 40) : error.end + 40]
-        said = f"{near!a} cannot be written in {error.encoding}"
-        say(f"error: {said}: rename it, or set a locale of UTF-8 (LC_ALL=C.UTF-8)", everywhere=True)
+        problem = f"{near!a} cannot be written in {error.encoding}"
+        say(f"error: {problem}: rename it, or set a locale of UTF-8 (LC_ALL=C.UTF-8)", everywhere=True)
         sys.exit(1)
     except StageError as error:
         say(f"error: {' '.join(str(error).split())}", everywhere=True)
@@ -234,11 +234,11 @@ def call(app: Callable[[], Any]) -> None:
         sys.exit(1)
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, NotImplementedError) and "MPS" in str(error):
-            mend = "set PYTORCH_ENABLE_MPS_FALLBACK=1, with which the CPU does it"
-            say(f"error: Apple's GPUs cannot compute this ({reason_of(error)}): {mend}", everywhere=True)
+            remedy = "set PYTORCH_ENABLE_MPS_FALLBACK=1, with which the CPU does it"
+            say(f"error: Apple's GPUs cannot compute this ({reason_of(error)}): {remedy}", everywhere=True)
         elif out_of_memory(error):
-            said = f"there is not enough memory ({reason_of(error)})"
-            say(f"error: {said}: close other programs, or take smaller settings", everywhere=True)
+            problem = f"there is not enough memory ({reason_of(error)})"
+            say(f"error: {problem}: close other programs, or take smaller settings", everywhere=True)
         else:
             raise
         sys.exit(1)
@@ -250,58 +250,58 @@ def call(app: Callable[[], Any]) -> None:
 
 
 def out_of_memory(error: Exception) -> bool:
-    """Tell whether an error is one of the many that say so: Python's, and torch's of each kind of device."""
-    signs = ("out of memory", "not enough memory", "can't allocate memory", "ALLOC_FAILED")
-    return isinstance(error, MemoryError) or any(sign in str(error) for sign in signs)
+    """Tell whether an error reports a lack of memory: Python's own, or one that torch raises on any device."""
+    phrases = ("out of memory", "not enough memory", "can't allocate memory", "ALLOC_FAILED")
+    return isinstance(error, MemoryError) or any(phrase in str(error) for phrase in phrases)
 
 
 def refuse_tf32() -> None:
-    """Let torch's float32 be float32 on a GPU too, where convolutions would else be in TF32."""
+    """Make torch compute float32 in full precision on GPUs too, where it would run convolutions in TF32."""
     import torch
 
     torch.backends.cudnn.allow_tf32 = False
 
 
 def _options_of(kind: Any) -> list[inspect.Parameter]:
-    """Return the fields of a class that are options, as parameters: those annotated as typer wants them."""
+    """Return the fields of a class that carry a typer option in their annotation, as parameters of a signature."""
     if not inspect.isclass(kind) or not (is_dataclass(kind) or issubclass(kind, BaseModel)):
         return []
     hints = get_type_hints(kind, include_extras=True)
     return [
-        own.replace(kind=inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=hints[name])
-        for name, own in inspect.signature(kind).parameters.items()
-        if any(isinstance(extra, typer.models.OptionInfo) for extra in get_args(hints.get(name))[1:])
+        parameter.replace(kind=inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=hints[name])
+        for name, parameter in inspect.signature(kind).parameters.items()
+        if any(isinstance(metadata, typer.models.OptionInfo) for metadata in get_args(hints.get(name))[1:])
     ]
 
 
 def takes_options(stage: Callable[..., T]) -> Callable[..., T]:
-    """Let a stage be called with the options of its classes one by one, as typer calls it.
+    """Let typer call a stage with the fields of its option classes as separate options.
 
-    A parameter whose class (a dataclass or a pydantic model) has options among its fields is taken as these; what is
-    not given keeps its default, as all other fields of the class do. Raises StageError for what a model refuses.
+    A parameter whose class (a dataclass or a pydantic model) has options among its fields is replaced by them; fields
+    that are not passed keep their defaults. Raises WrongArgument for a value that a pydantic model refuses.
     """
-    own = inspect.signature(stage, eval_str=True)
-    groups = {name: options for name, p in own.parameters.items() if (options := _options_of(p.annotation))}
-    flat = [option for name, parameter in own.parameters.items() for option in groups.get(name, [parameter])]
-    signature = own.replace(parameters=flat)
+    grouped = inspect.signature(stage, eval_str=True)
+    groups = {name: options for name, param in grouped.parameters.items() if (options := _options_of(param.annotation))}
+    flat = [option for name, parameter in grouped.parameters.items() for option in groups.get(name, [parameter])]
+    signature = grouped.replace(parameters=flat)
 
     @functools.wraps(stage)
-    def called(*args: Any, **kwargs: Any) -> T:
-        bound = signature.bind(*args, **kwargs)
-        given = dict(bound.arguments)
-        for name, options in groups.items():
-            kind = own.parameters[name].annotation
+    def wrapper(*args: Any, **kwargs: Any) -> T:
+        arguments = dict(signature.bind(*args, **kwargs).arguments)
+        for group, options in groups.items():
+            option_class = grouped.parameters[group].annotation
+            names = [option.name for option in options if option.name in arguments]
             try:
-                given[name] = kind(**{o.name: given.pop(o.name) for o in options if o.name in given})
+                arguments[group] = option_class(**{name: arguments.pop(name) for name in names})
             except ValidationError as error:
                 first = error.errors()[0]
                 option = str(first["loc"][0]).replace("_", "-")
                 raise WrongArgument(f"--{option} {first['input']}: {first['msg']}") from error
-        return stage(**given)
+        return stage(**arguments)
 
-    called.__dict__["__signature__"] = signature
-    called.__annotations__ = {parameter.name: parameter.annotation for parameter in flat}
-    return called
+    wrapper.__dict__["__signature__"] = signature
+    wrapper.__annotations__ = {parameter.name: parameter.annotation for parameter in flat}
+    return wrapper
 
 
 def run_as_script(stage: Callable[..., Any]) -> None:

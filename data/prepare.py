@@ -1,4 +1,4 @@
-"""Videos to a ClipStore: every input file accounted for, in many processes, resumable."""
+"""Turn videos into a ClipStore in many processes: resumable, with a row for every input file."""
 
 import functools
 import hashlib
@@ -33,18 +33,18 @@ from files import refuse_existing, written_whole
 from stage import Seed, StageError, WrongArgument, run_as_script, say, takes_options
 
 MANY_FILES = 10
-"""Of a method, which chance alone does not put into one split."""
+"""Least number of a method's files of which chance alone would not put all into one split."""
 Job = tuple[Source, str, Recipe, bool, Path]
-"""A source, its split, what to make of it, whether its file was found, and the folder of the unfinished store."""
+"""Source, its split, recipe, whether its file was found, and the folder of the unfinished store."""
 
 
-def _is_there(source: Source) -> bool:
-    """Tell whether this machine has a file; one behind a URL is known to be there when it is fetched."""
-    return is_remote(source.path) or _bytes(source.path) >= 0
+def _exists(source: Source) -> bool:
+    """Tell whether a source's file exists; one behind a URL counts as existing until it is fetched."""
+    return is_remote(source.path) or _size_in_bytes(source.path) >= 0
 
 
-def _on_one_thread(recipe: Recipe) -> None:
-    """Compute on one thread: the processes are the threads, and sums in networks depend on their number."""
+def _use_one_thread(recipe: Recipe) -> None:
+    """Use one thread per process: work is parallel over processes, and sums in networks depend on the thread count."""
     cv2.setNumThreads(1)
     if recipe.modalities.in_torch:
         import torch
@@ -52,33 +52,33 @@ def _on_one_thread(recipe: Recipe) -> None:
         torch.set_num_threads(1)
 
 
-def _prepare_one(source: Source, split: str, recipe: Recipe, found: bool, folder: Path) -> None:
-    """Prepare one video unless an interrupted run has. Raises StageError if a file that was found is gone."""
+def _prepare_one(source: Source, split: str, recipe: Recipe, existed: bool, folder: Path) -> None:
+    """Prepare one video unless an interrupted run has done so. Raises StageError if a file that was found is gone."""
     if is_done(folder, source):
         return
     Journal(folder).begin(source.video_id)
-    _on_one_thread(recipe)
+    _use_one_thread(recipe)
     with clips_of(folder, source.video_id) as clips:
         row = prepare_video(source, split, recipe, clips.write)
-        if row["status"] == "unreadable" and found and not _is_there(source):
+        if row["status"] == "unreadable" and existed and not _exists(source):
             raise StageError(f"{source.path} is no longer there: what is done is kept, call the command again to go on")
     note(folder, source, row)
 
 
 def _prepare_here(jobs: list[Job], store: Unfinished, workers: int) -> None:
-    """Prepare in processes of this machine. A file that kills its process, tried again alone, is unreadable."""
-    named = {job[0].video_id: job for job in jobs}
+    """Prepare in local processes. A file that kills its process, and again when tried alone, is unreadable."""
+    job_of = {job[0].video_id: job for job in jobs}
 
-    def killed(name: str) -> dict[str, Any]:
-        return without_clips(*named[name][:2], "unreadable", KILLER)
+    def row_of_killed(video_id: str) -> dict[str, Any]:
+        return without_clips(*job_of[video_id][:2], "unreadable", KILLER)
 
-    in_noted_processes(_prepare_one, named, store.journal, workers, "prepare", killed)
+    in_noted_processes(_prepare_one, job_of, store.journal, workers, "prepare", row_of_killed)
 
 
-def _prepare_there(source: Source, split: str, recipe: Recipe, found: bool) -> dict[str, Any]:
-    """Prepare one video on a cluster: its row as JSON and the file of its clips, for this machine to write."""
-    _on_one_thread(recipe)
-    if found and not _is_there(source):
+def _prepare_on_cluster(source: Source, split: str, recipe: Recipe, existed: bool) -> dict[str, Any]:
+    """Prepare one video on a cluster; return its row as JSON and its clip file's bytes, or an error's text."""
+    _use_one_thread(recipe)
+    if existed and not _exists(source):
         return {"error": f"{source.path} is not on {platform.node()}: share the disk with the cluster, or give a URL"}
     file = io.BytesIO()
     with RowWriter(file, CLIP_SCHEMA) as clips:
@@ -87,9 +87,9 @@ def _prepare_there(source: Source, split: str, recipe: Recipe, found: bool) -> d
 
 
 def _prepare_on_ray(jobs: list[Job], store: Unfinished, address: str, workers: int) -> None:
-    """Prepare on a cluster, whose machines need not share a disk with this one."""
-    todo = [job[:4] for job in jobs if not is_done(store.folder, job[0])]
-    for (source, split, *_), result in on_ray(_prepare_there, todo, address, workers, "prepare"):
+    """Prepare on a Ray cluster, whose machines need not share a disk with this one."""
+    pending = [job[:4] for job in jobs if not is_done(store.folder, job[0])]
+    for (source, split, *_), result in on_ray(_prepare_on_cluster, pending, address, workers, "prepare"):
         row = json.loads(result["row"]) if result else without_clips(source, split, "unreadable", KILLER)
         if result and result["clips"]:
             with written_whole(store.folder / "clips" / f"{row['video_id']}.parquet") as aside:
@@ -97,13 +97,13 @@ def _prepare_on_ray(jobs: list[Job], store: Unfinished, address: str, workers: i
         note(store.folder, source, row)
 
 
-def _make(
+def _build(
     out: Path, sources: list[tuple[Source, str | None]], recipe: Recipe, notes: list[str], workers: int, ray: str | None
 ) -> StoreInfo:
-    """Prepare all sources, each with its split, into a store; those without one get a row that says so."""
+    """Prepare all sources, each with its split, into a store; one without a split gets the status left_out."""
     with Unfinished(out, recipe.settings) as store:
         folder = store.folder.absolute()
-        jobs = [(source, split, recipe, _is_there(source), folder) for source, split in sources if split]
+        jobs = [(source, split, recipe, _exists(source), folder) for source, split in sources if split]
         for source in (source for source, split in sources if not split):
             note(folder, source, without_clips(source, "", "left_out", "it shows persons of two splits"))
         if ray is None:
@@ -113,14 +113,14 @@ def _make(
         return store.finish([source for source, _ in sources], notes)
 
 
-def _to_upload(out: Path) -> Path:
-    """Return where a store for a URL is made."""
+def _staging_path(out: Path) -> Path:
+    """Return the local path where a store for a URL is made before its upload."""
     return Path(f".{out.name}.upload")
 
 
-def _uploaded(out: Path, settings: StoreSettings, make: Callable[[Path], StoreInfo]) -> StoreInfo:
-    """Make a store here and upload it, or upload one that was made before its upload was interrupted."""
-    local = _to_upload(out)
+def _make_and_upload(out: Path, settings: StoreSettings, make: Callable[[Path], StoreInfo]) -> StoreInfo:
+    """Make a store locally and upload it, or go on with the upload of one that is already made."""
+    local = _staging_path(out)
     if local.exists() and ClipStore(local).info.settings == settings:
         info = ClipStore(local).info
     else:
@@ -131,24 +131,24 @@ def _uploaded(out: Path, settings: StoreSettings, make: Callable[[Path], StoreIn
     return info
 
 
-def _found(places: list[Path], selection: Selection) -> tuple[list[Source], list[str], str]:
-    """Return the sources of all places, the longest work first, notes on them, and their fingerprint."""
+def _read_places(places: list[Path], selection: Selection) -> tuple[list[Source], list[str], str]:
+    """Return the sources of all places, largest files first, the notes on them, and their SHA-256 fingerprint."""
     with at_hand(places) as (roots, origin):
         sources, notes = read_sources(roots, selection)
         fingerprint = _fingerprint(sources)
-        # So that no worker is left with the longest work at the end.
-        sources.sort(key=lambda entry: _bytes(entry.path), reverse=True)
+        # Largest files first, so that no worker is left with a long video at the end.
+        sources.sort(key=lambda entry: _size_in_bytes(entry.path), reverse=True)
         return [replace(entry, path=origin(entry.path)) for entry in sources], notes, fingerprint
 
 
 def _fingerprint(sources: list[Source]) -> str:
-    """Return the SHA-256 of what the sources are, whose faces they show and how long their files are."""
-    lines = (f"{s.name}\0{s.label}\0{s.method}\0{s.identities}\0{s.split}\0{_bytes(s.path)}" for s in sources)
+    """Return the SHA-256 of the sources' names, labels, methods, identities, splits and file sizes."""
+    lines = (f"{s.name}\0{s.label}\0{s.method}\0{s.identities}\0{s.split}\0{_size_in_bytes(s.path)}" for s in sources)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def _bytes(path: Path) -> int:
-    """Return the size of a file, or -1 for one that cannot be found: it gets its row like any other file."""
+def _size_in_bytes(path: Path) -> int:
+    """Return the size of a file, or -1 for a missing one, which gets its row like any other file."""
     try:
         return path.stat().st_size
     except OSError:
@@ -156,15 +156,18 @@ def _bytes(path: Path) -> int:
 
 
 def _frames_of(sources: list[Source], frames: int | None, modalities: Modalities) -> int:
-    """Return the length of a clip: what was asked for, else 1 for photos alone and 20 otherwise."""
+    """Return the frames of a clip: ``frames`` if given, else 1 for photos only and 20 otherwise.
+
+    Raises WrongArgument for flow of photos.
+    """
     length = frames or (1 if all(source.is_photo for source in sources) else 20)
     if length == 1 and "flow" in modalities.names:
         raise WrongArgument("--modalities flow needs clips of at least 2 frames: a photo has no motion")
     return length
 
 
-def _lacking(info: StoreInfo) -> list[str]:
-    """Say which of the splits that training looks at lacks a label, though files were to go there."""
+def _missing_label_notes(info: StoreInfo) -> list[str]:
+    """Return a note for each of val and test that lacks a label though its share is above 0."""
     shares = dict(zip(SPLITS, info.settings.ratios, strict=True))
     return [
         f"The {split} split has {counts['real']} real and {counts['fake']} fake clips, and teach and distill need "
@@ -174,9 +177,10 @@ def _lacking(info: StoreInfo) -> list[str]:
     ]
 
 
-def _left_out(splits: list[str | None]) -> list[str]:
-    """Say how many files have no split, if any."""
-    if not (left_out := splits.count(None)):
+def _left_out_notes(splits: list[str | None]) -> list[str]:
+    """Return a note on the number of files that have no split, if there are any."""
+    left_out = splits.count(None)
+    if not left_out:
         return []
     return [
         "Fakes link most persons, so that a split would lack a label: the persons were split one by one, and "
@@ -185,22 +189,22 @@ def _left_out(splits: list[str | None]) -> list[str]:
 
 
 def _in_one_split(sources: list[Source], splits: list[str | None], ratios: tuple[float, float, float]) -> list[str]:
-    """Name the methods of which all files, though many, are in one split because fakes link their persons."""
+    """Return a note for each method whose files, though many, are all in one split: fakes link their persons."""
     notes = []
     for method in sorted({source.method for source in sources}):
-        own = [place for place, source in enumerate(sources) if source.method == method]
-        found = {splits[place] for place in own if splits[place]}
-        drawn = any(sources[place].split is None for place in own)
-        if drawn and len(own) >= MANY_FILES and len(found) == 1 and sum(ratio > 0 for ratio in ratios) > 1:
+        files = [index for index, source in enumerate(sources) if source.method == method]
+        used = {splits[index] for index in files if splits[index]}
+        drawn = any(sources[index].split is None for index in files)
+        if drawn and len(files) >= MANY_FILES and len(used) == 1 and sum(ratio > 0 for ratio in ratios) > 1:
             notes.append(
-                f"All {len(own)} files of {method} are in {found.pop()}, as their persons are kept in one split: "
+                f"All {len(files)} files of {method} are in {used.pop()}, as their persons are kept in one split: "
                 "figures of the other splits are not of it. In a store of its own its persons are split one by one."
             )
     return notes
 
 
-def _tell(out: Path, info: StoreInfo, notes: list[str]) -> None:
-    """Say what is in a store that was made. Raises StageError if that is no clip."""
+def _report(out: Path, info: StoreInfo, notes: list[str]) -> None:
+    """Print what is in a new store. Raises StageError if it holds no clip."""
     statuses = ", ".join(f"{count} {status}" for status, count in info.videos.items())
     say(f"{out}: {sum(info.videos.values())} files ({statuses}); clips by split: {info.clips}")
     for line in notes:
@@ -209,7 +213,7 @@ def _tell(out: Path, info: StoreInfo, notes: list[str]) -> None:
         raise StageError(
             f"no file of {sum(info.videos.values())} gave a clip: the reasons are in {out / 'videos.parquet'}"
         )
-    for line in _lacking(info):
+    for line in _missing_label_notes(info):
         say(f"note: {line}")
 
 
@@ -243,41 +247,41 @@ def prepare(
     Example: **pocketproof prepare FaceForensics++ --out store --workers 4**
     """
     if is_remote(out):
-        refuse_occupied(out, _to_upload(out))
+        refuse_occupied(out, _staging_path(out))
     else:
         refuse_existing(out)
     if weakest_forgery != WEAKEST and not forge:
         raise WrongArgument(f"--weakest-forgery {weakest_forgery} is for forgeries: give --forge with it")
-    shares = parse_ratios(ratios)
-    wanted = looks.checked()
-    sources, notes, fingerprint = _found(source, selection)
+    split_ratios = parse_ratios(ratios)
+    modalities = looks.checked()
+    sources, notes, fingerprint = _read_places(source, selection)
     if all_faces and any(entry.label for entry in sources):
         notes.append("Every face of a fake video counts as fake (--all-faces), also one that nobody forged.")
     settings = StoreSettings(
-        frames=_frames_of(sources, frames, wanted),
+        frames=_frames_of(sources, frames, modalities),
         crop=crop,
         detector=detector,
         all_faces=all_faces,
         clips_per_video=clips_per_video,
         start=start,
-        modalities=wanted.names,
-        flow=wanted.flow_settings(),
-        depth=wanted.depth_settings(),
+        modalities=modalities.names,
+        flow=modalities.flow_settings(),
+        depth=modalities.depth_settings(),
         forge=forge,
         weakest_forgery=weakest_forgery,
-        ratios=shares,
+        ratios=split_ratios,
         seed=seed,
         sources_sha256=fingerprint,
     )
-    DETECTORS[detector]()  # says now, and once, if its extra is not installed
-    recipe = Recipe(settings, wanted)
-    splits = split_sources(sources, shares, seed)
-    notes += _left_out(splits) + _in_one_split(sources, splits, shares)
+    DETECTORS[detector]()  # raises here, once, if its extra is not installed
+    recipe = Recipe(settings, modalities)
+    splits = split_sources(sources, split_ratios, seed)
+    notes += _left_out_notes(splits) + _in_one_split(sources, splits, split_ratios)
     make = functools.partial(
-        _make, sources=list(zip(sources, splits, strict=True)), recipe=recipe, notes=notes, workers=workers, ray=ray
+        _build, sources=list(zip(sources, splits, strict=True)), recipe=recipe, notes=notes, workers=workers, ray=ray
     )
-    info = _uploaded(out, settings, make) if is_remote(out) else make(out)
-    _tell(out, info, notes)
+    info = _make_and_upload(out, settings, make) if is_remote(out) else make(out)
+    _report(out, info, notes)
     return info
 
 

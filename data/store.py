@@ -1,4 +1,4 @@
-"""ClipStore: clips on disk as Parquet, readable by pandas, DuckDB, Spark and others as it is.
+"""ClipStore: clips on disk as Parquet, which pandas, DuckDB, Spark and others read without conversion.
 
 ``clips/*.parquet`` holds one row per clip (one file per video), ``videos.parquet`` one row per input file with its
 status, ``store.json`` the settings and counts. Pictures are PNG, so that no pixel changes.
@@ -36,16 +36,16 @@ from stage import Modality, StageError, progress, reason_of, say
 
 SCHEMA_VERSION = 2
 Status = Literal["ok", "no_face", "too_short", "unreadable", "left_out"]
-"""What became of an input file; ``left_out``: it shows persons of two splits, and was not opened."""
+"""Outcome for an input file; ``left_out``: it shows persons of two splits and was not opened."""
 Start = Literal["first", "random", "spread"]
 """Where a video's clips begin: with its first face, at random frames, or evenly spread over it."""
 
 FORGED = "SelfBlended"
-"""Method of the clips that ``--forge`` makes: fakes, of real files."""
+"""Method of the fake clips that ``--forge`` makes from real files."""
 
 
 class StoreSettings(BaseModel):
-    """What decides a store's content: the same settings and inputs give the same bytes."""
+    """Settings that decide a store's content: the same settings and inputs give the same bytes."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -57,18 +57,18 @@ class StoreSettings(BaseModel):
     start: Start = "first"
     modalities: tuple[Modality, ...] = ("rgb",)
     flow: str | None = None
-    """Estimator of the flow pictures, with the SHA-256 of its weights where it has some."""
+    """Name of the estimator of the flow pictures, with the SHA-256 of its weights if it has any."""
     depth: DepthWeights | None = None
     forge: NonNegativeInt = 0
     weakest_forgery: float = Field(default=1.0, ge=0, le=1)
-    """Stores that do not name it hold coarse forgeries alone."""
+    """Least strength of forgeries. Stores without this field hold coarse forgeries (1) only."""
     ratios: tuple[NonNegativeFloat, NonNegativeFloat, NonNegativeFloat]
     seed: NonNegativeInt
     sources_sha256: str
 
 
 class StoreInfo(BaseModel):
-    """``store.json``."""
+    """The content of ``store.json``."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -85,14 +85,14 @@ class StoreInfo(BaseModel):
     @field_validator("clips")
     @classmethod
     def _of_all_splits(cls, clips: dict[str, dict[str, int]]) -> dict[str, dict[str, int]]:
-        if {split: set(own) for split, own in clips.items()} != {split: {"real", "fake"} for split in SPLITS}:
+        if {split: set(counts) for split, counts in clips.items()} != {split: {"real", "fake"} for split in SPLITS}:
             raise ValueError(f"counts must be of {', '.join(SPLITS)}, real and fake")
         return clips
 
 
 @dataclass(frozen=True)
 class Clip:
-    """Where a clip lies and what it is, without its pictures."""
+    """A clip's row in the store, without its pictures."""
 
     clip_id: str
     video_id: str
@@ -100,24 +100,24 @@ class Clip:
     method: str
     identities: tuple[str, ...]
     valid: NDArray[np.bool_]
-    """bool [T]: False where no face was found for longer than can be bridged."""
+    """bool [T]: False for frames in a gap without a face that is too long to bridge."""
     boxes: NDArray[np.float32]
     """float32 [T, 4]: face boxes in pixels of the video."""
     row: int
-    """Its row in its video's file."""
+    """Number of its row in the Parquet file of its video, from 0."""
     draw: int = 0
-    """Which forgery of the clip before it this is, from 1 on; 0 of a clip that is as its video shows it."""
+    """Number of this forgery among those of its original clip, from 1; 0 for a clip as its video shows it."""
 
 
 def _clip(entry: dict[str, Any], row: int, draw: int, video: dict[str, Any], frames: int) -> Clip:
-    """Return what a row says of a clip. Raises ValueError if that is not what ``videos.parquet`` says of its video."""
+    """Return the clip that a row describes. Raises ValueError if the row contradicts ``videos.parquet``."""
     boxes, valid = np.array(entry["boxes"], np.float32), np.array(entry["valid"], np.bool_)
     if boxes.shape != (frames, 4) or valid.shape != (frames,) or not np.isfinite(boxes).all():
         raise ValueError(f"clip {row} has no box for each of {frames} frames")
     identities = tuple(entry["identities"] or ())
-    told = [(video["label"], video["method"])] + [(FAKE, FORGED)] * (video["label"] == REAL)
+    expected = [(video["label"], video["method"])] + [(FAKE, FORGED)] * (video["label"] == REAL)
     of_video = all(entry[name] == video[name] for name in ("video_id", "split", "identities"))
-    if not of_video or (entry["label"], entry["method"]) not in told or not identities or None in identities:
+    if not of_video or (entry["label"], entry["method"]) not in expected or not identities or None in identities:
         raise ValueError(f"clip {row} is not of {video['video_id']}")
     if not entry["clip_id"] or not valid.any():
         raise ValueError(f"clip {row} has no name or no frame that counts")
@@ -126,24 +126,24 @@ def _clip(entry: dict[str, Any], row: int, draw: int, video: dict[str, Any], fra
 
 
 def _read_clips(file: Path, video: dict[str, Any], frames: int) -> list[Clip]:
-    """Read what a video's file says of its clips. Raises ValueError if it is damaged or not what was written."""
+    """Read the clips of a video from its file. Raises ValueError if it is damaged or not as it was written."""
     columns = ["clip_id", "video_id", "label", "method", "split", "identities", "valid", "boxes"]
     entries = read_rows(file, CLIP_SCHEMA, columns)
     if len(entries) != video["clips"]:
         raise ValueError(f"{len(entries)} of {video['clips']} clips are there")
     clips: list[Clip] = []
     for row, entry in enumerate(entries):
-        forged = entry["label"] != video["label"]  # after the real clip that it was made of
+        forged = entry["label"] != video["label"]  # a forgery's row follows that of its real clip
         clips.append(_clip(entry, row, clips[-1].draw + 1 if forged and clips else int(forged), video, frames))
     return clips
 
 
 class DamagedClip(StageError):
-    """The pictures of a clip are missing or damaged: training can do without it."""
+    """The pictures of a clip are missing or damaged; training can go on without it."""
 
 
 class ClipStore:
-    """A whole store on disk. Raises StageError if it is missing, unfinished or of another version."""
+    """A finished store on disk. Raises StageError if it is missing, unfinished or of another version."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -152,18 +152,18 @@ class ClipStore:
         self.size = self.info.settings.crop.size
         self.frames = self.info.settings.frames
         self._videos = self._videos_with_clips()
-        self._read: dict[str, tuple[list[Clip], dict[Path, str]]] = {}
+        self._clips_and_damage: dict[str, tuple[list[Clip], dict[Path, str]]] = {}
         self._hashes = {video["video_id"]: video["clips_sha256"] for video in self._videos}
-        self._compared: dict[Path, tuple[int, ...]] = {}
-        """What tells whether a clip file is still the one whose hash was compared."""
+        self._verified: dict[Path, tuple[int, ...]] = {}
+        """Inode, size and modification time (ns) of each clip file when its hash was verified."""
 
     def file_of(self, video_id: str) -> Path:
-        """Return where a video's clips lie."""
+        """Return the path of the Parquet file with a video's clips."""
         return self.path / "clips" / f"{video_id}.parquet"
 
     def _clips_of(self, split: str) -> tuple[list[Clip], dict[Path, str]]:
-        """Return the clips of a split, whose files are read once, and which files cannot be, and why."""
-        if split not in self._read:
+        """Return the clips of a split, and the reason for each file that cannot be read. Files are read once."""
+        if split not in self._clips_and_damage:
             clips: list[Clip] = []
             damaged: dict[Path, str] = {}
             for video in (video for video in self._videos if video["split"] == split):
@@ -172,11 +172,11 @@ class ClipStore:
                     clips += _read_clips(file, video, self.frames)
                 except ValueError as error:
                     damaged[file] = f"{file} is missing or damaged ({error})"
-            self._read[split] = clips, damaged
-        return self._read[split]
+            self._clips_and_damage[split] = clips, damaged
+        return self._clips_and_damage[split]
 
     def _videos_with_clips(self) -> list[dict[str, Any]]:
-        """Return what is known of the videos that gave clips."""
+        """Return the rows of the videos that gave clips. Raises StageError if ``videos.parquet`` is damaged."""
         file = self.path / "videos.parquet"
         try:
             data = file.read_bytes()
@@ -201,15 +201,15 @@ class ClipStore:
         return videos
 
     def lost_files(self, split: str) -> list[Path]:
-        """Return the clip files of a split that are missing or cannot be read: training does without."""
+        """Return the clip files of a split that are missing or cannot be read: training goes on without them."""
         return list(self._clips_of(split)[1])
 
     def changed_files(self) -> Iterator[Path]:
-        """Yield the clip files that are missing or not those that were prepared, by their hashes: reads all."""
+        """Yield the clip files that are missing or whose SHA-256 is not that of prepare. Reads all files."""
         for video in progress(self._videos, "compare hashes"):
             file = self.file_of(video["video_id"])
             try:
-                self._compare(file)
+                self._verify(file)
             except (OSError, StageError):
                 yield file
 
@@ -217,7 +217,7 @@ class ClipStore:
         """Return the clips of ``train``, ``val`` or ``test``.
 
         Raises StageError if there is none, if ``both`` labels are needed and one is missing, or if a file is missing or
-        damaged; training does without such files, and says so.
+        damaged. For ``train`` such files are left out, and each is reported.
         """
         if not self._videos:
             raise StageError(f"{self.path} holds no clip: see the reasons in {self.path / 'videos.parquet'}")
@@ -239,16 +239,16 @@ class ClipStore:
         return clips
 
     def require(self, modalities: Iterable[Modality]) -> None:
-        """Raise StageError if the store was prepared without one of these modalities."""
+        """Raise StageError if the store was prepared without any one of these modalities."""
         for modality in modalities:
             if modality not in self.info.settings.modalities:
                 raise StageError(f"{self.path} holds no {modality}: prepare it with --modalities rgb,{modality}")
 
     def boxes_in_crops(self, clip: Clip) -> NDArray[np.float64]:
-        """Return where the face boxes lie in a clip's crops, float64 [T, 4] in the crops' pixels."""
+        """Return a clip's face boxes in its crops, float64 [T, 4] (x0, y0, x1, y1) in pixels of the crops."""
         rule = self.info.settings.crop
-        largest = rule.largest(clip.boxes)
-        return np.stack([rule.box_in_crop(box, largest) for box in clip.boxes])
+        largest_side = rule.largest(clip.boxes)
+        return np.stack([rule.box_in_crop(box, largest_side) for box in clip.boxes])
 
     def pixels(self, clip: Clip, frames: list[int] | None = None, modality: Modality = "rgb") -> NDArray[np.uint8]:
         """Return a clip's pictures, uint8 [T, S, S, 3] RGB, or only those of the given frame numbers.
@@ -258,9 +258,9 @@ class ClipStore:
         self.require([modality])
         file = self.file_of(clip.video_id)
         try:
-            self._compare(file)
-            clips = pq.ParquetFile(file, memory_map=True)  # PNG has checksums of its own
-            pictures = clips.read_row_group(clip.row, columns=[modality])[modality][0].values
+            self._verify(file)
+            parquet_file = pq.ParquetFile(file, memory_map=True)  # PNG has checksums of its own
+            pictures = parquet_file.read_row_group(clip.row, columns=[modality])[modality][0].values
             if pictures is None or len(pictures) != self.frames:
                 raise StageError(f"clip {clip.clip_id} has no {modality} of each frame")
             wanted = range(len(pictures)) if frames is None else frames
@@ -268,19 +268,20 @@ class ClipStore:
         except (OSError, pa.ArrowException, StageError) as error:
             raise DamagedClip(f"{file} is missing or damaged ({reason_of(error)}): prepare the store again") from error
 
-    def _compare(self, file: Path) -> None:
-        """Compare a clip file with its noted hash before its first use, and again if it was changed since.
+    def _verify(self, file: Path) -> None:
+        """Verify a clip file's hash before its first use, and again if it was changed since.
 
-        Raises StageError if it is not, byte for byte, what was prepared, and OSError if it is missing.
+        Raises StageError if it is not, byte for byte, the file that was prepared, and OSError if it is missing.
         """
-        known = file.stat()
-        stamp = known.st_ino, known.st_size, known.st_mtime_ns
-        if self._compared.get(file) != stamp:
+        file_stat = file.stat()
+        stamp = file_stat.st_ino, file_stat.st_size, file_stat.st_mtime_ns
+        if self._verified.get(file) != stamp:
             if sha256_of(file) != self._hashes.get(file.stem):
                 raise StageError("its SHA-256 is not the one that prepare noted")
-            self._compared[file] = stamp
+            self._verified[file] = stamp
 
     def _crop(self, png: bytes) -> NDArray[np.uint8]:
+        """Decode a crop, uint8 [S, S, 3] RGB. Raises StageError if it is damaged or of another size."""
         crop = decode_png(png)
         if crop.shape != (self.size, self.size, 3):
             raise StageError(f"a picture of {crop.shape[1]} x {crop.shape[0]} pixels is no crop of {self.size}")

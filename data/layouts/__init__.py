@@ -1,4 +1,4 @@
-"""How corpora lie on disk: a folder or a table to a list of what each file is. One file per layout."""
+"""Layouts of corpora on disk: from a folder or a table to a list of sources. One file per layout."""
 
 from data.layouts.corpus import LAYOUTS, Selection, corpus_note, read_sources
 from data.layouts.source import FAKE, PHOTO_SUFFIXES, REAL, SPLITS, VIDEO_SUFFIXES, Source, is_photo, media, shown

@@ -11,10 +11,11 @@ NAMES = {
     "YouTube-real": (REAL, r"(\d+)", "00000"),
     "Celeb-synthesis": (FAKE, r"(id\d+)_(id\d+)_\d+", "id0_id1_0000"),
 }
-"""Folder, which is also the method: label, identities in a stem, and an example."""
+"""For each folder, which is also the method: its label, a pattern of the identities in a stem, and an example."""
 
 
 def _identities(name: str, method: str) -> tuple[str, ...]:
+    """Return the identities in a file name. Raises StageError for a name of another form."""
     _, pattern, example = NAMES[method]
     match = re.fullmatch(pattern, PurePath(name).stem)
     if match is None:

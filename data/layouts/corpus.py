@@ -1,4 +1,4 @@
-"""Corpora to sources: recognize the layout of each, read it, and take what was asked for."""
+"""Turn corpora into sources: recognize the layout of each, list its files, and select the requested ones."""
 
 import os
 from collections import defaultdict
@@ -28,23 +28,23 @@ LAYOUTS: dict[str, Callable[[Path], list[Source]]] = {
     "dfdc": dfdc_layout,
     "csv": csv_layout,
 }
-"""Functions from the folder (of csv: the table) of a corpus to its files."""
+"""For each layout, the function from a corpus's folder (csv: its table) to its sources."""
 MASKS = "/masks/"
-"""In names of FaceForensics++'s masks of forgeries, which are videos that nobody misses."""
+"""Part of the names of FaceForensics++'s mask videos, which are left out without a note."""
 NOT_READ = frozenset({".heic", ".heif", ".avif", ".gif", ".flv", ".mts", ".m2ts", ".vob", ".ogv"})
-"""Suffixes of videos and photos that no layout takes."""
+"""Suffixes of video and photo formats that no layout reads."""
 MARKS = {
     "ffpp": ("original_sequences/", "manipulated_sequences/"),
     "celebdf": ("Celeb-real/", "Celeb-synthesis/", "YouTube-real/"),
     "folder": ("real/", "fake/"),
     "dfdc": ("metadata.json", "*/metadata.json"),
 }
-"""Of which a folder of the layout holds at least one; the first layout that fits is taken."""
+"""For each layout, glob patterns of which its folder matches at least one; the first layout that fits is taken."""
 
 
 @dataclass(frozen=True)
 class Selection:
-    """What to take from the corpora: ``prepare``'s options of these names. Raises StageError for what is not legal."""
+    """Which files to take from the corpora: options of ``prepare``. Raises WrongArgument for illegal values."""
 
     layout: Annotated[
         Literal["auto", "ffpp", "dfdc", "celebdf", "folder", "csv"], typer.Option(help="How the folders are laid out.")
@@ -82,7 +82,7 @@ class Selection:
 
 
 def _layout_of(root: Path, selection: Selection) -> str:
-    """Return the name of a corpus's layout: one of LAYOUTS or ``flat``."""
+    """Return the name of a corpus's layout: one of LAYOUTS, or ``flat``. Raises StageError if there is none."""
     layout = "flat" if selection.label else selection.layout
     if layout == "auto" and root.suffix.lower() == ".csv" and not root.is_dir():
         layout = "csv"
@@ -110,15 +110,15 @@ def _layout_of(root: Path, selection: Selection) -> str:
 
 
 def _has_other_labels(root: Path, layout: str, selection: Selection) -> bool:
-    """Tell whether a layout finds files of another label than all below a folder are to have."""
+    """Tell whether a layout finds files of another label than the one given as ``--label``."""
     try:
         return any(source.label != (selection.label == "fake") for source in LAYOUTS[layout](root))
-    except StageError:  # a metadata.json of something else
+    except StageError:  # its metadata.json is not that of a corpus
         return False
 
 
 def _read(root: Path, layout: str, selection: Selection) -> list[Source]:
-    """List the files of a corpus. Raises StageError if there is none."""
+    """Return the sources of a corpus. Raises StageError if there is none."""
     if layout == "flat":
         sources = flat_layout(root, selection.label or "", selection.identity_pattern)
     else:
@@ -135,7 +135,7 @@ def _read(root: Path, layout: str, selection: Selection) -> list[Source]:
 
 
 def read_sources(roots: Sequence[Path], selection: Selection) -> tuple[list[Source], list[str]]:
-    """List the files of all corpora, and the notes that reports repeat: the corpora's own, and what was left out.
+    """Return the sources of all corpora, and notes for reports: the corpora's own, and what was left out.
 
     Raises StageError for a corpus that is missing, empty or malformed, and for two files of the same name.
     """
@@ -143,48 +143,54 @@ def read_sources(roots: Sequence[Path], selection: Selection) -> tuple[list[Sour
     if (selection.compression or selection.official_splits) and "ffpp" not in layouts:
         raise StageError("--compression and --official-splits are for FaceForensics++ (ffpp), and none is given")
     corpora = [(root, layout, _read(root, layout, selection)) for root, layout in zip(roots, layouts, strict=True)]
-    found = [source for _, _, sources in corpora for source in sources]
-    _refuse_twice(found)
-    taken = _at_most(_of_methods(found, selection.methods), selection.max_videos)
-    _refuse_links(taken)
-    notes = [note for root, layout, sources in corpora for note in _notes(root, layout, sources, set(taken), selection)]
-    if len(taken) < len(found):
-        notes.append(f"{len(taken)} of {len(found)} files were taken ({_asked(selection)}).")
-    return taken, list(dict.fromkeys(notes))
+    all_sources = [source for _, _, sources in corpora for source in sources]
+    _refuse_same_names(all_sources)
+    selected = _at_most(_of_methods(all_sources, selection.methods), selection.max_videos)
+    _refuse_second_names(selected)
+    notes = [
+        note for root, layout, sources in corpora for note in _notes(root, layout, sources, set(selected), selection)
+    ]
+    if len(selected) < len(all_sources):
+        notes.append(f"{len(selected)} of {len(all_sources)} files were taken ({_asked(selection)}).")
+    return selected, list(dict.fromkeys(notes))
 
 
 def _notes(
     root: Path, layout: str, sources: Sequence[Source], taken: AbstractSet[Source], selection: Selection
 ) -> list[str]:
+    """Return the notes on one corpus; ``taken``: the selected sources of all corpora."""
     note = corpus_note(root.parent if layout == "csv" else root)
     notes = [note] if note else []
     by_name = layout in ("folder", "csv") or (layout == "flat" and selection.identity_pattern is None)
-    if by_name and not note:  # which would say whom its files show
+    if by_name and not note:  # a corpus's own note would say whom its files show
         notes += _named_by_files(layout, sources, taken)
     if layout == "ffpp":
         notes += compression_notes([source for source in sources if source in taken])
-    if layout != "csv":  # which names its files
-        others = layout == "ffpp" and selection.compression  # whose videos are where they are looked for
-        notes += (dfdc_notes if layout == "dfdc" else _left_out)(root, ffpp_layout(root) if others else sources)
+    if layout == "dfdc":
+        notes += dfdc_notes(root, sources)
+    elif layout != "csv":  # a table names its files, so that none is overlooked
+        # Videos of compressions that were not asked for lie where the layout looks: they are not reported.
+        listed = ffpp_layout(root) if layout == "ffpp" and selection.compression else sources
+        notes += _overlooked_notes(root, listed)
     return notes
 
 
 def _named_by_files(layout: str, sources: Sequence[Source], taken: AbstractSet[Source]) -> list[str]:
-    """Say of how many files the identity is the file's name, for want of a better one, and what that may cost."""
-    kept = [source for source in sources if source in taken]
-    unplaced = [source for source in kept if source.split is None]
-    own = [source for source in unplaced if source.identities == (PurePath(source.name).stem,)]
-    if not own:
+    """Return notes on how many files have only their file name as identity, and what that may cost."""
+    selected = [source for source in sources if source in taken]
+    unplaced = [source for source in selected if source.split is None]
+    self_named = [source for source in unplaced if source.identities == (PurePath(source.name).stem,)]
+    if not self_named:
         return []
     notes = [
-        f"{len(own)} of {len(kept)} files of {_titled(layout)} name no person but their own file name: a person "
+        f"{len(self_named)} of {len(selected)} files of {_titled(layout)} name no person but their own file name: a person "
         "who is in several of them may be in several splits."
     ]
     reals = {name for source in sources if not source.label for name in source.identities}
-    lone = sum(1 for source in own if source.label and source.identities[0] not in reals)
-    if reals and lone:
+    without_original = sum(1 for source in self_named if source.label and source.identities[0] not in reals)
+    if reals and without_original:
         notes.append(
-            f"{lone} fakes of {_titled(layout)} have the name of no real file: they may be in another split than "
+            f"{without_original} fakes of {_titled(layout)} have the name of no real file: they may be in another split than "
             "their original."
         )
     return notes
@@ -194,13 +200,13 @@ def _titled(layout: str) -> str:
     return "a folder without a layout" if layout == "flat" else f"the layout {layout}"
 
 
-def _left_out(root: Path, sources: Sequence[Source]) -> list[str]:
-    """Say which videos and photos a layout does not look for where they lie, or not by their suffix."""
-    taken = {source.path for source in sources}
+def _overlooked_notes(root: Path, sources: Sequence[Source]) -> list[str]:
+    """Return a note on the videos and photos that a layout overlooks because of their folder or suffix."""
+    paths = {source.path for source in sources}
     names = [
         name
         for path, name in media(root, suffixes=VIDEO_SUFFIXES | PHOTO_SUFFIXES | NOT_READ)
-        if path not in taken and MASKS not in name
+        if path not in paths and MASKS not in name
     ]
     if not names:
         return []
@@ -215,19 +221,20 @@ def _asked(selection: Selection) -> str:
     return ", ".join(f"{option} {value}" for option, value in options.items() if value is not None)
 
 
-def _refuse_twice(sources: Sequence[Source]) -> None:
-    seen: set[str] = set()
+def _refuse_same_names(sources: Sequence[Source]) -> None:
+    """Raise StageError for two sources of one video_id."""
+    video_ids: set[str] = set()
     for source in sources:
-        if (video_id := source.video_id) in seen:
+        if (video_id := source.video_id) in video_ids:
             raise StageError(
                 f"{source.name} is in two of the given sources, or in one under two names that are shown alike: "
                 "prepare sources into stores of their own, or rename a file"
             )
-        seen.add(video_id)
+        video_ids.add(video_id)
 
 
-def _refuse_links(sources: Sequence[Source]) -> None:
-    """Raise StageError for a file with two names, which could be in two splits."""
+def _refuse_second_names(sources: Sequence[Source]) -> None:
+    """Raise StageError for a file with two names (a link), which could be in two splits."""
     files: dict[str, Source] = {}
     for source in sources:
         if (same := files.setdefault(os.path.realpath(source.path), source)) is not source:
@@ -243,7 +250,7 @@ def _by_method(sources: Sequence[Source]) -> dict[str, list[Source]]:
 
 
 def _of_methods(sources: list[Source], methods: str | None) -> list[Source]:
-    """Return the sources of the named methods. Raises StageError for a method that no source has."""
+    """Return the sources of the named methods. Raises WrongArgument for a method that no source has."""
     if methods is None:
         return sources
     present = _by_method(sources)
@@ -256,27 +263,30 @@ def _of_methods(sources: list[Source], methods: str | None) -> list[Source]:
 
 
 def _at_most(sources: list[Source], max_videos: int | None) -> list[Source]:
-    """Return ``max_videos`` of each method, evenly spread over its names.
+    """Return at most ``max_videos`` sources of each method, evenly spread over its sorted names.
 
-    So FF++'s methods, which number their videos alike, keep the same pairs, and a small share keeps many actors.
+    FF++'s methods, which number their videos alike, so keep the same pairs, and a small share keeps many actors.
     """
     if max_videos is None:
         return sources
-    kept: set[Source] = set()
+    selected: set[Source] = set()
     for group in _by_method(sources).values():
-        places = np.linspace(0, len(group) - 1, min(max_videos, len(group))).astype(int)
-        kept.update(group[place] for place in places)
-    return [source for source in sources if source in kept]
+        indices = np.linspace(0, len(group) - 1, min(max_videos, len(group))).astype(int)
+        selected.update(group[index] for index in indices)
+    return [source for source in sources if source in selected]
 
 
 def corpus_note(root: Path) -> str | None:
-    """Return what a corpus says of itself in ``corpus.json`` (``{"note": "..."}``), which reports repeat."""
+    """Return a corpus's note for reports, from its ``corpus.json`` (``{"note": "..."}``); None without such a file.
+
+    Raises StageError if the file is of another form.
+    """
     path = root / "corpus.json"
     if not path.is_file():
         return None
     try:
         note: str = parse_json(path.read_text(encoding="utf-8"))["note"]
-        note.encode()  # which refuses halves of characters
+        note.encode()  # raises for lone surrogates
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise StageError(f'{path} is not of the form {{"note": "..."}}: mend or remove it') from error
     return note

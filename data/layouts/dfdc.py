@@ -13,13 +13,13 @@ PERSONS_NOTE = (
 
 
 def _is_video_name(name: str) -> bool:
-    """Tell a plain file name from a path and from text that cannot be a file name (lone surrogates, NUL)."""
+    """Tell whether text is a plain video file name: no path, and no characters that a name cannot have (NUL)."""
     plain = name.isprintable() and name == PurePath(name).name
     return plain and PurePath(name).suffix.lower() in VIDEO_SUFFIXES
 
 
 def _source(part: Path, root: Path, video: str, entry: Any) -> Source:
-    """Return the source of one entry of ``part/metadata.json``; one whose file is missing counts too."""
+    """Return the source of one entry of ``part/metadata.json``, even if its file is missing."""
     match entry:
         case {"label": "REAL"}:
             label, method, original = REAL, "DFDC-original", video
@@ -46,8 +46,8 @@ def _entries(part: Path) -> dict[str, Any]:
 def dfdc_layout(root: Path) -> list[Source]:
     """Videos that ``metadata.json`` lists, in ``root`` or its sub-folders (``dfdc_train_part_0``, ...).
 
-    The identity is the source video, which may lie in another part. The ``split`` of an entry is "train" for all of
-    them and not used. Raises StageError if there is no ``metadata.json`` or one is malformed.
+    The identity is the source video, which may lie in another part. The ``split`` of every entry is "train": it is
+    not used. Raises StageError if there is no ``metadata.json`` or one is malformed.
     """
     parts = [file.parent for pattern in ("", "*/") for file in sorted(root.glob(f"{pattern}metadata.json"))]
     if not parts:
@@ -56,7 +56,7 @@ def dfdc_layout(root: Path) -> list[Source]:
 
 
 def dfdc_notes(root: Path, sources: Sequence[Source]) -> list[str]:
-    """Return what reports must say of DFDC: splits by source video, and the files that no metadata lists."""
+    """Return the notes on DFDC for reports: splits are by source video, and files that no metadata.json lists."""
     listed = {source.name for source in sources}
     unlisted = [name for _, name in media(root) if name not in listed]
     if not unlisted:

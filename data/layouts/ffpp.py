@@ -10,13 +10,13 @@ from data.layouts.source import FAKE, REAL, SPLITS, Source, corpus_json, media
 from stage import StageError
 
 COMPRESSIONS = {"c0": ("c0", "raw"), "c23": ("c23",), "c40": ("c40",)}
-"""Names of a compression: the folders that hold it."""
+"""For each compression, the names of the folders that hold it."""
 
 
 def _identities(name: str, actors: bool) -> tuple[str, ...]:
     """Return the identities in an FF++ file name: ``000``, ``000_003``, ``01__walking``, ``01_02__walking__ABC``.
 
-    Raises StageError for another name: split wrongly, one person would be in two splits.
+    Raises StageError for any other name: with wrong identities, one person could be in two splits.
     """
     stem = PurePath(name).stem
     if not re.fullmatch(r"\d+(_\d+)?(__.*)?", stem, re.DOTALL):
@@ -44,14 +44,23 @@ def ffpp_layout(root: Path) -> list[Source]:
     return sources
 
 
+def _compression_folder(source: Source) -> str:
+    """Return the folder in a source's name that says its compression."""
+    return source.name.split("/")[2]
+
+
+def _compression_of(folder: str) -> str:
+    """Return the compression that a folder holds: one of COMPRESSIONS, else the folder's own name."""
+    return next((compression for compression, folders in COMPRESSIONS.items() if folder in folders), folder)
+
+
 def compression_notes(sources: Sequence[Source]) -> list[str]:
-    """Say that videos are there in several compressions, each of which counts as a video, and with which labels."""
-    named = {folder: compression for compression, names in COMPRESSIONS.items() for folder in names}
-    of_label = Counter((named.get(s.name.split("/")[2], s.name.split("/")[2]), s.label) for s in sources)
-    kinds = sorted({kind for kind, _ in of_label})
-    if len(kinds) < 2:
+    """Return a note on the labels per compression if there are several: each copy counts as a video."""
+    number_of = Counter((_compression_of(_compression_folder(source)), source.label) for source in sources)
+    names = sorted({name for name, _ in number_of})
+    if len(names) < 2:
         return []
-    counts = ", ".join(f"{kind}: {of_label[kind, REAL]} real and {of_label[kind, FAKE]} fake" for kind in kinds)
+    counts = ", ".join(f"{name}: {number_of[name, REAL]} real and {number_of[name, FAKE]} fake" for name in names)
     return [
         f"FaceForensics++ is in several compressions ({counts}): each copy of a video counts as a video, and a "
         "detector may learn compressions where labels differ in them; --compression takes one."
@@ -60,17 +69,15 @@ def compression_notes(sources: Sequence[Source]) -> list[str]:
 
 def of_compression(sources: Sequence[Source], compression: str) -> list[Source]:
     """Return the videos of one of COMPRESSIONS. Raises StageError if there is none."""
-    folders = [source.name.split("/")[2] for source in sources]
-    chosen = [source for source, folder in zip(sources, folders, strict=True) if folder in COMPRESSIONS[compression]]
+    chosen = [source for source in sources if _compression_folder(source) in COMPRESSIONS[compression]]
     if not chosen:
-        named = {folder: compression for compression, names in COMPRESSIONS.items() for folder in names}
-        present = ", ".join(sorted({named.get(folder, folder) for folder in folders}))
+        present = ", ".join(sorted({_compression_of(_compression_folder(source)) for source in sources}))
         raise StageError(f"no FaceForensics++ video is of --compression {compression}: give one of {present}")
     return chosen
 
 
 def _numbers(path: Path) -> list[str]:
-    """Return the video numbers in a list of pairs. Raises StageError if the file is missing or something else."""
+    """Return the video numbers in a list of pairs. Raises StageError if the file is missing or of another form."""
     if not path.is_file():
         raise StageError(f"{path} is missing: --official-splits takes the folder of FaceForensics++'s three lists")
     pairs = corpus_json(path)
@@ -85,7 +92,7 @@ def _numbers(path: Path) -> list[str]:
 
 
 def _official_splits(folder: Path) -> dict[str, str]:
-    """Return the split of each video number. Raises StageError for a number in two of them."""
+    """Return the split of each video number. Raises StageError for a number in two splits."""
     split_of: dict[str, str] = {}
     for split in SPLITS:
         for number in _numbers(folder / f"{split}.json"):
@@ -95,9 +102,9 @@ def _official_splits(folder: Path) -> dict[str, str]:
 
 
 def with_official_split(sources: Sequence[Source], folder: Path) -> list[Source]:
-    """Prescribe the split that ``train.json``, ``val.json`` and ``test.json`` list (720, 140 and 140 videos).
+    """Return the sources with the split that ``train.json``, ``val.json`` and ``test.json`` list (720, 140, 140 videos).
 
-    A video of other identities (actors) keeps none. Raises StageError for malformed lists, lists of none of the
+    A video of identities in no list (actors) gets none. Raises StageError for malformed lists, lists of none of the
     videos, and a manipulated video whose two identities are not in the same split.
     """
     split_of = _official_splits(folder)
@@ -108,6 +115,7 @@ def with_official_split(sources: Sequence[Source], folder: Path) -> list[Source]
 
 
 def _split(source: Source, split_of: dict[str, str]) -> str | None:
+    """Return the official split of a source's identities. Raises StageError if they are in different ones."""
     splits = [split_of.get(identity) for identity in source.identities]
     if len(set(splits)) > 1:
         where = " and ".join(f"{n} in {split or 'none'}" for n, split in zip(source.identities, splits, strict=True))

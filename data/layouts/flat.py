@@ -10,12 +10,12 @@ from stage import StageError, WrongArgument
 def _compiled(pattern: str) -> re.Pattern[str]:
     try:
         return re.compile(pattern)
-    except (re.error, OverflowError, RecursionError) as error:  # the latter two of huge numbers and deep nesting
+    except (re.error, OverflowError, RecursionError) as error:  # the last two come from huge numbers and deep nesting
         raise WrongArgument(f"--identity-pattern '{pattern}' is not a regular expression: {error}") from error
 
 
 def _identity(name: str, pattern: re.Pattern[str] | None) -> str:
-    """Return the identity in a name, or nothing where ``pattern`` finds none."""
+    """Return the identity in a name: its stem without a pattern, "" where ``pattern`` finds none."""
     if pattern is None:
         return PurePath(name).stem
     match = pattern.search(name)

@@ -1,4 +1,4 @@
-"""What is known of an input file before it is opened, and how layouts find files."""
+"""Sources: what is known of an input file before it is opened. And the search for files that layouts share."""
 
 import hashlib
 import os
@@ -23,15 +23,15 @@ class Source:
 
     path: Path
     name: str
-    """The path below the corpus, always as valid UTF-8: what is stored and shown."""
+    """The path below the corpus's folder as valid UTF-8, in which form it is stored and shown."""
     label: int
     """1 = fake, 0 = real."""
     method: str
-    """How it was forged, or where an original comes from."""
+    """How it was forged, or for an original where it comes from."""
     identities: tuple[str, ...]
     """Every person whose face went into it: two for a face swap."""
     split: str | None = None
-    """The split that the corpus prescribes, if it does."""
+    """The split that the corpus prescribes; None if it prescribes none."""
 
     @property
     def video_id(self) -> str:
@@ -52,41 +52,42 @@ def is_photo(path: Path) -> bool:
     return path.suffix.lower() in PHOTO_SUFFIXES
 
 
-def _unless_missing(error: OSError) -> None:
+def _raise_unless_missing(error: OSError) -> None:
     if not isinstance(error, FileNotFoundError):
         raise error
 
 
 def media(root: Path, below: str = "", suffixes: frozenset[str] = VIDEO_SUFFIXES) -> Iterator[tuple[Path, str]]:
-    """Yield path and name (below ``root``) of everything with such a suffix in ``root/below``, in the order of paths.
+    """Yield path and name (below ``root``) of everything in ``root/below`` with one of the suffixes, sorted by path.
 
-    A folder named like a video counts too, and linked folders are gone into. Raises OSError for a folder that cannot be
-    read; a missing one is empty.
+    A folder named like a video counts too, and linked folders are searched. Raises OSError for a folder that cannot be
+    read; a missing one counts as empty.
     """
-    for path in sorted(path for path in _below(root / below) if path.suffix.lower() in suffixes):
+    for path in sorted(path for path in _everything_below(root / below) if path.suffix.lower() in suffixes):
         yield path, shown(path.relative_to(root))
 
 
-def _below(root: Path) -> Iterator[Path]:
-    """Yield all that lies in a folder and in folders that it links to, but for links that lead back.
+def _everything_below(root: Path) -> Iterator[Path]:
+    """Yield everything in a folder and in folders that it links to, except through links to a parent folder.
 
-    Each folder is gone into once, by its own name sooner than by a link's.
+    Each folder is searched once, by its own name rather than by a link's.
     """
-    seen, linked = set[str](), [root]
-    while linked:
-        for folder, folders, files in os.walk(linked.pop(0), onerror=_unless_missing):
-            own = os.path.realpath(folder)
-            if own in seen:
+    searched = set[str]()
+    pending = [root]
+    while pending:
+        for folder, folders, files in os.walk(pending.pop(0), onerror=_raise_unless_missing):
+            real_path = os.path.realpath(folder)
+            if real_path in searched:
                 folders.clear()
                 continue
-            seen.add(own)
+            searched.add(real_path)
             yield from (Path(folder, name) for name in (*folders, *files))
             links = (path for name in sorted(folders) if (path := Path(folder, name)).is_symlink())
-            linked += [link for link in links if not Path(own).is_relative_to(os.path.realpath(link))]
+            pending += [link for link in links if not Path(real_path).is_relative_to(os.path.realpath(link))]
 
 
 def shown(path: PurePath) -> str:
-    """Return a path or URL as valid UTF-8: bytes that are none are spelled out, as backslash, x and two digits."""
+    """Return a path or URL as valid UTF-8: each invalid byte is written as backslash, x and two hex digits."""
     return os.fsencode(str(path)).decode("utf-8", "backslashreplace")
 
 

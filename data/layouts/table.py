@@ -15,6 +15,7 @@ LABELS = {"real": REAL, "0": REAL, "fake": FAKE, "1": FAKE}
 
 
 def _text(table: Path) -> str:
+    """Return the content of a table. Raises StageError if it is not UTF-8."""
     content = table.read_bytes()
     try:
         return content.decode("utf-8-sig")
@@ -24,18 +25,19 @@ def _text(table: Path) -> str:
 
 
 def _checked_header(cells: list[str]) -> list[str]:
+    """Return the names of the columns. Raises ValueError if one is missing or there twice."""
     header = [cell.strip().lower() for cell in cells]
     for column in COLUMNS:
-        if (found := header.count(column)) > 1 or (not found and column in NEEDED):
+        if (count := header.count(column)) > 1 or (not count and column in NEEDED):
             raise ValueError(
-                f"{found} columns named {column!r}: begin with the line {','.join(NEEDED)} or {','.join(COLUMNS)}, "
+                f"{count} columns named {column!r}: begin with the line {','.join(NEEDED)} or {','.join(COLUMNS)}, "
                 "with commas between"
             )
     return header
 
 
 def _rows(table: Path) -> Iterator[tuple[int, list[str], list[str]]]:
-    """Yield line number, header and cells of each row. Raises StageError for what is not a table."""
+    """Yield line number, header and cells of each row. Raises StageError for a malformed table."""
     reader = csv.reader(io.StringIO(_text(table), newline=""), strict=True)
     try:
         header = _checked_header(next(reader, []))
@@ -50,7 +52,7 @@ def _rows(table: Path) -> Iterator[tuple[int, list[str], list[str]]]:
 
 
 def _checked_name(text: str, folder: Path) -> str:
-    """Return a path below ``folder`` in its plain form. Raises ValueError if it leads elsewhere."""
+    """Return a path below ``folder`` in normalized form. Raises ValueError if it leads out of the folder."""
     path = PurePath(text)
     outside = path.is_absolute() or ".." in path.parts or not path.parts
     if outside or not Path(os.path.realpath(folder / path)).is_relative_to(os.path.realpath(folder)):
@@ -59,7 +61,7 @@ def _checked_name(text: str, folder: Path) -> str:
 
 
 def _source(row: dict[str, str], folder: Path) -> Source:
-    """Return what a row says. Raises ValueError for a cell that is not legal."""
+    """Return the source that a row describes. Raises ValueError for an illegal cell."""
     cells = {column: cell.strip() for column, cell in row.items()}
     name = _checked_name(row["path"], folder)
     try:
@@ -80,11 +82,11 @@ def _source(row: dict[str, str], folder: Path) -> Source:
 
 
 def csv_layout(table: Path) -> list[Source]:
-    """Columns ``path`` (below the csv's folder), ``label`` (real, fake, 0, 1) and, if wanted, three more.
+    """Read the columns ``path`` (below the csv's folder), ``label`` (real, fake, 0, 1) and three optional ones.
 
-    ``identity`` (several with ``;``; the stem if there is none), ``method`` and ``split`` (train, val, test). Names of
-    columns may be in capitals; others are not used, which is said. A file that is missing counts too. Raises
-    StageError for a malformed table.
+    These are ``identity`` (several with ``;``; default: the file's stem), ``method`` and ``split`` (train, val, test).
+    Names of columns may be in capitals; other columns are reported and not used. A missing file is listed, too.
+    Raises StageError for a malformed table.
     """
     sources: dict[str, Source] = {}
     for line, header, cells in _rows(table):
