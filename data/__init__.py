@@ -1,1 +1,1 @@
-"""Videos to clips on disk to batches: knows video files, and no networks but face detectors and depth."""
+"""From videos to clips on disk to batches: knows video files, and of networks only face detectors and depth."""

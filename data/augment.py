@@ -1,11 +1,11 @@
-"""Augmentation of whole clips: one draw holds for all frames and all modalities of a clip.
+"""Augmentation of whole clips: one draw applies to all frames and all modalities of a clip.
 
-The policy ``ten`` draws one of the ten transformations of the Megatron study. Geometry moves every modality and turns
-the motion vectors of flow pictures with it; an erased rectangle is an occluder and hides every modality; photometry
-changes RGB alone. What a transformation uncovers or hides is black: for flow that is no motion. The other policies
-are torchvision's and timm's, by name (``data/policies.py``).
+The policy ``ten`` draws one of the ten transformations of the Megatron study. Geometric ones move every modality and
+also turn the motion vectors of flow pictures; an erased rectangle is an occluder and hides every modality; photometric
+ones change RGB only. Uncovered and hidden pixels are black, which in a flow picture means no motion. The other
+policies are torchvision's and timm's, by name (``data/policies.py``).
 
-A frame's augmented picture does not depend on which other frames of its clip are at hand.
+A frame's augmented picture does not depend on which other frames of its clip are loaded.
 """
 
 import hashlib
@@ -33,18 +33,18 @@ VERTICAL_FLIP: Matrix = np.array([[1.0, 0.0, 0.0], [0.0, -1.0, 1.0], [0.0, 0.0, 
 
 
 def rotation(degrees: float) -> Matrix:
-    """Rotate about the picture's centre, counter-clockwise as seen."""
+    """Return the rotation about the picture's centre, counter-clockwise as seen."""
     cos, sin = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))
     return np.array([[cos, sin, (1 - cos - sin) / 2], [-sin, cos, (1 + sin - cos) / 2], [0.0, 0.0, 1.0]])
 
 
 def crop_zoom(left: float, top: float, side: float) -> Matrix:
-    """Enlarge a square, given as fractions of the picture's side, to the whole picture."""
+    """Return the homography that enlarges a square, in fractions of the picture's side, to the whole picture."""
     return np.array([[1.0, 0.0, -left], [0.0, 1.0, -top], [0.0, 0.0, side]])
 
 
 def perspective(corners: ArrayLike) -> Matrix:
-    """Move the unit square's corners (upper left, upper right, lower right, lower left) to ``corners``, [4, 2]."""
+    """Return the homography that moves the unit square's corners, clockwise from upper left, to ``corners``, [4, 2]."""
     square = np.array([[0, 0], [1, 0], [1, 1], [0, 1]], np.float32)
     return np.asarray(cv2.getPerspectiveTransform(square, np.asarray(corners, np.float32)), np.float64)
 
@@ -56,7 +56,7 @@ def _in_pixels(matrix: Matrix, size: int) -> Matrix:
 
 
 def warp(frames: NDArray[np.generic], matrix: Matrix) -> NDArray[np.generic]:
-    """Warp pictures [T, S, S, C], uint8 or float32, bilinearly; what comes from outside is 0."""
+    """Warp pictures [T, S, S, C], uint8 or float32, bilinearly; pixels from outside the picture are 0."""
     size = frames.shape[1]
     pixels = _in_pixels(matrix, size)
     return np.stack([cv2.warpPerspective(frame, pixels, (size, size), flags=cv2.INTER_LINEAR) for frame in frames])
@@ -77,7 +77,7 @@ def map_vectors(flow: NDArray[np.float32], matrix: Matrix) -> NDArray[np.float32
 
 
 def warp_flow(frames: NDArray[np.uint8], matrix: Matrix) -> NDArray[np.uint8]:
-    """Warp flow pictures, uint8 [T, S, S, 3]: their vectors are moved and mapped. Too long ones end at the scale."""
+    """Warp flow pictures, uint8 [T, S, S, 3]: vectors are moved and mapped, and clipped at ``FULL_SCALE``."""
     return flow_picture(np.asarray(warp(map_vectors(picture_flow(frames), matrix), matrix), np.float32))
 
 
@@ -89,15 +89,15 @@ class Draw:
     erased: tuple[float, float, float, float] | None = None
     """Left, top, width and height of a rectangle as fractions of the picture's side."""
     brightness: float = 0.0
-    """Added to 0..255."""
+    """Value added to each channel (0..255)."""
     contrast: float = 1.0
     """Factor on the distance from the frame's mean grey level, as in PIL and torchvision."""
     noise: float = 0.0
-    """Standard deviation of Gaussian noise in grey levels. The field of a draw is the same on each frame."""
+    """Standard deviation of Gaussian noise in grey levels. A draw's noise is the same on each frame."""
     noise_seed: int = 0
 
     def apply(self, modality: str, frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Return the changed pictures, uint8 [T, S, S, 3], of one modality."""
+        """Return the augmented pictures, uint8 [T, S, S, 3], of one modality's pictures of that shape."""
         if modality == "rgb":
             frames = self._photometry(frames)
         if self.matrix is not None:
@@ -120,18 +120,18 @@ class Draw:
 
 
 def _draw_crop(rng: np.random.Generator) -> Draw:
-    # Offset 0..100 and side 100..300 pixels fit every draw into a picture of 400: fractions of that.
+    # The study's offset 0..100 and side 100..300 pixels keep every draw within 400 pixels: fractions of 400.
     return Draw(crop_zoom(rng.uniform(0.0, 0.25), rng.uniform(0.0, 0.25), rng.uniform(0.25, 0.75)))
 
 
 def _draw_perspective(rng: np.random.Generator) -> Draw:
-    # The study names no strength: each corner moves inwards by up to a quarter, as in torchvision's default.
+    # The study gives no strength: each corner moves inwards by up to a quarter, as in torchvision's default.
     inwards = np.array([[1, 1], [-1, 1], [-1, -1], [1, -1]]) * rng.uniform(0.0, 0.25, (4, 2))
     return Draw(perspective(np.array([[0, 0], [1, 0], [1, 1], [0, 1]]) + inwards))
 
 
 def _draw_erasing(rng: np.random.Generator) -> Draw:
-    """Draw probability, bounds of the area, area, then height / width: log-uniform among those that fit."""
+    """Draw the probability, the bounds of the area, the area, then height / width: log-uniform where it fits."""
     if rng.random() >= rng.uniform(0.3, 0.7):
         return Draw()
     area = rng.uniform(rng.uniform(0.02, 0.05), rng.uniform(0.2, 0.5))
@@ -155,17 +155,17 @@ TEN: dict[str, Callable[[np.random.Generator], Draw]] = {
 
 
 MOST_OF_POLICY = 100
-"""Of a magnitude or count in a policy's name: beyond, pictures take for ever."""
+"""Largest magnitude or count in a policy's name; larger ones take for ever."""
 
 
 def generator(seed: int, clip_id: str, view: int) -> np.random.Generator:
-    """Return the random generator of a view, the same in every process."""
+    """Return the random generator of a view, which draws the same numbers in every process."""
     digest = hashlib.sha256(f"{seed} {view} {clip_id}".encode()).digest()
     return np.random.default_rng(int.from_bytes(digest))
 
 
 def check_policy(policy: str, modalities: Iterable[str]) -> None:
-    """Raise StageError for a policy that is unknown or cannot augment these modalities."""
+    """Raise WrongArgument for a policy that is unknown or cannot augment these modalities."""
     if policy == DEFAULT_POLICY:
         return
     if policy not in TORCHVISION and not TIMM.fullmatch(policy):
@@ -173,8 +173,8 @@ def check_policy(policy: str, modalities: Iterable[str]) -> None:
             f"--augment {policy} is not known: take {', '.join((DEFAULT_POLICY, *TORCHVISION))}, "
             "or timm's rand, augmix, original, originalr, v0, v0r or 3a with its sections, such as rand-m9-mstd0.5"
         )
-    counted = re.sub(r"mstd[\d.]+", "", policy)  # of which more than 100 means: from all magnitudes alike
-    if any(float(number) > MOST_OF_POLICY for number in re.findall(r"\d+(?:\.\d+)?", counted)):
+    without_mstd = re.sub(r"mstd[\d.]+", "", policy)  # mstd above 100 is legal: it draws from all magnitudes alike
+    if any(float(number) > MOST_OF_POLICY for number in re.findall(r"\d+(?:\.\d+)?", without_mstd)):
         raise WrongArgument(f"--augment {policy}: numbers of a policy are at most {MOST_OF_POLICY}")
     others = [modality for modality in modalities if modality != "rgb"]
     if others:
@@ -189,7 +189,8 @@ def augment(
 ) -> dict[str, NDArray[np.uint8]]:
     """Return a view of a clip: ``pictures`` and the result are modality -> uint8 [T, S, S, 3].
 
-    View 0 is the plain clip. Raises StageError for a policy that is unknown or cannot augment these modalities.
+    View 0 is the clip without augmentation. Raises WrongArgument for a policy that is unknown or cannot augment these
+    modalities.
     """
     check_policy(policy, pictures)
     if view == 0:

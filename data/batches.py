@@ -1,4 +1,4 @@
-"""Which frames train together: full, label-balanced, source-mixed batches."""
+"""Training batches: which frames or views train together, in full batches with labels and methods mixed."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from stage import Per, StageError, say
 
 @dataclass(frozen=True)
 class Batch:
-    """A training batch: of frames, where frame ``t`` of view ``v`` has the row ``v * T + t``, or of whole views."""
+    """A training batch of frames, where frame ``t`` of view ``v`` has the row ``v * T + t``, or of whole views."""
 
     rows: NDArray[np.int64]
     """int64 [B]: rows of frames, or numbers of views."""
@@ -21,7 +21,7 @@ class Batch:
     """int64 [B], 1 = fake."""
 
     def part(self, number: int, of: int) -> "Batch":
-        """Return every ``of``-th sample from ``number`` on."""
+        """Return every ``of``-th sample, starting with sample ``number``."""
         return Batch(self.rows[number::of], self.labels[number::of])
 
     def frame_rows(self, frames: int) -> NDArray[np.int64]:
@@ -30,22 +30,23 @@ class Batch:
 
 
 def _mixed(groups: Sequence[NDArray[np.int64]], rng: np.random.Generator) -> NDArray[np.int64]:
-    """Return the rows of all groups, each group in random order and spread evenly over the whole."""
-    places = [(np.arange(len(group)) + rng.random(len(group))) / len(group) for group in groups]
+    """Return the rows of all groups, each group in random order and spread evenly over the result."""
+    positions = [(np.arange(len(group)) + rng.random(len(group))) / len(group) for group in groups]
     shuffled = np.concatenate([rng.permutation(group) for group in groups])
-    return shuffled[np.argsort(np.concatenate(places), kind="stable")]
+    return shuffled[np.argsort(np.concatenate(positions), kind="stable")]
 
 
 def _repeated(groups: Sequence[NDArray[np.int64]], length: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Return ``length`` rows: fresh orders one after another, so that each row is drawn equally often."""
+    """Return ``length`` rows: fresh random orders one after another, so that all rows are drawn equally often."""
     rounds = -(-length // sum(map(len, groups)))
     return np.concatenate([_mixed(groups, rng) for _ in range(rounds)])[:length]
 
 
 def _rows_by_method(views: Views, label: int, per: Per, number: int | None) -> list[NDArray[np.int64]]:
-    """Return the rows of valid frames of a label (or its views), by method, without views that cannot be read.
+    """Return the rows of a label's valid frames (or of its views), one array per method, sorted by method.
 
-    Only those of views of one ``number``, unless it is None.
+    Views that cannot be read are left out, as are views of another ``number`` unless that is None. Raises StageError
+    if none is left.
     """
     groups: dict[str, list[int]] = {}
     for index, view in enumerate(views.views):
@@ -95,7 +96,7 @@ def natural_batches(
 
 
 def label_shares(views: Views, per: Per) -> NDArray[np.float64]:
-    """Return the shares of real and fake among valid frames (or views), float64 [2]."""
+    """Return the shares of real and fake among valid frames (or views), float64 [2], which sum to 1."""
     counts = np.array([sum(map(len, _rows_by_method(views, label, per, None))) for label in (0, 1)], np.float64)
     shares: NDArray[np.float64] = counts / counts.sum()
     return shares
@@ -103,21 +104,21 @@ def label_shares(views: Views, per: Per) -> NDArray[np.float64]:
 
 @dataclass(frozen=True)
 class Pictures:
-    """What was read of a batch."""
+    """The pictures of a batch, as they were read."""
 
     pixels: NDArray[np.uint8]
     """uint8 [B, S, S, 3] of frames, or [B, T, S, S, 3] of views; [..., M, S, S, 3] of several modalities."""
     batch: Batch
-    """What was really read: others than asked for in place of views that cannot be read."""
+    """The batch that was read: views that cannot be read are replaced by others."""
     valid: NDArray[np.bool_] | None = None
-    """Of views: which of their frames count, bool [B, T]."""
+    """For views: mask of their valid frames, bool [B, T]; None for frames."""
 
 
 def read_batch(views: Views, batch: Batch, per: Per = "frame") -> Pictures:
     """Return the pictures of a batch of frames or of whole views.
 
-    A view that cannot be read is replaced by another of its label, and drawn no more; ``views.unreadable`` counts.
-    Raises StageError if a label has no view left, and outside training, where nothing is replaced.
+    A view that cannot be read is added to ``views.unreadable`` and replaced by another of its label. Raises StageError
+    if a label has no view left, and DamagedClip outside the training split, where nothing is replaced.
     """
     return _read_frames(views, batch) if per == "frame" else _read_views(views, batch)
 
@@ -128,11 +129,11 @@ def _read_frames(views: Views, batch: Batch) -> Pictures:
     pixels: dict[int, NDArray[np.uint8]] = {}
     rows = batch.rows.copy()
     for number in np.unique(numbers).tolist():
-        here = np.flatnonzero(numbers == number)
-        read, index, chosen = _read_or_replace(views, number, frames[here].tolist())
-        pixels |= dict(zip(here.tolist(), read, strict=True))
-        rows[here] = index * per_view + np.array(chosen)
-    return Pictures(np.stack([pixels[place] for place in range(len(rows))]), Batch(rows, batch.labels))
+        positions = np.flatnonzero(numbers == number)
+        crops, index, chosen = _read_or_replace(views, number, frames[positions].tolist())
+        pixels |= dict(zip(positions.tolist(), crops, strict=True))
+        rows[positions] = index * per_view + np.array(chosen)
+    return Pictures(np.stack([pixels[position] for position in range(len(rows))]), Batch(rows, batch.labels))
 
 
 def _read_views(views: Views, batch: Batch) -> Pictures:
@@ -145,12 +146,12 @@ def _read_views(views: Views, batch: Batch) -> Pictures:
 def _read_or_replace(
     views: Views, number: int, frames: list[int] | None
 ) -> tuple[NDArray[np.uint8], int, list[int] | None]:
-    """Read frames of a view (all if None), or as many of another of its label; return also which view and frames.
+    """Return the pictures of a view's frames (all if None), or of another view of its label, and that view and frames.
 
-    The others are tried in an order that depends on the view's number alone.
+    Other views are tried in an order that depends on the view's number only.
     """
     wanted = views.views[number]
-    for index in _and_others(views, number):
+    for index in _candidates(views, number):
         if index in views.unreadable:
             continue
         view = views.views[index]
@@ -163,17 +164,18 @@ def _read_or_replace(
         except DamagedClip as error:
             if views.split != "train":
                 raise
-            _give_up(views, index, view, error)
+            _mark_unreadable(views, index, view, error)
     raise StageError(f"no {'fake' if wanted.label else 'real'} view of {views.store.path} can be read any more")
 
 
-def _and_others(views: Views, number: int) -> Iterator[int]:
-    """Yield a view's number, then those of the other views of its label."""
+def _candidates(views: Views, number: int) -> Iterator[int]:
+    """Yield a view's number, then those of all views of its label in random order, seeded by the number."""
     yield number
     others = [index for index, view in enumerate(views.views) if view.label == views.views[number].label]
     yield from np.random.default_rng(number).permutation(others).tolist()
 
 
-def _give_up(views: Views, index: int, view: View, error: DamagedClip) -> None:
+def _mark_unreadable(views: Views, index: int, view: View, error: DamagedClip) -> None:
+    """Mark a view as unreadable and say so."""
     views.unreadable.add(index)
     say(f"clip {view.clip.clip_id} is replaced by others: {error}", everywhere=True)

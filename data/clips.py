@@ -1,4 +1,4 @@
-"""Clips of one tracked face out of a stream of frames: what prepare stores and detect scores."""
+"""Cuts a stream of frames into clips of one tracked face, which prepare stores and detect scores."""
 
 import functools
 import itertools
@@ -13,31 +13,31 @@ from data.picture import Picture
 from data.tracks import Seen
 
 BRIDGED_FRAMES = 5
-"""A gap of at most this many frames without a face is bridged by interpolated boxes; a longer one is not valid."""
+"""Most frames without a face that interpolated boxes bridge; the frames of a longer gap are not valid."""
 
 
 def bridge(faces: Sequence[Face | None]) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_]]:
-    """Fill gaps in a track: boxes float32 [T, 4], scores float32 [T], valid bool [T].
+    """Fill gaps in a track; return boxes float32 [T, 4] in pixels, scores float32 [T] and valid bool [T].
 
-    A score is NaN where the face was followed between two looks, and 0 where it was not seen. Boxes in gaps are
-    interpolated linearly, and held at the ends. Needs at least one face.
+    A score is NaN if the face was followed between two detections, and 0 if it was not seen. Boxes in gaps are
+    interpolated linearly, and constant before the first face and after the last. Needs at least one face.
     """
-    seen = np.array([index for index, face in enumerate(faces) if face is not None])
+    seen_frames = np.array([index for index, face in enumerate(faces) if face is not None])
     boxes = np.stack([face.box for face in faces if face is not None])
-    everywhere = np.arange(len(faces))
-    filled = np.stack([np.interp(everywhere, seen, boxes[:, side]) for side in range(4)], axis=-1)
+    all_frames = np.arange(len(faces))
+    filled = np.stack([np.interp(all_frames, seen_frames, boxes[:, side]) for side in range(4)], axis=-1)
     scores = np.array([0.0 if face is None else face.score for face in faces], np.float32)
-    edges = np.concatenate([[-1], seen, [len(faces)]])
-    gap = np.diff(edges) - 1
+    edges = np.concatenate([[-1], seen_frames, [len(faces)]])
+    gap_lengths = np.diff(edges) - 1
     valid = np.ones(len(faces), np.bool_)
-    for start, length in zip(edges[:-1] + 1, gap, strict=True):
+    for start, length in zip(edges[:-1] + 1, gap_lengths, strict=True):
         valid[start : start + length] = length <= BRIDGED_FRAMES
     return filled.astype(np.float32), scores, valid
 
 
 @dataclass(frozen=True)
 class FaceClip:
-    """Consecutive frames, and one face followed through them."""
+    """Consecutive frames with one face followed through them."""
 
     start: int
     """Number of the first frame in the stream."""
@@ -55,12 +55,12 @@ class FaceClip:
 
     @property
     def scores(self) -> NDArray[np.float32]:
-        """The detector's scores, float32 [T]: NaN between two looks, 0 where no face was seen."""
+        """The detector's scores, float32 [T]: NaN between two detections, 0 if no face was seen."""
         return self._bridged[1]
 
     @property
     def valid(self) -> NDArray[np.bool_]:
-        """Which frames count, bool [T]: False in gaps that are too long to bridge."""
+        """Mask of valid frames, bool [T]: False in gaps that are too long to bridge."""
         return self._bridged[2]
 
     @functools.cached_property
@@ -69,20 +69,19 @@ class FaceClip:
 
     @property
     def steady(self) -> bool:
-        """Whether at least half of the frames count (``valid``)."""
+        """Whether at least half of the frames are valid."""
         return 2 * int(self.valid.sum()) >= len(self)
 
 
 def face_clips(stream: Iterable[Seen], length: int, hop: int | None = None) -> Iterator[list[FaceClip]]:
-    """Cut a stream into stretches of ``length`` frames, each from a frame with a face on.
+    """Cut a stream into stretches of ``length`` frames, each beginning with a frame that has a face.
 
-    One begins ``hop`` frames after another at the earliest: None for one after another, less than ``length`` for
-    stretches that overlap. Yields each stretch's clips, one per face: steady ones first, larger faces first. The last
-    stretch may be shorter; frames before a face are in none, and none spans a change of the frames' size. Holds one
-    stretch in memory.
+    Each begins at least ``hop`` frames after the one before; None: ``length``, and with less they overlap. Yields each
+    stretch's clips, one per face: steady ones first, then larger faces first. The last stretch may be shorter; frames
+    before a face are in no stretch, and none spans a change of the frames' size. Holds one stretch in memory.
     """
     stretch: list[Seen] = []
-    fresh = 0  # of the frames held, those that were in no stretch before
+    fresh = 0  # frames of the current stretch that were in no stretch before
     for number, frame in enumerate(stream):
         if stretch and frame.picture.size != stretch[0].picture.size:
             if fresh:
@@ -99,10 +98,12 @@ def face_clips(stream: Iterable[Seen], length: int, hop: int | None = None) -> I
 
 
 def _from_a_face(frames: list[Seen]) -> list[Seen]:
+    """Return the frames from the first one with a face on."""
     return list(itertools.dropwhile(lambda frame: not frame.faces, frames))
 
 
 def _clips_of(stretch: list[Seen], start: int) -> list[FaceClip]:
+    """Return a stretch's clips, one per face: steady ones first, then larger faces first."""
     pictures = [frame.picture for frame in stretch]
     tracks = sorted({track for frame in stretch for track in frame.faces})
     clips = [FaceClip(start, track, pictures, [frame.faces.get(track) for frame in stretch]) for track in tracks]

@@ -12,28 +12,29 @@ from stage import StageError, progress, reason_of, say
 Row = dict[str, Any]
 Job = TypeVar("Job", bound=tuple[Any, ...])
 LOCAL = "local"
-"""Address that starts a cluster of this machine's own, for the time of the command."""
+"""Address that starts a cluster on this machine for the duration of the command."""
 
 KNOCK_SECONDS = 5.0
+"""Timeout for checking that something listens at an address."""
 RETRIES = 3
-"""Times that a job is tried again whose worker died. Ray's own way is to try for ever."""
+"""Retries of a job whose worker died. Ray by default retries for ever."""
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_task_oom_retries": str(RETRIES),
-    # Ray prints a paragraph of these on standard output each time; what comes of them is said once, at the end.
+    # Ray prints a paragraph about each such event on standard output; the outcome is reported once, at the end.
     "RAY_DEDUP_LOGS_SKIP_REGEX": "worker died or was killed|retries remaining",
 }
-"""How Ray, as it is imported, is told what it has no argument for. A user's own values stay."""
+"""Environment variables for settings that Ray reads when it is imported. A user's own values are kept."""
 
 
 def on_ray(
     function: Callable[..., Row], jobs: Sequence[Job], address: str, workers: int, description: str
 ) -> Iterator[tuple[Job, Row | None]]:
-    """Call ``function(*job)`` for every job on a Ray cluster; yield the jobs, in any order, each with what it returned.
+    """Call ``function(*job)`` for every job on a Ray cluster; yield each job with its result, in any order.
 
-    None stands for a job that kills its worker again and again, at last also alone. The machines need share no disk.
-    ``workers`` is the number of processes of a local cluster. The first error of the function drops the jobs that wait.
-    Raises StageError for that, if Ray is not installed, if no cluster answers at the address, and if it gives up.
+    The result is None for a job that kills its worker again and again, finally also when run alone. The machines need
+    not share a disk. ``workers`` is the number of processes of a local cluster. The first error of the function cancels
+    the waiting jobs. Raises StageError for it, and if Ray is not installed, no cluster answers, or Ray gives up.
     """
     if not jobs:
         return
@@ -53,31 +54,31 @@ def on_ray(
 def _results(
     ray: Any, function: Callable[..., Row], jobs: Sequence[Job], description: str
 ) -> Iterator[tuple[int, Row | None]]:
-    """Yield the number of every job with its row. Raises RayError if Ray itself fails, or if every worker dies."""
-    lost = set(range(len(jobs)))
+    """Yield the number of every job with its result. Raises RayError if Ray fails, or if every worker dies."""
+    missing = set(range(len(jobs)))
     for number, row in _together(ray, function, jobs):
-        lost.remove(number)
+        missing.remove(number)
         yield number, row
-    if lost:
-        say(f"{description}: no result for {len(lost)} of {len(jobs)}, tried {1 + RETRIES} times; trying each alone")
-    alone = ray.remote(max_retries=0)(_called)
-    for number in sorted(lost):
+    if missing:
+        say(f"{description}: no result for {len(missing)} of {len(jobs)}, tried {1 + RETRIES} times; trying each alone")
+    run_alone = ray.remote(max_retries=0)(_called)
+    for number in sorted(missing):
         try:
-            row = ray.get(alone.remote(function, jobs[number]))
-            lost.remove(number)
+            row = ray.get(run_alone.remote(function, jobs[number]))
+            missing.remove(number)
             yield number, row
         except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError):
-            if 1 < len(jobs) == len(lost):  # nothing at all came back: it is not this job
+            if 1 < len(jobs) == len(missing):  # no job gave a result: the fault is not this job's
                 raise
             yield number, None
 
 
 def _together(ray: Any, function: Callable[..., Row], jobs: Sequence[Job]) -> Iterator[tuple[int, Row]]:
-    """Yield rows as they come, with the numbers of their jobs. Ray Data leaves out a job that it could not do."""
+    """Yield results as they come, with their jobs' numbers. Ray Data leaves out jobs that it could not do."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.max_errored_blocks = -1
-    # Each row brings its own job: a list of all of them would be read anew for each.
+    # Each row carries its own job: a shared list of jobs would be read anew for each row.
     rows = [{"id": number, "job": ray.cloudpickle.dumps(job)} for number, job in enumerate(jobs)]
 
     def work(row: Row) -> Row:
@@ -89,7 +90,7 @@ def _together(ray: Any, function: Callable[..., Row], jobs: Sequence[Job]) -> It
 
 
 def _called(function: Callable[..., Row], job: tuple[Any, ...]) -> Row:
-    """Call ``function(*job)``; give its error as text: Ray would wrap it several times over, and Ray Data ignore it."""
+    """Call ``function(*job)``; return an error as text, as Ray would wrap it several times, and Ray Data ignore it."""
     try:
         return function(*job)
     except (StageError, OSError) as error:
@@ -99,6 +100,7 @@ def _called(function: Callable[..., Row], job: tuple[Any, ...]) -> Row:
 
 
 def _connect(address: str, workers: int) -> Any:
+    """Import Ray and connect it to a cluster; return the module. Raises StageError if that fails."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     try:
@@ -106,7 +108,7 @@ def _connect(address: str, workers: int) -> Any:
         import ray.data
     except ImportError as error:
         raise StageError("--ray needs the extra: pip install 'pocketproof[ray]'") from error
-    # Ray 2.60 gives no other way to say max_retries than the one of which it warns.
+    # Ray 2.60 warns of its only way to set max_retries.
     warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     options: dict[str, Any] = {"num_cpus": workers} if address == LOCAL else {}

@@ -1,4 +1,4 @@
-"""From a face box to the square picture that a model sees: geometry that any detector's box can follow."""
+"""Cuts a model's square crop from a frame by a face box: geometry that works with any detector's box."""
 
 from collections.abc import Sequence
 from typing import Annotated, Literal
@@ -46,19 +46,19 @@ class CropRule(BaseModel):
         return left, top, side
 
     def _place(self, side: int, largest: int | None) -> tuple[int, int]:
-        """Return where in the crop a square of ``side`` pixels begins, and how many pixels wide it becomes."""
+        """Return where in the crop a square of ``side`` pixels begins, and its side after resizing, in pixels."""
         if self.fit == "resize" or largest is None:
             return 0, self.size
-        inner = max(1, (2 * side * self.size + largest) // (2 * largest))
-        return (self.size - inner) // 2, inner
+        resized_side = max(1, (2 * side * self.size + largest) // (2 * largest))
+        return (self.size - resized_side) // 2, resized_side
 
     def cut(
         self, frame: Frame, box: ArrayLike, largest: int | None = None, kernel: int | None = None
     ) -> NDArray[np.uint8]:
-        """Cut a crop, uint8 [size, size, 3] RGB, out of a frame, uint8 [H, W, 3] RGB.
+        """Return the crop, uint8 [size, size, 3] RGB, of a face box in a frame, uint8 [H, W, 3] RGB.
 
         ``largest`` is the side of the clip's largest square, which ``pad`` needs; None if the frame stands alone.
-        ``kernel`` (OpenCV's) resizes in place of the rule's, to see what an app's other choice would do.
+        ``kernel`` (an OpenCV interpolation flag) replaces the rule's, to study the effect of an app's other choice.
         """
         left, top, side = self.square(box)
         height, width = frame.shape[:2]
@@ -67,9 +67,9 @@ class CropRule(BaseModel):
         y0, y1 = max(top, 0), min(top + side, height)
         if x0 < x1 and y0 < y1:
             square[y0 - top : y1 - top, x0 - left : x1 - left] = frame[y0:y1, x0:x1]
-        start, inner = self._place(side, largest)
+        start, resized_side = self._place(side, largest)
         crop = np.full((self.size, self.size, 3), self.fill, np.uint8)
-        crop[start : start + inner, start : start + inner] = _resized(square, inner, kernel)
+        crop[start : start + resized_side, start : start + resized_side] = _resized(square, resized_side, kernel)
         return crop
 
     def largest(self, boxes: NDArray[np.float32]) -> int:
@@ -83,22 +83,25 @@ class CropRule(BaseModel):
         largest: int | None = None,
         kernel: int | None = None,
     ) -> NDArray[np.uint8]:
-        """Cut the crops of a clip, uint8 [T, size, size, 3] RGB; boxes: [T, 4] in pixels.
+        """Return the crops of a clip, uint8 [T, size, size, 3] RGB; boxes: float32 [T, 4] in pixels.
 
-        ``largest`` is given where the boxes are not all of the clip's; ``kernel`` as for ``cut``.
+        ``largest`` is needed if ``boxes`` are not all boxes of the clip; ``kernel`` as for ``cut``.
         """
         largest = self.largest(boxes) if largest is None else largest
         return np.stack([self.cut(frame, box, largest, kernel) for frame, box in zip(frames, boxes, strict=True)])
 
     def box_in_crop(self, box: ArrayLike, largest: int | None = None) -> NDArray[np.float64]:
-        """Return where a face box lies in its own crop, float64 [4] in the crop's pixels."""
+        """Return a face box in its own crop, float64 [4] (x0, y0, x1, y1) in the crop's pixels."""
         left, top, side = self.square(box)
-        start, inner = self._place(side, largest)
-        placed: NDArray[np.float64] = (np.asarray(box, np.float64) - np.array([left, top, left, top])) * (inner / side)
-        return placed + start
+        start, resized_side = self._place(side, largest)
+        scaled: NDArray[np.float64] = (np.asarray(box, np.float64) - np.array([left, top, left, top])) * (
+            resized_side / side
+        )
+        return scaled + start
 
 
 def _resized(square: NDArray[np.uint8], size: int, kernel: int | None) -> NDArray[np.uint8]:
+    """Return a square resized to ``size`` pixels, by area when it shrinks and bilinearly when it grows by default."""
     if kernel is None:
         kernel = cv2.INTER_AREA if square.shape[0] > size else cv2.INTER_LINEAR
     return np.asarray(cv2.resize(square, (size, size), interpolation=kernel), np.uint8)

@@ -1,7 +1,7 @@
-"""The demo's videos: a moving, zooming, lit camera over the face photo that scikit-image ships, and forgeries of them.
+"""The demo's videos: renders of scikit-image's face photo by a moving, zooming camera under light, and forgeries.
 
-The photo is of the astronaut Eileen Collins (NASA, public domain). There is one person, so each render counts as
-an identity of its own, and whatever is measured on these videos speaks of new draws, not of new persons.
+The photo is of the astronaut Eileen Collins (NASA, public domain). As it is only one person, each render counts as an
+identity of its own, and figures measured on these videos are about new draws, not about new persons.
 """
 
 import functools
@@ -40,7 +40,7 @@ class Portrait:
     @classmethod
     @functools.cache
     def load(cls) -> "Portrait":
-        """Read the photo that scikit-image carries and find its face."""
+        """Return the photo that scikit-image ships, with the box of its face."""
         import skimage.data
 
         pixels = np.ascontiguousarray(skimage.data.astronaut())
@@ -50,18 +50,19 @@ class Portrait:
 
 @dataclass(frozen=True)
 class Camera:
-    """One draw of how the photo is filmed. Times are in 0..1 over the clip."""
+    """One random draw of camera and light for filming the photo. Time runs from 0 to 1 over the clip."""
 
     face_width: tuple[float, float]
     """Width of the face in pixels at the start and at the end."""
     path: NDArray[np.float64]
     """[2, 3]: amplitude (pixels), cycles and phase of the camera's sway in x and y."""
     tilt: tuple[float, float]
+    """Rotation in degrees at the start and at the end."""
     light: NDArray[np.float64]
-    """[3] factor on R, G, B of the whole picture."""
+    """[3]: factor on R, G and B of the whole picture."""
     gamma: float
     shade: NDArray[np.float64]
-    """[2] brightness change across the picture in x and y."""
+    """[2]: relative change of brightness from the centre to the edge, in x and y."""
 
     @classmethod
     def draw(cls, rng: np.random.Generator) -> "Camera":
@@ -78,33 +79,33 @@ class Camera:
     def film(self, photo: Portrait) -> Iterator[tuple[Frame, NDArray[np.float64]]]:
         """Yield FRAMES pairs: a frame, uint8 [HEIGHT, WIDTH, 3] RGB, and the face box in it, float64 [4] pixels."""
         across, down = np.linspace(-1.0, 1.0, WIDTH)[None, :], np.linspace(-1.0, 1.0, HEIGHT)[:, None]
-        lit = ((1.0 + across * self.shade[0] + down * self.shade[1])[..., None] * self.light).astype(np.float32)
-        gamma = np.rint(255.0 * (np.arange(256) / 255.0) ** self.gamma).astype(np.uint8)
-        centre = (photo.box[:2] + photo.box[2:]) / 2
+        light = ((1.0 + across * self.shade[0] + down * self.shade[1])[..., None] * self.light).astype(np.float32)
+        gamma_table = np.rint(255.0 * (np.arange(256) / 255.0) ** self.gamma).astype(np.uint8)
+        face_centre = (photo.box[:2] + photo.box[2:]) / 2
         for time in np.linspace(0.0, 1.0, FRAMES):
             width = self.face_width[0] + time * (self.face_width[1] - self.face_width[0])
             zoom = width / (photo.box[2] - photo.box[0])
             sway = self.path[:, 0] * np.sin(2 * np.pi * self.path[:, 1] * time + self.path[:, 2])
             angle = self.tilt[0] + time * (self.tilt[1] - self.tilt[0])
-            affine = cv2.getRotationMatrix2D((float(centre[0]), float(centre[1])), angle, float(zoom))
-            affine[:, 2] += np.array([WIDTH, HEIGHT]) / 2 + sway - centre
+            affine = cv2.getRotationMatrix2D((float(face_centre[0]), float(face_centre[1])), angle, float(zoom))
+            affine[:, 2] += np.array([WIDTH, HEIGHT]) / 2 + sway - face_centre
             view = cv2.warpAffine(
                 photo.pixels, affine, (WIDTH, HEIGHT), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT
             )
-            picture = cv2.LUT(np.clip(view * lit, 0.0, 255.0).astype(np.uint8), gamma)
-            middle = np.array([WIDTH, HEIGHT]) / 2 + sway
-            half = zoom * (photo.box[2:] - photo.box[:2]) / 2
-            yield np.asarray(picture, np.uint8), np.concatenate([middle - half, middle + half])
+            picture = cv2.LUT(np.clip(view * light, 0.0, 255.0).astype(np.uint8), gamma_table)
+            shown_centre = np.array([WIDTH, HEIGHT]) / 2 + sway
+            half_size = zoom * (photo.box[2:] - photo.box[:2]) / 2
+            yield np.asarray(picture, np.uint8), np.concatenate([shown_centre - half_size, shown_centre + half_size])
 
 
 def render_pair(real: Path, fake: Path, seed: tuple[int, int], forged: bool) -> None:
-    """Render one clip and its forgery and encode both alike; ``forged`` false gives the identity transform."""
+    """Write one clip and its forgery, encoded alike; without ``forged`` the forgery changes no pixel."""
     photo = Portrait.load()
     rng = np.random.default_rng(seed)
-    film = list(Camera.draw(rng).film(photo))
+    frames_and_boxes = list(Camera.draw(rng).film(photo))
     forgery = Forgery.draw(rng) if forged else Forgery()
-    forgeries = [forgery.jitter(rng).blend(frame, box) for frame, box in film]
-    for path, frames in ((real, [frame for frame, _ in film]), (fake, forgeries)):
+    forgeries = [forgery.jitter(rng).blend(frame, box) for frame, box in frames_and_boxes]
+    for path, frames in ((real, [frame for frame, _ in frames_and_boxes]), (fake, forgeries)):
         with written_whole(path) as aside:
             write_video(aside, frames, FPS)
 
@@ -114,10 +115,10 @@ def render_corpora(out: Path, renders: int, controls: int, seed: int, workers: i
 
     ``out/corpus`` is laid out like FaceForensics++ (``renders`` originals, one forgery each). ``out/control`` is a
     plain folder of ``controls`` other renders whose "forgeries" went through the identity transform: a detector that
-    learned the forgery and not the file cannot tell them from the real ones. Existing files are kept.
+    learned the forgery, and not a trait of the files, cannot tell them from the real ones. Existing files are kept.
     """
     corpus, control = out / "corpus", out / "control"
-    jobs = [
+    pairs = [
         (
             corpus / f"original_sequences/youtube/c23/videos/{n:03d}.mp4",
             corpus / f"manipulated_sequences/SelfBlended/c23/videos/{n:03d}_{n:03d}.mp4",
@@ -125,9 +126,12 @@ def render_corpora(out: Path, renders: int, controls: int, seed: int, workers: i
             True,
         )
         for n in range(renders)
-    ] + [(control / f"real/{n:03d}.mp4", control / f"fake/{n:03d}.mp4", (seed + 1, n), False) for n in range(controls)]
-    todo = [job for job in jobs if not (job[0].exists() and job[1].exists())]
-    in_processes(render_pair, todo, workers, "render")
+    ]
+    pairs += [
+        (control / f"real/{n:03d}.mp4", control / f"fake/{n:03d}.mp4", (seed + 1, n), False) for n in range(controls)
+    ]
+    missing = [pair for pair in pairs if not (pair[0].exists() and pair[1].exists())]
+    in_processes(render_pair, missing, workers, "render")
     for folder in (corpus, control):
         with written_whole(folder / "corpus.json") as aside:
             aside.write_text(json.dumps({"note": NOTE}, indent=2) + "\n")

@@ -1,4 +1,4 @@
-"""Relative depth of crops by Depth Anything V2 (Yang et al., NeurIPS 2024), and the picture that a store keeps."""
+"""Relative depth of crops by Depth Anything V2 (Yang et al., NeurIPS 2024), and its picture in a store."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 BATCH_FRAMES = 4
-"""Batches are for GPUs: on one CPU core a frame of Small took 1.7 s alone and 1.9 s among 8, which took 2.5 GB."""
+"""Frames per batch. Only GPUs gain: on a CPU core Small took 1.7 s a frame alone, 1.9 s (2.5 GB) in a batch of 8."""
 FILES = ("config.json", "preprocessor_config.json", "model.safetensors")
 MEND = f"give --depth-weights DIR, a transformers folder of Depth Anything V2 with {', '.join(FILES)}"
 
@@ -48,7 +48,7 @@ class DepthWeights(BaseModel):
 
 
 def _from_hub(repository: str) -> Path:
-    """Return the folder of a repository's files, downloaded unless the hub's cache has them."""
+    """Return the folder with a repository's files, which are downloaded unless the hub's cache has them."""
     from huggingface_hub import snapshot_download
 
     try:
@@ -66,7 +66,7 @@ def _load(folder: Path) -> tuple[Any, Any]:
     from transformers import DepthAnythingConfig, DepthAnythingForDepthEstimation, Dinov2Config, DPTImageProcessor
     from transformers.utils import logging
 
-    logging.set_verbosity_error()  # its tables of tensors would stand before the one line of a StageError
+    logging.set_verbosity_error()  # it would print tables of tensors before the one line of a StageError
     logging.disable_progress_bar()
     try:
         config = DepthAnythingConfig.from_pretrained(folder, local_files_only=True)
@@ -88,8 +88,8 @@ def _load(folder: Path) -> tuple[Any, Any]:
         raise StageError(f"{folder} holds no depth network that can be read: {reason_of(error)}; {MEND}") from error
 
 
-def _find(size: str | None, folder: Path | None) -> tuple[Path, DepthWeights]:
-    """Return the folder that holds the weights, and their description."""
+def _find_weights(size: str | None, folder: Path | None) -> tuple[Path, DepthWeights]:
+    """Return the folder of the weights, and their description. Raises StageError if files are missing."""
     if size is not None and folder is not None:
         raise WrongArgument("--depth-size and --depth-weights exclude each other: give one of them")
     published = SIZES.get(size or "small")
@@ -107,17 +107,17 @@ def _find(size: str | None, folder: Path | None) -> tuple[Path, DepthWeights]:
 
 
 class DepthAnything:
-    """Depth Anything V2 on a GPU if there is one, with weights of a published size or from a transformers folder.
+    """Depth Anything V2, on a GPU if there is one, with weights of a published size or from a transformers folder.
 
-    ``on_cpu``: not on a GPU, whatever there is. Raises StageError if both or an unknown size are given, or
-    if the weights are missing, damaged or not safetensors.
+    ``on_cpu``: use the CPU even if there is a GPU. Raises StageError if both ``size`` and ``folder`` are given, if the
+    size is unknown, or if the weights are missing, damaged or not safetensors.
     """
 
     def __init__(self, size: str | None = None, folder: Path | None = None, on_cpu: bool = False) -> None:
         import torch
 
         refuse_tf32()
-        files, self.weights = _find(size, folder)
+        files, self.weights = _find_weights(size, folder)
         self._device = "cuda" if torch.cuda.is_available() and not on_cpu else "cpu"
         network, self._processor = _load(files)
         self._network = network.to(self._device)
@@ -131,6 +131,7 @@ class DepthAnything:
         return depth
 
     def _batch(self, crops: NDArray[np.uint8]) -> "Tensor":
+        """Return the relative inverse depth, float32 [B, S, S], of a batch of crops."""
         import torch
 
         with torch.inference_mode():
@@ -141,7 +142,7 @@ class DepthAnything:
 
 
 def depth_pictures(depth: NDArray[np.float32], valid: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """Draw relative inverse depth, float32 [T, S, S], as grey pictures, uint8 [T, S, S, 3]: near is bright.
+    """Return relative inverse depth, float32 [T, S, S], as grey pictures, uint8 [T, S, S, 3]: near is bright.
 
     0..255 span the minimum and maximum over the clip's valid frames, bool [T]: scaled frame by frame, the whole picture
     would flicker with each frame's extremes, and a face that nears the camera would look as if it stood still.

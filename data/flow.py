@@ -25,13 +25,13 @@ Estimate = Callable[[Crop, Crop], Flow]
 FULL_SCALE = 0.05
 """Motion per frame, as a fraction of the crop's side, that is drawn at full brightness; faster motion is clipped.
 
-One scale for all clips, so that their pictures compare. In 224-pixel crops of 11 talking heads (25 to 30 fps, 627
-pairs) 95 % of the pixels move less, and the median motion, 0.17 %, is 8 of 255 steps. Of what is clipped,
-96 % lies in two videos of fast heads (95th percentile 14 %): to hold them, all would lose two of three steps.
+One scale for all clips makes their pictures comparable. In 224-pixel crops of 11 talking heads (25 to 30 fps, 627
+pairs) 95 % of the pixels move less, and the median motion, 0.17 %, is 8 of 255 steps. Of the clipped pixels, 96 % lie
+in two videos of fast heads (95th percentile 14 %): a scale that held them would cost all others two of three steps.
 """
 RAFT_MEND = "give --flow-weights FILE, a state dict of torchvision's raft_small or raft_large"
 RAFT_MULTIPLE, RAFT_SMALLEST = 8, 128
-"""RAFT works on an eighth of the side, which its correlation pyramid needs to be at least 16 (torchvision)."""
+"""RAFT works at an eighth of the side; its correlation pyramid needs that to be at least 16 (torchvision)."""
 
 
 def _grey(crop: Crop) -> Crop:
@@ -81,7 +81,7 @@ def _read_state(path: Path) -> dict[str, Any]:
 
 
 def _raft_network(path: Path) -> "nn.Module":
-    """Return the RAFT of torchvision, small or large, whose every tensor the file holds, and no other."""
+    """Return torchvision's RAFT, small or large, whose tensors are exactly those of the file."""
     from torchvision.models.optical_flow import raft_large, raft_small
 
     state = _read_state(path)
@@ -95,7 +95,7 @@ def _raft_network(path: Path) -> "nn.Module":
 
 
 def _raft(weights: Path | None) -> Estimate:
-    """RAFT (Teed & Deng, ECCV 2020) with the user's weights; pictures go in as -1..1."""
+    """RAFT (Teed & Deng, ECCV 2020) with the user's weights; its inputs are scaled to -1..1."""
     if weights is None:
         raise WrongArgument(f"--flow raft needs weights: {RAFT_MEND}")
     import torch
@@ -123,9 +123,9 @@ ESTIMATORS: dict[str, Callable[[Path | None], Estimate]] = {"dis": _dis, "farneb
 
 
 def flow_estimator(name: str, weights: Path | None = None) -> Estimate:
-    """Return the estimator of a name: two crops, uint8 [S, S, 3] RGB, to their flow, float32 [S, S, 2] in pixels.
+    """Return the named estimator: two crops, uint8 [S, S, 3] RGB, to their flow, float32 [S, S, 2] in pixels.
 
-    Raises StageError for an unknown name, and for weights that are missing, not needed, unsafe, or of another network.
+    Raises StageError for an unknown name, and for weights that are missing, superfluous, unsafe or of another network.
     """
     if name not in ESTIMATORS:
         raise WrongArgument(f"--flow {name} is not known: give one of {', '.join(ESTIMATORS)}")
@@ -133,7 +133,7 @@ def flow_estimator(name: str, weights: Path | None = None) -> Estimate:
 
 
 def flow_picture(flow: Flow) -> NDArray[np.uint8]:
-    """Draw flow, float32 [..., H, W, 2] in pixels, as uint8 [..., H, W, 3] RGB.
+    """Return the picture, uint8 [..., H, W, 3] RGB, of a flow, float32 [..., H, W, 2] in pixels.
 
     Hue is the direction (right red, down yellow-green, left cyan, up violet), saturation is full, value is the
     magnitude / (FULL_SCALE * longer side). Colours are computed in float: OpenCV's uint8 hue has 180 steps only.
@@ -146,9 +146,9 @@ def flow_picture(flow: Flow) -> NDArray[np.uint8]:
 
 
 def picture_flow(picture: NDArray[np.uint8]) -> Flow:
-    """Read the flow, float32 [..., H, W, 2] in pixels, back from its picture, uint8 [..., H, W, 3] RGB.
+    """Return the flow, float32 [..., H, W, 2] in pixels, that a picture, uint8 [..., H, W, 3] RGB, shows.
 
-    Off by at most 0.0047 * FULL_SCALE * side (0.05 pixels at 224): half a step of value and one of hue.
+    The error is at most 0.0047 * FULL_SCALE * side (0.05 pixels at 224): half a step of value and one of hue.
     """
     rgb = picture.reshape(-1, *picture.shape[-2:]).astype(np.float32) / 255.0
     hsv = cv2.cvtColor(rgb, cv2.COLOR_RGB2HSV).reshape(picture.shape)
@@ -158,9 +158,9 @@ def picture_flow(picture: NDArray[np.uint8]) -> Flow:
 
 
 def clip_flow(first: NDArray[np.uint8], second: NDArray[np.uint8], estimate: Estimate) -> NDArray[np.uint8]:
-    """Return pictures of the flow, uint8 [T, S, S, 3], from crops of frames to crops of the frames after them.
+    """Return the flow pictures, uint8 [T, S, S, 3], from the crops of frames to the crops of the frames after them.
 
-    Both are uint8 [T, S, S, 3] RGB; ``second[t]`` is cut at the square of frame t, so that a face box that jitters
-    does not look like motion.
+    Both are uint8 [T, S, S, 3] RGB; ``second[t]`` is cut at the square of frame t, so that a jittering face box does
+    not look like motion.
     """
     return flow_picture(np.stack([estimate(before, after) for before, after in zip(first, second, strict=True)]))

@@ -1,7 +1,7 @@
 """Self-blended forgeries: a face blended back onto itself (Shiohara & Yamasaki, CVPR 2022, section 3).
 
-The source is the frame's own face after colour, blur, scale and affine changes; a soft deformed ellipse over the
-face is the mask. One draw holds for a clip; small changes per frame stand for the flicker of a real forgery.
+The source is the frame's own face after changes of colour, blur, scale, rotation and shift; the mask is a soft,
+deformed ellipse over the face. One draw holds for a clip; small changes per frame imitate a real forgery's flicker.
 """
 
 from dataclasses import dataclass, replace
@@ -13,12 +13,12 @@ from numpy.typing import ArrayLike, NDArray
 from data.picture import Frame
 
 WEAKEST = 0.25
-"""Strength from which forgeries are drawn unless another is asked for; 1 are coarse ones alone.
+"""Default least strength of forgeries; with 1 all are coarse.
 
-Detectors that trained on coarse ones alone were worse on persons and forgeries they had not seen: docs/lab-notes.md.
+Detectors that trained on coarse ones only were worse on persons and forgeries they had not seen: docs/lab-notes.md.
 """
 REACH = 0.35
-"""Share of the face's size around its box that a blend can touch: the mask and the width of its soft edge."""
+"""Share of the face's size by which a blend can extend beyond its box: the mask with its soft edge."""
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,11 @@ class Forgery:
     angle: float = 0.0
     """Rotation of the source in degrees."""
     scale: float = 1.0
+    """Factor on the size of the source."""
     shift: tuple[float, float] = (0.0, 0.0)
     """Translation of the source as a fraction of the face's width and height."""
     opacity: float = 0.0
+    """Weight of the source inside the mask, 0..1."""
     outline: tuple[float, ...] = ()
     """Amplitudes of the mask outline's cosine deformations of order 2, 3, ..."""
     softness: float = 0.08
@@ -44,9 +46,9 @@ class Forgery:
 
     @classmethod
     def draw(cls, rng: np.random.Generator, weakest: float = 1.0) -> "Forgery":
-        """Draw a coarse forgery: colour +-20 %, 4 degrees, 5 % scale, opacity .8 to 1; or a weaker one.
+        """Draw a coarse forgery (colour +-20 %, 4 degrees, 5 % scale, opacity .8 to 1), or a weaker one.
 
-        What differs from the face is scaled by a strength between ``weakest`` (0..1) and 1.
+        Its changes are scaled by a strength that is drawn between ``weakest`` (0..1) and 1 (``weakened``).
         """
         sign = rng.choice([-1.0, 1.0], 3)
         coarse = cls(
@@ -63,7 +65,7 @@ class Forgery:
         return coarse.weakened(float(rng.uniform(weakest, 1.0))) if weakest < 1.0 else coarse
 
     def weakened(self, strength: float) -> "Forgery":
-        """Return this forgery with its colour, blur, turn, scale and shift scaled by ``strength``."""
+        """Return this forgery with its changes of colour, blur, angle, scale and shift scaled by ``strength``."""
         return replace(
             self,
             gain=tuple(1.0 + (gain - 1.0) * strength for gain in self.gain),  # type: ignore[arg-type]
@@ -80,7 +82,7 @@ class Forgery:
         wobble = 1.0 + self.flicker * rng.standard_normal(4)
         return replace(
             self,
-            gain=tuple(1.0 + (g - 1.0) * float(wobble[0]) for g in self.gain),  # type: ignore[arg-type]
+            gain=tuple(1.0 + (gain - 1.0) * float(wobble[0]) for gain in self.gain),  # type: ignore[arg-type]
             angle=self.angle * float(wobble[1]),
             scale=1.0 + (self.scale - 1.0) * float(wobble[2]),
             shift=(self.shift[0] * float(wobble[3]), self.shift[1] * float(wobble[3])),
@@ -91,12 +93,14 @@ class Forgery:
         x0, y0, x1, y1 = np.asarray(box, np.float64)
         # dlib's box ends above the chin and at the cheeks: the ellipse is a little taller than the box.
         centre = ((x0 + x1) / 2, (y0 + y1) / 2 + 0.04 * (y1 - y0))
-        turn = np.linspace(0.0, 2 * np.pi, 72, endpoint=False)
-        radius = 1.0 + sum(a * np.cos(order * turn + order) for order, a in enumerate(self.outline, start=2))
+        angles = np.linspace(0.0, 2 * np.pi, 72, endpoint=False)
+        radii = 1.0 + sum(
+            amplitude * np.cos(order * angles + order) for order, amplitude in enumerate(self.outline, start=2)
+        )
         outline = np.stack(
             [
-                centre[0] + radius * 0.44 * (x1 - x0) * np.cos(turn),
-                centre[1] + radius * 0.54 * (y1 - y0) * np.sin(turn),
+                centre[0] + radii * 0.44 * (x1 - x0) * np.cos(angles),
+                centre[1] + radii * 0.54 * (y1 - y0) * np.sin(angles),
             ],
             axis=-1,
         )
@@ -108,9 +112,9 @@ class Forgery:
     def blend(self, frame: Frame, box: ArrayLike) -> Frame:
         """Return the forged frame, uint8 [H, W, 3] RGB, of a frame whose face is at ``box`` (pixels)."""
         box = np.asarray(box, np.float64)
-        grow = REACH * (box[2:] - box[:2])
-        left, top = np.maximum(np.floor(box[:2] - grow), 0).astype(int)
-        right, bottom = np.ceil(box[2:] + grow).astype(int)
+        margin = REACH * (box[2:] - box[:2])
+        left, top = np.maximum(np.floor(box[:2] - margin), 0).astype(int)
+        right, bottom = np.ceil(box[2:] + margin).astype(int)
         forged = frame.copy()
         region = forged[top:bottom, left:right]
         if region.size:
@@ -118,6 +122,7 @@ class Forgery:
         return forged
 
     def _blend_region(self, region: Frame, box: NDArray[np.float64]) -> Frame:
+        """Return the forged region, uint8 [h, w, 3] RGB; ``box`` is in the region's pixels."""
         height, width = region.shape[:2]
         x0, y0, x1, y1 = box
         affine = cv2.getRotationMatrix2D(((x0 + x1) / 2, (y0 + y1) / 2), self.angle, self.scale)

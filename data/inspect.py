@@ -1,4 +1,4 @@
-"""What is in a ClipStore: counts by label, method, split and status, and a contact sheet."""
+"""Inspection of a ClipStore: counts by label, method, split and status, and a contact sheet."""
 
 import json
 from pathlib import Path
@@ -21,26 +21,30 @@ from stage import StageError, WrongArgument, run_as_script, say, some_of
 
 SHEET_CLIPS, SHEET_FRAMES = 12, 4
 TITLE = "Contact sheet of a ClipStore"
-"""In the file, so that no other picture is overwritten."""
+"""Title in the PNG's metadata, by which a contact sheet may be overwritten and no other picture."""
 WIDTH = 150
-"""Of the printed table, whatever the terminal says of itself."""
+"""Width of the printed table in characters, whatever the terminal's width."""
 THUMBNAIL, CAPTION = 112, 18
-"""Pixels: side of a picture on the sheet, and height of the line above a clip."""
+"""Pixels: side of a picture on the sheet, and height of the caption above a clip."""
 
 
 def count(store: ClipStore) -> dict[str, Any]:
-    """Return the number of files and clips by split, label, method and status, why files gave none, what was changed.
+    """Return counts of files and clips by split, label, method and status, and lists of reasons and changed files.
 
-    Forgeries of real files are clips of no file.
+    Forgeries of real files count as clips of 0 files.
     """
     videos = pd.read_parquet(store.path / "videos.parquet")
     videos["label"] = videos["label"].map({0: "real", 1: "fake"})
     groups = videos.groupby(["split", "label", "method", "status"], sort=True)
-    rows = groups.agg(files=("video_id", "count"), clips=("clips", "sum"), forged=("forged_clips", "sum")).reset_index()
-    forged = rows[rows["forged"] > 0].assign(label="fake", method=FORGED, files=0, clips=lambda own: own["forged"])
-    rows["clips"] -= rows["forged"]
-    rows = pd.concat([rows, forged], ignore_index=True).drop(columns="forged")
-    rows = rows.groupby(["split", "label", "method", "status"], as_index=False).sum()
+    table = groups.agg(
+        files=("video_id", "count"), clips=("clips", "sum"), forged=("forged_clips", "sum")
+    ).reset_index()
+    forged = table[table["forged"] > 0].assign(
+        label="fake", method=FORGED, files=0, clips=lambda group: group["forged"]
+    )
+    table["clips"] -= table["forged"]
+    table = pd.concat([table, forged], ignore_index=True).drop(columns="forged")
+    table = table.groupby(["split", "label", "method", "status"], as_index=False).sum()
     reasons = videos.loc[videos["reason"] != "", "reason"].value_counts()
     info = store.info
     return {
@@ -50,40 +54,43 @@ def count(store: ClipStore) -> dict[str, Any]:
         "files": len(videos),
         "status": info.videos,
         "clips": info.clips,
-        "groups": rows.to_dict("records"),
+        "groups": table.to_dict("records"),
         "changed": [str(file) for file in store.changed_files()],
-        "reasons": {str(reason): int(number) for reason, number in reasons.items()},
+        "reasons": {str(reason): int(times) for reason, times in reasons.items()},
     }
 
 
 def _chosen(store: ClipStore) -> list[tuple[str, Clip]]:
-    """Return clips of every split, label and method in turn, SHEET_CLIPS at most, with their splits."""
+    """Return at most SHEET_CLIPS clips with their splits, taken in turn from each split, label and method."""
     groups: dict[tuple[str, int, str], list[Clip]] = {}
     for split in (split for split in SPLITS if sum(store.info.clips[split].values())):
         for clip in store.clips(split, both=False):
             groups.setdefault((split, clip.label, clip.method), []).append(clip)
     longest = max(map(len, groups.values()))
-    turns = [
-        (key[0], clips[turn]) for turn in range(longest) for key, clips in sorted(groups.items()) if turn < len(clips)
+    in_turn = [
+        (split, clips[turn])
+        for turn in range(longest)
+        for (split, _, _), clips in sorted(groups.items())
+        if turn < len(clips)
     ]
-    return turns[:SHEET_CLIPS]
+    return in_turn[:SHEET_CLIPS]
 
 
 def contact_sheet(store: ClipStore) -> Image.Image:
-    """Draw frames of some clips, one clip a line, their modalities side by side.
+    """Return a picture of frames of some clips, one clip per line, their modalities side by side.
 
-    A frame without a seen face is drawn dark. Raises StageError if a clip is damaged.
+    A frame that is not valid is drawn dark. Raises StageError if a clip is damaged.
     """
     chosen, modalities = _chosen(store), store.info.settings.modalities
     frames = np.unique(np.linspace(0, store.frames - 1, SHEET_FRAMES).astype(int)).tolist()
     across = len(frames) * len(modalities)
     sheet = Image.new("RGB", (across * THUMBNAIL, len(chosen) * (THUMBNAIL + CAPTION)), "white")
-    write = ImageDraw.Draw(sheet)
+    canvas = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(size=12)
     for line, (split, clip) in enumerate(chosen):
         top = line * (THUMBNAIL + CAPTION)
         label = "fake" if clip.label else "real"
-        write.text((4, top + 2), f"{split}  {label}  {clip.method}  {clip.clip_id}", "black", font)
+        canvas.text((4, top + 2), f"{split}  {label}  {clip.method}  {clip.clip_id}", "black", font)
         pictures = {modality: store.pixels(clip, frames, modality) for modality in modalities}
         for column, (frame, modality) in enumerate((f, m) for f in range(len(frames)) for m in modalities):
             thumbnail = _thumbnail(pictures[modality][frame], bool(clip.valid[frames[frame]]))
@@ -107,16 +114,16 @@ def _print(counts: dict[str, Any]) -> None:
         print(f"note: {note}")
 
 
-def _beside(store: Path) -> Path:
-    """Return STORE.png beside a store, also for one that is given as ``.`` or ``a/..``."""
+def _default_sheet(store: Path) -> Path:
+    """Return the path STORE.png beside a store, also for a store given as ``.`` or ``a/..``."""
     named = store if store.name not in ("", "..") else store.resolve()
     return named.with_name(f"{named.name}.png")
 
 
-def _mark() -> PngInfo:
-    mark = PngInfo()
-    mark.add_text("Title", TITLE)
-    return mark
+def _sheet_metadata() -> PngInfo:
+    metadata = PngInfo()
+    metadata.add_text("Title", TITLE)
+    return metadata
 
 
 def _check_sheet(target: Path) -> None:
@@ -128,10 +135,10 @@ def _check_sheet(target: Path) -> None:
         return
     try:
         with Image.open(target) as picture:
-            own = picture.info.get("Title") == TITLE
+            is_sheet = picture.info.get("Title") == TITLE
     except (OSError, ValueError, Image.DecompressionBombError):  # a folder, no picture, or one of endless size
-        own = False
-    if not own:
+        is_sheet = False
+    if not is_sheet:
         raise StageError(f"{target} is no contact sheet: remove it or give another --sheet")
 
 
@@ -145,7 +152,7 @@ def inspect(
     Example: **pocketproof inspect store**
     """
     opened = ClipStore(store)
-    target = sheet or _beside(store)
+    target = sheet or _default_sheet(store)
     _check_sheet(target)
     counts = count(opened)
     if as_json:
@@ -159,7 +166,7 @@ def inspect(
         return
     picture = contact_sheet(opened)
     with written_whole(target) as aside:
-        picture.save(aside, format="PNG", pnginfo=_mark())
+        picture.save(aside, format="PNG", pnginfo=_sheet_metadata())
     say(f"contact sheet: {target}")
 
 

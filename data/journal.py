@@ -1,4 +1,4 @@
-"""Work on many files: a row for each, noted when it is done, so that an interrupted command goes on with the rest."""
+"""Journal of work on many files: each gets a row when it is done, so that an interrupted command can resume."""
 
 import json
 import time
@@ -11,34 +11,34 @@ from stage import StageError, WorkerDied, in_processes, say
 
 Row = dict[str, Any]
 KILLER = "a process died of it, perhaps for want of memory"
-"""Reason why a file is unreadable that kills whatever process takes it up."""
+"""Reason in the row of a file that kills every process that works on it."""
 
 
 class Journal:
-    """Rows in a folder, by the names of their files; processes write them side by side."""
+    """Rows in a folder, one JSON file per name; several processes may write at the same time."""
 
     def __init__(self, folder: Path) -> None:
         self._rows, self._started = folder / "rows", folder / "started"
 
     def open(self) -> None:
-        """Make the folder, or go on with it."""
+        """Make the folders, and remove marks and partial files of an interrupted run."""
         for folder in (self._rows, self._started):
             folder.mkdir(parents=True, exist_ok=True)
         for stale in (*self._started.iterdir(), *self._rows.glob(".*.partial")):
             stale.unlink()
 
     def begin(self, name: str) -> None:
-        """Mark a file as begun, so that one which kills its process can be told."""
+        """Mark a file as begun, so that a file that kills its process can be identified."""
         (self._started / name).touch()
 
     def note(self, name: str, row: Row) -> None:
-        """Note a file's row; with that, it is done."""
+        """Write a file's row, with which it is done."""
         with written_whole(self._rows / f"{name}.json") as aside:
             aside.write_text(json.dumps(row))
         (self._started / name).unlink(missing_ok=True)
 
     def row(self, name: str) -> Row | None:
-        """Return a file's row, or None if it is not done: after a power cut what was noted can be empty."""
+        """Return a file's row, or None if it is not done; after a power cut a row's file can be empty."""
         try:
             row: Row = json.loads((self._rows / f"{name}.json").read_text())
         except (FileNotFoundError, ValueError):
@@ -46,7 +46,7 @@ class Journal:
         return row
 
     def noted_since(self, name: str, started: float) -> bool:
-        """Tell whether a file's row was noted after a time, in seconds of the epoch."""
+        """Tell whether a file's row was written after ``started``, in seconds since the epoch."""
         file = self._rows / f"{name}.json"
         return file.exists() and file.stat().st_mtime > started
 
@@ -57,11 +57,11 @@ class Journal:
                 yield row
 
     def forget(self, name: str) -> None:
-        """Let a file be worked on again."""
+        """Remove a file's row, so that it is worked on again."""
         (self._rows / f"{name}.json").unlink(missing_ok=True)
 
     def taken_up(self) -> Iterator[str]:
-        """Yield the names of files that were begun and not ended, and forget that they were."""
+        """Yield the names of files that were begun and not finished, and remove their marks."""
         for mark in sorted(self._started.iterdir()):
             mark.unlink()
             yield mark.name
@@ -75,14 +75,17 @@ def in_noted_processes(
     description: str,
     killed: Callable[[str], Row],
 ) -> None:
-    """Call ``function(*job)``, which begins and notes its file, for every job in processes of this machine.
+    """Call ``function(*job)``, which begins and notes its file, for every job in local processes.
 
-    A file that kills its process is tried again alone, and if it kills that too, ``killed(name)`` is its row.
+    A file that kills its process is tried again alone; if it kills that process too, ``killed(name)`` is its row.
+    Raises StageError if processes die twice in a row without working on a file.
     """
-    died_idle, started, todo = False, time.time(), dict(jobs)
+    died_idle = False
+    started = time.time()
+    pending = dict(jobs)
     while True:
         try:
-            in_processes(function, todo.values(), workers, description)
+            in_processes(function, pending.values(), workers, description)
             return
         except WorkerDied as error:
             suspects = set(journal.taken_up())
@@ -95,4 +98,4 @@ def in_noted_processes(
                 in_processes(function, [jobs[name]], 1, description)
             except WorkerDied:
                 journal.note(name, killed(name))
-        todo = {name: job for name, job in todo.items() if not journal.noted_since(name, started)}
+        pending = {name: job for name, job in pending.items() if not journal.noted_since(name, started)}

@@ -1,4 +1,4 @@
-"""What a store keeps of each frame of a clip: the RGB crop, and pictures of depth and flow made from it."""
+"""Modalities of a clip's frames in a store: the RGB crop, and depth and flow pictures made from it."""
 
 import functools
 from collections.abc import Sequence
@@ -21,10 +21,10 @@ from stage import Modality, WrongArgument
 def flow_pictures(
     rgb: NDArray[np.uint8], frames: Sequence[Frame], boxes: NDArray[np.float32], rule: CropRule, estimate: Estimate
 ) -> NDArray[np.uint8]:
-    """Return the flow pictures, uint8 [T, S, S, 3], of a clip whose crops ``rgb``, uint8 [T, S, S, 3], are cut.
+    """Return the flow pictures, uint8 [T, S, S, 3], of a clip with the crops ``rgb``, uint8 [T, S, S, 3].
 
-    Each shows the motion from its frame, uint8 [H, W, 3] RGB, to the next, both cut at its square; the last one repeats
-    the motion before it. boxes: float32 [T, 4].
+    Each shows the motion from its frame, uint8 [H, W, 3] RGB, to the next, both cut at its own square; the last one
+    repeats the one before it. boxes: float32 [T, 4] in pixels.
     """
     following = rule.cut_clip(frames[1:], boxes[:-1], largest=rule.largest(boxes))
     flow = clip_flow(rgb[:-1], following, estimate)
@@ -33,7 +33,7 @@ def flow_pictures(
 
 @dataclass(frozen=True)
 class Modalities:
-    """Which pictures to make, and with what. A worker process loads a network when it first needs it."""
+    """Which pictures to make, and how. A worker process loads a network when it first needs it."""
 
     names: tuple[Modality, ...] = ("rgb",)
     flow: str = "dis"
@@ -44,26 +44,29 @@ class Modalities:
     def pictures(
         self, frames: Sequence[Frame], boxes: NDArray[np.float32], valid: NDArray[np.bool_], rule: CropRule
     ) -> dict[str, NDArray[np.uint8]]:
-        """Return each modality's pictures, uint8 [T, S, S, 3], of a clip of frames, uint8 [H, W, 3] RGB."""
+        """Return each modality's pictures, uint8 [T, S, S, 3], of a clip's frames, uint8 [H, W, 3] RGB."""
         rgb = rule.cut_clip(frames, boxes)
-        made = {"rgb": rgb}
+        pictures = {"rgb": rgb}
         if "depth" in self.names:
-            made["depth"] = depth_pictures(_depth(self.depth_size, self.depth_weights)(rgb), valid)
+            pictures["depth"] = depth_pictures(_depth(self.depth_size, self.depth_weights)(rgb), valid)
         if "flow" in self.names:
-            made["flow"] = flow_pictures(rgb, frames, boxes, rule, _flow(self.flow, self.flow_weights))
-        return made
+            pictures["flow"] = flow_pictures(rgb, frames, boxes, rule, _flow(self.flow, self.flow_weights))
+        return pictures
 
     @property
     def in_torch(self) -> bool:
-        """Whether a network makes one of them."""
+        """Whether a torch network makes one of the modalities."""
         return "depth" in self.names or ("flow" in self.names and self.flow == "raft")
 
     def depth_settings(self) -> DepthWeights | None:
-        """Describe the depth network. Raises StageError if its weights are missing or damaged."""
+        """Return the depth network's weights, None without depth. Raises StageError if they are missing or damaged."""
         return _depth(self.depth_size, self.depth_weights).weights if "depth" in self.names else None
 
     def flow_settings(self) -> str | None:
-        """Describe the flow estimator. Raises StageError if its weights are missing, damaged or not needed."""
+        """Return the flow estimator's name and weights' SHA-256, None without flow.
+
+        Raises StageError if its weights are missing, damaged or not needed.
+        """
         if "flow" not in self.names:
             return None
         _flow(self.flow, self.flow_weights)
@@ -82,7 +85,7 @@ def _flow(name: str, weights: Path | None) -> Estimate:
 
 @dataclass(frozen=True)
 class ModalityOptions:
-    """Options of ``prepare``: which pictures to make, and with what."""
+    """Options of ``prepare``: which pictures to make, and how."""
 
     modalities: Annotated[str, typer.Option(help="rgb, and depth and flow if wanted, with commas between.")] = "rgb"
     flow: Annotated[Literal["dis", "farneback", "raft"], typer.Option(help="Estimator of optical flow.")] = "dis"
@@ -93,7 +96,7 @@ class ModalityOptions:
     depth_weights: Annotated[Path | None, typer.Option(help="Folder of Depth Anything V2's weights.")] = None
 
     def checked(self) -> Modalities:
-        """Return what to make. Raises StageError that names the option that is wrong."""
+        """Return the modalities to make. Raises WrongArgument that names the wrong option."""
         names = tuple(name.strip() for name in self.modalities.split(","))
         if len(set(names)) < len(names) or not {"rgb"} <= set(names) <= set(get_args(Modality)):
             raise WrongArgument(
@@ -104,5 +107,5 @@ class ModalityOptions:
         if "flow" not in names and (self.flow_weights or self.flow != "dis"):
             raise WrongArgument("--flow and --flow-weights are for flow: add it to --modalities")
         ordered: list[Modality] = [name for name in get_args(Modality) if name in names]
-        files = [path and path.absolute() for path in (self.flow_weights, self.depth_weights)]
-        return Modalities(tuple(ordered), self.flow, files[0], self.depth_size, files[1])
+        weight_paths = [path and path.absolute() for path in (self.flow_weights, self.depth_weights)]
+        return Modalities(tuple(ordered), self.flow, weight_paths[0], self.depth_size, weight_paths[1])

@@ -1,4 +1,4 @@
-"""Parquet files: rows written as they come, and read only where they are of the columns that were written."""
+"""Parquet files: rows are written as they come, and read only if the columns are those of the schema."""
 
 import os
 from pathlib import Path
@@ -12,7 +12,7 @@ from stage import Modality, reason_of
 
 
 class RowWriter:
-    """Writes rows to a Parquet file as they come, one row a group for clips; no file if there is no row.
+    """Writes rows to a Parquet file as they come, each call as one row group; without a row no file is made.
 
     Raises StageError where the file cannot be written.
     """
@@ -26,7 +26,7 @@ class RowWriter:
         """Append rows as one group."""
         with writing(self._name):
             if self._writer is None:
-                # Pictures are compressed already.
+                # Pictures are already compressed.
                 codecs = {f.name: "none" if f.name in get_args(Modality) else "zstd" for f in self._schema}
                 codec_of = {_leaf(self._schema, name): codec for name, codec in codecs.items()}
                 self._writer = pq.ParquetWriter(
@@ -44,7 +44,7 @@ class RowWriter:
 
 
 def _leaf(schema: pa.Schema, name: str) -> str:
-    """Return the column path under which Parquet knows a (nested) field."""
+    """Return the Parquet column path of a (nested) field."""
     path, kind = name, schema.field(name).type
     while pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind):
         path, kind = f"{path}.list.element", kind.value_type
@@ -52,13 +52,13 @@ def _leaf(schema: pa.Schema, name: str) -> str:
 
 
 def read_rows(source: Path | bytes, schema: pa.Schema, columns: list[str] | None = None) -> list[dict[str, Any]]:
-    """Return the rows of a file, or of its bytes, as far as ``columns`` name them.
+    """Return the rows of a file, or of a file's bytes; only the named ``columns``, unless None.
 
-    Raises ValueError with the reason if it is missing, damaged, or of another schema.
+    Raises ValueError with the reason if the file is missing, damaged, or of another schema.
     """
     try:
-        given = pa.BufferReader(source) if isinstance(source, bytes) else source
-        with pq.ParquetFile(given, page_checksum_verification=True) as file:
+        parquet_source = pa.BufferReader(source) if isinstance(source, bytes) else source
+        with pq.ParquetFile(parquet_source, page_checksum_verification=True) as file:
             if not file.schema_arrow.equals(schema):
                 raise ValueError("its columns are others")
             rows: list[dict[str, Any]] = file.read(columns=columns).to_pylist()

@@ -15,7 +15,7 @@ FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF")
 
 
 def _rgb(image: Image.Image) -> Frame:
-    """Return the colours of any kind of picture; what is transparent keeps its colour."""
+    """Return a picture of any mode as RGB, uint8 [H, W, 3]; transparent pixels keep their colour."""
     if image.mode.startswith("I;16"):  # Pillow would clip at 255 instead of scaling
         grey = (np.asarray(image) >> 8).astype(np.uint8)
         return np.repeat(grey[..., None], 3, axis=-1)
@@ -25,36 +25,36 @@ def _rgb(image: Image.Image) -> Frame:
 
 
 class Photo:
-    """A photo file, upright as its EXIF orientation says. Raises UnreadableVideo if it is none."""
+    """A photo file, turned upright by its EXIF orientation. Raises UnreadableVideo if it cannot be read."""
 
     def __init__(self, path: Path) -> None:
         try:
             if path.exists() and not path.is_file():
                 raise ValueError("it is not a file")
-            with warnings.catch_warnings():  # Pillow warns of what it mends, and of photos beyond 89 megapixels
+            with warnings.catch_warnings():  # Pillow warns of faults that it repairs, and of photos above 89 megapixels
                 warnings.simplefilter("ignore")
                 with Image.open(path, formats=FORMATS) as image:
                     self._pixels = _rgb(ImageOps.exif_transpose(image))
-        except UnidentifiedImageError as error:  # whose text spells out the path
+        except UnidentifiedImageError as error:  # its text contains the path
             raise UnreadableVideo(path, "cannot be read as a photo: cannot identify image file") from error
-        except Exception as error:  # Pillow raises classes of its own, and what its many parsers run into
+        except Exception as error:  # Pillow raises its own errors and any that its many parsers run into
             raise UnreadableVideo(path, f"cannot be read as a photo: {reason_of(error)}") from error
         height, width = self._pixels.shape[:2]
         self.info = VideoInfo(0.0, width, height)
         self.position = 0
         """Number of the frame that comes next."""
         self.damaged = 0
-        """As of a video: a damaged photo cannot be read at all."""
+        """Always 0, unlike for a video: a damaged photo cannot be read at all."""
 
     def pictures(self, start: int = 0) -> Iterator[Picture]:
-        """Yield the one picture, once."""
+        """Yield the one picture, once, and nothing if ``start`` is not 0."""
         if self.position == 0:
             self.position = 1
             if start == 0:
                 yield Picture.of(self._pixels)
 
     def count(self) -> int:
-        """Return 1."""
+        """Return the number of frames: 1."""
         return 1
 
     def __enter__(self) -> "Photo":

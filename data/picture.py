@@ -1,4 +1,4 @@
-"""One frame of a video or photo: upright, its luma at once, its colours when they are asked for."""
+"""One decoded frame of a video or photo, upright: luma without conversion, RGB on request."""
 
 import functools
 from pathlib import Path
@@ -14,16 +14,16 @@ from stage import StageError, reason_of
 Frame = NDArray[np.uint8]
 """One picture: uint8 [H, W, 3], RGB, 0..255."""
 LUMA_FIRST = ("gray", "yuv4", "yuvj4", "yuva4", "nv12", "nv21")
-"""Beginnings of the names of 8-bit formats whose first plane is the luma."""
+"""Prefixes of the names of pixel formats whose first plane is the luma."""
 Matrix = tuple[int, int, int, int]
 """a, b, c, d: pixel (x, y), y down, is shown at (a x + c y, b x + d y) up to a shift (ISO/IEC 14496-12, 6.2.2)."""
 UPRIGHT: Matrix = (1, 0, 0, 1)
 TURNS: tuple[Matrix, ...] = (UPRIGHT, (0, -1, 1, 0), (-1, 0, 0, -1), (0, 1, -1, 0))
-"""By quarter turns counterclockwise."""
+"""Display matrices by number of counter-clockwise quarter turns."""
 
 
 class UnreadableVideo(StageError):
-    """A file that is not a video or cannot be decoded; ``what`` says why, without the path."""
+    """A file is not a video or cannot be decoded; ``what`` says why, without the path."""
 
     def __init__(self, path: Path, what: str) -> None:
         super().__init__(path, what)
@@ -34,7 +34,7 @@ class UnreadableVideo(StageError):
 
 
 class Picture:
-    """One decoded frame, upright. Its luma costs nothing; RGB is converted each time it is asked for."""
+    """One decoded frame, upright. Luma costs nothing; RGB is converted each time it is read."""
 
     def __init__(self, frame: VideoFrame, path: Path | None = None, matrix: Matrix = UPRIGHT) -> None:
         self._frame, self._path, self._matrix = frame, path, matrix
@@ -46,27 +46,27 @@ class Picture:
 
     @property
     def time(self) -> int | None:
-        """Presentation time in the stream's unit, where the file has it."""
+        """Presentation time in the stream's unit; None if the file has none."""
         return self._frame.pts
 
     @property
     def is_key(self) -> bool:
-        """Whether it was decoded without any frame before it."""
+        """Whether the frame was decoded without any frame before it."""
         return self._frame.key_frame
 
     @functools.cached_property
     def luma(self) -> NDArray[np.uint8]:
-        """Brightness, uint8 [H, W]. Of 8-bit YUV it is the plane as coded (16..235 or 0..255), else 0..255."""
+        """Luma, uint8 [H, W]: for 8-bit YUV the plane as coded (16..235 or 0..255), else 0..255."""
         frame, name = self._frame, self._frame.format.name
         if name.startswith(LUMA_FIRST) and frame.format.components[0].bits == 8:
             plane = frame.planes[0]
             rows = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)  # type: ignore[call-overload]
-            return self._turned(rows[: frame.height, : frame.width])
+            return self._upright(rows[: frame.height, : frame.width])
         return self._converted("gray")
 
     @property
     def rgb(self) -> Frame:
-        """Colours, uint8 [H, W, 3] RGB, 0..255. Raises UnreadableVideo where a file says nonsense of its colours."""
+        """Colours, uint8 [H, W, 3] RGB, 0..255. Raises UnreadableVideo if the file declares impossible colours."""
         return self._converted("rgb24")
 
     @property
@@ -76,28 +76,29 @@ class Picture:
         return height, width
 
     def _converted(self, pix_fmt: str) -> NDArray[np.uint8]:
+        """Return the frame in a pixel format, upright. Raises UnreadableVideo if it cannot be converted."""
         try:
-            return self._turned(np.asarray(self._frame.to_ndarray(format=pix_fmt), np.uint8))
+            return self._upright(np.asarray(self._frame.to_ndarray(format=pix_fmt), np.uint8))
         except (av.FFmpegError, OSError, ValueError) as error:
             raise UnreadableVideo(self._path or Path("it"), f"breaks while decoding: {reason_of(error)}") from error
 
-    def _turned(self, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Turn and mirror a picture [H, W, ...] as the display matrix says (multiples of 90 degrees)."""
+    def _upright(self, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Return a picture [H, W, ...] turned and mirrored by the display matrix (multiples of 90 degrees)."""
         if self._matrix == UPRIGHT:
             return picture
         a, b, c, d = self._matrix
         if abs(b) > abs(a):
-            picture, across, down = picture.swapaxes(0, 1), c, b
+            picture, x_sign, y_sign = picture.swapaxes(0, 1), c, b
         else:
-            across, down = a, d
-        return np.ascontiguousarray(picture[:: -1 if down < 0 else 1, :: -1 if across < 0 else 1])
+            x_sign, y_sign = a, d
+        return np.ascontiguousarray(picture[:: -1 if y_sign < 0 else 1, :: -1 if x_sign < 0 else 1])
 
 
 def display_matrix(frame: VideoFrame) -> Matrix:
-    """Return how a frame is to be turned and mirrored."""
+    """Return the display matrix of a frame: how it is to be turned and mirrored."""
     try:
         matrix: Any = frame.side_data.get("DISPLAYMATRIX")
-    except ValueError:  # PyAV 18 stops at kinds of side data that it does not know; it still tells the turn
+    except ValueError:  # PyAV 18 fails at side data of unknown kinds, but still gives the rotation
         return TURNS[round(frame.rotation / 90) % 4]
     if matrix is None:
         return UPRIGHT

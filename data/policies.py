@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from stage import WrongArgument, reason_of
 
 TORCHVISION = ("RandAugment", "TrivialAugmentWide", "AutoAugment", "AugMix")
-# timm itself passes over sections that it does not know.
+# timm itself silently ignores sections that it does not know.
 TIMM = re.compile(
     r"rand(-(m|n|p|mstd|mmax|inc)[\d.]+|-t(weights|3a|3aw))*"
     r"|augmix(-(m|w|d|b|a|mstd)[\d.]+)*"
@@ -22,15 +22,15 @@ TIMM = re.compile(
 
 
 MOST_DRAWS = 20
-"""Until one is taken that Pillow can make: some of timm's keep 0 bits of a colour, which Pillow 13 refuses."""
+"""Most draws until Pillow accepts one: some of timm's keep 0 bits of a colour, which Pillow 13 refuses."""
 
-_one_at_a_time = threading.Lock()
-"""Both libraries draw from generators that the whole process shares, and training reads ahead in threads."""
+_global_generators_lock = threading.Lock()
+"""Both libraries draw from generators that the whole process shares, and training loads batches in threads."""
 
 
 def apply_policy(policy: str, frames: NDArray[np.uint8], seed: int) -> NDArray[np.uint8]:
-    """Return frames, uint8 [T, S, S, 3] RGB, under one draw of a policy. Raises WrongArgument where timm refuses it."""
-    with _one_at_a_time:
+    """Return frames, uint8 [T, S, S, 3] RGB, after one draw of a policy. Raises WrongArgument if timm refuses it."""
+    with _global_generators_lock:
         return _torchvision(policy, frames, seed) if policy in TORCHVISION else _timm(policy, frames, seed)
 
 
@@ -39,18 +39,18 @@ def _torchvision(policy: str, frames: NDArray[np.uint8], seed: int) -> NDArray[n
     from torchvision import tv_tensors
     from torchvision.transforms import v2
 
-    # As a Video: in a plain batch, AugMix would draw other weights for each picture.
+    # As a Video: in a plain batch, AugMix would draw different weights for each picture.
     video = tv_tensors.Video(torch.from_numpy(frames.copy()).permute(0, 3, 1, 2))
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        changed = getattr(v2, policy)()(video)
-    return np.ascontiguousarray(changed.permute(0, 2, 3, 1).numpy())
+        augmented = getattr(v2, policy)()(video)
+    return np.ascontiguousarray(augmented.permute(0, 2, 3, 1).numpy())
 
 
 def _timm(policy: str, frames: NDArray[np.uint8], seed: int) -> NDArray[np.uint8]:
     from PIL import Image
 
-    def changed(frame: NDArray[np.uint8], draw: int) -> NDArray[np.uint8]:
+    def transformed(frame: NDArray[np.uint8], draw: int) -> NDArray[np.uint8]:
         with _seeded((seed + draw) % 2**32):
             return np.asarray(transform(Image.fromarray(frame)), np.uint8)
 
@@ -60,15 +60,16 @@ def _timm(policy: str, frames: NDArray[np.uint8], seed: int) -> NDArray[np.uint8
         raise _refused(policy, error) from error
     for draw in range(MOST_DRAWS):
         try:
-            return np.stack([changed(frame, draw) for frame in frames])
+            return np.stack([transformed(frame, draw) for frame in frames])
         except (AssertionError, ValueError) as error:
-            refused = error
-    raise _refused(policy, refused) from refused
+            last_error = error
+    raise _refused(policy, last_error) from last_error
 
 
 def _refused(policy: str, error: Exception) -> WrongArgument:
-    said = f"timm refuses --augment {policy}: {reason_of(error)}"
-    return WrongArgument(f"{said}: take other numbers, such as rand-m9-mstd0.5")
+    """Return the error for a policy that timm refuses."""
+    message = f"timm refuses --augment {policy}: {reason_of(error)}"
+    return WrongArgument(f"{message}: take other numbers, such as rand-m9-mstd0.5")
 
 
 def _timm_transform(policy: str, size: int) -> Callable[[Any], Any]:
@@ -86,12 +87,12 @@ def _timm_transform(policy: str, size: int) -> Callable[[Any], Any]:
 
 @contextlib.contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """Seed the global generators of ``random`` and NumPy, which timm draws from, and put them back afterwards."""
-    python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    """Seed the global generators of ``random`` and NumPy, from which timm draws, and restore them afterwards."""
+    python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002
     try:
         yield
     finally:
-        random.setstate(python)
-        np.random.set_state(legacy)  # noqa: NPY002
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)  # noqa: NPY002

@@ -1,4 +1,4 @@
-"""One video to its clips: what ``prepare`` does with each input file, here or on a cluster."""
+"""Prepare one video: cut its clips, in a local process or on a cluster."""
 
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -30,7 +30,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Recipe:
-    """What to make of every video."""
+    """How to prepare every video: settings, and the modalities to make."""
 
     settings: StoreSettings
     modalities: Modalities
@@ -38,19 +38,20 @@ class Recipe:
 
 @dataclass
 class VideoTally:
-    """What was found in one video, and why stretches of it gave no clip."""
+    """Counts of what was found in one video, and why stretches of it gave no clip."""
 
     clips: int = 0
     forged_clips: int = 0
     stretches: int = 0
     refused: list[tuple[str, str]] = field(default_factory=list)
-    """Status and reason."""
+    """Status and reason of each stretch that was refused."""
     frames_without_face: int = 0
     damaged: int = 0
-    """Frames that could be decoded in part only."""
+    """Number of frames that could be decoded only in part."""
 
 
 def _row(source: Source, split: str) -> Row:
+    """Return the columns of a video's row that are known before it is opened."""
     return {
         "video_id": source.video_id,
         "path": source.name,
@@ -62,61 +63,64 @@ def _row(source: Source, split: str) -> Row:
 
 
 def without_clips(source: Source, split: str, status: Status, reason: str) -> Row:
-    """Return the row of a file that is not opened, or whose process died of it."""
+    """Return the ``videos.parquet`` row of a file that is not opened, or that killed its process."""
     none = {"clips": 0, "forged_clips": 0, "frames_without_face": 0}
     return _row(source, split) | {"status": status, "reason": reason} | none
 
 
 def prepare_video(source: Source, split: str, recipe: Recipe, keep: Callable[[Row], None]) -> Row:
-    """Prepare one video or photo: give the row of each of its clips to ``keep``, return that of ``videos.parquet``.
+    """Prepare one video or photo: pass the row of each clip to ``keep``, return its row of ``videos.parquet``.
 
     Holds the pictures of one clip in memory, whatever the length of the video.
     """
-    row, found, broken = _row(source, split), VideoTally(), ""
-    # A video whose face is seen, or which can be read, only before the frame that was drawn is not lost.
+    row = _row(source, split)
+    tally = VideoTally()
+    decode_error = ""
+    # If a video shows a face, or can be read, only before the drawn start, it is tried again from the first frame.
     for start in dict.fromkeys((recipe.settings.start, "first")):
-        if found.clips:
+        if tally.clips:
             break
         try:
             with fetched(source.path) as path, Photo(path) if source.is_photo else Video(path) as video:
                 row |= {"fps": video.info.fps, "width": video.info.width, "height": video.info.height}
                 try:
-                    _find_clips(video, row, recipe, start, found, keep)
+                    _find_clips(video, row, recipe, start, tally, keep)
                 finally:
-                    found.damaged = video.damaged
+                    tally.damaged = video.damaged
         except NotFetched as error:
             raise StageError(f"{error}: what is done is kept, call the command again to go on") from error
         except UnreadableVideo as error:
-            # Not the path, so that a store does not depend on where its sources lay; in one line, whatever the name.
-            broken = " ".join(f"{source.name} {error.what}".splitlines())
-    status, reason = _status(found, broken, recipe.settings)
-    row |= {"status": status, "reason": reason, "clips": found.clips, "forged_clips": found.forged_clips}
-    return row | {"frames_without_face": found.frames_without_face}
+            # The name, not the path: a store must not depend on where its sources lay. In one line, whatever the name.
+            decode_error = " ".join(f"{source.name} {error.what}".splitlines())
+    status, reason = _status(tally, decode_error, recipe.settings)
+    row |= {"status": status, "reason": reason, "clips": tally.clips, "forged_clips": tally.forged_clips}
+    return row | {"frames_without_face": tally.frames_without_face}
 
 
-def _status(found: VideoTally, broken: str, settings: StoreSettings) -> tuple[str, str]:
-    """Return a file's status and its reason, with how much of it is damaged."""
-    status, reason = _outcome(found, broken, settings)
-    damaged = f"damaged frames: {found.damaged}" if found.damaged else ""
+def _status(tally: VideoTally, decode_error: str, settings: StoreSettings) -> tuple[str, str]:
+    """Return a file's status and the reason for it, with the number of damaged frames."""
+    status, reason = _outcome(tally, decode_error, settings)
+    damaged = f"damaged frames: {tally.damaged}" if tally.damaged else ""
     return status, "; ".join(filter(None, (reason, damaged)))
 
 
-def _outcome(found: VideoTally, broken: str, settings: StoreSettings) -> tuple[str, str]:
-    if found.stretches >= settings.clips_per_video:
+def _outcome(tally: VideoTally, decode_error: str, settings: StoreSettings) -> tuple[str, str]:
+    """Return a file's status and the reason for it."""
+    if tally.stretches >= settings.clips_per_video:
         return "ok", ""
-    why = broken or (found.refused[0][1] if found.refused else "")
-    if found.stretches:
-        return "ok", f"{found.stretches} of {settings.clips_per_video} stretches{': ' if why else ''}{why}"
-    if broken:
-        return "unreadable", broken
-    return found.refused[0] if found.refused else ("no_face", NOT_SEEN)
+    reason = decode_error or (tally.refused[0][1] if tally.refused else "")
+    if tally.stretches:
+        return "ok", f"{tally.stretches} of {settings.clips_per_video} stretches{': ' if reason else ''}{reason}"
+    if decode_error:
+        return "unreadable", decode_error
+    return tally.refused[0] if tally.refused else ("no_face", NOT_SEEN)
 
 
 def _starts(video: Video | Photo, start: Start, clips: int, length: int, rng: np.random.Generator) -> list[int]:
-    """Return the frames from which clips are sought: so far apart that they do not overlap, as far as there is room."""
+    """Return the frame numbers from which clips are sought, so far apart that clips do not overlap if there is room."""
     if start == "first":
         return [0]
-    count = video.count()  # which may have to decode the file
+    count = video.count()  # may have to decode the file
     clips = min(clips, max(1, count))
     room = count - clips * length
     if room < 0:
@@ -126,41 +130,42 @@ def _starts(video: Video | Photo, start: Start, clips: int, length: int, rng: np
 
 
 class _Reader:
-    """Pictures from any frame on, also from one that the tracker has read ahead."""
+    """Reads pictures from any frame on, also from one that the tracker has already read."""
 
     def __init__(self, video: Video | Photo) -> None:
         self._video = video
-        self._ahead: deque[tuple[int, Picture]] = deque(maxlen=STRIDE)
+        self._recent: deque[tuple[int, Picture]] = deque(maxlen=STRIDE)
 
     def pictures(self, start: int) -> Iterator[Picture]:
-        """Yield the pictures from frame ``start`` on, at most STRIDE frames before what was read."""
-        yield from [picture for number, picture in self._ahead if number >= start]
+        """Yield the pictures from frame ``start`` on, which may lie at most STRIDE frames before the last one read."""
+        yield from [picture for number, picture in self._recent if number >= start]
         for picture in self._video.pictures(max(start, self._video.position)):
-            self._ahead.append((self._video.position - 1, picture))
+            self._recent.append((self._video.position - 1, picture))
             yield picture
 
 
 def _stretches(
-    video: Video | Photo, settings: StoreSettings, starts: list[int], found: VideoTally
+    video: Video | Photo, settings: StoreSettings, starts: list[int], tally: VideoTally
 ) -> Iterator[tuple[int, list[FaceClip]]]:
-    """Yield whole stretches with a steady face, with the number of the frame from which they count."""
-    reader, end = _Reader(video), 0
+    """Yield the clips of whole stretches with a steady face, each with the frame number from which they count."""
+    reader, next_frame = _Reader(video), 0
     for start in starts:
-        begin = max(start, end)
+        first_frame = max(start, next_frame)
         tracker = Tracker(DETECTORS[settings.detector](), settings.all_faces)
-        for clips in face_clips(tracker.follow(reader.pictures(begin)), settings.frames):
-            end = begin + clips[0].start + len(clips[0])
+        for clips in face_clips(tracker.follow(reader.pictures(first_frame)), settings.frames):
+            next_frame = first_frame + clips[0].start + len(clips[0])
             if refusal := _refusal(clips[0], settings.frames):
-                found.refused.append(refusal)
+                tally.refused.append(refusal)
                 continue
-            yield begin, clips
+            yield first_frame, clips
             if len(starts) > 1:
                 break
         else:
-            end = video.position
+            next_frame = video.position
 
 
 def _refusal(clip: FaceClip, length: int) -> tuple[str, str] | None:
+    """Return status and reason if a clip is too short or its face not steady, else None."""
     if len(clip) < length:
         return "too_short", f"{len(clip)} frames from the first face on, {length} are needed"
     if not clip.steady:
@@ -169,29 +174,30 @@ def _refusal(clip: FaceClip, length: int) -> tuple[str, str] | None:
 
 
 def _find_clips(
-    video: Video | Photo, row: Row, recipe: Recipe, start: Start, found: VideoTally, keep: Callable[[Row], None]
+    video: Video | Photo, row: Row, recipe: Recipe, start: Start, tally: VideoTally, keep: Callable[[Row], None]
 ) -> None:
+    """Pass the rows of a video's clips to ``keep`` and count them in ``tally``."""
     settings = recipe.settings
     rng = generator(settings.seed, f"start {row['video_id']}", 0)
     starts = _starts(video, start, settings.clips_per_video, settings.frames, rng)
-    for begin, clips in _stretches(video, settings, starts, found):
+    for first_frame, clips in _stretches(video, settings, starts, tally):
         for clip in [clip for clip in clips if clip.steady] if settings.all_faces else clips[:1]:
-            found.frames_without_face += sum(face is None for face in clip.faces)
-            for made in _clip_rows(row, found.clips, begin, clip, recipe):
-                keep(made)
-                found.clips += 1
-                found.forged_clips += made["method"] == FORGED
-        found.stretches += 1
-        if found.stretches == settings.clips_per_video:
+            tally.frames_without_face += sum(face is None for face in clip.faces)
+            for clip_row in _clip_rows(row, tally.clips, first_frame, clip, recipe):
+                keep(clip_row)
+                tally.clips += 1
+                tally.forged_clips += clip_row["method"] == FORGED
+        tally.stretches += 1
+        if tally.stretches == settings.clips_per_video:
             return
 
 
-def _clip_rows(row: Row, number: int, begin: int, clip: FaceClip, recipe: Recipe) -> Iterator[Row]:
-    """Yield the rows of a clip and of its forgeries; ``number`` is that of the video's next clip."""
+def _clip_rows(row: Row, number: int, first_frame: int, clip: FaceClip, recipe: Recipe) -> Iterator[Row]:
+    """Yield the rows of a clip and of its forgeries. ``number``: how many clips of the video came before."""
     settings = recipe.settings
-    about = {name: row[name] for name in ("video_id", "label", "method", "split", "identities", "fps")} | {
+    common = {name: row[name] for name in ("video_id", "label", "method", "split", "identities", "fps")} | {
         "track": clip.track,
-        "start_frame": begin + clip.start,
+        "start_frame": first_frame + clip.start,
         "boxes": clip.boxes.tolist(),
         "detector_score": clip.scores.tolist(),
         "valid": clip.valid.tolist(),
@@ -199,19 +205,19 @@ def _clip_rows(row: Row, number: int, begin: int, clip: FaceClip, recipe: Recipe
     frames, boxes = [picture.rgb for picture in clip.pictures], clip.boxes
     if settings.forge:
         frames, boxes = surroundings(frames, boxes, settings.crop)
-    for forgery in range(1 + _forgeries(row, settings)):
-        clip_id = f"{row['video_id']}-{number + forgery}"
-        made = frames if forgery == 0 else forged(frames, boxes, clip_id, settings)
+    for draw in range(1 + _forgeries(row, settings)):
+        clip_id = f"{row['video_id']}-{number + draw}"
+        clip_frames = frames if draw == 0 else forged(frames, boxes, clip_id, settings)
         pictures = recipe.modalities.pictures(
-            recompressed(made) if settings.forge else made, boxes, clip.valid, settings.crop
+            recompressed(clip_frames) if settings.forge else clip_frames, boxes, clip.valid, settings.crop
         )
-        kind = {"label": FAKE, "method": FORGED} if forgery else {}
+        forged_label = {"label": FAKE, "method": FORGED} if draw else {}
         encoded = {name: [encode_png(picture) for picture in pictures[name]] for name in settings.modalities}
-        yield {"clip_id": clip_id} | about | kind | encoded
+        yield {"clip_id": clip_id} | common | forged_label | encoded
 
 
 def _forgeries(row: Row, settings: StoreSettings) -> int:
-    """Return how many forgeries a clip gets: training draws its own, unless they need depth or flow made anew."""
+    """Return how many forgeries a clip gets: none for RGB training clips, as training draws its own."""
     drawn_in_training = row["split"] == "train" and settings.modalities == ("rgb",)
     return 0 if row["label"] != REAL or drawn_in_training else settings.forge
 
@@ -219,13 +225,13 @@ def _forgeries(row: Row, settings: StoreSettings) -> int:
 def surroundings(
     frames: list[Frame], boxes: NDArray[np.float32], rule: CropRule, reach: float = 0.0
 ) -> tuple[list[Frame], NDArray[np.float32]]:
-    """Cut the rectangle that holds all squares of a clip out of its frames, and return the boxes in it.
+    """Return a clip's frames cut to the rectangle that holds all its squares, and the boxes in it.
 
-    It goes beyond each square by ``reach`` of its side. boxes: float32 [T, 4] in pixels.
+    The rectangle extends beyond each square by ``reach`` of its side. boxes: float32 [T, 4] in pixels.
     """
     squares = np.array([rule.square(box) for box in boxes])
-    beyond = np.ceil(reach * squares[:, 2:]).astype(int)
-    corners = np.concatenate([squares[:, :2] - beyond, squares[:, :2] + squares[:, 2:] + beyond], axis=1)
+    margins = np.ceil(reach * squares[:, 2:]).astype(int)
+    corners = np.concatenate([squares[:, :2] - margins, squares[:, :2] + squares[:, 2:] + margins], axis=1)
     height, width = frames[0].shape[:2]
     x0, y0 = np.maximum(corners[:, :2].min(axis=0), 0).tolist()
     x1, y1 = np.minimum(corners[:, 2:].max(axis=0), (width, height)).tolist()
@@ -233,7 +239,7 @@ def surroundings(
 
 
 def forged(frames: list[Frame], boxes: NDArray[np.float32], clip_id: str, settings: StoreSettings) -> list[Frame]:
-    """Return the frames of the forgery that a store of these settings has as ``clip_id``."""
+    """Return the frames, uint8 [H, W, 3] RGB, of the forgery that a store of these settings names ``clip_id``."""
     rng = generator(settings.seed, f"forge {clip_id}", 0)
     forgery = Forgery.draw(rng, settings.weakest_forgery)
     return [forgery.jitter(rng).blend(frame, box) for frame, box in zip(frames, boxes, strict=True)]

@@ -1,7 +1,7 @@
-"""A store whose crops are compressed once more on the way: what a detector keeps of its accuracy on worse pictures.
+"""A store whose crops are compressed again when they are read, to measure a detector's accuracy on worse pictures.
 
-Depth is computed anew from the compressed crops, because it is computed from them at prepare. Flow is not: its crops of
-following frames are not in the store.
+Depth is computed anew from the compressed crops, as prepare computes it from crops. Flow cannot be: the crops of the
+following frames that it needs are not in the store.
 """
 
 from collections.abc import Callable
@@ -18,16 +18,16 @@ from data.video import recompressed, through_jpeg
 from stage import Modality, StageError, WrongArgument
 
 LEVELS = {"h264": (0, 51), "jpeg": (1, 100)}
-"""Legal levels by codec: H.264's constant rate factor (more is worse) and JPEG's quality (less is worse)."""
+"""Legal levels by codec: H.264's constant rate factor (higher is worse) and JPEG's quality (lower is worse)."""
 LEGAL = "give h264:CRF of 0 to 51 or jpeg:QUALITY of 1 to 100, several with commas, as h264:23,40 or jpeg:50"
 
 Depth = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
-"""Crops, uint8 [T, S, S, 3] RGB, to relative inverse depth, float32 [T, S, S]."""
+"""Function from crops, uint8 [T, S, S, 3] RGB, to relative inverse depth, float32 [T, S, S]."""
 
 
 @dataclass(frozen=True)
 class Recompression:
-    """One way to compress crops once more."""
+    """One way to compress crops again."""
 
     codec: Literal["h264", "jpeg"]
     level: int
@@ -36,14 +36,14 @@ class Recompression:
         return f"{self.codec}-{self.level}"
 
     def apply(self, crops: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Return a clip's crops, uint8 [T, S, S, 3] RGB, as they come out of the codec: H.264 takes them as a video."""
+        """Return a clip's crops, uint8 [T, S, S, 3] RGB, after compression; H.264 takes them as one video."""
         if self.codec == "h264":
             return np.stack(recompressed(list(crops), self.level))
         return np.stack([through_jpeg(crop, self.level) for crop in crops])
 
 
 def parse_recompressions(text: str) -> list[Recompression]:
-    """Parse ``h264:23,40`` or ``jpeg:50``. Raises StageError for anything else."""
+    """Parse ``h264:23,40`` or ``jpeg:50``. Raises WrongArgument for anything else."""
     codec, _, levels = text.partition(":")
     least, most = LEVELS.get(codec, (1, 0))
     parts = levels.split(",")
@@ -61,7 +61,7 @@ class RecompressedStore:
 
     @property
     def frames(self) -> int:
-        """Frames of a clip, T."""
+        """Number of frames of a clip, T."""
         return self._store.frames
 
     def pixels(self, clip: Clip, frames: list[int] | None = None, modality: Modality = "rgb") -> NDArray[np.uint8]:
@@ -81,22 +81,29 @@ class RecompressedStore:
 
 
 def depth_of(store: ClipStore, weights: Path | None) -> DepthAnything:
-    """Load the network that made a store's depth, from a folder or, where prepare had it from there, from the hub.
+    """Load the depth network that a store was made with, from a folder or, if prepare loaded it there, from the hub.
 
     Raises StageError if the store holds no depth, if the weights are missing, or if they are not the store's.
     """
     store.require(["depth"])
-    made = store.info.settings.depth
-    assert made is not None
-    published = [size for size, entry in SIZES.items() if entry.repository == made.name and made.source == "hub"]
+    store_weights = store.info.settings.depth
+    assert store_weights is not None
+    published = [
+        size
+        for size, entry in SIZES.items()
+        if entry.repository == store_weights.name and store_weights.source == "hub"
+    ]
     if weights is None and not published:
-        raise StageError(f"{_made_with(store, made)}: give that folder as --depth-weights")
+        raise StageError(f"{_made_with(store, store_weights)}: give that folder as --depth-weights")
     network = DepthAnything(None if weights else published[0], weights)
-    if network.weights.sha256 != made.sha256:
-        where = weights or f"the hub's {network.weights.name}"
-        raise StageError(f"{_made_with(store, made)}, and {where} holds others: give --depth-weights with the former")
+    if network.weights.sha256 != store_weights.sha256:
+        origin = weights or f"the hub's {network.weights.name}"
+        raise StageError(
+            f"{_made_with(store, store_weights)}, and {origin} holds others: give --depth-weights with the former"
+        )
     return network
 
 
-def _made_with(store: ClipStore, made: DepthWeights) -> str:
-    return f"the depth of {store.path} was made with {made.name} (SHA-256 {made.sha256[:12]})"
+def _made_with(store: ClipStore, store_weights: DepthWeights) -> str:
+    """Return a text that says with which weights a store's depth was made."""
+    return f"the depth of {store.path} was made with {store_weights.name} (SHA-256 {store_weights.sha256[:12]})"

@@ -1,7 +1,7 @@
-"""Corpora and stores behind URLs (s3://, gs://, ... whatever fsspec knows), by way of local files.
+"""Corpora and stores behind URLs (s3://, gs://, ... all that fsspec knows), handled through local files.
 
-The layout of a remote corpus is read from its shadow, a local tree of the same names and sizes; the worker that
-prepares a video fetches it then. A store is made here and uploaded when it is whole, ``store.json`` last.
+The layout of a remote corpus is read from its shadow, a local tree with the same names and sizes; the worker that
+prepares a video fetches it. A store is made locally and uploaded when it is complete, ``store.json`` last.
 """
 
 import contextlib
@@ -18,22 +18,22 @@ from data.picture import UnreadableVideo
 from stage import StageError, WrongArgument, reason_of
 
 PAUSES = (1.0, 5.0)
-"""Seconds before a file that could not be fetched is tried again."""
+"""Seconds to wait before each retry of a file that could not be fetched."""
 TABLES = frozenset({".json", ".csv", ".txt"})
-"""Suffixes of the files whose content layouts read."""
+"""Suffixes of files whose content layouts read: shadows keep it."""
 
 
 class NotFetched(UnreadableVideo):
-    """The way to a file is broken, which says nothing of the file."""
+    """A file could not be fetched because of its connection or storage, not because of the file."""
 
 
 def place(text: str) -> Path:
-    """Return a local path, or for ``scheme://...`` a path of universal_pathlib, which is used alike."""
+    """Return a local path, or for ``scheme://...`` a universal_pathlib path, which has the same methods."""
     if "://" not in text:
         return Path(text)
     with answering(text):
         path = cast(Path, UPath(text))
-        if not is_remote(path):  # of some URLs str says only now that they are none
+        if not is_remote(path):  # some invalid URLs show only here that they are none
             raise WrongArgument(f"{text} is not the URL of a file or folder")
         return path
 
@@ -45,7 +45,7 @@ def is_remote(path: Path) -> bool:
 
 @contextlib.contextmanager
 def answering(path: object) -> Iterator[None]:
-    """Turn what fsspec's many file systems raise into one line."""
+    """Turn any error of fsspec's file systems into a one-line StageError that names ``path``."""
     try:
         yield
     except StageError:
@@ -56,7 +56,7 @@ def answering(path: object) -> Iterator[None]:
 
 @contextlib.contextmanager
 def at_hand(roots: Sequence[Path]) -> Iterator[tuple[list[Path], Callable[[Path], Path]]]:
-    """Give local roots that layouts can read, shadows of those behind URLs, and the way from a path to its origin.
+    """Yield local roots that layouts can read (shadows for URLs), and a function from a path in them to its origin.
 
     Raises StageError if a corpus cannot be listed.
     """
@@ -74,16 +74,16 @@ def at_hand(roots: Sequence[Path]) -> Iterator[tuple[list[Path], Callable[[Path]
         try:
             yield [shadows.get(root, root) for root in roots], origin
         except StageError as error:
-            text = str(error)
+            message = str(error)
             for folder in folders:
-                text = text.replace(str(folder), str(origin(folder)))
-            raise type(error)(text) from error
+                message = message.replace(str(folder), str(origin(folder)))
+            raise type(error)(message) from error
 
 
 def _shadow(root: Path, folder: Path) -> Path:
     """Make a local tree in ``folder`` with the names and sizes of a remote corpus; return its root.
 
-    Tables keep their content, other files are holes.
+    Tables keep their content; other files are sparse, with the right size and no content.
     """
     remote: Any = root
     with answering(root):
@@ -103,23 +103,26 @@ def _shadow(root: Path, folder: Path) -> Path:
 
 
 def _table_and_note(remote: Any) -> dict[str, dict[str, Any]]:
-    """Return a table and what its corpus says of itself beside it."""
-    note = str(PurePosixPath(remote.path).with_name("corpus.json"))
-    return {path: remote.fs.info(path) for path in (remote.path, note) if path == remote.path or remote.fs.exists(path)}
+    """Return the fsspec infos, by path, of a table and of the ``corpus.json`` beside it, if there is one."""
+    note_path = str(PurePosixPath(remote.path).with_name("corpus.json"))
+    return {
+        path: remote.fs.info(path) for path in (remote.path, note_path) if path == remote.path or remote.fs.exists(path)
+    }
 
 
 def _listing(remote: Any) -> dict[str, dict[str, Any]]:
-    found: dict[str, dict[str, Any]] = remote.fs.find(remote.path, detail=True)
-    # Consoles of object stores mark folders by empty files of their names.
-    folders = {str(folder) for path in found for folder in PurePosixPath(path).parents} | {remote.path.rstrip("/")}
-    return {path: info for path, info in found.items() if not path.endswith("/") and path not in folders}
+    """Return the fsspec infos of all files below a remote folder, by path."""
+    infos: dict[str, dict[str, Any]] = remote.fs.find(remote.path, detail=True)
+    # Web consoles of object stores mark folders by empty files of the same name.
+    folders = {str(folder) for path in infos for folder in PurePosixPath(path).parents} | {remote.path.rstrip("/")}
+    return {path: info for path, info in infos.items() if not path.endswith("/") and path not in folders}
 
 
 @contextlib.contextmanager
 def fetched(path: Path) -> Iterator[Path]:
-    """Give a local path to a file: its own, or that of a copy of a remote one, removed afterwards.
+    """Yield a local path to a file: its own, or that of a temporary copy of a remote one.
 
-    Raises UnreadableVideo if there is none, NotFetched if it does not come though it is tried three times.
+    Raises UnreadableVideo if a remote file does not exist, NotFetched if three attempts to fetch it fail.
     """
     if not is_remote(path):
         yield path
@@ -141,41 +144,41 @@ def fetched(path: Path) -> Iterator[Path]:
 
 
 def refuse_occupied(out: Path, store: Path) -> None:
-    """Raise StageError if something lies at a URL, but for what an interrupted upload of ``store`` left."""
+    """Raise StageError if a URL already holds files, unless an interrupted upload of ``store`` left them."""
     remote: Any = out
     if not remote.path.strip("/"):
         raise WrongArgument(f"--out {out} names no folder: give one below it")
     with answering(out):
-        taken = _listing(remote)
-        if taken and not _has_begun(store, remote, taken):
+        existing = _listing(remote)
+        if existing and not _has_begun(store, remote, existing):
             raise StageError(f"{out} already exists: remove it or give another --out")
 
 
-def _has_begun(store: Path, remote: Any, there: dict[str, Any]) -> bool:
-    """Tell whether an upload of this very store was begun: its list of videos, which has all hashes, went first."""
+def _has_begun(store: Path, remote: Any, existing: dict[str, Any]) -> bool:
+    """Tell whether an upload of this very store was begun: its ``videos.parquet``, which has all hashes, went first."""
     videos, listed = store / "videos.parquet", (remote / "videos.parquet").path
-    unfinished = listed in there and (remote / "store.json").path not in there and videos.is_file()
+    unfinished = listed in existing and (remote / "store.json").path not in existing and videos.is_file()
     if not unfinished:
         return False
-    found, own = remote.fs.cat_file(listed), videos.read_bytes()
-    # Some file systems show the first file while it is written.
-    return bool(found == own) or (len(there) == 1 and own.startswith(found))
+    remote_bytes, local_bytes = remote.fs.cat_file(listed), videos.read_bytes()
+    # Some file systems already show a file while it is being written.
+    return bool(remote_bytes == local_bytes) or (len(existing) == 1 and local_bytes.startswith(remote_bytes))
 
 
 def upload(store: Path, out: Path) -> None:
-    """Copy a whole local store to a URL, ``videos.parquet`` first and ``store.json`` last: without it, it is no store.
+    """Copy a local store to a URL, ``videos.parquet`` first and ``store.json`` last: without it, it is no store.
 
-    An interrupted upload goes on: files that are there in their full size are not sent again.
+    An interrupted upload is resumed: files that are there in full size are not sent again.
     """
     remote: Any = out
     files = sorted(path for path in store.rglob("*") if path.is_file())
     order = {"videos.parquet": 0, "store.json": 2}
     with answering(out):
         refuse_occupied(out, store)
-        there = {path: info["size"] for path, info in _listing(remote).items()}
+        uploaded_sizes = {path: info["size"] for path, info in _listing(remote).items()}
         for path in sorted(files, key=lambda path: order.get(path.name, 1)):
             target = remote / path.relative_to(store).as_posix()
-            if there.get(target.path) == path.stat().st_size:
+            if uploaded_sizes.get(target.path) == path.stat().st_size:
                 continue
             target.parent.mkdir(parents=True, exist_ok=True)
             remote.fs.put_file(str(path), target.path)

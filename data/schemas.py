@@ -1,4 +1,4 @@
-"""Columns of a ClipStore's Parquet files, one row a clip and one row an input file: see docs/files.md."""
+"""Columns of a ClipStore's Parquet files: one row per clip, and one row per input file. See docs/files.md."""
 
 import pyarrow as pa
 

@@ -1,4 +1,4 @@
-"""Splits that share no identity and no source video."""
+"""Train, val and test splits that share no identity and no source video."""
 
 import hashlib
 from collections.abc import Iterable, Sequence
@@ -15,7 +15,7 @@ LARGE = 0.5
 
 
 def groups_of(sources: Sequence[Source]) -> list[list[int]]:
-    """Group indices of sources that share an identity, directly or through others (connected components).
+    """Return groups of indices of sources that share an identity, directly or through others (connected components).
 
     A fake carries the identities of its source videos, so that a group also holds whole source videos.
     """
@@ -36,7 +36,7 @@ def groups_of(sources: Sequence[Source]) -> list[list[int]]:
 
 
 def parse_ratios(text: str) -> tuple[float, float, float]:
-    """Parse ``0.7,0.1,0.2`` into the shares of train, val and test. Raises StageError for anything else."""
+    """Parse ``0.7,0.1,0.2`` into the shares of train, val and test. Raises WrongArgument for anything else."""
     try:
         shares = tuple(float(part) for part in text.split(","))
     except ValueError:
@@ -49,12 +49,12 @@ def parse_ratios(text: str) -> tuple[float, float, float]:
 
 
 def _prescribed(group: Sequence[Source]) -> str | None:
-    """Return the split that the corpus prescribes for members of a group, if any. Raises StageError for two splits."""
+    """Return the split prescribed by the corpus for a group, None if none is. Raises StageError if two are."""
     members = sorted((source for source in group if source.split), key=lambda source: source.name)
-    first: dict[str, Source] = {}
+    source_of: dict[str, Source] = {}
     for source in members:
         for identity in source.identities:
-            other = first.setdefault(identity, source)
+            other = source_of.setdefault(identity, source)
             if other.split != source.split:
                 raise _in_two_splits(other, source, f"both show identity {identity!r}")
     for source in members:
@@ -64,9 +64,10 @@ def _prescribed(group: Sequence[Source]) -> str | None:
     return members[0].split if members else None
 
 
-def _in_two_splits(one: Source, other: Source, why: str) -> StageError:
+def _in_two_splits(first: Source, second: Source, why: str) -> StageError:
+    """Return the error for two sources of one group with different prescribed splits."""
     return StageError(
-        f"{one.name} is prescribed for {one.split} and {other.name} for {other.split}, but {why}: "
+        f"{first.name} is prescribed for {first.split} and {second.name} for {second.split}, but {why}: "
         "give them one split or leave one out"
     )
 
@@ -74,84 +75,84 @@ def _in_two_splits(one: Source, other: Source, why: str) -> StageError:
 def split_sources(sources: Sequence[Source], ratios: tuple[float, float, float], seed: int) -> list[str | None]:
     """Return the split of each source, identity-disjoint, with shares of videos as near to ``ratios`` as groups allow.
 
-    A group with a prescribed split gets it whole; the others fill up to the shares. Where a split then lacks a label,
-    because fakes link most persons to one another (all celebrities of Celeb-DF), the persons of the largest group are
-    split one by one if that mends it; a source that shows persons of two splits is left out: None.
+    All of a group gets its prescribed split; the other groups fill up the shares. If a split then lacks a label because
+    fakes link most persons to one another (all celebrities of Celeb-DF), the persons of the largest group are split one
+    by one, provided that this helps; a source that shows persons of two splits is then left out (None).
 
-    Raises StageError if one group has two prescribed splits. Deterministic in ``seed`` and in the identities alone,
-    whatever the order of the sources: with a few files more or less, nearly all persons stay in their splits.
+    Raises StageError if one group has two prescribed splits. The result depends on ``seed`` and the identities only,
+    not on the order of the sources. If a few files come or go, nearly all persons stay in their splits.
     """
     groups = sorted(
-        groups_of(sources), key=lambda group: _place((p for i in group for p in sources[i].identities), seed)
+        groups_of(sources), key=lambda group: _rank((p for i in group for p in sources[i].identities), seed)
     )
     prescribed = [_prescribed([sources[i] for i in group]) for group in groups]
     splits: list[str | None] = [None] * len(sources)
-    free = []
+    unassigned = []
     for group, split in zip(groups, prescribed, strict=True):
         if split is None:
-            free.append(group)
+            unassigned.append(group)
         for index in group:
             splits[index] = split
-    whole = _filled_up(splits, free, ratios)
-    if not free or not _lacks_label(sources, whole, ratios):
-        return whole
-    largest = max(free, key=len)
+    by_groups = _filled_up(splits, unassigned, ratios)
+    if not unassigned or not _lacks_label(sources, by_groups, ratios):
+        return by_groups
+    largest = max(unassigned, key=len)
     for index, split in _by_persons(sources, largest, ratios, seed).items():
         splits[index] = split
-    apart = _filled_up(splits, [group for group in free if group is not largest], ratios)
-    return whole if _lacks_label(sources, apart, ratios) else apart
+    by_persons = _filled_up(splits, [group for group in unassigned if group is not largest], ratios)
+    return by_groups if _lacks_label(sources, by_persons, ratios) else by_persons
 
 
-def _place(identities: Iterable[str], seed: int) -> bytes:
-    """Return where persons stand in the order in which splits are filled: a hash, which no other person changes."""
-    return min(
-        hashlib.sha256(f"{seed} {identity}".encode("utf-8", "surrogateescape")).digest() for identity in identities
-    )
+def _rank(identities: Iterable[str], seed: int) -> bytes:
+    """Return what persons are ordered by before splits are filled: the least hash of a name, which no other changes."""
+    return min(hashlib.sha256(f"{seed} {name}".encode("utf-8", "surrogateescape")).digest() for name in identities)
 
 
 def _filled_up(
     splits: Sequence[str | None], groups: list[list[int]], ratios: tuple[float, float, float]
 ) -> list[str | None]:
-    """Fill the splits up to their shares of all that is in a split at the end.
+    """Return each source's split, with ``groups`` distributed so that all splits reach their shares.
 
-    Groups that are large beside the smallest share come first, the largest before others, each into the split that
-    lacks most. The others follow in their order: so many into the first split, then into the next.
+    Groups that are large compared with the smallest share come first, in order of size, each into the split that is
+    furthest below its share. The small ones fill the rest in their given order, one split after the other.
     """
     filled_up = list(splits)
     total = sum(split is not None for split in splits) + sum(map(len, groups))
-    room = {split: ratio * total - splits.count(split) for split, ratio in zip(SPLITS, ratios, strict=True)}
-    largest = LARGE * total * min(ratio for ratio in ratios if ratio)
-    for group in sorted((group for group in groups if len(group) > largest), key=len, reverse=True):
-        chosen = max(SPLITS, key=lambda split: room[split])
-        room[chosen] -= len(group)
+    missing = {split: ratio * total - splits.count(split) for split, ratio in zip(SPLITS, ratios, strict=True)}
+    limit = LARGE * total * min(ratio for ratio in ratios if ratio)
+    for group in sorted((group for group in groups if len(group) > limit), key=len, reverse=True):
+        chosen = max(SPLITS, key=lambda split: missing[split])
+        missing[chosen] -= len(group)
         for index in group:
             filled_up[index] = chosen
-    small = [group for group in groups if len(group) <= largest]
-    ends = np.cumsum([max(0.0, room[split]) for split in SPLITS])
-    count, before = sum(map(len, small)), 0
+    small = [group for group in groups if len(group) <= limit]
+    # A small group belongs to the split in whose part of all small groups its middle lies.
+    ends = np.cumsum([max(0.0, missing[split]) for split in SPLITS])
+    scale = ends[-1] / max(1, sum(map(len, small)))
+    start = 0
     for group in small:
-        middle = (before + len(group) / 2) / count * ends[-1]
+        middle = (start + len(group) / 2) * scale
         chosen = SPLITS[min(int(np.searchsorted(ends, middle, side="right")), len(SPLITS) - 1)]
-        before += len(group)
+        start += len(group)
         for index in group:
             filled_up[index] = chosen
     return filled_up
 
 
 def _lacks_label(sources: Sequence[Source], splits: Sequence[str | None], ratios: tuple[float, float, float]) -> bool:
-    """Tell whether a split that is to have files lacks one of the two labels, though the corpus has both."""
-    there = {(split, source.label) for split, source in zip(splits, sources, strict=True)}
-    wanted = [split for split, ratio in zip(SPLITS, ratios, strict=True) if ratio]
-    both = {source.label for source in sources} == {REAL, FAKE}
-    return both and any((split, label) not in there for split in wanted for label in (REAL, FAKE))
+    """Tell whether a split with a share above 0 lacks one of the two labels though the corpus has both."""
+    present = {(split, source.label) for split, source in zip(splits, sources, strict=True)}
+    used_splits = [split for split, ratio in zip(SPLITS, ratios, strict=True) if ratio]
+    has_both = {source.label for source in sources} == {REAL, FAKE}
+    return has_both and any((split, label) not in present for split in used_splits for label in (REAL, FAKE))
 
 
 def _by_persons(
     sources: Sequence[Source], group: list[int], ratios: tuple[float, float, float], seed: int
 ) -> dict[int, str | None]:
-    """Split the persons of a group by the shares; return the split of each of its sources, None for two splits."""
-    persons = sorted({person for i in group for person in sources[i].identities}, key=lambda name: _place([name], seed))
-    drawn = _filled_up([None] * len(persons), [[number] for number in range(len(persons))], ratios)
-    split_of = dict(zip(persons, drawn, strict=True))
-    found = {index: {split_of[person] for person in sources[index].identities} for index in group}
-    return {index: splits.pop() if len(splits) == 1 else None for index, splits in found.items()}
+    """Split a group's persons by the shares; return each source's split, None if it shows persons of two splits."""
+    persons = sorted({person for i in group for person in sources[i].identities}, key=lambda name: _rank([name], seed))
+    splits_of_persons = _filled_up([None] * len(persons), [[number] for number in range(len(persons))], ratios)
+    split_of = dict(zip(persons, splits_of_persons, strict=True))
+    splits_in = {index: {split_of[person] for person in sources[index].identities} for index in group}
+    return {index: splits.pop() if len(splits) == 1 else None for index, splits in splits_in.items()}

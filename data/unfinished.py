@@ -1,6 +1,6 @@
-"""A store that is being made: clip files and a noted row per input file, in a folder that becomes the store at the end.
+"""A store in the making: clip files and one noted row per input file, in a folder that becomes the store at the end.
 
-An interrupted ``prepare`` goes on with it; nothing of it is a store before everything is.
+An interrupted ``prepare`` goes on with it; the folder is no store before everything is done.
 """
 
 import contextlib
@@ -18,13 +18,14 @@ from data.store import Status, StoreInfo, StoreSettings
 from files import Lock, aside_of, go_on_with, put_in_place, sha256_of, unfinished_of
 
 MODIFIED = "modified_ns"
+"""Key in a noted row: when the input file was last changed."""
 MEANING = {"sources_sha256": "a source was added, removed or changed"}
 
 
 class Unfinished:
-    """The folder beside ``out`` in which a store of these settings grows. Makes it, or goes on with one.
+    """The folder beside ``out`` in which a store of these settings grows; it is made, or an existing one resumed.
 
-    Raises StageError while another process makes the same store, and if ``out`` exists.
+    Raises StageError while another process makes the same store, if ``out`` exists, and for other settings.
     """
 
     def __init__(self, out: Path, settings: StoreSettings) -> None:
@@ -40,8 +41,8 @@ class Unfinished:
 
     def finish(self, sources: Sequence[Source], notes: list[str]) -> StoreInfo:
         """Join the rows into ``videos.parquet`` and ``store.json`` and put the store in its place."""
-        noted = (self.journal.row(source.video_id) for source in sources)
-        rows = [{name: row[name] for name in row if name != MODIFIED} for row in noted if row is not None]
+        noted_rows = (self.journal.row(source.video_id) for source in sources)
+        rows = [{name: row[name] for name in row if name != MODIFIED} for row in noted_rows if row is not None]
         assert len(rows) == len(sources)
         rows.sort(key=lambda row: str(row["video_id"]))
         with RowWriter(self.folder / "videos.parquet", VIDEO_SCHEMA) as videos_file:
@@ -50,7 +51,7 @@ class Unfinished:
         (self.folder / "store.json").write_text(info.model_dump_json(indent=2) + "\n")
         self._remove_partial()
         put_in_place(self.folder, self.out)
-        # Only now: a process that is killed before would have to prepare again what is no longer noted.
+        # Only now: without these notes, a process killed before the rename would have to prepare everything again.
         for name in ("rows", "started"):
             shutil.rmtree(self.out / name)
         (self.out / "settings.json").unlink()
@@ -64,13 +65,13 @@ class Unfinished:
         self._lock.close()
 
     def _remove_partial(self) -> None:
-        """Remove what processes that died have left half written."""
+        """Remove files that killed processes left half written."""
         for stale in self.folder.rglob(".*.partial"):
             stale.unlink()
 
 
 def counted(settings: StoreSettings, notes: list[str], rows: Sequence[dict[str, Any]], fingerprint: str) -> StoreInfo:
-    """Return what ``store.json`` says of the rows of ``videos.parquet``."""
+    """Return the content of ``store.json``, with counts over the rows of ``videos.parquet``."""
     clips = {split: {"real": 0, "fake": 0} for split in SPLITS}
     videos = dict.fromkeys(get_args(Status), 0)
     for row in rows:
@@ -83,7 +84,7 @@ def counted(settings: StoreSettings, notes: list[str], rows: Sequence[dict[str, 
 
 
 def _modified(source: Source) -> int | None:
-    """Return when a file of this machine was last changed, in nanoseconds; None of others, and of a missing one."""
+    """Return when a local file was last changed, in nanoseconds; None for a remote or missing file."""
     try:
         return None if is_remote(source.path) else source.path.stat().st_mtime_ns
     except OSError:
@@ -91,9 +92,9 @@ def _modified(source: Source) -> int | None:
 
 
 def is_done(folder: Path, source: Source) -> bool:
-    """Tell whether a source's row is whole and its clip file too: after a power cut a file can be empty.
+    """Tell whether a source's row and clip file are complete: after a power cut a file can be empty.
 
-    A file that was changed since is to be done again.
+    A source whose file was changed since is not done.
     """
     row = Journal(folder).row(source.video_id)
     if row is None or (row.get(MODIFIED) and row[MODIFIED] != _modified(source)):
@@ -106,7 +107,7 @@ def is_done(folder: Path, source: Source) -> bool:
 
 @contextlib.contextmanager
 def clips_of(folder: Path, video_id: str) -> Iterator[RowWriter]:
-    """Give a writer for a video's clips; its file is there, whole, only when all went well."""
+    """Yield a writer for a video's clips; its file appears, complete, only on success."""
     file = folder / "clips" / f"{video_id}.parquet"
     aside = aside_of(file)
     with RowWriter(aside, CLIP_SCHEMA) as writer:
@@ -116,7 +117,7 @@ def clips_of(folder: Path, video_id: str) -> Iterator[RowWriter]:
 
 
 def note(folder: Path, source: Source, row: dict[str, Any]) -> None:
-    """Note a video's row, the hash of its clips' file, and when it was last changed; with that, it is done."""
+    """Note a video's row with the SHA-256 of its clip file and the source's time of change: it is then done."""
     video_id = row["video_id"]
     if row["clips"]:
         row["clips_sha256"] = sha256_of(folder / "clips" / f"{video_id}.parquet")

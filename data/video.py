@@ -1,4 +1,4 @@
-"""Video files to frames and back, through PyAV."""
+"""Decode video files to frames and encode frames as video, through PyAV."""
 
 import bisect
 import contextlib
@@ -25,20 +25,20 @@ ONLY_VIDEO_FILES = {
     "format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts",
     "protocol_whitelist": "file",
 }
-"""FFmpeg's playlists (ffconcat, HLS) named like a video must not make it open other files or addresses."""
+"""FFmpeg options: a playlist (ffconcat, HLS) that is named like a video must not open other files or addresses."""
 PICTURES = Disposition.attached_pic | Disposition.timed_thumbnails
-"""Of video streams that are no film."""
+"""Dispositions of video streams that are still pictures (covers, thumbnails), not films."""
 WITHOUT_INDEX = ("mpeg", "mpegts")
-"""After a seek in these, FFmpeg lands on any frame and guesses its time."""
+"""Formats without an index: after a seek, FFmpeg lands on any frame and guesses its time."""
 WORTH_SEEKING = 50
-"""Frames; fewer are decoded and dropped, because a seek goes back to a key frame."""
+"""Least number of frames to skip by a seek; fewer are decoded and dropped, as a seek goes back to a key frame."""
 CRF = 23
 """Constant rate factor of H.264: FaceForensics++'s light compression (c23)."""
 
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What the container says: frames per second, and the size in pixels as displayed (after rotation)."""
+    """What a file says: frames per second (0 for a photo), and the displayed size in pixels (after rotation)."""
 
     fps: float
     width: int
@@ -46,14 +46,14 @@ class VideoInfo:
 
 
 def _is_shown(packet: "Packet[Any]") -> bool:
-    """Tell whether a packet holds a frame that is shown: VP8 has hidden ones, to predict from (RFC 6386, 9.1)."""
+    """Tell whether a packet holds a shown frame: VP8 has hidden ones, used for prediction (RFC 6386, 9.1)."""
     if not packet.size or packet.is_discard:
         return False
     return packet.stream.codec_context.name != "vp8" or bool(memoryview(packet)[0] & 0x10)
 
 
 def _film_of(container: Any) -> VideoStream | None:
-    """Return the first video stream that is neither a cover nor thumbnails, which FFmpeg may list before it."""
+    """Return the first video stream that is not a cover or thumbnails, which FFmpeg may list first; None if none is."""
     return next((stream for stream in container.streams.video if not stream.disposition & PICTURES), None)
 
 
@@ -66,7 +66,7 @@ class Video:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.damaged = 0
-        """Frames so far that FFmpeg could decode in part only: it fills the rest with what was there before."""
+        """Number of frames so far that FFmpeg could decode only in part; it fills the rest from the frame before."""
         self._container = self._open()
         self._next = 0
         try:
@@ -89,7 +89,7 @@ class Video:
         if self.path.exists() and not self.path.is_file():
             raise self._unreadable("it is not a file")
         try:
-            # "file:" because FFmpeg would take what stands before a colon in a name for a protocol.
+            # "file:" because FFmpeg would read the part of a name before a colon as a protocol.
             container: Any = av.open(f"file:{self.path}", mode="r", options=ONLY_VIDEO_FILES)
         except (av.FFmpegError, OSError, ValueError, UnicodeError) as error:
             raise self._unreadable(reason_of(error)) from error
@@ -109,11 +109,12 @@ class Video:
         return stream
 
     def _decode(self) -> Iterator[Picture]:
+        """Yield the pictures from the container's position on. Raises UnreadableVideo where the stream breaks."""
         try:
             matrix, rotation = UPRIGHT, None
             for frame in self._container.decode(self._stream):
                 self.damaged += frame.is_corrupt
-                # Asked for seldom, because a frame whose side data was read lives until the garbage collector comes.
+                # Read only on a change: a frame whose side data was read lives until the garbage collector runs.
                 if frame.rotation != rotation:
                     matrix, rotation = display_matrix(frame), frame.rotation
                 yield Picture(frame, self.path, matrix)
@@ -122,7 +123,7 @@ class Video:
 
     @property
     def position(self) -> int:
-        """Number of the frame that comes next."""
+        """Number, from 0, of the frame that comes next."""
         return self._next
 
     def pictures(self, start: int = 0) -> Iterator[Picture]:
@@ -137,6 +138,7 @@ class Video:
                 yield picture
 
     def _advance(self) -> Picture | None:
+        """Return the next picture, or None at the end of the stream."""
         picture, self._first = self._first, None
         if picture is None:
             picture = next(self._decoded, None)
@@ -145,7 +147,7 @@ class Video:
 
     @functools.cached_property
     def _timestamps(self) -> list[int]:
-        """Presentation times of all frames in order, read without decoding; empty where the file lacks them."""
+        """Presentation times of all shown frames, sorted, in the stream's unit, without decoding; [] if unknown."""
         with self._open() as container:
             try:
                 times = [packet.pts for packet in container.demux(_film_of(container)) if _is_shown(packet)]
@@ -153,24 +155,24 @@ class Video:
                 return []
         if self._begins is None or None in times:
             return []
-        # A stream cut out of another may begin with frames that refer to what was cut off: they are never decoded.
+        # A stream cut out of another may begin with frames that refer to the missing part: they are never decoded.
         return sorted(time for time in times if time >= self._begins)
 
     def count(self) -> int:
-        """Return the number of frames, decoding nothing where the container has their times.
+        """Return the number of frames; nothing is decoded if the container has their times.
 
-        A stream that breaks has as many as lie before the break, about as the container tells or exactly.
+        For a stream that breaks, it is the number of frames before the break, exact if they had to be decoded.
         """
         if self._timestamps:
             return len(self._timestamps)
-        with Video(self.path) as again:
+        with Video(self.path) as video:
             with contextlib.suppress(UnreadableVideo):
-                for _ in again.pictures():
+                for _ in video.pictures():
                     pass
-            return again.position
+            return video.position
 
     def _seek(self, number: int) -> None:
-        """Go to the key frame before frame ``number``, where the container has an index and times of all frames."""
+        """Go to the key frame before frame ``number``, if the container has an index and the times of all frames."""
         if number >= len(self._timestamps) or self._container.format.name in WITHOUT_INDEX:
             return
         try:
@@ -179,14 +181,20 @@ class Video:
             picture = next(self._decoded, None)
         except (av.FFmpegError, UnreadableVideo):
             picture = None
-        # Some files mark frames as keys that are none, and some decoders make a picture of what they cannot decode.
-        reached = picture.time if picture is not None and picture.is_key else None
-        at = -1 if reached is None else bisect.bisect_left(self._timestamps, reached)
-        if 0 <= at <= number and self._timestamps[at] == reached:
-            self._first, self._next = picture, at
+        # Some files mark frames as key frames that are none; some decoders return a picture for undecodable data.
+        key_time = picture.time if picture is not None and picture.is_key else None
+        key_number = -1 if key_time is None else bisect.bisect_left(self._timestamps, key_time)
+        if 0 <= key_number <= number and self._timestamps[key_number] == key_time:
+            self._first, self._next = picture, key_number
             return
+        self._restart()
+
+    def _restart(self) -> None:
+        """Open the file again and go to its first frame."""
         self._container.close()
-        self._container, self._decoded, self._first, self._next = self._open(), self._decode(), None, 0
+        self._container = self._open()
+        self._decoded = self._decode()
+        self._first, self._next = None, 0
 
     def close(self) -> None:
         """Close the file."""
@@ -200,7 +208,7 @@ class Video:
 
 
 def write_video(target: Path | BinaryIO, frames: Iterable[Frame], fps: int | Fraction = 25, crf: int = CRF) -> None:
-    """Encode frames (uint8 [H, W, 3] RGB, even sides) as H.264 in an mp4, equal bytes for equal frames.
+    """Encode frames (uint8 [H, W, 3] RGB, even sides) as H.264 in an mp4; equal frames give equal bytes.
 
     One encoder thread, because x264's output depends on the number of threads; no macroblock tree, because with
     AVX-512 it gave other bytes from one run to the next (x264 in PyAV 18, single-threaded, half of all runs).
@@ -219,7 +227,7 @@ def write_video(target: Path | BinaryIO, frames: Iterable[Frame], fps: int | Fra
 
 
 def recompressed(frames: Sequence[Frame], crf: int = CRF) -> list[Frame]:
-    """Return frames of one size, uint8 [H, W, 3] RGB, as they come out of H.264 at a constant rate factor."""
+    """Return frames of one size, uint8 [H, W, 3] RGB, after H.264 compression at a constant rate factor."""
     height, width = frames[0].shape[:2]
     even = [np.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge") for frame in frames]
     file = io.BytesIO()
@@ -231,7 +239,7 @@ def recompressed(frames: Sequence[Frame], crf: int = CRF) -> list[Frame]:
 
 
 def through_jpeg(crop: Frame, quality: int) -> Frame:
-    """Return a picture, uint8 [H, W, 3] RGB, as it comes out of JPEG of a quality from 1 to 100."""
-    done, data = cv2.imencode(".jpg", crop[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
-    assert done
+    """Return a picture, uint8 [H, W, 3] RGB, after JPEG compression at a quality of 1 to 100."""
+    encoded, data = cv2.imencode(".jpg", crop[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
+    assert encoded
     return np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR_RGB), np.uint8)

@@ -1,7 +1,7 @@
-"""What a network trains on: views of clips, each one deterministic draw of augmentation and forging.
+"""Views of clips, on which networks train: each is one deterministic draw of augmentation and forging.
 
-A view is named by (seed, clip, number), so that what a frozen network said of it can be kept and found again. Number 0
-is the plain clip; each further one is an augmented copy.
+A view is named by (seed, clip, number), so that a frozen network's outputs for it can be cached. Number 0 is the plain
+clip; every other number is an augmented copy.
 """
 
 from collections.abc import Sequence
@@ -24,11 +24,11 @@ WeakestForgery = Annotated[
     float, typer.Option(help="Forgeries are drawn from this strength on up to coarse ones, 1.", min=0.0, max=1.0)
 ]
 JPEG_QUALITY = (50, 96)
-"""Range from which the quality of the compression after forging is drawn."""
+"""Range, its end excluded, from which the JPEG quality after forging is drawn."""
 
 
 class ViewRule(BaseModel):
-    """How many views of each clip there are and what differs between them. Annotated fields are options of training."""
+    """Number of views of each clip and how they differ. Annotated fields are command-line options of training."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -41,12 +41,12 @@ class ViewRule(BaseModel):
     forge: Annotated[bool, typer.Option("--forge", help="Train also on self-blended forgeries of every real view.")] = (
         False
     )
-    """A self-blended forgery of every real view; real and forged views are then compressed alike, as JPEG."""
+    """Adds a self-blended forgery of every real view; real and forged views are then JPEG-compressed alike."""
     weakest_forgery: WeakestForgery = Field(default=WEAKEST, ge=0, le=1)
     seed: int = 0
 
     def seeded(self, seed: int) -> "ViewRule":
-        """Return the rule with a seed. Raises StageError for an option that would change nothing."""
+        """Return the rule with a seed. Raises WrongArgument for an option that would change nothing."""
         if self.augment != DEFAULT_POLICY and self.views == 1:
             raise WrongArgument(f"--augment {self.augment} changes views but the first: give --views 2 or more with it")
         if self.weakest_forgery != WEAKEST and not self.forge:
@@ -69,19 +69,19 @@ class View:
 
     @property
     def method(self) -> str:
-        """How it was forged, or where an original comes from."""
+        """How it was forged, or for an original where it comes from."""
         return f"forged {self.clip.method}" if self.forged else self.clip.method
 
     @property
     def valid(self) -> NDArray[np.bool_]:
-        """Which frames count, bool [T]."""
+        """Mask of valid frames, bool [T]."""
         return self.clip.valid
 
 
 class Views:
     """All views of a split. Frame ``t`` of view ``v`` has the row ``v * T + t``.
 
-    Views come in blocks of one number, plain ones before forged ones, in the order of the store's clips. Raises
+    Views come in blocks of one number, unforged ones before forged ones, in the order of the store's clips. Raises
     StageError if a label would be missing, if the policy is unknown, or if the store lacks one of the modalities.
     """
 
@@ -101,19 +101,19 @@ class Views:
             raise StageError(f"--forge needs real clips, and the {split} split of {store.path} has none")
         kinds = [(clips, False), (reals, True)] if rule.forge else [(clips, False)]
         self.blocks = [
-            [View(clip, number, forged) for clip in of_kind]
+            [View(clip, number, forged) for clip in clips_of_kind]
             for number in range(rule.views)
-            for of_kind, forged in kinds
+            for clips_of_kind, forged in kinds
         ]
         self.views = [view for block in self.blocks for view in block]
         self.unreadable: set[int] = set()
-        """Numbers of views that could not be read: they are drawn no more."""
+        """Indices of views that could not be read; they are not drawn again."""
 
     def __len__(self) -> int:
         return len(self.views)
 
     def summary(self) -> dict[str, Any]:
-        """Say for ``metrics.json`` what was trained on, and what could not be read."""
+        """Return the entry for ``metrics.json``: the views that were trained on, and what could not be read."""
         clips = {self.views[index].clip.clip_id for index in self.unreadable}
         lost = [file.name for file in self.store.lost_files(self.split)]
         return self.rule.model_dump() | {"count": len(self), "replaced_clips": sorted(clips), "lost_files": lost}
@@ -121,28 +121,28 @@ class Views:
     def pixels(
         self, view: View, frames: list[int] | None = None, modalities: Sequence[Modality] = ()
     ) -> NDArray[np.uint8]:
-        """Return a view's pictures, uint8 [T, M, S, S, 3], or those of the given frame numbers.
+        """Return a view's pictures, uint8 [T, M, S, S, 3] RGB, or only those of the given frame numbers.
 
-        ``modalities``: some of the views' M, all if none are named; one alone gives [T, S, S, 3]. A frame does not
-        depend on which others are asked for. Raises StageError if the clip is damaged.
+        ``modalities``: some of the views' M, all if empty; a single one gives [T, S, S, 3]. A frame's pictures do not
+        depend on which other frames are read. Raises StageError if the clip is damaged.
         """
-        wanted: dict[str, NDArray[np.uint8]] = {
+        plain: dict[str, NDArray[np.uint8]] = {
             name: self.store.pixels(view.clip, frames, name) for name in modalities or self.modalities
         }
         if self.rule.forge:
-            rgb = wanted["rgb"]
-            wanted["rgb"] = self._compressed(self._forged(rgb, view, frames) if view.forged else rgb, view)
-        changed = augment(wanted, self.rule.augment, self.rule.seed, view.clip.clip_id, view.number)
-        pictures = list(changed.values())
+            rgb = self._forged(plain["rgb"], view, frames) if view.forged else plain["rgb"]
+            plain["rgb"] = self._compressed(rgb, view)
+        augmented = augment(plain, self.rule.augment, self.rule.seed, view.clip.clip_id, view.number)
+        pictures = list(augmented.values())
         return pictures[0] if len(pictures) == 1 else np.stack(pictures, axis=1)
 
     def _forged(self, crops: NDArray[np.uint8], view: View, frames: list[int] | None) -> NDArray[np.uint8]:
         rng = generator(self.rule.seed, f"forge {view.clip.clip_id}", view.number)
         forgery = Forgery.draw(rng, self.rule.weakest_forgery)
         jittered = [forgery.jitter(rng) for _ in view.valid]
-        wanted = range(len(jittered)) if frames is None else frames
+        numbers = range(len(jittered)) if frames is None else frames
         boxes = self.store.boxes_in_crops(view.clip)
-        return np.stack([jittered[t].blend(crop, boxes[t]) for t, crop in zip(wanted, crops, strict=True)])
+        return np.stack([jittered[t].blend(crop, boxes[t]) for t, crop in zip(numbers, crops, strict=True)])
 
     def _compressed(self, crops: NDArray[np.uint8], view: View) -> NDArray[np.uint8]:
         rng = generator(self.rule.seed, f"compress {view.clip.clip_id}", view.number)

@@ -177,20 +177,20 @@ def _notes(
 
 def _named_by_files(layout: str, sources: Sequence[Source], taken: AbstractSet[Source]) -> list[str]:
     """Return notes on how many files have only their file name as identity, and what that may cost."""
-    selected = [source for source in sources if source in taken]
-    unplaced = [source for source in selected if source.split is None]
-    self_named = [source for source in unplaced if source.identities == (PurePath(source.name).stem,)]
-    if not self_named:
+    chosen = [source for source in sources if source in taken]
+    unplaced = [source for source in chosen if source.split is None]
+    unnamed = [source for source in unplaced if source.identities == (PurePath(source.name).stem,)]
+    if not unnamed:
         return []
     notes = [
-        f"{len(self_named)} of {len(selected)} files of {_titled(layout)} name no person but their own file name: a person "
+        f"{len(unnamed)} of {len(chosen)} files of {_titled(layout)} name no person but their own file name: a person "
         "who is in several of them may be in several splits."
     ]
     reals = {name for source in sources if not source.label for name in source.identities}
-    without_original = sum(1 for source in self_named if source.label and source.identities[0] not in reals)
-    if reals and without_original:
+    orphans = sum(1 for source in unnamed if source.label and source.identities[0] not in reals)
+    if reals and orphans:
         notes.append(
-            f"{without_original} fakes of {_titled(layout)} have the name of no real file: they may be in another split than "
+            f"{orphans} fakes of {_titled(layout)} have the name of no real file: they may be in another split than "
             "their original."
         )
     return notes

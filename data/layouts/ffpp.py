@@ -102,7 +102,7 @@ def _official_splits(folder: Path) -> dict[str, str]:
 
 
 def with_official_split(sources: Sequence[Source], folder: Path) -> list[Source]:
-    """Return the sources with the split that ``train.json``, ``val.json`` and ``test.json`` list (720, 140, 140 videos).
+    """Return the sources with their split in ``train.json``, ``val.json`` and ``test.json`` (720, 140, 140 videos).
 
     A video of identities in no list (actors) gets none. Raises StageError for malformed lists, lists of none of the
     videos, and a manipulated video whose two identities are not in the same split.

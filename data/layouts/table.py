@@ -65,7 +65,7 @@ def _source(row: dict[str, str], folder: Path) -> Source:
     cells = {column: cell.strip() for column, cell in row.items()}
     name = _checked_name(row["path"], folder)
     try:
-        if not (folder / name).exists():  # else its name begins or ends with a space
+        if not (folder / name).exists():  # a name that exists may begin or end with a space
             name = _checked_name(cells["path"], folder)
     except OSError as error:  # of a name that no file can have
         raise ValueError(f"path {name[:40]!r}...: {reason_of(error)}") from error
