@@ -289,7 +289,7 @@ def bytes_of(path: Path) -> int:
 
 
 def shortest_names(paths: Iterable[Path]) -> dict[Path, str]:
-    """Return each path's last part, with as many before it as tell it from the others."""
+    """Return each path's last part, with as many parts before it as distinguish it from the others."""
     parts = {path: path.resolve().parts for path in paths}
     names = {}
     for path, path_parts in parts.items():

@@ -222,8 +222,8 @@ def call(app: Callable[[], Any]) -> None:
         say("interrupted: call the same command again; it goes on where it can", everywhere=True)
         sys.exit(INTERRUPTED)
     except UnicodeEncodeError as error:  # in a name that Python has read byte by byte
-        near = error.object[max(0, error.start - 40) : error.end + 40]
-        problem = f"{near!a} cannot be written in {error.encoding}"
+        excerpt = error.object[max(0, error.start - 40) : error.end + 40]
+        problem = f"{excerpt!a} cannot be written in {error.encoding}"
         say(f"error: {problem}: rename it, or set a locale of UTF-8 (LC_ALL=C.UTF-8)", everywhere=True)
         sys.exit(1)
     except StageError as error:
@@ -262,14 +262,14 @@ def refuse_tf32() -> None:
     torch.backends.cudnn.allow_tf32 = False
 
 
-def _options_of(kind: Any) -> list[inspect.Parameter]:
+def _options_of(option_class: Any) -> list[inspect.Parameter]:
     """Return the fields of a class that carry a typer option in their annotation, as parameters of a signature."""
-    if not inspect.isclass(kind) or not (is_dataclass(kind) or issubclass(kind, BaseModel)):
+    if not inspect.isclass(option_class) or not (is_dataclass(option_class) or issubclass(option_class, BaseModel)):
         return []
-    hints = get_type_hints(kind, include_extras=True)
+    hints = get_type_hints(option_class, include_extras=True)
     return [
         parameter.replace(kind=inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=hints[name])
-        for name, parameter in inspect.signature(kind).parameters.items()
+        for name, parameter in inspect.signature(option_class).parameters.items()
         if any(isinstance(metadata, typer.models.OptionInfo) for metadata in get_args(hints.get(name))[1:])
     ]
 

@@ -63,9 +63,9 @@ def balanced_batches(
 ) -> Iterator[Batch]:
     """Yield one pass: every valid frame (or view) at least once, each batch full and half real, half fake.
 
-    The rarer label is repeated, and each label's methods are mixed in proportion. Both labels are drawn alike, so that
-    forged views meet their originals in a batch. ``batch_size`` must be even; ``number``: of the views to draw from,
-    all if None. Raises StageError if a label has no view that can be read.
+    The rarer label is repeated, and each label's methods are mixed in proportion. Both labels are shuffled with the
+    same seed, so that forged views meet their originals in a batch. ``batch_size`` must be even; ``number``: draw only
+    from views of this number, from all if None. Raises StageError if a label has no view that can be read.
     """
     rows = [_rows_by_method(views, label, per, number) for label in (0, 1)]
     half = batch_size // 2
@@ -81,8 +81,8 @@ def natural_batches(
 ) -> Iterator[Batch]:
     """Yield one pass: every valid frame (or view) once, labels as they occur, and some again to fill the last batch.
 
-    Labels and methods are spread evenly. ``number``: of the views to draw from, all if None. Raises StageError if a
-    label has no view that can be read.
+    Labels and methods are spread evenly. ``number``: draw only from views of this number, from all if None.
+    Raises StageError if a label has no view that can be read.
     """
     rng = np.random.default_rng(seed)
     of_label = [_rows_by_method(views, label, per, number) for label in (0, 1)]
@@ -150,29 +150,29 @@ def _read_or_replace(
 
     Other views are tried in an order that depends on the view's number only.
     """
-    wanted = views.views[number]
+    requested = views.views[number]
     for index in _candidates(views, number):
         if index in views.unreadable:
             continue
         view = views.views[index]
-        chosen = frames
+        view_frames = frames
         if frames is not None and index != number:
             valid = np.flatnonzero(view.valid)
-            chosen = valid[np.resize(np.arange(len(valid)), len(frames))].tolist()
+            view_frames = valid[np.resize(np.arange(len(valid)), len(frames))].tolist()
         try:
-            return views.pixels(view, chosen), index, chosen
+            return views.pixels(view, view_frames), index, view_frames
         except DamagedClip as error:
             if views.split != "train":
                 raise
             _mark_unreadable(views, index, view, error)
-    raise StageError(f"no {'fake' if wanted.label else 'real'} view of {views.store.path} can be read any more")
+    raise StageError(f"no {'fake' if requested.label else 'real'} view of {views.store.path} can be read any more")
 
 
 def _candidates(views: Views, number: int) -> Iterator[int]:
     """Yield a view's number, then those of all views of its label in random order, seeded by the number."""
     yield number
-    others = [index for index, view in enumerate(views.views) if view.label == views.views[number].label]
-    yield from np.random.default_rng(number).permutation(others).tolist()
+    same_label = [index for index, view in enumerate(views.views) if view.label == views.views[number].label]
+    yield from np.random.default_rng(number).permutation(same_label).tolist()
 
 
 def _mark_unreadable(views: Views, index: int, view: View, error: DamagedClip) -> None:

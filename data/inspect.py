@@ -116,8 +116,8 @@ def _print(counts: dict[str, Any]) -> None:
 
 def _default_sheet(store: Path) -> Path:
     """Return the path STORE.png beside a store, also for a store given as ``.`` or ``a/..``."""
-    named = store if store.name not in ("", "..") else store.resolve()
-    return named.with_name(f"{named.name}.png")
+    named_store = store if store.name not in ("", "..") else store.resolve()
+    return named_store.with_name(f"{named_store.name}.png")
 
 
 def _sheet_metadata() -> PngInfo:

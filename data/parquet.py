@@ -45,9 +45,9 @@ class RowWriter:
 
 def _leaf(schema: pa.Schema, name: str) -> str:
     """Return the Parquet column path of a (nested) field."""
-    path, kind = name, schema.field(name).type
-    while pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind):
-        path, kind = f"{path}.list.element", kind.value_type
+    path, field_type = name, schema.field(name).type
+    while pa.types.is_list(field_type) or pa.types.is_fixed_size_list(field_type):
+        path, field_type = f"{path}.list.element", field_type.value_type
     return path
 
 

@@ -112,8 +112,8 @@ def _source_of(roots: Sequence[Path], name: str) -> Path:
     """Return the path of a source by its name in the store. Raises StageError unless exactly one folder holds it."""
     paths = [root / name for root in roots if (root / name).is_file()]
     if len(paths) != 1:
-        where = ", ".join(map(str, roots))
-        raise StageError(f"{name} of the store is {'in none' if not paths else 'in more than one'} of {where}")
+        folders = ", ".join(map(str, roots))
+        raise StageError(f"{name} of the store is {'in none' if not paths else 'in more than one'} of {folders}")
     return paths[0]
 
 

@@ -122,11 +122,11 @@ def _starts(video: Video | Photo, start: Start, clips: int, length: int, rng: np
         return [0]
     count = video.count()  # may have to decode the file
     clips = min(clips, max(1, count))
-    room = count - clips * length
-    if room < 0:
+    spare_frames = count - clips * length
+    if spare_frames < 0:
         return [n * length for n in range(clips)]
     shares = (np.arange(clips) + 0.5) / clips if start == "spread" else np.sort(rng.random(clips))
-    return [int(share * (room + 1)) + n * length for n, share in enumerate(shares)]
+    return [int(share * (spare_frames + 1)) + n * length for n, share in enumerate(shares)]
 
 
 class _Reader:

@@ -45,9 +45,9 @@ class Recompression:
 def parse_recompressions(text: str) -> list[Recompression]:
     """Parse ``h264:23,40`` or ``jpeg:50``. Raises WrongArgument for anything else."""
     codec, _, levels = text.partition(":")
-    least, most = LEVELS.get(codec, (1, 0))
+    lowest, highest = LEVELS.get(codec, (1, 0))
     parts = levels.split(",")
-    if not all(part.isascii() and part.isdecimal() and least <= int(part) <= most for part in parts):
+    if not all(part.isascii() and part.isdecimal() and lowest <= int(part) <= highest for part in parts):
         raise WrongArgument(f"--recompress {text!r}: {LEGAL}")
     return [Recompression(codec, level) for level in dict.fromkeys(map(int, parts))]  # type: ignore[arg-type]
 

@@ -231,10 +231,10 @@ class ClipStore:
             mend = "prepare more videos, or with other --ratios or --forge"
             if split == "train":
                 mend = "prepare more videos, or train with --forge, which forges real clips anew for each view"
-            lost = f", of which {len(damaged)} files cannot be read," if damaged else ""
+            damage = f", of which {len(damaged)} files cannot be read," if damaged else ""
             raise StageError(
                 f"the {split} split of {self.path} has {counts.get('real', 0)} real and {counts.get('fake', 0)} "
-                f"fake clips{lost} and needs {'both' if both else 'some'}: {mend}"
+                f"fake clips{damage} and needs {'both' if both else 'some'}: {mend}"
             )
         return clips
 
@@ -263,8 +263,8 @@ class ClipStore:
             pictures = parquet_file.read_row_group(clip.row, columns=[modality])[modality][0].values
             if pictures is None or len(pictures) != self.frames:
                 raise StageError(f"clip {clip.clip_id} has no {modality} of each frame")
-            wanted = range(len(pictures)) if frames is None else frames
-            return np.stack([self._crop(pictures[frame].as_py()) for frame in wanted])
+            numbers = range(len(pictures)) if frames is None else frames
+            return np.stack([self._crop(pictures[frame].as_py()) for frame in numbers])
         except (OSError, pa.ArrowException, StageError) as error:
             raise DamagedClip(f"{file} is missing or damaged ({reason_of(error)}): prepare the store again") from error
 

@@ -54,7 +54,7 @@ class _Live:
     """A track that may go on: its last face, that face's frame number, and its face on the last key frame or None."""
 
     last: Face
-    at: int
+    last_number: int
     on_key: Face | None
 
 
@@ -123,7 +123,7 @@ class Tracker:
             self._extend(track, live, self._detect_near(key, live.last.box), pending, number)
         for face in self._search(key, number, had_face, pending[-1].faces):
             self._start_track(face, pending, number)
-        self._live = {t: live for t, live in self._live.items() if number - live.at <= FORGET_AFTER}
+        self._live = {t: live for t, live in self._live.items() if number - live.last_number <= FORGET_AFTER}
         self._key = key
         return pending
 
@@ -141,13 +141,13 @@ class Tracker:
         for frame_number, (frame, frame_face) in enumerate(zip(pending, faces, strict=True), start=first):
             if frame_face is not None:
                 frame.faces[track] = live.last = frame_face
-                live.at = frame_number
+                live.last_number = frame_number
         live.on_key = faces[-1]
 
     @staticmethod
-    def _is_taken(face: Face, seen: Seen) -> bool:
+    def _is_taken(face: Face, frame: Seen) -> bool:
         """Tell whether a face on a frame already belongs to another track."""
-        return any(iou(face.box, other.box) > STEADY_IOU for other in seen.faces.values())
+        return any(iou(face.box, known.box) > STEADY_IOU for known in frame.faces.values())
 
     def _interpolated(self, before: Face | None, after: Face | None, pending: list[Seen]) -> list[Face | None] | None:
         """Return faces near the line from one detection to the next, or None if a picture in between is unlike both."""
@@ -155,9 +155,9 @@ class Tracker:
             return None
         templates = _around(self._key, before.box, 0.0), _around(pending[-1].picture, after.box, 0.0)
         faces: list[Face | None] = []
-        for seen, share in zip(pending[:-1], np.linspace(0.0, 1.0, len(pending) + 1)[1:-1], strict=True):
+        for frame, share in zip(pending[:-1], np.linspace(0.0, 1.0, len(pending) + 1)[1:-1], strict=True):
             line = before.box + share * (after.box - before.box)
-            box = _placed(seen.picture, line, templates[int(share > 0.5)])
+            box = _placed(frame.picture, line, templates[int(share > 0.5)])
             if box is None:
                 return None
             faces.append(Face(box, float("nan")))

@@ -32,8 +32,8 @@ class Unfinished:
         self.out, self.settings = out, settings
         self.folder = unfinished_of(out)
         self._lock = Lock(out)
-        asked = settings.model_dump_json()
-        go_on_with(self.folder, "settings.json", asked, lambda: any(self.folder.glob("rows/*.json")), MEANING)
+        settings_json = settings.model_dump_json()
+        go_on_with(self.folder, "settings.json", settings_json, lambda: any(self.folder.glob("rows/*.json")), MEANING)
         self._remove_partial()
         (self.folder / "clips").mkdir(parents=True, exist_ok=True)
         self.journal = Journal(self.folder)

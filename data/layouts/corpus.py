@@ -156,16 +156,16 @@ def read_sources(roots: Sequence[Path], selection: Selection) -> tuple[list[Sour
 
 
 def _notes(
-    root: Path, layout: str, sources: Sequence[Source], taken: AbstractSet[Source], selection: Selection
+    root: Path, layout: str, sources: Sequence[Source], selected: AbstractSet[Source], selection: Selection
 ) -> list[str]:
-    """Return the notes on one corpus; ``taken``: the selected sources of all corpora."""
+    """Return the notes on one corpus; ``selected``: the selected sources of all corpora."""
     note = corpus_note(root.parent if layout == "csv" else root)
     notes = [note] if note else []
     by_name = layout in ("folder", "csv") or (layout == "flat" and selection.identity_pattern is None)
     if by_name and not note:  # a corpus's own note would say whom its files show
-        notes += _named_by_files(layout, sources, taken)
+        notes += _named_by_files(layout, sources, selected)
     if layout == "ffpp":
-        notes += compression_notes([source for source in sources if source in taken])
+        notes += compression_notes([source for source in sources if source in selected])
     if layout == "dfdc":
         notes += dfdc_notes(root, sources)
     elif layout != "csv":  # a table names its files, so that none is overlooked
@@ -175,15 +175,15 @@ def _notes(
     return notes
 
 
-def _named_by_files(layout: str, sources: Sequence[Source], taken: AbstractSet[Source]) -> list[str]:
+def _named_by_files(layout: str, sources: Sequence[Source], selected: AbstractSet[Source]) -> list[str]:
     """Return notes on how many files have only their file name as identity, and what that may cost."""
-    chosen = [source for source in sources if source in taken]
-    unplaced = [source for source in chosen if source.split is None]
-    unnamed = [source for source in unplaced if source.identities == (PurePath(source.name).stem,)]
+    used = [source for source in sources if source in selected]
+    without_split = [source for source in used if source.split is None]
+    unnamed = [source for source in without_split if source.identities == (PurePath(source.name).stem,)]
     if not unnamed:
         return []
     notes = [
-        f"{len(unnamed)} of {len(chosen)} files of {_titled(layout)} name no person but their own file name: a person "
+        f"{len(unnamed)} of {len(used)} files of {_titled(layout)} name no person but their own file name: a person "
         "who is in several of them may be in several splits."
     ]
     reals = {name for source in sources if not source.label for name in source.identities}

@@ -20,8 +20,10 @@ def _identities(name: str, actors: bool) -> tuple[str, ...]:
     """
     stem = PurePath(name).stem
     if not re.fullmatch(r"\d+(_\d+)?(__.*)?", stem, re.DOTALL):
-        shown = " ".join(name.splitlines())
-        raise StageError(f"{shown} is not named like 000 or 000_003, its identities are not known: rename or remove it")
+        one_line = " ".join(name.splitlines())
+        raise StageError(
+            f"{one_line} is not named like 000 or 000_003, its identities are not known: rename or remove it"
+        )
     numbers = stem.split("__")[0].split("_")
     return tuple(dict.fromkeys(f"actor{number}" if actors else number for number in numbers))
 
@@ -32,8 +34,8 @@ def ffpp_layout(root: Path) -> list[Source]:
     A manipulated video is named ``TARGET_SOURCE`` and carries both identities.
     """
     sources = []
-    for kind, label in (("original_sequences", REAL), ("manipulated_sequences", FAKE)):
-        for path, name in media(root, kind):
+    for folder, label in (("original_sequences", REAL), ("manipulated_sequences", FAKE)):
+        for path, name in media(root, folder):
             parts = name.split("/")
             # METHOD/masks/videos holds the masks of the forgeries, as videos of the same names.
             if len(parts) < 5 or parts[3] != "videos" or parts[2] == "masks":
@@ -96,8 +98,10 @@ def _official_splits(folder: Path) -> dict[str, str]:
     split_of: dict[str, str] = {}
     for split in SPLITS:
         for number in _numbers(folder / f"{split}.json"):
-            if (other := split_of.setdefault(number, split)) != split:
-                raise StageError(f"{folder}: {number} is in {other}.json and in {split}.json: download the lists again")
+            if (first_split := split_of.setdefault(number, split)) != split:
+                raise StageError(
+                    f"{folder}: {number} is in {first_split}.json and in {split}.json: download the lists again"
+                )
     return split_of
 
 
@@ -118,8 +122,8 @@ def _split(source: Source, split_of: dict[str, str]) -> str | None:
     """Return the official split of a source's identities. Raises StageError if they are in different ones."""
     splits = [split_of.get(identity) for identity in source.identities]
     if len(set(splits)) > 1:
-        where = " and ".join(f"{n} in {split or 'none'}" for n, split in zip(source.identities, splits, strict=True))
+        listing = " and ".join(f"{n} in {split or 'none'}" for n, split in zip(source.identities, splits, strict=True))
         raise StageError(
-            f"{source.name} has {where} of the official splits: leave it out or prepare without --official-splits"
+            f"{source.name} has {listing} of the official splits: leave it out or prepare without --official-splits"
         )
     return splits[0]
