@@ -1,4 +1,4 @@
-"""What every stage of Pocketproof shares: its errors, types, messages, progress, worker processes and call.
+"""What every stage of Pocketproof shares: errors, types, messages, progress, worker processes and the way it is called.
 
 This module stands beside ``pocketproof.py`` because every room uses it and it uses none of them.
 """
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-# torchao, while it is imported, makes torch warn of its own internals on every command's standard error.
+# Importing torchao makes torch warn of its own internals, on the standard error of every command.
 logging.getLogger("torch.utils._pytree").addFilter(lambda record: record.levelno >= logging.ERROR)
 
 T = TypeVar("T")
@@ -203,7 +203,7 @@ def _open_closed_streams() -> None:
     streams = (("stdin", "r"), ("stdout", "w"), ("stderr", "w"))
     while (number := os.open(os.devnull, os.O_RDWR)) < len(streams):
         name, mode = streams[number]
-        os.set_inheritable(number, True)  # by the processes that this one starts, too
+        os.set_inheritable(number, True)  # child processes need them open, too
         setattr(sys, name, os.fdopen(number, mode, encoding="utf-8", closefd=False))
     os.close(number)
 
@@ -221,7 +221,7 @@ def call(app: Callable[[], Any]) -> None:
             raise
         say("interrupted: call the same command again; it goes on where it can", everywhere=True)
         sys.exit(INTERRUPTED)
-    except UnicodeEncodeError as error:  # in a name that Python has read byte by byte
+    except UnicodeEncodeError as error:  # in a file name that is not valid UTF-8
         excerpt = error.object[max(0, error.start - 40) : error.end + 40]
         problem = f"{excerpt!a} cannot be written in {error.encoding}"
         say(f"error: {problem}: rename it, or set a locale of UTF-8 (LC_ALL=C.UTF-8)", everywhere=True)

@@ -101,7 +101,7 @@ class CropRule(BaseModel):
 
 
 def _resized(square: NDArray[np.uint8], size: int, kernel: int | None) -> NDArray[np.uint8]:
-    """Return a square resized to ``size`` pixels, by area when it shrinks and bilinearly when it grows by default."""
+    """Return a square resized to ``size``; without a kernel, by area when it shrinks and bilinearly when it grows."""
     if kernel is None:
         kernel = cv2.INTER_AREA if square.shape[0] > size else cv2.INTER_LINEAR
     return np.asarray(cv2.resize(square, (size, size), interpolation=kernel), np.uint8)

@@ -1,4 +1,4 @@
-"""The demo's videos: renders of scikit-image's face photo by a moving, zooming camera under light, and forgeries.
+"""The demo's videos: renders of scikit-image's face photo with a moving, zooming camera and light, and forgeries.
 
 The photo is of the astronaut Eileen Collins (NASA, public domain). As it is only one person, each render counts as an
 identity of its own, and figures measured on these videos are about new draws, not about new persons.

@@ -39,9 +39,7 @@ def count(store: ClipStore) -> dict[str, Any]:
     table = groups.agg(
         files=("video_id", "count"), clips=("clips", "sum"), forged=("forged_clips", "sum")
     ).reset_index()
-    forged = table[table["forged"] > 0].assign(
-        label="fake", method=FORGED, files=0, clips=lambda group: group["forged"]
-    )
+    forged = table[table["forged"] > 0].assign(label="fake", method=FORGED, files=0, clips=lambda rows: rows["forged"])
     table["clips"] -= table["forged"]
     table = pd.concat([table, forged], ignore_index=True).drop(columns="forged")
     table = table.groupby(["split", "label", "method", "status"], as_index=False).sum()
@@ -106,7 +104,7 @@ def _thumbnail(picture: NDArray[np.uint8], valid: bool) -> Image.Image:
 def _print(counts: dict[str, Any]) -> None:
     table = Table("split", "label", "method", "status", "files", "clips")
     for group in counts["groups"]:
-        table.add_row(*(Text(str(value)) for value in group.values()))  # in plain text, brackets are no markup
+        table.add_row(*(Text(str(value)) for value in group.values()))  # Text, as rich reads brackets in str as markup
     Console(width=WIDTH, color_system=None).print(table)
     for reason, number in counts["reasons"].items():
         print(f"{number} file{'' if number == 1 else 's'}: {reason}")
@@ -136,7 +134,7 @@ def _check_sheet(target: Path) -> None:
     try:
         with Image.open(target) as picture:
             is_sheet = picture.info.get("Title") == TITLE
-    except (OSError, ValueError, Image.DecompressionBombError):  # a folder, no picture, or one of endless size
+    except (OSError, ValueError, Image.DecompressionBombError):  # a folder, not a picture, or an oversized one
         is_sheet = False
     if not is_sheet:
         raise StageError(f"{target} is no contact sheet: remove it or give another --sheet")

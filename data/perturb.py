@@ -164,7 +164,7 @@ def _found_by(detector: FaceDetector, frames: list[Frame], boxes: Boxes) -> tupl
 def _perturbed(
     clip: Clip, frames: list[Frame], boxes: Boxes, perturbation: Perturbation, settings: StoreSettings
 ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]] | None:
-    """Return a clip's crops, uint8 [T, S, S, 3], and valid frames, bool [T]; None if a detector sees no face."""
+    """Return a clip's crops, uint8 [T, S, S, 3], and valid frames, bool [T]; None if another detector sees no face."""
     rule, valid = settings.crop, clip.valid
     if perturbation.frames:
         frames = [perturbation.frames(frame) for frame in frames]

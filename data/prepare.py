@@ -66,7 +66,7 @@ def _prepare_one(source: Source, split: str, recipe: Recipe, existed: bool, fold
 
 
 def _prepare_here(jobs: list[Job], store: Unfinished, workers: int) -> None:
-    """Prepare in local processes. A file that kills its process, and again when tried alone, is unreadable."""
+    """Prepare in local processes. A file that kills its process, and a second one when tried alone, is unreadable."""
     job_of = {job[0].video_id: job for job in jobs}
 
     def row_of_killed(video_id: str) -> dict[str, Any]:

@@ -24,7 +24,7 @@ TABLES = frozenset({".json", ".csv", ".txt"})
 
 
 class NotFetched(UnreadableVideo):
-    """A file could not be fetched because of its connection or storage, not because of the file."""
+    """A file could not be fetched: connection or storage failed, which says nothing about the file."""
 
 
 def place(text: str) -> Path:

@@ -75,7 +75,7 @@ def _in_two_splits(first: Source, second: Source, why: str) -> StageError:
 def split_sources(sources: Sequence[Source], ratios: tuple[float, float, float], seed: int) -> list[str | None]:
     """Return the split of each source, identity-disjoint, with shares of videos as near to ``ratios`` as groups allow.
 
-    All of a group gets its prescribed split; the other groups fill up the shares. If a split then lacks a label because
+    A group with a prescribed split gets it as a whole; the others fill up the shares. If a split then lacks a label, as
     fakes link most persons to one another (all celebrities of Celeb-DF), the persons of the largest group are split one
     by one, provided that this helps; a source that shows persons of two splits is then left out (None).
 

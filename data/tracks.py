@@ -24,7 +24,7 @@ SEARCH_ALL_EVERY = 150
 FORGET_AFTER = 30
 """Frames without a face after which its track ends."""
 REACH = 0.3
-"""Share of a box's width by which the region in which its face is sought again is larger on each side."""
+"""Margin, as a share of a box's width, of the region around it in which its face is detected again."""
 LARGEST_SCALE = 2.0
 """Largest factor by which a region is enlarged for the detector."""
 SAME_FACE_IOU = 0.3

@@ -22,14 +22,15 @@ def _identities(name: str, method: str) -> tuple[str, ...]:
         raise StageError(
             f"{name} is not named like {method}/{example}.mp4, its identity is not known: rename or remove it"
         )
-    # The numbers of YouTube-real are videos, each of another person; they must not meet FF++'s numbers.
+    # Numbers in YouTube-real name videos, each of another person; they must not collide with FF++'s numbers.
     return (f"youtube{match[1]}",) if method == "YouTube-real" else tuple(dict.fromkeys(match.groups()))
 
 
 def celebdf_layout(root: Path) -> list[Source]:
-    """``Celeb-real/id0_0000.mp4``, ``Celeb-synthesis/id0_id1_0000.mp4`` (both identities), ``YouTube-real/00000.mp4``.
+    """Return the videos in the three folders of Celeb-DF.
 
-    ``List_of_testing_videos.txt`` is not used: its videos share identities with the others.
+    They are named like ``Celeb-real/id0_0000.mp4``, ``Celeb-synthesis/id0_id1_0000.mp4`` (both identities) and
+    ``YouTube-real/00000.mp4``. ``List_of_testing_videos.txt`` is not used: its videos share identities with the others.
     Raises StageError for a video whose name does not tell its identities.
     """
     return [

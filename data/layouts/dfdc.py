@@ -44,7 +44,7 @@ def _entries(part: Path) -> dict[str, Any]:
 
 
 def dfdc_layout(root: Path) -> list[Source]:
-    """Videos that ``metadata.json`` lists, in ``root`` or its sub-folders (``dfdc_train_part_0``, ...).
+    """Return the videos that ``metadata.json`` lists, in ``root`` or its sub-folders (``dfdc_train_part_0``, ...).
 
     The identity is the source video, which may lie in another part. The ``split`` of every entry is "train": it is
     not used. Raises StageError if there is no ``metadata.json`` or one is malformed.
@@ -56,7 +56,7 @@ def dfdc_layout(root: Path) -> list[Source]:
 
 
 def dfdc_notes(root: Path, sources: Sequence[Source]) -> list[str]:
-    """Return the notes on DFDC for reports: splits are by source video, and files that no metadata.json lists."""
+    """Return DFDC's notes for reports: splits are by source video; and the files that no metadata.json lists."""
     listed = {source.name for source in sources}
     unlisted = [name for _, name in media(root) if name not in listed]
     if not unlisted:

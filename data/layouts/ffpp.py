@@ -29,9 +29,9 @@ def _identities(name: str, actors: bool) -> tuple[str, ...]:
 
 
 def ffpp_layout(root: Path) -> list[Source]:
-    """``{original,manipulated}_sequences/METHOD/COMPRESSION/videos``: any method, every compression.
+    """Return the videos in ``{original,manipulated}_sequences/METHOD/COMPRESSION/videos``, of all methods.
 
-    A manipulated video is named ``TARGET_SOURCE`` and carries both identities.
+    All compressions are listed. A manipulated video is named ``TARGET_SOURCE`` and carries both identities.
     """
     sources = []
     for folder, label in (("original_sequences", REAL), ("manipulated_sequences", FAKE)):

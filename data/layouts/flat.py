@@ -23,7 +23,7 @@ def _identity(name: str, pattern: re.Pattern[str] | None) -> str:
 
 
 def flat_layout(root: Path, label: str, identity_pattern: str | None) -> list[Source]:
-    """``root/**``, all ``label`` (real or fake); the method is named like the label.
+    """Return the files of ``root/**``, all with ``label`` (real or fake); the method is named like the label.
 
     The identity is the first group of ``identity_pattern`` (or all that it matches) in the path below ``root``, or
     the stem without a pattern. Raises StageError for a pattern that does not compile or misses a file.

@@ -6,7 +6,7 @@ from data.layouts.source import FAKE, PHOTO_SUFFIXES, REAL, VIDEO_SUFFIXES, Sour
 
 
 def folder_layout(root: Path) -> list[Source]:
-    """``root/real/**`` and ``root/fake/**``. A file's stem is its identity: ``fake/x.mp4`` is of ``real/x.mp4``."""
+    """Return the files of ``root/real/**`` and ``root/fake/**``; a stem is an identity: fake/x.mp4 is of real/x.mp4."""
     return [
         Source(path, name, label, kind, (PurePath(name).stem,))
         for kind, label in (("real", REAL), ("fake", FAKE))

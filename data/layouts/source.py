@@ -1,4 +1,4 @@
-"""Sources: what is known of an input file before it is opened. And the search for files that layouts share."""
+"""Sources, which hold what is known of an input file before it is opened, and how layouts find files."""
 
 import hashlib
 import os

@@ -82,11 +82,11 @@ def _source(row: dict[str, str], folder: Path) -> Source:
 
 
 def csv_layout(table: Path) -> list[Source]:
-    """Read the columns ``path`` (below the csv's folder), ``label`` (real, fake, 0, 1) and three optional ones.
+    """Return the sources in a table: columns ``path`` (below the csv's folder) and ``label`` (real, fake, 0, 1).
 
-    These are ``identity`` (several with ``;``; default: the file's stem), ``method`` and ``split`` (train, val, test).
-    Names of columns may be in capitals; other columns are reported and not used. A missing file is listed, too.
-    Raises StageError for a malformed table.
+    Optional are ``identity`` (several with ``;``; default: the stem), ``method`` and ``split`` (train, val, test).
+    Names of columns may be in capitals; other columns are reported and not used. A missing file is listed, too. Raises
+    StageError for a malformed table.
     """
     sources: dict[str, Source] = {}
     for line, header, cells in _rows(table):
