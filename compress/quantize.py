@@ -11,6 +11,7 @@ import torch
 import typer
 from torch import nn
 
+from command import run_as_script
 from compress.calibration import (
     Calibrated,
     backbone_pictures,
@@ -35,18 +36,7 @@ from models.detector import Detector
 from models.origin import DataSource
 from models.run import TOOLS, Run, RunInfo, UnfinishedRun, save_run, versions_of
 from models.schemes import dynamic_layers, fast_dtype, in_scheme
-from stage import (
-    PALETTES,
-    STATIC_INT8,
-    LowPrecision,
-    Scheme,
-    Seed,
-    StageError,
-    WrongArgument,
-    progress,
-    run_as_script,
-    say,
-)
+from stage import PALETTES, STATIC_INT8, LowPrecision, Scheme, Seed, StageError, WrongArgument, progress, say
 
 MATCHED_CLIPS = 32
 """Training clips on which a clip detector's logits are matched. A frame detector's logits are matched on twice as many

@@ -8,6 +8,7 @@ import torch
 import typer
 from torch import Tensor, nn
 
+from command import run_as_script, takes_options
 from compress import losses
 from compress.caches import CacheFolder, default_cache
 from compress.compute import Compute, prepare_compute, samples_of_part
@@ -24,7 +25,7 @@ from models.freezing import freeze
 from models.megatron import MegatronSettings
 from models.run import UnfinishedRun
 from models.start import Start
-from stage import Modality, Seed, StageError, WrongArgument, run_as_script, takes_options
+from stage import Modality, Seed, StageError, WrongArgument
 
 HEAD_HIDDEN = 256
 """Width of the hidden layer in the head over single frames."""

@@ -14,10 +14,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from command import run_as_script
 from data.layouts import SPLITS
 from data.store import FORGED, Clip, ClipStore
 from files import check_output, written_whole
-from stage import StageError, WrongArgument, run_as_script, say, some_of
+from stage import StageError, WrongArgument, say, some_of
 
 SHEET_CLIPS, SHEET_FRAMES = 12, 4
 TITLE = "Contact sheet of a ClipStore"

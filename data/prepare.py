@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 import cv2
 import typer
 
+from command import run_as_script, takes_options
 from data.cluster import on_ray
 from data.crops import CropRule
 from data.faces import DETECTORS
@@ -30,7 +31,7 @@ from data.store import ClipStore, Start, StoreInfo, StoreSettings
 from data.unfinished import Unfinished, clips_of, is_done, note
 from data.views import WeakestForgery
 from files import refuse_existing, written_whole
-from stage import Seed, StageError, WrongArgument, run_as_script, say, takes_options
+from stage import Seed, StageError, WrongArgument, say
 
 MANY_FILES = 10
 """Least number of a method's files of which chance alone would not put all into one split."""

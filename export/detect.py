@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from command import run_as_script
 from compress.scoring import probability
 from data.layouts import is_photo
 from data.remote import place
@@ -14,7 +15,7 @@ from export.bundle import Bundle
 from export.scan import scan, videos_in
 from export.scorer import Detection, VideoScorer
 from files import check_output
-from stage import StageError, WrongArgument, printable, run_as_script, say
+from stage import StageError, WrongArgument, printable, say
 
 
 def _line(detection: Detection) -> str:

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from command import run_as_script
 from compress.evaluation import Evaluated, Evaluation, evaluations, print_evaluation
 from compress.runs import check_length, check_size
 from compress.scoring import Takes
@@ -14,7 +15,7 @@ from data.store import ClipStore
 from export.bundle import Bundle, is_bundle
 from export.runtimes import evaluated_by
 from files import check_output
-from stage import WrongArgument, run_as_script
+from stage import WrongArgument
 
 
 def artifact_of(path: Path, file: str | None, store: ClipStore) -> Evaluated:

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from command import run_as_script
 from compress.runs import check_rgb, check_store, data_source, diagnosis_of, student_of
 from data.store import ClipStore
 from export.artifact import Job, make_artifact
@@ -20,7 +21,7 @@ from files import alone, refuse_existing, sha256_of, shortest_names, write_raw, 
 from models.detector import Architecture
 from models.run import TOOLS as RUN_TOOLS
 from models.run import Run, versions_of
-from stage import Scheme, StageError, in_processes, run_as_script, say
+from stage import Scheme, StageError, in_processes, say
 
 TOOLS = (*RUN_TOOLS, "onnx", "onnxruntime", "coremltools")
 ONLY_TORCH: tuple[Scheme, ...] = ("autocast", "int8-dynamic")

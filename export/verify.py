@@ -10,13 +10,14 @@ from typing import Annotated
 import numpy as np
 import typer
 
+from command import run_as_script
 from export.bundle import Bundle
 from export.manifest import Artifact
 from export.parity import LEAST_SNR_DB, compare
 from export.rules import CropExample, CropPixels
 from export.runtimes import NotEvaluated, evaluated_by
 from files import sha256_of
-from stage import StageError, run_as_script
+from stage import StageError
 
 
 def check_crops(bundle: Bundle) -> None:

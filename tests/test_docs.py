@@ -158,6 +158,7 @@ SAYINGS = (
         for saying in sayings(path)
     ]
     + sayings(ROOT / "stage.py")
+    + sayings(ROOT / "command.py")
     + sayings(ROOT / "files.py")
     + sayings(ROOT / "parsing.py")
 )

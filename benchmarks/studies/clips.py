@@ -21,6 +21,7 @@ from benchmarks.bench import bench
 from benchmarks.reference import reference
 from benchmarks.schema import Row, read_report
 from benchmarks.studies.teachers import SMALL, save_random_depth
+from command import run_as_script
 from compress.distill import distill
 from compress.teach import teach
 from data.depth import DepthAnything
@@ -28,7 +29,6 @@ from data.prepare import prepare
 from data.store import ClipStore
 from export.export import export
 from models.run import Run
-from stage import run_as_script
 
 LOSS = "classification,kl,dense=2,embedding-cosine"
 TIMED_FRAMES = 3

@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.machine import describe_machine
+from command import run_as_script
 from compress.compute import Compute, Precision, prepare_compute
 from compress.distill import DEFAULT_LOSS, student_task
 from compress.objective import CLASSIFICATION, StudentObjective, parse_losses
@@ -31,7 +32,6 @@ from data.views import ViewRule, Views
 from models.detector import Architecture, Detector, PixelDetector, Preprocessing
 from models.outputs import example_outputs
 from models.run import Run
-from stage import run_as_script
 
 STUDENT = "repvit_m0_9"
 ALONE, CACHED, LIVE = "no teacher", "cached teacher", "live teacher"

@@ -19,12 +19,13 @@ from rich.table import Table
 from safetensors.torch import save_file
 
 from benchmarks.machine import describe_machine
+from command import run_as_script
 from compress.teach import teach
 from data.forge import WEAKEST
 from data.prepare import prepare
 from files import written_whole
 from models.weights import read_state
-from stage import StageError, run_as_script, say
+from stage import StageError, say
 
 FORGERIES = 4
 """Fixed forgeries of each photo in the store."""

@@ -20,6 +20,7 @@ from rich.table import Table
 from torch import Tensor
 
 from benchmarks.machine import describe_machine
+from command import run_as_script
 from compress.compute import Precision, prepare_compute
 from compress.features import Cut, Features
 from compress.teach import HEAD_HIDDEN, TeacherObjective
@@ -28,7 +29,6 @@ from data.store import ClipStore
 from data.views import ViewRule, Views
 from models.detector import Architecture, Detector, PixelDetector, Preprocessing
 from models.freezing import freeze
-from stage import run_as_script
 
 STEPS = 3
 UNFREEZE = ("1", "0")

@@ -20,6 +20,7 @@ from benchmarks.bench import bench
 from benchmarks.reference import reference
 from benchmarks.studies.faces import imagenet_weights
 from benchmarks.studies.teachers import SMALL, save_random_depth
+from command import run_as_script
 from compress.distill import distill
 from compress.quantize import quantize
 from compress.teach import teach
@@ -30,7 +31,7 @@ from data.prepare import prepare
 from data.video import write_video
 from export.export import export
 from files import written_whole
-from stage import LowPrecision, in_processes, run_as_script, say
+from stage import LowPrecision, in_processes, say
 
 STUDENT, TEACHER, LARGE_TEACHER = "repvit_m0_9", "tf_efficientnet_lite0", "vit_base_patch14_dinov2"
 SIZE, FRAMES = 224, 20

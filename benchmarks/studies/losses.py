@@ -25,13 +25,14 @@ from sklearn.metrics import roc_auc_score
 
 from benchmarks.machine import describe_machine
 from benchmarks.studies.faces import Recipe, train_for
+from command import run_as_script
 from compress.bootstrap import usable_draws
 from compress.distill import distill
 from compress.runs import pixel_detector, torch_scorer
 from compress.scoring import ClipScores, score_split
 from data.store import ClipStore
 from models.run import Run
-from stage import run_as_script, say
+from stage import say
 
 ALONE = "no teacher"
 CHOICES = {

@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.machine import describe_machine
+from command import run_as_script
 from data.crops import CropRule
 from data.faces import DlibHog, Face, Mtcnn, iou, whole
 from data.layouts import Source
@@ -33,7 +34,7 @@ from data.schemas import CLIP_SCHEMA
 from data.store import StoreSettings
 from data.tracks import Tracker
 from data.video import Video
-from stage import progress, run_as_script, say
+from stage import progress, say
 
 FOUND_IOU = 0.5
 CLIP_FRAMES = 20

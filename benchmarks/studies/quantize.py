@@ -20,6 +20,7 @@ from rich.table import Table
 from benchmarks.bench import bench
 from benchmarks.reference import reference
 from benchmarks.schema import read_report
+from command import run_as_script
 from compress.calibration import backbone_pictures, drawn_inputs, logits
 from compress.diagnosis import block_of, noisiest_blocks
 from compress.equalization import STRENGTH, equalize
@@ -33,7 +34,7 @@ from export.bundle import Bundle
 from export.export import export
 from models.fusing import fuse
 from models.run import Run, save_run
-from stage import LowPrecision, run_as_script
+from stage import LowPrecision
 
 SCHEMES: tuple[LowPrecision, ...] = ("fp16", "int8", "int8-qat")
 CROPS = (64, 256)

@@ -16,10 +16,11 @@ from typing import Annotated
 import torch
 import typer
 
+from command import run_as_script
 from data.prepare import prepare
 from export.evaluate import evaluate
 from files import sha256_of, unfinished_of
-from stage import StageError, run_as_script, say
+from stage import StageError, say
 
 FAMILIES = {
     "dino": ["--backbone=vit_small_patch14_dinov2", "--modality=rgb+depth", "--unfreeze=1", "--epochs=3"],

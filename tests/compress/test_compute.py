@@ -63,7 +63,7 @@ def test_two_processes_train_as_one(alone: Path, teacher_run: Path, demo_store: 
 
 
 def test_variables_that_a_launcher_left_behind_end_with_one_line() -> None:
-    work = "import stage; from compress.compute import prepare_compute; stage.call(lambda: prepare_compute('fp32'))"
+    work = "import command; from compress.compute import prepare_compute; command.call(lambda: prepare_compute('fp32'))"
     told = os.environ | {"LOCAL_RANK": "0", "ACCELERATE_USE_CPU": "true"}
     done = subprocess.run([sys.executable, "-c", work], cwd=ROOT, env=told, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1

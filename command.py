@@ -1,0 +1,143 @@
+"""How a stage is called: its options, its streams, and errors as one line with an exit code."""
+
+import functools
+import inspect
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import is_dataclass
+from typing import Any, get_args, get_type_hints
+
+import typer
+import typer.models
+from pydantic import BaseModel, ValidationError
+
+from stage import StageError, T, WrongArgument, out_of_memory, reason_of, say
+
+LONGEST = 4096
+"""Most characters that a command-line argument may have: those of a path in Linux."""
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as in shells."""
+
+
+def _check_arguments(arguments: Iterable[str]) -> None:
+    """Raise WrongArgument for arguments that nobody means: empty (as a path, the current folder) or too long."""
+    for argument in arguments:
+        if not argument or re.fullmatch(r"--[a-z-]+=", argument):
+            raise WrongArgument("an argument is empty: is a variable of the shell not set?")
+        if len(argument) > LONGEST:
+            raise WrongArgument(
+                f"the argument {argument[:40]}... has {len(argument)} characters: at most {LONGEST} are read"
+            )
+
+
+def _check_folder() -> None:
+    """Raise StageError if the current folder is gone: libraries would fail later with unclear errors."""
+    try:
+        os.getcwd()  # noqa: PTH109
+    except OSError as error:
+        raise StageError(f"the current folder cannot be used ({reason_of(error)}): go to another") from error
+
+
+def _open_closed_streams() -> None:
+    """Open closed standard streams on the null device: libraries write to them, or to whatever has their number.
+
+    After ``>&-`` the next file to be opened, perhaps an output, would be standard output to native code.
+    """
+    streams = (("stdin", "r"), ("stdout", "w"), ("stderr", "w"))
+    while (number := os.open(os.devnull, os.O_RDWR)) < len(streams):
+        name, mode = streams[number]
+        os.set_inheritable(number, True)  # child processes need them open, too
+        setattr(sys, name, os.fdopen(number, mode, encoding="utf-8", closefd=False))
+    os.close(number)
+
+
+def call(app: Callable[[], Any]) -> None:
+    """Run a command; bad input ends it with one line and exit code 1, never with a traceback."""
+    try:
+        _open_closed_streams()
+        _check_folder()
+        _check_arguments(sys.argv[1:])
+        app()
+    except (KeyboardInterrupt, SystemExit) as exit_error:
+        interrupted = isinstance(exit_error, KeyboardInterrupt) or exit_error.code == INTERRUPTED  # as typer raises it
+        if not interrupted:
+            raise
+        say("interrupted: call the same command again; it goes on where it can", everywhere=True)
+        sys.exit(INTERRUPTED)
+    except UnicodeEncodeError as error:  # in a file name that is not valid UTF-8
+        excerpt = error.object[max(0, error.start - 40) : error.end + 40]
+        problem = f"{excerpt!a} cannot be written in {error.encoding}"
+        say(f"error: {problem}: rename it, or set a locale of UTF-8 (LC_ALL=C.UTF-8)", everywhere=True)
+        sys.exit(1)
+    except StageError as error:
+        say(f"error: {' '.join(str(error).split())}", everywhere=True)
+        sys.exit(2 if isinstance(error, WrongArgument) else 1)
+    except ImportError as error:
+        say(f"error: a package cannot be loaded ({reason_of(error)}): install Pocketproof again", everywhere=True)
+        sys.exit(1)
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, NotImplementedError) and "MPS" in str(error):
+            remedy = "set PYTORCH_ENABLE_MPS_FALLBACK=1, with which the CPU does it"
+            say(f"error: Apple's GPUs cannot compute this ({reason_of(error)}): {remedy}", everywhere=True)
+        elif out_of_memory(error):
+            problem = f"there is not enough memory ({reason_of(error)})"
+            say(f"error: {problem}: close other programs, or take smaller settings", everywhere=True)
+        else:
+            raise
+        sys.exit(1)
+    except OSError as error:
+        if error.errno is None:
+            raise
+        say(f"error: {error.strerror}: {error.filename or 'while reading or writing'}", everywhere=True)
+        sys.exit(1)
+
+
+def _options_of(option_class: Any) -> list[inspect.Parameter]:
+    """Return the fields of a class that carry a typer option in their annotation, as parameters of a signature."""
+    if not inspect.isclass(option_class) or not (is_dataclass(option_class) or issubclass(option_class, BaseModel)):
+        return []
+    hints = get_type_hints(option_class, include_extras=True)
+    return [
+        parameter.replace(kind=inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=hints[name])
+        for name, parameter in inspect.signature(option_class).parameters.items()
+        if any(isinstance(metadata, typer.models.OptionInfo) for metadata in get_args(hints.get(name))[1:])
+    ]
+
+
+def takes_options(stage: Callable[..., T]) -> Callable[..., T]:
+    """Let typer call a stage with the fields of its option classes as separate options.
+
+    A parameter whose class (a dataclass or a pydantic model) has options among its fields is replaced by them; fields
+    that are not passed keep their defaults. Raises WrongArgument for a value that a pydantic model refuses.
+    """
+    grouped = inspect.signature(stage, eval_str=True)
+    groups = {name: options for name, param in grouped.parameters.items() if (options := _options_of(param.annotation))}
+    flat = [option for name, parameter in grouped.parameters.items() for option in groups.get(name, [parameter])]
+    signature = grouped.replace(parameters=flat)
+
+    @functools.wraps(stage)
+    def wrapper(*args: Any, **kwargs: Any) -> T:
+        arguments = dict(signature.bind(*args, **kwargs).arguments)
+        for group, options in groups.items():
+            option_class = grouped.parameters[group].annotation
+            names = [option.name for option in options if option.name in arguments]
+            try:
+                arguments[group] = option_class(**{name: arguments.pop(name) for name in names})
+            except ValidationError as error:
+                first = error.errors()[0]
+                option = str(first["loc"][0]).replace("_", "-")
+                raise WrongArgument(f"--{option} {first['input']}: {first['msg']}") from error
+        return stage(**arguments)
+
+    wrapper.__dict__["__signature__"] = signature
+    wrapper.__annotations__ = {parameter.name: parameter.annotation for parameter in flat}
+    return wrapper
+
+
+def run_as_script(stage: Callable[..., Any]) -> None:
+    """Run one stage as ``python -m room.stage``: the same function as ``pocketproof stage``."""
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
+    app.command()(stage)
+    call(app)
