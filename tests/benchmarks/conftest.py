@@ -10,20 +10,16 @@ from compress.teach import teach
 from models.detector import Architecture, Detector
 from models.megatron import MegatronSettings
 from models.run import Run, save_run
-from tests.conftest import note_anew
+from tests.conftest import note_anew, shared
 
 
 @pytest.fixture(scope="module")
 def random_run(demo_store, tmp_path_factory):
-    out = tmp_path_factory.mktemp("random") / "large"
-    teach("dino", demo_store, out, backbone="test_vit", random_weights=True, epochs=0)
-    return out
+    options = {"backbone": "test_vit", "random_weights": True, "epochs": 0}
+    return shared(tmp_path_factory, "random/large", lambda out: teach("dino", demo_store, out, **options))
 
 
-@pytest.fixture(scope="module")
-def clip_run_and_store(demo_store, teacher_run, tmp_path_factory):
-    """A Megatron run of random weights that says it was trained, and a store whose depth is a copy of its RGB."""
-    folder = tmp_path_factory.mktemp("clips")
+def _save_clip_run_and_store(demo_store, teacher_run, folder):
     store = shutil.copytree(demo_store, folder / "store")
     for file in (store / "clips").iterdir():
         rows = pq.read_table(file)
@@ -39,4 +35,10 @@ def clip_run_and_store(demo_store, teacher_run, tmp_path_factory):
     metrics = json.loads(source.read("metrics.json"))
     run_info = source.info.model_copy(update={"architecture": architecture})
     save_run(folder / "megatron", run_info, Detector(architecture), metrics)
-    return folder / "megatron", store
+
+
+@pytest.fixture(scope="module")
+def clip_run_and_store(demo_store, teacher_run, tmp_path_factory):
+    """A Megatron run of random weights that says it was trained, and a store whose depth is a copy of its RGB."""
+    folder = shared(tmp_path_factory, "clips", lambda out: _save_clip_run_and_store(demo_store, teacher_run, out))
+    return folder / "megatron", folder / "store"

@@ -10,6 +10,7 @@ import skimage
 from numpy.typing import NDArray
 
 from data.flow import flow_picture
+from tests.conftest import shared
 from tests.data.commands import files, made
 
 SIZE = 64
@@ -45,6 +46,4 @@ def small_corpus(demo_corpus: Path, tmp_path_factory: pytest.TempPathFactory) ->
 @pytest.fixture(scope="module")
 def whole(small_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """Files of the store of ``small_corpus``, made by two processes."""
-    out = tmp_path_factory.mktemp("whole") / "store"
-    made(small_corpus, out, workers=2)
-    return files(out)
+    return files(shared(tmp_path_factory, "small-store", lambda out: made(small_corpus, out, workers=2)))
