@@ -95,6 +95,7 @@ class Filling:
 
     def _write_part(self, part: Path, number: int, todo: list[int]) -> None:
         """Compute views of a block and write them as records to the file ``part``."""
+        require_writable(part, "--cache")
         with writing(part), part.open("wb") as file:
             for count, (index, arrays) in enumerate(self._computed(number, todo), start=1):
                 file.write(np.int64(index).tobytes() + arrays.tobytes())

@@ -212,13 +212,12 @@ def _cut_again(store_path: Path, video: dict[str, Any], path: Path, folders: lis
         writers = [stack.enter_context(RowWriter(file, CLIP_SCHEMA)) for file in files]
         for clip, entry in zip(clips, entries, strict=True):
             source_frames = _frames_of(path, entry["start_frame"], settings.frames)
-            is_forgery = bool(clip.label) and not video["label"]
-            frames, boxes = _as_prepared(source_frames, clip.boxes, clip.clip_id, is_forgery, settings, 0.0)
+            frames, boxes = _as_prepared(source_frames, clip.boxes, clip.clip_id, clip.draw > 0, settings, 0.0)
             if not np.array_equal(settings.crop.cut_clip(frames, boxes), store.pixels(clip)):
                 raise StageError(
                     f"{path} does not give the crops of {store_path}: it is not the file that was prepared"
                 )
-            frames, boxes = _as_prepared(source_frames, clip.boxes, clip.clip_id, is_forgery, settings, REACH)
+            frames, boxes = _as_prepared(source_frames, clip.boxes, clip.clip_id, clip.draw > 0, settings, REACH)
             for perturbation, writer in zip(PERTURBATIONS, writers, strict=True):
                 if crops_and_valid := _perturbed(clip, frames, boxes, perturbation, settings):
                     crops, valid = crops_and_valid
