@@ -85,7 +85,7 @@ def device_mb(device: str) -> float | None:
 def time_batches(score: Scorer, task: Task) -> list[BatchTiming]:
     """Time batches of 1, 2, 4, ... until doubling gains less than LEAST_GAIN, or memory runs out.
 
-    Raises the error if the first batch already fails.
+    Raises the error of the first batch, and of any batch that fails for another reason than memory.
     """
     timings: list[BatchTiming] = []
     batch = 1
