@@ -68,6 +68,31 @@ class CacheKey(BaseModel):
     split: str = "train"
     rule: ViewRule
 
+    @classmethod
+    def of_views(
+        cls,
+        of: str,
+        views: Views,
+        modalities: tuple[Modality, ...],
+        network: nn.Module,
+        settings: str,
+        precision: str,
+        maps: str = "",
+    ) -> "CacheKey":
+        """Return the key of what ``network`` gives for ``views``; settings: all else of the network, as text."""
+        return cls(
+            of=of,
+            store=views.store.info.fingerprint,
+            clips=clips_fingerprint(views),
+            weights=weights_fingerprint(network),
+            network=settings,
+            precision=precision,
+            maps=maps,
+            modalities=modalities,
+            split=views.split,
+            rule=views.rule,
+        )
+
     @field_validator("rule")
     @classmethod
     def _plain(cls, rule: ViewRule) -> ViewRule:

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from compress.caches import CacheKey, FrameCache, clips_fingerprint, shared_cache, weights_fingerprint
+from compress.caches import CacheKey, FrameCache, shared_cache
 from compress.compute import Compute
 from data.batches import Batch, read_batch
 from data.store import Clip
@@ -67,16 +67,9 @@ class Features:
 
     def _cache(self, modality: Modality, root: Path) -> FrameCache:
         cut, views = self._cut, self._views
-        key = CacheKey(
-            of="frozen features",
-            store=views.store.info.fingerprint,
-            clips=clips_fingerprint(views),
-            weights=weights_fingerprint(cut.frozen),
-            network=f"{cut.detector.architecture.backbone}, --unfreeze {cut.unfreeze}, {_normalization(cut.pixels_in)}",
-            precision=self._compute.numbers,
-            modalities=(modality,),
-            split=views.split,
-            rule=views.rule,
+        settings = f"{cut.detector.architecture.backbone}, --unfreeze {cut.unfreeze}, {_normalization(cut.pixels_in)}"
+        key = CacheKey.of_views(
+            "frozen features", views, (modality,), cut.frozen, settings, precision=self._compute.numbers
         )
         cut.frozen.eval()
         return shared_cache(root, key, views, self._frozen, self._compute)

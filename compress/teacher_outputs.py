@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from compress.caches import CacheKey, clips_fingerprint, shared_cache, weights_fingerprint
+from compress.caches import CacheKey, shared_cache
 from compress.compute import Compute
 from data.batches import Pictures, read_batch
 from data.views import Views
@@ -114,16 +114,10 @@ class TeacherOutputs:
         self.per: Per = run.info.architecture.per
         self._live = None if cache else teacher
         if cache:
-            key = CacheKey(
-                of="teacher outputs",
-                store=views.store.info.fingerprint,
-                clips=clips_fingerprint(views),
-                weights=weights_fingerprint(teacher.network),
-                network=f"{run.info.architecture.model_dump_json()} {run.info.preprocessing.model_dump_json()}",
-                maps=str([list(stage.shape[1:]) for stage in self.layout.example.maps]),
-                precision=compute.numbers,
-                modalities=seen.modalities,
-                rule=views.rule,
+            settings = f"{run.info.architecture.model_dump_json()} {run.info.preprocessing.model_dump_json()}"
+            maps = str([list(stage.shape[1:]) for stage in self.layout.example.maps])
+            key = CacheKey.of_views(
+                "teacher outputs", seen, seen.modalities, teacher.network, settings, compute.numbers, maps
             )
             self._cache = shared_cache(cache, key, seen, teacher.of_view, compute)
 
