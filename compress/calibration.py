@@ -32,25 +32,25 @@ NetworkInputs = tuple[Tensor, ...]
 """Arguments of a detector: normalized pictures, float32, and for clips the mask of valid frames, bool [N, T]."""
 
 
-def drawn_inputs(run: Run, looks: Takes, store: ClipStore, split: str, samples: int, seed: int) -> list[NetworkInputs]:
+def drawn_inputs(run: Run, inputs: Takes, store: ClipStore, split: str, samples: int, seed: int) -> list[NetworkInputs]:
     """Return label-balanced frames or clips of a split in batches, prepared as inputs of a run's detector.
 
     ``samples`` of them are drawn, but no more per label than the rarer label has, evenly over the methods of forgery.
     In a training split without fakes, forgeries are made from its real clips.
     """
     labels = {clip.label for clip in store.clips(split, both=False)}
-    views = Views(store, ViewRule(forge=FAKE not in labels, seed=seed), split, looks.modalities)
-    samples_of = {"frame": lambda view: int(view.valid.sum()), "clip": lambda _: 1}[looks.per]
+    views = Views(store, ViewRule(forge=FAKE not in labels, seed=seed), split, inputs.modalities)
+    samples_of = {"frame": lambda view: int(view.valid.sum()), "clip": lambda _: 1}[inputs.per]
     fewest = min(sum(map(samples_of, (view for view in views.views if view.label == label))) for label in (REAL, FAKE))
-    batch = next(balanced_batches(views, 2 * max(1, min(samples // 2, fewest)), (seed,), looks.per))
-    step = PICTURES_AT_ONCE if looks.per == "frame" else max(1, PICTURES_AT_ONCE // store.frames)
+    batch = next(balanced_batches(views, 2 * max(1, min(samples // 2, fewest)), (seed,), inputs.per))
+    step = PICTURES_AT_ONCE if inputs.per == "frame" else max(1, PICTURES_AT_ONCE // store.frames)
     parts = [slice(start, start + step) for start in range(0, len(batch.rows), step)]
     pixels_in = PixelDetector(nn.Identity(), run.info.preprocessing)
     batches: list[NetworkInputs] = []
     # Each part holds both labels, because a moving average of ranges forgets the first samples.
     mixed = Batch(*(values.reshape(2, -1).T.ravel() for values in (batch.rows, batch.labels)))
     for part in parts:
-        read = read_batch(views, Batch(mixed.rows[part], mixed.labels[part]), looks.per)
+        read = read_batch(views, Batch(mixed.rows[part], mixed.labels[part]), inputs.per)
         valid = () if read.valid is None else (torch.from_numpy(read.valid),)
         batches.append((pixels_in.pictures(torch.from_numpy(read.pixels)), *valid))
     return batches

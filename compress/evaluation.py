@@ -148,18 +148,18 @@ def print_evaluation(evaluation: Evaluation) -> None:
 
 
 def _sources(
-    store: ClipStore, looks: Takes, recompressions: Sequence[Recompression], weights: Path | None
+    store: ClipStore, inputs: Takes, recompressions: Sequence[Recompression], weights: Path | None
 ) -> list[tuple[str | None, PictureSource]]:
     """Return the store itself, named None, and the requested recompressions of it by name.
 
     Raises WrongArgument if depth weights are not needed, or if flow would have to be recomputed.
     """
-    if weights and not (recompressions and "depth" in looks.modalities):
+    if weights and not (recompressions and "depth" in inputs.modalities):
         raise WrongArgument("--depth-weights is for --recompress and runs that look at depth: leave it out")
-    if recompressions and "flow" in looks.modalities:
+    if recompressions and "flow" in inputs.modalities:
         names = ", ".join(map(str, recompressions))
         raise WrongArgument(f"--recompress {names}: flow cannot be computed from such crops; evaluate without it")
-    depth = depth_of(store, weights) if recompressions and "depth" in looks.modalities else None
+    depth = depth_of(store, weights) if recompressions and "depth" in inputs.modalities else None
     recompressed = [(str(entry), RecompressedStore(store, entry, depth)) for entry in recompressions]
     return [(None, store), *recompressed]
 

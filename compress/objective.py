@@ -26,15 +26,15 @@ class Imitation(nn.Module):
 
 
 class Compared(Imitation):
-    """A loss between one output of both, without projectors. ``thing`` selects the output."""
+    """A loss between one output of both, without projectors. ``output`` selects it."""
 
-    def __init__(self, loss: Loss, thing: Callable[[Outputs], Tensor]) -> None:
+    def __init__(self, loss: Loss, output: Callable[[Outputs], Tensor]) -> None:
         super().__init__()
-        self._loss, self._thing = loss, thing
+        self._loss, self._output = loss, output
 
     def forward(self, student: Outputs, teacher: Outputs) -> Tensor:
         """Return the loss."""
-        return self._loss(self._thing(student), self._thing(teacher))
+        return self._loss(self._output(student), self._output(teacher))
 
 
 def _logits(model_outputs: Outputs) -> Tensor:

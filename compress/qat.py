@@ -167,7 +167,7 @@ class QatSettings:
 
 
 def train_rounded(
-    calibrated: Calibrated, lesson: QatSettings, unfinished: UnfinishedRun
+    calibrated: Calibrated, settings: QatSettings, unfinished: UnfinishedRun
 ) -> tuple[Calibrated, dict[str, Any]]:
     """Train a fused detector with rounded weights and activations; return it, with its new scales, and the history.
 
@@ -175,19 +175,19 @@ def train_rounded(
     about them.
     """
     compute = _compute()
-    run, teacher, store, rule = lesson.run, lesson.teacher, lesson.store, lesson.rule
+    run, teacher, store, rule = settings.run, settings.teacher, settings.store, settings.rule
     views = Views(store, rule, modalities=run.info.architecture.modalities)
     teacher_views = Views(store, rule, modalities=teacher.info.architecture.modalities)
-    epochs = lesson.passes // rule.views
+    epochs = settings.passes // rule.views
     schedule = Schedule(
-        epochs, lesson.batch_size, LEARNING_RATE, lesson.accumulate, patience=lesson.passes, precision="fp32"
+        epochs, settings.batch_size, LEARNING_RATE, settings.accumulate, patience=settings.passes, precision="fp32"
     )
     program = trainable(calibrated)
     example = example_outputs(program, store.frames, with_maps=False)
     teacher_outputs = TeacherOutputs(teacher, views, teacher_views, example, compute, cache=None)
-    objective = StudentObjective(program, lesson.losses, None, teacher_outputs.layout, example)
+    objective = StudentObjective(program, settings.losses, None, teacher_outputs.layout, example)
     task = student_task(PixelDetector(program, run.info.preprocessing), objective, teacher_outputs, views, compute)
-    task = replace(task, keep_last=lesson.of_itself)
-    history = fit(compute, task, schedule, lesson.seed, unfinished)
+    task = replace(task, keep_last=settings.of_itself)
+    history = fit(compute, task, schedule, settings.seed, unfinished)
     trained = with_weights_of(calibrated.detector, program.cpu())
-    return as_trained(calibrated, trained), history | {"loss": lesson.losses}
+    return as_trained(calibrated, trained), history | {"loss": settings.losses}

@@ -58,8 +58,8 @@ class Quantized:
     """The detector whose weights are saved."""
     program: nn.Module
     """The module that computes in the scheme."""
-    said: str
-    """Description for the final message."""
+    description: str
+    """Text for the final message."""
     metrics: dict[str, Any]
     files: dict[str, str] = field(default_factory=dict)
     """Texts of further files of the run, by file name without ``.json``."""
@@ -224,8 +224,8 @@ def quantize(
         say("this CPU has no bfloat16 instructions: autocast is emulated to score the validation clips, which is slow")
     crops = calibration_clips or CALIBRATION_CROPS
     if scheme == "int8-qat":
-        lesson = QatSettings.of(source_run, teacher_run, store, passes or PASSES, seed)
-        result, metrics = _train_and_write(out, source, info, crops, lesson)
+        settings = QatSettings.of(source_run, teacher_run, store, passes or PASSES, seed)
+        result, metrics = _train_and_write(out, source, info, crops, settings)
     else:
         with alone(out):
             result = static_int8(source, crops) if scheme == "int8" else other_numbers(source, scheme)
@@ -235,7 +235,7 @@ def quantize(
     if metrics["logit_snr_db"] < EXPECTED_SNR_DB and not teacher_run:
         where = ": metrics.json says which layers cost most" if "diagnosis" in metrics else ""
         say(f"note: {EXPECTED_SNR_DB:.0f} dB or more are expected of {scheme}{where}")
-    say(f"{out}: logits within {metrics['logit_snr_db']:.1f} dB of the run's ({result.said}); {accuracy}")
+    say(f"{out}: logits within {metrics['logit_snr_db']:.1f} dB of the run's ({result.description}); {accuracy}")
 
 
 def _data_source(store: ClipStore, source_run: Run, *others: Run) -> DataSource:
@@ -251,20 +251,20 @@ def _data_source(store: ClipStore, source_run: Run, *others: Run) -> DataSource:
 
 
 def _train_and_write(
-    out: Path, source: Unquantized, info: RunInfo, crops: int, lesson: QatSettings
+    out: Path, source: Unquantized, info: RunInfo, crops: int, settings: QatSettings
 ) -> tuple[Quantized, dict[str, Any]]:
     """Train and write an int8-qat run, or resume an interrupted one; return the result and the run's metrics."""
     asked = {
         "run": info.asked(),
         "crops": crops,
-        "rule": lesson.rule.model_dump(),
-        "passes": lesson.passes,
-        "losses": lesson.losses,
+        "rule": settings.rule.model_dump(),
+        "passes": settings.passes,
+        "losses": settings.losses,
         "data": source.store.info.fingerprint,
     }
     with UnfinishedRun(out, asked) as unfinished:
         result = static_int8(
-            source, crops, lambda calibrated: train_rounded(calibrated, lesson, unfinished), match=lesson.of_itself
+            source, crops, lambda calibrated: train_rounded(calibrated, settings, unfinished), match=settings.of_itself
         )
         metrics = _check_accuracy(source, result, info.scheme) | result.metrics
         steps = info.trained_steps + result.metrics["training"]["steps"]

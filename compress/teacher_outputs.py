@@ -32,14 +32,14 @@ class Layout:
     head: ClipHead | None
     """The head of a clip teacher; None for a frame teacher."""
 
-    def rows(self, said: Outputs) -> Tensor:
-        """Return the rows of a teacher's outputs ``said``, float32 [N, W], or [N, T, W] for clips."""
-        if said.frames is not None:
-            logits_by_frame = said.logits[:, None].expand(-1, said.frames.shape[1], -1)
-            return torch.cat([said.frames.float(), logits_by_frame.float()], dim=-1)
-        maps = on_grids([stage.float() for stage in said.maps], self.example.grids)
+    def rows(self, teacher_outputs: Outputs) -> Tensor:
+        """Return the rows of ``teacher_outputs``, float32 [N, W], or [N, T, W] for clips."""
+        if teacher_outputs.frames is not None:
+            logits_by_frame = teacher_outputs.logits[:, None].expand(-1, teacher_outputs.frames.shape[1], -1)
+            return torch.cat([teacher_outputs.frames.float(), logits_by_frame.float()], dim=-1)
+        maps = on_grids([stage.float() for stage in teacher_outputs.maps], self.example.grids)
         positions = (stage.permute(0, 2, 3, 1).flatten(1) for stage in maps)
-        return torch.cat([said.embedding.float(), said.logits.float(), *positions], dim=-1)
+        return torch.cat([teacher_outputs.embedding.float(), teacher_outputs.logits.float(), *positions], dim=-1)
 
     def outputs(self, rows: Tensor, valid: Tensor | None) -> Outputs:
         """Return the outputs that ``rows`` holds, as the method ``rows`` stores them; valid: of clips, bool [N, T]."""

@@ -97,7 +97,7 @@ class _Training:
         self.scaler = torch.amp.GradScaler(compute.device.type, enabled=compute.dtype == torch.float16)
         self.position = Position()
         self.average = MovingAverage(self.parameters, schedule.ema)
-        self.met: list[int] = []
+        self.found_unreadable: list[int] = []
         """Views that could not be read in the interrupted pass, before the interruption."""
         self._restore()
         self.log = _Log(unfinished, self.position.steps)
@@ -118,7 +118,7 @@ class _Training:
         position = self.position
         self.task.views.unreadable.update(position.unreadable)
         batches = self._batches(position.passes)
-        self.task.views.unreadable.update(self.met)
+        self.task.views.unreadable.update(self.found_unreadable)
         if not position.speed:
             position.speed = training_speed(self.compute, self.task.objective, self._inputs(batches[0], 0))
         self._train(batches)
@@ -262,7 +262,7 @@ class _Training:
         self.curve.load_state_dict(states["curve"])
         self.scaler.load_state_dict(states["scaler"])
         restore_random(states["random"][self.compute.rank], self.compute.device)
-        self.met = states["unreadable"][self.compute.rank]
+        self.found_unreadable = states["unreadable"][self.compute.rank]
         say(f"going on after pass {self.position.passes} and {self.position.batch} batches of the next")
 
 

@@ -60,9 +60,9 @@ class Unquantized:
         before = self.scores(self.fused)
         return round(before.auc - max(self.max_auc_drop, one_pair(before)), DIGITS)
 
-    def drawn(self, looks: Takes, samples: int) -> list[NetworkInputs]:
+    def drawn(self, inputs: Takes, samples: int) -> list[NetworkInputs]:
         """Return inputs of a detector for drawn training frames or clips, in batches (``drawn_inputs``)."""
-        return drawn_inputs(self.run, looks, self.store, "train", samples, self.seed)
+        return drawn_inputs(self.run, inputs, self.store, "train", samples, self.seed)
 
     def scores(self, program: nn.Module) -> ClipScores:
         """Return the scores of a program on the validation split."""

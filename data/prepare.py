@@ -231,7 +231,7 @@ def prepare(
     detector: Annotated[Literal["dlib", "mtcnn"], typer.Option(help="Face detector.")] = "dlib",
     all_faces: Annotated[bool, typer.Option(help="A clip of each steady face, not only of the largest.")] = False,
     crop: CropRule = CropRule(),
-    looks: ModalityOptions = ModalityOptions(),
+    modality_options: ModalityOptions = ModalityOptions(),
     forge: Annotated[
         int, typer.Option(help="Self-blended forgeries of each real clip, for validation and test.", min=0)
     ] = 0,
@@ -254,7 +254,7 @@ def prepare(
     if weakest_forgery != WEAKEST and not forge:
         raise WrongArgument(f"--weakest-forgery {weakest_forgery} is for forgeries: give --forge with it")
     split_ratios = parse_ratios(ratios)
-    modalities = looks.checked()
+    modalities = modality_options.checked()
     sources, notes, fingerprint = _read_places(source, selection)
     if all_faces and any(entry.label for entry in sources):
         notes.append("Every face of a fake video counts as fake (--all-faces), also one that nobody forged.")

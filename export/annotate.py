@@ -47,7 +47,7 @@ class Marks:
             self.scores[clip.start + int(frame)] = float(score)
 
 
-def annotate(path: Path, found: Detection, marks: Marks, out: Path) -> None:
+def annotate(path: Path, detection: Detection, marks: Marks, out: Path) -> None:
     """Write a video again with its marks drawn in, as H.264 without sound, at its mean frame rate.
 
     Holds one frame in memory. Raises StageError if H.264 cannot hold the video.
@@ -56,7 +56,7 @@ def annotate(path: Path, found: Detection, marks: Marks, out: Path) -> None:
         rate = Fraction(video.info.fps).limit_denominator(90_000)
         frames = (picture.rgb for picture in video.pictures())
         try:
-            write_video(aside, _marked_frames(frames, found, marks), rate)
+            write_video(aside, _marked_frames(frames, detection, marks), rate)
         except av.error.ExternalError as error:
             raise StageError(f"{out}: H.264 cannot hold this video ({reason_of(error)})") from error
 

@@ -82,7 +82,7 @@ def _write(graphs: list[Graph], form: Form, path: Path) -> dict[str, Any]:
 class Written:
     """An artifact on disk."""
 
-    said: dict[str, Any]
+    fields: dict[str, Any]
     """Fields of the manifest's entry that come from its programs."""
     in_torch: NDArray[np.float32]
     """P(fake) of the golden inputs by the same programs in torch, float32 [N]."""
@@ -164,6 +164,6 @@ def _make(job: Job, folder: Path, inputs: Inputs) -> tuple[Artifact, list[float]
         evaluated_by=evaluated_by(runtime) if gated.scorer else None,
         source_run=source.run.as_parent(),
         student=student_of(source.run),
-        **written.said,
+        **written.fields,
     )
     return entry, gated.scores.astype(float).tolist()

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from stage import StageError
 
 POSITION_BASE = 10_000.0
-UNHEARD = -3e4
+MASKED_LOGIT = -3e4
 """Added to the attention logits of frames that are not valid."""
 
 
@@ -90,7 +90,7 @@ class Encoder(nn.Module):
         """Return the features of each frame, float [N, T, D], without attention to ``masked`` frames, bool [N, T]."""
         # A float mask that is added to the attention logits, because coremltools 9.0 inverts a bool padding mask.
         # Finite, so that no runtime can turn it into NaN; e^-30000 is 0 as well.
-        attention_mask = torch.zeros_like(frames[..., 0]).masked_fill(masked, UNHEARD)
+        attention_mask = torch.zeros_like(frames[..., 0]).masked_fill(masked, MASKED_LOGIT)
         for layer in self.layers:
             frames = layer(frames, src_key_padding_mask=attention_mask)
         normed: Tensor = self.norm(frames)

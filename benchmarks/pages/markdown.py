@@ -34,8 +34,8 @@ def _table(table: Table) -> Iterator[str]:
 
 def _section(section: Section) -> Iterator[str]:
     yield from ("", f"## {_escaped(': '.join(filter(None, (section.title, section.about))))}")
-    if section.said:
-        yield from ("", _escaped(" ".join(section.said)))
+    if section.sentences:
+        yield from ("", _escaped(" ".join(section.sentences)))
     if section.facts:
         yield ""
         yield from (f"- **{_escaped(term)}**: {_escaped(text)}" for term, text in section.facts.items())
@@ -55,6 +55,6 @@ def page(report: Report) -> str:
     lines += [f"- {_escaped(note)}" for note in report.notes] or ["None."]
     lines += ["", "## Rows", "", f"{DASH} was not measured; the status says why. {CHARTS}", *_table(_rows(report))]
     for section in sections(report):
-        if section.said or section.tables or section.facts:
+        if section.sentences or section.tables or section.facts:
             lines += _section(section)
     return "\n".join(lines) + "\n"

@@ -85,10 +85,10 @@ def _draw(bands: list[list[Mark]], title: str) -> Figure:
     return figure
 
 
-def pareto_chart(marks: list[Mark], title: str, described: str) -> str:
+def pareto_chart(marks: list[Mark], title: str, description: str) -> str:
     """Return a chart of cost against AUC as SVG in the page's text colour; marks without an AUC are in a strip below.
 
-    ``title``: of the cost axis; ``described``: the chart's text for screen readers.
+    ``title``: of the cost axis; ``description``: the chart's text for screen readers.
     """
     bands = [[mark for mark in marks if mark.auc is not None], [mark for mark in marks if mark.auc is None]]
-    return as_svg(lambda: _draw([band for band in bands if band], title), described)
+    return as_svg(lambda: _draw([band for band in bands if band], title), description)

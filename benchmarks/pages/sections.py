@@ -47,12 +47,12 @@ class Chart:
 
 @dataclass(frozen=True)
 class Section:
-    """A heading with sentences (``said``), terms with their texts (``facts``), charts and tables, in this order."""
+    """A heading with sentences, terms with their texts (``facts``), charts and tables, in this order."""
 
     title: str
     about: str = ""
     """The run or machine that the section is about; empty if it is about all."""
-    said: tuple[str, ...] = ()
+    sentences: tuple[str, ...] = ()
     facts: dict[str, str] = field(default_factory=dict)
     charts: tuple[Chart, ...] = ()
     tables: tuple[Table, ...] = ()
@@ -115,7 +115,7 @@ def _pictures(report: Report) -> Iterator[Section]:
     latency_charts = [_latency_chart(session.machine, report) for session in report.sessions]
     charts = tuple(chart for chart in latency_charts if chart)
     sentences = () if charts else ("No row has a latency, so there is no picture.",)
-    yield Section("Latency and accuracy", said=sentences, charts=charts)
+    yield Section("Latency and accuracy", sentences=sentences, charts=charts)
     if size := _size_chart(report):
         yield Section("Size and accuracy", charts=(size,))
 
@@ -123,21 +123,21 @@ def _pictures(report: Report) -> Iterator[Section]:
 def _accuracy(report: Report) -> Iterator[Section]:
     if (table := accuracy_table(report.rows)).rows:
         sentence = "Rows that differ in threads alone, and say the same, are told once."
-        yield Section("Accuracy", said=(sentence,), tables=(table,))
+        yield Section("Accuracy", sentences=(sentence,), tables=(table,))
     methods = methods_of(report.rows)
     if len(methods) > 1:
         sentence = "AUC of each method's fake clips against all real ones, with its interval of 95%."
-        yield Section("By method of forgery", said=(sentence,), tables=(methods_table(report.rows),))
+        yield Section("By method of forgery", sentences=(sentence,), tables=(methods_table(report.rows),))
     elif methods:
         sentence = f"All fake clips are of one method, {next(iter(methods))}: its AUC is that of all clips."
-        yield Section("By method of forgery", said=(sentence,))
+        yield Section("By method of forgery", sentences=(sentence,))
 
 
 def _times(report: Report) -> Iterator[Section]:
     if report.rows:
         common = [title for title in PLACES if not differing(title, report.rows)]
         sentences = [f"{title} of all rows: {COLUMNS[title].text(report.rows[0])}." for title in common]
-        yield Section("Time, memory and size", said=tuple(sentences), tables=(cost_table(report.rows),))
+        yield Section("Time, memory and size", sentences=tuple(sentences), tables=(cost_table(report.rows),))
     if (table := stability_table(report.rows)).rows:
         yield Section("Stability", tables=(table,))
 
@@ -160,7 +160,7 @@ def _budgets(budgets: list[Budget]) -> Iterator[Section]:
     )
     caption += "total, so that steps are compared within a bar and totals between bars."
     charts = (Chart(budget_chart(drawn), caption),) if drawn else ()
-    yield Section("Clip budget", said=(sentence,), charts=charts, tables=budget_tables(budgets))
+    yield Section("Clip budget", sentences=(sentence,), charts=charts, tables=budget_tables(budgets))
 
 
 def _sustained(rows: list[Row]) -> Iterator[Section]:
@@ -199,7 +199,7 @@ def _diagnoses(report: Report) -> Iterator[Section]:
 def _robustness(report: Report) -> Iterator[Section]:
     if tables := robustness_tables(report):
         sentence = "Each artifact against itself on the same clips cut as the manifest says."
-        yield Section("Crops cut otherwise", said=(sentence,), tables=tables)
+        yield Section("Crops cut otherwise", sentences=(sentence,), tables=tables)
 
 
 def _reference(reference: ReferenceSummary) -> Section:

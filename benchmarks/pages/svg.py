@@ -40,18 +40,18 @@ class Place(NamedTuple):
     label: str
 
 
-def as_svg(draw: Callable[[], Figure], described: str) -> str:
-    """Return the figure of ``draw`` as SVG in the page's text colour; ``described``: its text for screen readers."""
+def as_svg(draw: Callable[[], Figure], description: str) -> str:
+    """Return the figure of ``draw`` as SVG in the page's text colour; ``description``: its text for screen readers."""
     file = io.StringIO()
     no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     # The salt makes the names of clip paths and hatches differ from those of the page's other charts.
-    with mpl.rc_context(STYLE | {"svg.hashsalt": described}), warnings.catch_warnings():
+    with mpl.rc_context(STYLE | {"svg.hashsalt": description}), warnings.catch_warnings():
         # The browser has the letters that matplotlib's font lacks.
         warnings.filterwarnings("ignore", message="Glyph")
         draw().savefig(file, format="svg", metadata=no_metadata)
     svg = file.getvalue().partition("<svg")[2].replace(f": {INK}", ": currentColor")
     svg = re.sub(r'<g id="[^"]*"', "<g", svg)  # the same in every picture, and never referred to
-    return f'<svg role="img" aria-label="{html.escape(described)}"{svg}'
+    return f'<svg role="img" aria-label="{html.escape(description)}"{svg}'
 
 
 def shortened(label: str) -> str:

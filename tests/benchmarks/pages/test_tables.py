@@ -47,7 +47,7 @@ def test_one_method_is_a_sentence(report: Report) -> None:
     for row in report.rows:
         row.methods = {name: figures for name, figures in row.methods.items() if name == "Deepfakes"}
     section = next(own for own in sections(report) if own.title == "By method of forgery")
-    assert section.said == ("All fake clips are of one method, Deepfakes: its AUC is that of all clips.",)
+    assert section.sentences == ("All fake clips are of one method, Deepfakes: its AUC is that of all clips.",)
     assert not section.tables
 
 
