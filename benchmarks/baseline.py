@@ -16,11 +16,11 @@ from stage import StageError, WrongArgument
 Key = tuple[object, ...]
 
 
-def parse_share(text: str, option: str) -> float:
-    """Return 0.1 for ``10%`` or ``0.1``. Raises StageError for other texts, also ``10``, which might mean 10%."""
+def parse_max_slower(text: str) -> float:
+    """Return 0.1 for ``10%`` or ``0.1``. Raises WrongArgument for other texts, also ``10``, which might mean 10%."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)(%?)", text.strip())
     if not match or (float(match[1]) >= 1 and not match[2]):
-        raise WrongArgument(f"{option} {text}: give a share, as 10% or 0.1")
+        raise WrongArgument(f"--max-slower {text}: give a share, as 10% or 0.1")
     return float(match[1]) / (100 if match[2] else 1)
 
 
@@ -61,7 +61,7 @@ class Baseline:
     @classmethod
     def read(cls, path: Path, max_slower: str, max_auc_drop: float) -> "Baseline":
         """Read an earlier report. Raises StageError if it cannot be read, has no row, or ``max_slower`` is no share."""
-        share = parse_share(max_slower, "--max-slower")
+        share = parse_max_slower(max_slower)
         report = read_report(path)
         if not report.rows:
             raise StageError(f"--baseline {path} has no rows: there is nothing to hold the new report against")

@@ -87,7 +87,7 @@ def _measure_here(
 
 
 def _parse_threads(text: str, most: int | None) -> list[int]:
-    """Return the counts in a text as ``1,2``, each once. Raises StageError if one is not positive or above ``most``."""
+    """Return the counts in a text as ``1,2``, each once. Raises WrongArgument if one is below 1 or above ``most``."""
     if not all(part.isdecimal() and int(part) > 0 for part in text.split(",")):
         raise WrongArgument(f"--threads {text!r}: give one or more counts, as 1 or 1,2")
     counts = list(dict.fromkeys(int(part) for part in text.split(",")))

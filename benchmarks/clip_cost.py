@@ -30,7 +30,7 @@ class ClipCost:
     ] = None
 
     def check(self) -> None:
-        """Raise StageError if a file cannot be used, or if weights are given without a video."""
+        """Raise StageError if a file cannot be used, WrongArgument if weights are given without a video."""
         if self.depth_weights and not self.video:
             raise WrongArgument(
                 "--depth-weights is for --video, which times a depth network: leave it out, or give --video"

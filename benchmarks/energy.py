@@ -30,10 +30,10 @@ class Joules:
             return None
         total = 0
         for zone, before in self._start.items():
-            after = _microjoules(zone)
-            if after is None:
+            after, wrap = _microjoules(zone), _microjoules(zone, "max_energy_range_uj")
+            if after is None or (after < before and wrap is None):
                 return None
-            total += after - before if after >= before else after - before + _range(zone)
+            total += after - before if after >= before else after - before + (wrap or 0)
         return total / 1e6
 
 
@@ -44,12 +44,8 @@ def _is_processor(zone: Path) -> bool:
         return False
 
 
-def _microjoules(zone: Path) -> int | None:
+def _microjoules(zone: Path, counter: str = "energy_uj") -> int | None:
     try:
-        return int((zone / "energy_uj").read_text())
+        return int((zone / counter).read_text())
     except (OSError, ValueError):
         return None
-
-
-def _range(zone: Path) -> int:
-    return int((zone / "max_energy_range_uj").read_text())

@@ -1,5 +1,6 @@
 """The compound figures of a report's rows and sessions: latency, profiles, clip budgets, robustness."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -32,6 +33,11 @@ class Latency(BaseModel):
         p50, p90, p99 = np.percentile(times_ms, [50, 90, 99])
         runs = len(times_ms)
         return cls(p50=p50, p90=p90 if runs >= RUNS_FOR_P90 else None, p99=p99 if runs >= RUNS_FOR_P99 else None)
+
+
+def spread_of(medians_ms: Sequence[float]) -> float:
+    """Return the largest less the smallest of the rounds' medians, as a share of their median."""
+    return (max(medians_ms) - min(medians_ms)) / float(np.median(medians_ms))
 
 
 class MethodFigures(BaseModel):

@@ -135,7 +135,7 @@ TOOLS = (
 
 
 def tool_of(runner: Path) -> Tool:
-    """Return the kind of a runner by its name. Raises StageError if the name fits none, or if there is no such file."""
+    """Return the kind of a runner by its name. Raises WrongArgument if it fits none, StageError without the file."""
     tool = next((tool for tool in TOOLS if tool.in_name in runner.name), None)
     if tool is None:
         raise WrongArgument(

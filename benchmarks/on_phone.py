@@ -9,7 +9,7 @@ import numpy as np
 import typer
 
 from benchmarks.adb import Phone
-from benchmarks.figures import RUNS_FOR_P90, RUNS_FOR_P99, Latency
+from benchmarks.figures import RUNS_FOR_P90, RUNS_FOR_P99, Latency, spread_of
 from benchmarks.measuring import refuse_changed
 from benchmarks.native_runners import RunnerTimes, Tool, tool_of
 from benchmarks.rounds import Effort
@@ -30,7 +30,11 @@ class PhoneTimer:
 
     @classmethod
     def connect(cls, runners: Sequence[Path]) -> "PhoneTimer":
-        """Connect to the phone. Raises StageError if there is none, or if a runner is missing or of no known kind."""
+        """Connect to the phone.
+
+        Raises WrongArgument if no runner is given, or two of a kind or one of no known kind, StageError if one is
+        missing or there is no phone.
+        """
         if not runners:
             raise WrongArgument(
                 "--device adb needs --runner FILE: executor_runner for .pte, onnxruntime_perf_test for .onnx"
@@ -161,7 +165,7 @@ def _fill_row(row: Row, rounds: Sequence[Sequence[RunnerTimes]], frames_per_run:
         p99=percentile([programs[0].p99_ms for programs in rounds], RUNS_FOR_P99),
     )
     if len(rounds) > 1:
-        row.spread = (max(row.medians_ms) - min(row.medians_ms)) / row.latency_ms.p50
+        row.spread = spread_of(row.medians_ms)
     row.repeats = sum(programs[0].runs for programs in rounds)
     row.throughput = 1e3 / float(np.mean([per_frame([times.mean_ms for times in programs]) for programs in rounds]))
     row.load_ms = sum(_all_or_none([times.load_ms for times in first])) or None
@@ -184,8 +188,8 @@ class DeviceOptions:
     def phone(self, only_here: dict[str, object]) -> PhoneTimer | None:
         """Return the timer of the phone; None for this machine.
 
-        ``only_here``: the values of options, by name, that work on this machine alone. Raises StageError if options do
-        not go together, or if there is no usable phone.
+        ``only_here``: the values of options, by name, that work on this machine alone. Raises WrongArgument if options
+        do not go together, StageError if there is no usable phone.
         """
         if self.device == "local":
             if self.runner:

@@ -8,7 +8,7 @@ from typing import get_args
 import numpy as np
 import torch
 
-from benchmarks.figures import Latency, MethodFigures
+from benchmarks.figures import Latency, MethodFigures, spread_of
 from benchmarks.robustness import robustness_of
 from benchmarks.schema import Row
 from benchmarks.task import Measurement, Timing, clip_scores
@@ -210,7 +210,7 @@ def _fill_times(row: Row, timings: Sequence[Timing]) -> None:
         rounds_ms = [third.tolist() for third in np.array_split(times_ms, 3)]
     row.latency_ms, row.repeats = Latency.of(times_ms), len(times_ms)
     row.medians_ms = [float(np.median(round_ms)) for round_ms in rounds_ms]
-    row.spread = (max(row.medians_ms) - min(row.medians_ms)) / float(np.median(row.medians_ms))
+    row.spread = spread_of(row.medians_ms)
     row.throughput = 1e3 / float(times_ms.mean())
     row.load_ms, row.first_run_ms, row.cores = first.load_ms, first.first_run_ms, first.cores
     row.peak_memory_mb, row.runtime_bytes = first.peak_memory_mb, first.runtime_bytes

@@ -100,6 +100,20 @@ class Scores(BaseModel):
             raise ValueError("scores are of frames, or of clips, and as many as their clips")
         return self
 
+    @classmethod
+    def of(cls, scores: ClipScores) -> "Scores":
+        """Return scores in their JSON form."""
+        frames = None if scores.frames is None else scores.frames.tolist()
+        return cls(
+            clip_ids=list(scores.clip_ids),
+            video_ids=list(scores.video_ids),
+            labels=scores.labels.tolist(),
+            methods=list(scores.methods),
+            identities=[list(persons) for persons in scores.identities],
+            frames=frames and [[None if np.isnan(p) else p for p in row] for row in frames],
+            whole=None if scores.whole is None else scores.whole.tolist(),
+        )
+
 
 def end_with_parent() -> None:
     """End this worker process when its parent ends, which closes this process's standard input."""
@@ -112,7 +126,7 @@ def end_with_parent() -> None:
 
 
 def clip_scores(scores: Scores) -> ClipScores:
-    """Return the scores as ``ClipScores``, whose scores are float64 arrays."""
+    """Return the ``ClipScores``, whose scores are float64 arrays, of a JSON form (``Scores.of``)."""
     return ClipScores(
         clip_ids=tuple(scores.clip_ids),
         video_ids=tuple(scores.video_ids),

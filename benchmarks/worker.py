@@ -10,8 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
-import numpy as np
-
 from benchmarks.processor import bound_to
 from benchmarks.task import Measurement, Scores, Task, Timing, end_with_parent
 from benchmarks.timing import device_mb, peak_mb, resident_mb, sustained, time_batches, time_runs
@@ -79,17 +77,8 @@ def _score_store(score: Scorer, task: Task, store_path: Path, split: str) -> Sco
 
     store = ClipStore(store_path)
     clips = store.clips(split, both=False)  # perturbed crops may be of one label
-    scores = score_clip_list(score, store, clips, f"score {split}", Takes(task.modalities, task.per))
-    rows = None if scores.frames is None else scores.frames.tolist()
-    return Scores(
-        clip_ids=list(scores.clip_ids),
-        video_ids=list(scores.video_ids),
-        labels=scores.labels.tolist(),
-        methods=list(scores.methods),
-        identities=[list(persons) for persons in scores.identities],
-        frames=rows and [[None if np.isnan(p) else p for p in row] for row in rows],
-        whole=None if scores.whole is None else scores.whole.tolist(),
-    )
+    takes = Takes(task.modalities, task.per)
+    return Scores.of(score_clip_list(score, store, clips, f"score {split}", takes))
 
 
 def timing(task: Task, inputs: Callable[[int], Inputs]) -> tuple[Timing, Scorer]:

@@ -14,7 +14,7 @@ from command import run_as_script, takes_options
 from compress.caches import CacheFolder, default_cache
 from compress.compute import Compute, prepare_compute, samples_of_part
 from compress.objective import CLASSIFICATION, StudentObjective, check_related, parse_losses
-from compress.runs import check_store, data_source, finish_run
+from compress.runs import check_measured_splits, check_store, data_source, finish_run
 from compress.schedule import BatchSize, Schedule, asked_of, class_weights
 from compress.scoring import Takes, from_pixels
 from compress.teacher_outputs import TeacherOutputs
@@ -180,7 +180,7 @@ def distill(
     architecture = _architecture(student, kind, modality, activation, store.size)
     rule = rule.seeded(seed)
     training = Views(store, rule, modalities=[modality])
-    store.clips("val"), store.clips("test")
+    check_measured_splits(store)
     run = load_teacher(teacher, store, kind) if teacher else None
     teacher_views = Views(store, rule, modalities=run.info.architecture.modalities) if run else None
     schedule = replace(schedule, epochs=epochs, batch_size=batch_size or BATCH[kind], learning_rate=learning_rate)

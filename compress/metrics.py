@@ -28,10 +28,12 @@ from compress.bootstrap import (
 if TYPE_CHECKING:
     from compress.scoring import ClipScores
 
-REALS_FOR_LOW_FPR = 300
-"""Minimum of real videos for a rate of 1 % false positives: with fewer, it rests on two videos or less."""
 RATES = (0.01, 0.05)
 """False-positive rates at which the true-positive rate is reported."""
+FALSE_POSITIVES = 3
+"""Least number of expected false positives of a rate: with fewer real videos, it rests on two of them or less."""
+FEWEST_VIDEOS = {rate: math.ceil(FALSE_POSITIVES / rate) for rate in RATES}
+"""Minimum of real videos by false-positive rate: 300 for 1 %, 60 for 5 %."""
 
 
 class Threshold(BaseModel):
@@ -132,8 +134,8 @@ def choose_threshold(labels: Labels, scores: Values, videos: int) -> Threshold:
     real = np.sort(scores[labels == 0])
     _, equal_error, rate = eer_point(labels, scores)
     value, reason = equal_error, ""
-    if videos < REALS_FOR_LOW_FPR:
-        reason = f"{videos} real validation videos; 1 % false positives needs {REALS_FOR_LOW_FPR}"
+    if videos < FEWEST_VIDEOS[0.01]:
+        reason = f"{videos} real validation videos; 1 % false positives needs {FEWEST_VIDEOS[0.01]}"
     elif not len(above := scores[scores > real[len(real) - 1 - len(real) // 100]]):
         reason = "1 % of the real validation clips have the highest score there is"
     else:
@@ -217,7 +219,7 @@ def _intervals(
 
 def _unsupported(real: int, fake: int, videos: int) -> dict[str, str]:
     """Return the reasons, by figure, why ``real`` and ``fake`` items of ``videos`` real videos cannot support it."""
-    rates = {f"tpr_at_fpr {rate}": math.ceil(3 / rate) for rate in RATES}  # at least 3 expected false positives
+    rates = {f"tpr_at_fpr {rate}": fewest for rate, fewest in FEWEST_VIDEOS.items()}
     if not real or not fake:
         return dict.fromkeys(("auc", "eer", "ap", "f1", *rates), f"needs both classes: {real} real, {fake} fake")
     return {name: f"needs {least} real videos, has {videos}" for name, least in rates.items() if videos < least}

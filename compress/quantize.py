@@ -73,6 +73,7 @@ def _accurate(
     """Match the logits to the run's if ``match`` is set, and keep layers in float32 until the AUC is sufficient.
 
     Returns these layers, the program, and its validation scores, which are None if the run's scores mean nothing.
+    Raises RefusedScheme if all layers would have to stay.
     """
     samples = 2 * crops if source.per == "frame" else MATCHED_CLIPS
     batches = source.drawn(takes(source.run.info), samples) if match else []
@@ -144,7 +145,10 @@ def static_int8(source: Unquantized, crops: int, train: Train | None = None, mat
 
 
 def other_numbers(source: Unquantized, scheme: Scheme) -> Quantized:
-    """Quantize in a scheme other than static int8. Raises StageError if it changes nothing or cannot hold values."""
+    """Quantize in a scheme other than static int8.
+
+    Raises StageError if it would round nothing, RefusedScheme if it cannot hold the network's values.
+    """
     program, detector = in_scheme(source.fused, scheme), source.fused
     description = str(scheme)
     if scheme == "int8-dynamic":

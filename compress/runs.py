@@ -87,6 +87,12 @@ def check_store(run: Run, store: ClipStore) -> None:
         )
 
 
+def check_measured_splits(store: ClipStore) -> None:
+    """Raise StageError, before a training, unless validation and test, on which it is measured, have both labels."""
+    for split in ("val", "test"):
+        store.clips(split)
+
+
 def check_rgb(run: Run) -> None:
     """Raise StageError unless a run can go to a phone: it must take single RGB crops, or be a clip student of RGB."""
     inputs, temporal = takes(run.info), run.info.architecture.temporal

@@ -13,7 +13,7 @@ from compress import losses
 from compress.caches import CacheFolder, default_cache
 from compress.compute import Compute, prepare_compute, samples_of_part
 from compress.features import Cut, Features
-from compress.runs import data_source, finish_run
+from compress.runs import check_measured_splits, data_source, finish_run
 from compress.schedule import BatchSize, Schedule, asked_of, class_weights
 from compress.training import Task, fit
 from data.batches import Batch
@@ -153,7 +153,7 @@ def teach(
         raise StageError(f"{data} holds single pictures, and {family} looks at clips: prepare videos, or teach dino")
     rule = rule.seeded(seed)
     training = Views(store, rule, modalities=architecture.modalities)
-    store.clips("val"), store.clips("test")
+    check_measured_splits(store)
     schedule = replace(
         schedule,
         epochs=defaults.epochs if epochs is None else epochs,

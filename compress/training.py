@@ -163,7 +163,10 @@ class _Training:
         return self.task.inputs_of(share)
 
     def _step(self, batch: Batch, inputs_of_parts: Iterator[tuple[Tensor, ...]]) -> float:
-        """Take one step of the optimizer and return the loss over this process's share of the batch."""
+        """Take one step of the optimizer and return the loss over this process's share of the batch.
+
+        Raises StageError if the batch does not fit into memory.
+        """
         accelerator, parts, total = self.compute.accelerator, self.schedule.accumulate, 0.0
         try:
             for part in range(parts):

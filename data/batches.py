@@ -148,7 +148,8 @@ def _read_or_replace(
 ) -> tuple[NDArray[np.uint8], int, list[int] | None]:
     """Return the pictures of a view's frames (all if None), or of another view of its label, and that view and frames.
 
-    Other views are tried in an order that depends on the view's number only.
+    Other views are tried in an order that depends on the view's number only. Raises StageError if none can be read, and
+    DamagedClip outside the training split.
     """
     requested = views.views[number]
     for index in _candidates(views, number):

@@ -110,8 +110,8 @@ def render_pair(real: Path, fake: Path, seed: tuple[int, int], forged: bool) -> 
             write_video(aside, frames, FPS)
 
 
-def render_corpora(out: Path, renders: int, controls: int, seed: int, workers: int) -> tuple[Path, Path]:
-    """Render the demo's two corpora and return their folders.
+def render_corpora(out: Path, renders: int, controls: int, seed: int, workers: int) -> None:
+    """Render the demo's two corpora.
 
     ``out/corpus`` is laid out like FaceForensics++ (``renders`` originals, one forgery each). ``out/control`` is a
     plain folder of ``controls`` other renders whose "forgeries" went through the identity transform: a detector that
@@ -135,4 +135,3 @@ def render_corpora(out: Path, renders: int, controls: int, seed: int, workers: i
     for folder in (corpus, control):
         with written_whole(folder / "corpus.json") as aside:
             aside.write_text(json.dumps({"note": NOTE}, indent=2) + "\n")
-    return corpus, control

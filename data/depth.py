@@ -22,7 +22,7 @@ MEND = f"give --depth-weights DIR, a transformers folder of Depth Anything V2 wi
 
 
 @dataclass(frozen=True)
-class DepthSize:
+class PublishedWeights:
     """Published weights: their repository on the hub, and the licence that their model card names."""
 
     repository: str
@@ -30,9 +30,9 @@ class DepthSize:
 
 
 SIZES = {
-    "small": DepthSize("depth-anything/Depth-Anything-V2-Small-hf", "apache-2.0"),
-    "base": DepthSize("depth-anything/Depth-Anything-V2-Base-hf", "cc-by-nc-4.0"),
-    "large": DepthSize("depth-anything/Depth-Anything-V2-Large-hf", "cc-by-nc-4.0"),
+    "small": PublishedWeights("depth-anything/Depth-Anything-V2-Small-hf", "apache-2.0"),
+    "base": PublishedWeights("depth-anything/Depth-Anything-V2-Base-hf", "cc-by-nc-4.0"),
+    "large": PublishedWeights("depth-anything/Depth-Anything-V2-Large-hf", "cc-by-nc-4.0"),
 }
 
 
@@ -48,7 +48,10 @@ class DepthWeights(BaseModel):
 
 
 def _from_hub(repository: str) -> Path:
-    """Return the folder with a repository's files, which are downloaded unless the hub's cache has them."""
+    """Return the folder with a repository's files, which are downloaded unless the hub's cache has them.
+
+    Raises StageError if neither has them.
+    """
     from huggingface_hub import snapshot_download
 
     try:
@@ -61,7 +64,10 @@ def _from_hub(repository: str) -> Path:
 
 
 def _load(folder: Path) -> tuple[Any, Any]:
-    """Read the network and its image processor from a folder; safetensors only, and no code from the folder."""
+    """Read the network and its image processor from a folder; safetensors only, and no code from the folder.
+
+    Raises StageError if it holds no network of relative depth that can be read.
+    """
     import torch
     from transformers import DepthAnythingConfig, DepthAnythingForDepthEstimation, Dinov2Config, DPTImageProcessor
     from transformers.utils import logging
@@ -89,7 +95,10 @@ def _load(folder: Path) -> tuple[Any, Any]:
 
 
 def _find_weights(size: str | None, folder: Path | None) -> tuple[Path, DepthWeights]:
-    """Return the folder of the weights, and their description. Raises StageError if files are missing."""
+    """Return the folder of the weights, and their description.
+
+    Raises WrongArgument for both options or an unknown size, StageError if files are missing.
+    """
     if size is not None and folder is not None:
         raise WrongArgument("--depth-size and --depth-weights exclude each other: give one of them")
     published = SIZES.get(size or "small")

@@ -66,7 +66,7 @@ def _farneback(weights: Path | None) -> Estimate:
 
 
 def _read_state(path: Path) -> dict[str, Any]:
-    """Read a state dict from safetensors, or from a torch file restricted to tensors."""
+    """Read a state dict from safetensors, or a torch file restricted to tensors. Raises StageError if it is none."""
     import torch
 
     if not path.is_file():
@@ -81,7 +81,7 @@ def _read_state(path: Path) -> dict[str, Any]:
 
 
 def _raft_network(path: Path) -> "nn.Module":
-    """Return torchvision's RAFT, small or large, whose tensors are exactly those of the file."""
+    """Return torchvision's RAFT, small or large, whose tensors are the file's. Raises StageError if neither fits."""
     from torchvision.models.optical_flow import raft_large, raft_small
 
     state = _read_state(path)
@@ -95,7 +95,10 @@ def _raft_network(path: Path) -> "nn.Module":
 
 
 def _raft(weights: Path | None) -> Estimate:
-    """RAFT (Teed & Deng, ECCV 2020) with the user's weights; its inputs are scaled to -1..1."""
+    """RAFT (Teed & Deng, ECCV 2020) with the user's weights; its inputs are scaled to -1..1.
+
+    Raises WrongArgument without weights and, when it is called, for crops of a size that it cannot take.
+    """
     if weights is None:
         raise WrongArgument(f"--flow raft needs weights: {RAFT_MEND}")
     import torch
@@ -125,7 +128,8 @@ ESTIMATORS: dict[str, Callable[[Path | None], Estimate]] = {"dis": _dis, "farneb
 def flow_estimator(name: str, weights: Path | None = None) -> Estimate:
     """Return the named estimator: two crops, uint8 [S, S, 3] RGB, to their flow, float32 [S, S, 2] in pixels.
 
-    Raises StageError for an unknown name, and for weights that are missing, superfluous, unsafe or of another network.
+    Raises WrongArgument for an unknown name and weights that are missing or superfluous, StageError for weights that
+    cannot be read safely or are of another network.
     """
     if name not in ESTIMATORS:
         raise WrongArgument(f"--flow {name} is not known: give one of {', '.join(ESTIMATORS)}")

@@ -126,7 +126,10 @@ def _sheet_metadata() -> PngInfo:
 
 
 def _check_sheet(target: Path) -> None:
-    """Raise StageError if a contact sheet cannot be written there, or would overwrite anything but another one."""
+    """Raise StageError if a contact sheet cannot be written there, or would overwrite anything but another one.
+
+    Raises WrongArgument for a name that does not end with .png.
+    """
     if target.suffix.lower() != ".png":
         raise WrongArgument(f"--sheet {target}: give a name that ends with .png")
     check_output(target)

@@ -26,7 +26,7 @@ from data.picture import Frame, Picture
 from data.png import encode_png
 from data.prepare_video import forged, surroundings
 from data.schemas import CLIP_SCHEMA, VIDEO_SCHEMA
-from data.store import Clip, ClipStore, StoreSettings
+from data.store import Clip, ClipStore, StoreSettings, clip_file
 from data.unfinished import counted
 from data.video import Video, recompressed, through_jpeg
 from files import sha256_of
@@ -200,15 +200,19 @@ def _clips_by_video(path: Path, split: str) -> dict[str, list[Clip]]:
 def _cut_again(store_path: Path, video: dict[str, Any], path: Path, folders: list[Path]) -> None:
     """Cut the clips of one video again with every perturbation, each into a file in its folder.
 
-    Raises StageError if the unperturbed crops differ from those of the store.
+    Raises StageError if the clip file is damaged, or if the unperturbed crops differ from those of the store.
     """
     cv2.setNumThreads(1)
     store = _open_store(store_path)
     settings = store.info.settings
-    entries = read_rows(store_path / "clips" / f"{video['video_id']}.parquet", CLIP_SCHEMA)
+    try:
+        entries = read_rows(store.file_of(video["video_id"]), CLIP_SCHEMA)
+    except ValueError as error:
+        damaged = f"{store.file_of(video['video_id'])} is missing or damaged ({error})"
+        raise StageError(f"{damaged}: prepare the store again") from error
     clips = _clips_by_video(store_path, video["split"])[video["video_id"]]
     with contextlib.ExitStack() as stack:
-        files = [folder / "clips" / f"{video['video_id']}.parquet" for folder in folders]
+        files = [clip_file(folder, video["video_id"]) for folder in folders]
         writers = [stack.enter_context(RowWriter(file, CLIP_SCHEMA)) for file in files]
         for clip, entry in zip(clips, entries, strict=True):
             source_frames = _frames_of(path, entry["start_frame"], settings.frames)
@@ -250,7 +254,7 @@ def _finish(folder: Path, store: ClipStore, videos: list[dict[str, Any]]) -> Non
     """Write ``videos.parquet`` and ``store.json``, which make a folder of clips a store."""
     rows = []
     for video in videos:
-        clips = folder / "clips" / f"{video['video_id']}.parquet"
+        clips = clip_file(folder, video["video_id"])
         if clips.exists():
             labels = pq.read_table(clips, columns=["label"])["label"].to_pylist()
             counts = {"clips": len(labels), "forged_clips": 0 if video["label"] else sum(labels)}

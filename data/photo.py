@@ -15,7 +15,10 @@ FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF")
 
 
 def _rgb(image: Image.Image) -> Frame:
-    """Return a picture of any mode as RGB, uint8 [H, W, 3]; transparent pixels keep their colour."""
+    """Return a picture of any mode as RGB, uint8 [H, W, 3]; transparent pixels keep their colour.
+
+    Raises ValueError for 32-bit pixels.
+    """
     if image.mode.startswith("I;16"):  # Pillow would clip at 255 instead of scaling
         grey = (np.asarray(image) >> 8).astype(np.uint8)
         return np.repeat(grey[..., None], 3, axis=-1)

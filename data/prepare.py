@@ -27,9 +27,9 @@ from data.prepare_video import Recipe, prepare_video, without_clips
 from data.remote import at_hand, is_remote, place, refuse_occupied, upload
 from data.schemas import CLIP_SCHEMA
 from data.splits import parse_ratios, split_sources
-from data.store import ClipStore, Start, StoreInfo, StoreSettings
+from data.store import ClipStore, Start, StoreInfo, StoreSettings, clip_file
 from data.unfinished import Unfinished, clips_of, is_done, note
-from data.views import WeakestForgery
+from data.views import WeakestForgery, check_weakest_forgery
 from files import refuse_existing, written_whole
 from stage import Seed, StageError, WrongArgument, say
 
@@ -93,7 +93,7 @@ def _prepare_on_ray(jobs: list[Job], store: Unfinished, address: str, workers: i
     for (source, split, *_), result in on_ray(_prepare_on_cluster, pending, address, workers, "prepare"):
         row = json.loads(result["row"]) if result else without_clips(source, split, "unreadable", KILLER)
         if result and result["clips"]:
-            with written_whole(store.folder / "clips" / f"{row['video_id']}.parquet") as aside:
+            with written_whole(clip_file(store.folder, row["video_id"])) as aside:
                 aside.write_bytes(result["clips"])
         note(store.folder, source, row)
 
@@ -251,8 +251,7 @@ def prepare(
         refuse_occupied(out, _staging_path(out))
     else:
         refuse_existing(out)
-    if weakest_forgery != WEAKEST and not forge:
-        raise WrongArgument(f"--weakest-forgery {weakest_forgery} is for forgeries: give --forge with it")
+    check_weakest_forgery(weakest_forgery, bool(forge))
     split_ratios = parse_ratios(ratios)
     modalities = modality_options.checked()
     sources, notes, fingerprint = _read_places(source, selection)

@@ -71,7 +71,8 @@ def without_clips(source: Source, split: str, status: Status, reason: str) -> Ro
 def prepare_video(source: Source, split: str, recipe: Recipe, keep: Callable[[Row], None]) -> Row:
     """Prepare one video or photo: pass the row of each clip to ``keep``, return its row of ``videos.parquet``.
 
-    Holds the pictures of one clip in memory, whatever the length of the video.
+    Holds the pictures of one clip in memory, whatever the length of the video. Raises StageError if the file of a URL
+    cannot be fetched; whatever is wrong with a file itself is in its row.
     """
     row = _row(source, split)
     tally = VideoTally()

@@ -28,7 +28,10 @@ class NotFetched(UnreadableVideo):
 
 
 def place(text: str) -> Path:
-    """Return a local path, or for ``scheme://...`` a universal_pathlib path, which has the same methods."""
+    """Return a local path, or for ``scheme://...`` a universal_pathlib path, which has the same methods.
+
+    Raises WrongArgument for a URL of no file or folder, StageError if fsspec cannot handle it.
+    """
     if "://" not in text:
         return Path(text)
     with answering(text):
@@ -83,7 +86,8 @@ def at_hand(roots: Sequence[Path]) -> Iterator[tuple[list[Path], Callable[[Path]
 def _shadow(root: Path, folder: Path) -> Path:
     """Make a local tree in ``folder`` with the names and sizes of a remote corpus; return its root.
 
-    Tables keep their content; other files are sparse, with the right size and no content.
+    Tables keep their content; other files are sparse, with the right size and no content. Raises StageError if the
+    corpus is empty or cannot be reached, or if a name leads out of it.
     """
     remote: Any = root
     with answering(root):
@@ -144,7 +148,10 @@ def fetched(path: Path) -> Iterator[Path]:
 
 
 def refuse_occupied(out: Path, store: Path) -> None:
-    """Raise StageError if a URL already holds files, unless an interrupted upload of ``store`` left them."""
+    """Raise StageError if a URL already holds files, unless an interrupted upload of ``store`` left them.
+
+    Raises WrongArgument for a URL that names no folder.
+    """
     remote: Any = out
     if not remote.path.strip("/"):
         raise WrongArgument(f"--out {out} names no folder: give one below it")

@@ -8,8 +8,6 @@ import numpy as np
 from data.layouts import FAKE, REAL, SPLITS, Source
 from stage import StageError, WrongArgument
 
-__all__ = ["SPLITS", "groups_of", "parse_ratios", "split_sources"]
-
 LARGE = 0.5
 """A group of more than this part of the smallest share could leave that empty, or fill it twice, by where it lies."""
 

@@ -138,6 +138,11 @@ def _read_clips(file: Path, video: dict[str, Any], frames: int) -> list[Clip]:
     return clips
 
 
+def clip_file(store: Path, video_id: str) -> Path:
+    """Return the path of the Parquet file with a video's clips in the folder of a store, finished or not."""
+    return store / "clips" / f"{video_id}.parquet"
+
+
 class DamagedClip(StageError):
     """The pictures of a clip are missing or damaged; training can go on without it."""
 
@@ -159,7 +164,7 @@ class ClipStore:
 
     def file_of(self, video_id: str) -> Path:
         """Return the path of the Parquet file with a video's clips."""
-        return self.path / "clips" / f"{video_id}.parquet"
+        return clip_file(self.path, video_id)
 
     def _clips_of(self, split: str) -> tuple[list[Clip], dict[Path, str]]:
         """Return the clips of a split, and the reason for each file that cannot be read. Files are read once."""

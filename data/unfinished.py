@@ -14,7 +14,7 @@ from data.layouts import SPLITS, Source
 from data.parquet import RowWriter
 from data.remote import is_remote
 from data.schemas import CLIP_SCHEMA, VIDEO_SCHEMA
-from data.store import Status, StoreInfo, StoreSettings
+from data.store import Status, StoreInfo, StoreSettings, clip_file
 from files import Lock, aside_of, go_on_with, put_in_place, sha256_of, unfinished_of
 
 MODIFIED = "modified_ns"
@@ -101,14 +101,14 @@ def is_done(folder: Path, source: Source) -> bool:
         return False
     if not row["clips"]:
         return True
-    clips = folder / "clips" / f"{source.video_id}.parquet"
+    clips = clip_file(folder, source.video_id)
     return clips.exists() and sha256_of(clips) == row["clips_sha256"]
 
 
 @contextlib.contextmanager
 def clips_of(folder: Path, video_id: str) -> Iterator[RowWriter]:
     """Yield a writer for a video's clips; its file appears, complete, only on success."""
-    file = folder / "clips" / f"{video_id}.parquet"
+    file = clip_file(folder, video_id)
     aside = aside_of(file)
     with RowWriter(aside, CLIP_SCHEMA) as writer:
         yield writer
@@ -120,5 +120,5 @@ def note(folder: Path, source: Source, row: dict[str, Any]) -> None:
     """Note a video's row with the SHA-256 of its clip file and the source's time of change: it is then done."""
     video_id = row["video_id"]
     if row["clips"]:
-        row["clips_sha256"] = sha256_of(folder / "clips" / f"{video_id}.parquet")
+        row["clips_sha256"] = sha256_of(clip_file(folder, video_id))
     Journal(folder).note(video_id, row | {MODIFIED: _modified(source)})

@@ -27,6 +27,12 @@ JPEG_QUALITY = (50, 96)
 """Range, its end excluded, from which the JPEG quality after forging is drawn."""
 
 
+def check_weakest_forgery(weakest: float, forge: bool) -> None:
+    """Raise WrongArgument if a strength of forgeries is given without ``--forge``."""
+    if weakest != WEAKEST and not forge:
+        raise WrongArgument(f"--weakest-forgery {weakest} is for forgeries: give --forge with it")
+
+
 class ViewRule(BaseModel):
     """Number of views of each clip and how they differ. Annotated fields are command-line options of training."""
 
@@ -49,8 +55,7 @@ class ViewRule(BaseModel):
         """Return the rule with a seed. Raises WrongArgument for an option that would change nothing."""
         if self.augment != DEFAULT_POLICY and self.views == 1:
             raise WrongArgument(f"--augment {self.augment} changes views but the first: give --views 2 or more with it")
-        if self.weakest_forgery != WEAKEST and not self.forge:
-            raise WrongArgument(f"--weakest-forgery {self.weakest_forgery} is for forgeries: give --forge with it")
+        check_weakest_forgery(self.weakest_forgery, self.forge)
         return self.model_copy(update={"seed": seed})
 
 

@@ -122,7 +122,10 @@ class Bundle:
                 raise StageError(f"{file} is not of the size and SHA-256 that manifest.json states: export it again")
 
     def open(self, artifact: Artifact, threads: int = 1) -> Programs:
-        """Load the programs by which an artifact scores, after checking its hash; raises as ``open_artifact``."""
+        """Load the programs by which an artifact scores, after checking its hash.
+
+        Raises StageError if it is missing, was changed or cannot run here, and as ``open_artifact``.
+        """
         path = self.checked_path(artifact)
         if reason := artifact.cannot_run():
             raise StageError(f"{path.name} cannot run here: {reason}")

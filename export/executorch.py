@@ -70,7 +70,10 @@ def write(
 
 
 def _lower(graphs: Sequence["Graph"], name: str, delegate: Delegate, etrecord: bool) -> tuple[Any, Any]:
-    """Return the programs lowered to a delegate, in the edge dialect and as ExecuTorch's program."""
+    """Return the programs lowered to a delegate, in the edge dialect and as ExecuTorch's program.
+
+    Raises UnfitArtifact if a delegate other than XNNPACK does not take them.
+    """
     from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
 
     with warnings.catch_warnings(), without_native_messages():

@@ -17,7 +17,7 @@ from export.parity import Parity, UnfitArtifact, compare, least_snr_db
 from export.runtimes import Method, NotEvaluated, cannot_run, evaluated_by, load_artifact, scorer_of
 from models.detector import BYTE_MAX, PixelDetector, fake_probability
 from models.run import Run, RunInfo
-from stage import Scorer, say
+from stage import Scorer, StageError, say
 
 
 class NormalizedTwice(nn.Module):
@@ -96,7 +96,7 @@ def gate(path: Path, form: Form, source: SourceRun, exported: NDArray[np.float32
     """Compare an artifact with its source on real inputs, step by step.
 
     exported: P(fake) of the inputs by the artifact's program in torch, float32 [N]. Raises UnfitArtifact if a step is
-    beyond its tolerance.
+    beyond its tolerance, or if the runtime cannot load or run the artifact.
     """
     info, least = source.run.info, source.least_snr_db
     steps = [source.fused] if source.fused else []
@@ -109,6 +109,8 @@ def gate(path: Path, form: Form, source: SourceRun, exported: NDArray[np.float32
         scores = scorer(*inputs)
     except NotEvaluated as error:
         return Gated(steps, source.golden, None, f"not compared: {error}")
+    except StageError as error:
+        raise UnfitArtifact(str(error).replace(str(path), path.name)) from error
     steps.append(compare(exported, scores, info.scheme, least, "lowered"))
     _refuse_failed(path, steps)
     if form.runtime == "coreml" and not evaluated_by(form.runtime):

@@ -34,8 +34,9 @@ class Start:
     def of(cls, architecture: Architecture, given: Path | None, random: bool, seed: int) -> "Start":
         """Create a detector whose backbone starts from ``given``, a run, file or folder, or else from hub weights.
 
-        ``random``: start from random weights instead. Raises StageError if the weights are missing or do not fit, if
-        the backbone cannot take crops of this size, or if it has no GELU to replace.
+        ``random``: start from random weights instead. Raises StageError if the weights are missing or do not fit, or
+        if the backbone cannot take crops of this size, WrongArgument if it has no GELU to replace, or if random
+        weights are asked for although others are given.
         """
         torch.manual_seed(seed)
         check_one_source(given, random)

@@ -1,7 +1,7 @@
 """Starting weights of a backbone: from a file or folder, from the hub, or random if requested."""
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -127,9 +127,14 @@ def _from_file(name: str, size: int, path: Path) -> nn.Module:
     return backbone
 
 
+def in_hub_cache(repository: str, files: Iterable[str] = HUB_FILES) -> bool:
+    """Return whether the hub's cache on this machine has one of the files of a repository."""
+    return any(isinstance(huggingface_hub.try_to_load_from_cache(repository, file), str) for file in files)
+
+
 def _hub_reachable(repository: str) -> bool:
     """Return whether the weights are cached or the hub answers; timm itself would retry for most of a minute."""
-    if any(isinstance(huggingface_hub.try_to_load_from_cache(repository, file), str) for file in HUB_FILES):
+    if in_hub_cache(repository):
         return True
     try:
         huggingface_hub.utils.get_session().head(huggingface_hub.constants.ENDPOINT, timeout=10)

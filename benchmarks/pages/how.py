@@ -3,7 +3,9 @@
 from collections.abc import Callable
 
 from benchmarks.comparing import LEAST_BOUND, MOST_FLIPS, MOST_LOST
+from benchmarks.figures import RUNS_FOR_P90, RUNS_FOR_P99
 from benchmarks.schema import MOST_SPREAD, Report, Row
+from compress.bootstrap import FEWEST_IDENTITIES
 
 
 def _span(report: Report, count: Callable[[Row], int]) -> str:
@@ -18,7 +20,7 @@ def _of_time(report: Report) -> dict[str, str]:
         "p50, ms; p90, ms; p99, ms": "Milliseconds per frame. "
         "Runs before the clock starts warm it up and do not count. "
         f"Percentiles over {_span(report, lambda row: row.repeats)} repeats of all rounds; "
-        "below 10 of them p90 is a dash, and below 100 p99. "
+        f"below {RUNS_FOR_P90} of them p90 is a dash, and below {RUNS_FOR_P99} p99. "
         "A model of whole clips is timed on clips, and each time divided by their frames; a batch's by its frames. "
         "Where clips overlap, as the manifest's do by half, a file in steps runs score twice as often, and a "
         "whole-clip file takes twice as long.",
@@ -82,9 +84,8 @@ def _of_accuracy(report: Report) -> dict[str, str]:
     clips = " and ".join(f"{count} {label}" for label, count in report.clips.items())
     return {
         "AUC; AUC, 95%": f"Area under the ROC curve over the clips of the split {report.split} ({clips}). "
-        "95% is its bootstrap interval, which draws persons anew; it needs 10 of each label, and is too short "
-        "for few persons and for an AUC near 1. Bars in the pictures are the "
-        "same interval.",
+        f"95% is its bootstrap interval, which draws persons anew; it needs {FEWEST_IDENTITIES} of each label, and is "
+        "too short for few persons and for an AUC near 1. Bars in the pictures are the same interval.",
         "Video AUC; Frame AUC": "AUC of videos, each the mean over its valid frames, of clip models over "
         "its clips; and of each frame alone, which models of "
         "whole clips do not score.",

@@ -82,7 +82,10 @@ def frozen(
     backbone: Annotated[str, typer.Option(help="A vision transformer of timm.")] = "vit_base_patch14_dinov2",
     precision: Annotated[Precision, typer.Option()] = "fp32",
 ) -> None:
-    """Time steps with one block and with the head alone in training, with and without the cache."""
+    """Time steps with one block and with the head alone in training, with and without the cache.
+
+    Example: **python -m benchmarks.studies.frozen store**
+    """
     seconds = {unfreeze: compare(ClipStore(data), backbone, unfreeze, precision) for unfreeze in UNFREEZE}
     table = Table("trained", "seconds a step", "from the cache", "ratio")
     for unfreeze, (live, cached) in seconds.items():

@@ -34,7 +34,7 @@ from data.schemas import CLIP_SCHEMA
 from data.store import StoreSettings
 from data.tracks import Tracker
 from data.video import Video
-from stage import progress, say
+from stage import StageError, progress, say
 
 FOUND_IOU = 0.5
 CLIP_FRAMES = 20
@@ -179,6 +179,8 @@ def study(
             if min(video.info.width, video.info.height) < min_height:
                 continue
         rows.append(measure(path))
+    if not rows:
+        raise StageError(f"{videos} holds no .mp4 whose shorter side has {min_height} pixels or more")
     table = Table(*COLUMNS, "over_decoding", "found", "extra")
     for row in rows:
         cells = [f"{row[name]:.2f}" if isinstance(row[name], float) else str(row[name]) for name in COLUMNS]

@@ -19,7 +19,10 @@ def _is_video_name(name: str) -> bool:
 
 
 def _source(part: Path, root: Path, video: str, entry: Any) -> Source:
-    """Return the source of one entry of ``part/metadata.json``, even if its file is missing."""
+    """Return the source of one entry of ``part/metadata.json``, even if its file is missing.
+
+    Raises StageError for an entry of another form.
+    """
     match entry:
         case {"label": "REAL"}:
             label, method, original = REAL, "DFDC-original", video

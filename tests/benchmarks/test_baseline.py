@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.baseline import Baseline, parse_share
+from benchmarks.baseline import Baseline, parse_max_slower
 from benchmarks.figures import Latency
 from stage import StageError
 from tests.benchmarks.reports import measured, plain_report
@@ -10,13 +10,13 @@ from tests.benchmarks.reports import measured, plain_report
 
 @pytest.mark.parametrize(("text", "share"), [("10%", 0.1), ("0.1", 0.1), (" 2.5% ", 0.025), ("0", 0.0)])
 def test_shares(text, share):
-    assert parse_share(text, "--max-slower") == pytest.approx(share)
+    assert parse_max_slower(text) == pytest.approx(share)
 
 
 @pytest.mark.parametrize("text", ["-1%", "ten", "10", "", "10 percent", "nan"])
 def test_what_is_no_share_is_said(text):
     with pytest.raises(StageError, match=r"--max-slower .*: give a share, as 10% or 0.1"):
-        parse_share(text, "--max-slower")
+        parse_max_slower(text)
 
 
 @pytest.fixture

@@ -220,6 +220,16 @@ def test_other_videos_are_refused(here, demo_store, demo_corpus, tmp_path):
         list(perturbed_stores(store, "test", [other], tmp_path / "c", 1))
 
 
+def test_a_damaged_clip_file_is_refused_in_one_line(here, demo_store, demo_corpus, tmp_path):
+    store = ClipStore(shutil.copytree(demo_store, tmp_path / "store"))
+    file = store.file_of(store.clips("test")[0].video_id)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 0xFF  # in a picture
+    file.write_bytes(content)
+    with pytest.raises(StageError, match=rf"{file} is missing or damaged \(.*\): prepare the store again"):
+        list(perturbed_stores(store, "test", [demo_corpus], tmp_path / "cut", 1))
+
+
 def test_without_another_detector_there_is_no_store_of_its_boxes(here, demo_store, demo_corpus, tmp_path, monkeypatch):
     def missing() -> None:
         raise StageError("--detector mtcnn needs the extra")

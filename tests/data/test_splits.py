@@ -10,8 +10,8 @@ import pytest
 from scipy.sparse import coo_array  # type: ignore[import-untyped]
 from scipy.sparse.csgraph import connected_components  # type: ignore[import-untyped]
 
-from data.layouts import Source
-from data.splits import SPLITS, groups_of, parse_ratios, split_sources
+from data.layouts import SPLITS, Source
+from data.splits import groups_of, parse_ratios, split_sources
 from stage import StageError
 
 SEEDS = range(150)
