@@ -77,6 +77,15 @@ def test_grey_pictures_pass_and_their_colours_are_said_to_be_untold(student_run,
     assert all(step.passed for step in gate(path, Form("onnxruntime"), source, source.golden, (grey,)).parity)
 
 
+def test_an_artifact_that_its_runtime_cannot_load_is_unfit_and_its_scratch_folder_is_not_named(
+    sources, opened_store, tmp_path
+):
+    (tmp_path / "student.onnx").write_bytes(b"no model")
+    source, form = sources["fp32"], Form("onnxruntime")
+    with pytest.raises(UnfitArtifact, match=r"^student.onnx cannot be loaded by onnxruntime"):
+        gate(tmp_path / "student.onnx", form, source, source.golden, golden_inputs(opened_store, "frame"))
+
+
 def test_failed_gate_leaves_no_bundle(student_run, demo_store, tmp_path, monkeypatch):
     monkeypatch.setitem(TOLERANCES, "fp32", 0.0)
     with pytest.raises(StageError, match=r"test_byobnet-fp32.onnx failed the parity gate"):
