@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 DRAWS = 1000
-"""Number of bootstrap draws: the minimum for a percentile interval according to Efron and Tibshirani (1993, 14.2)."""
+"""Number of bootstrap draws: a rough minimum for percentile intervals (Efron, 1987, JASA 82, section 9)."""
 MOST_DRAWS = 10 * DRAWS
 """Limit of draws, including those that lack a class and are repeated."""
 FEWEST_IDENTITIES = 10
