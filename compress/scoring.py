@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 CHUNK_FRAMES = 32
 """Number of frames that are scored together; a clip with more frames is scored alone."""
 
+
+class NotANumber(StageError):
+    """A model gave a score that is not a finite number."""
+
+
 ClipScorer = Callable[[Sequence[Clip]], Sequence[NDArray[np.float32]]]
 """From clips to P(fake) per clip: float32 [valid frames] by a frame model, float32 [1] by a clip model."""
 
@@ -148,14 +153,14 @@ def _by_frame(scores: Sequence[NDArray[np.float32]], clips: Sequence[Clip], fram
 def collect(score: ClipScorer, clips: Sequence[Clip], frames: int, description: str, per: Per = "frame") -> ClipScores:
     """Return the scores of clips of T = ``frames`` frames; ``score`` is called on some clips at a time.
 
-    Raises StageError for a score that is not a number.
+    Raises NotANumber for a score that is none.
     """
     step = max(1, CHUNK_FRAMES // frames)
     chunks = [clips[start : start + step] for start in range(0, len(clips), step)]
     scores = [clip_scores for chunk in progress(chunks, description) for clip_scores in score(chunk)]
     for clip, clip_scores in zip(clips, scores, strict=True):
         if not np.isfinite(clip_scores).all():
-            raise StageError(f"{description}: the score of clip {clip.clip_id} is not a number: its model is damaged")
+            raise NotANumber(f"{description}: the score of clip {clip.clip_id} is not a number: its model is damaged")
     return ClipScores(
         clip_ids=tuple(clip.clip_id for clip in clips),
         video_ids=tuple(map(video_of, clips)),

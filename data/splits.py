@@ -75,7 +75,8 @@ def split_sources(sources: Sequence[Source], ratios: tuple[float, float, float],
 
     A group with a prescribed split gets it as a whole; the others fill up the shares. If a split then lacks a label, as
     fakes link most persons to one another (all celebrities of Celeb-DF), the persons of the largest group are split one
-    by one, provided that this helps; a source that shows persons of two splits is then left out (None).
+    by one, provided that this helps; a source that shows persons of two splits is then left out (None). Failing that,
+    as persons are few, each split gets one group of each label before the shares are filled.
 
     Raises StageError if one group has two prescribed splits. The result depends on ``seed`` and the identities only,
     not on the order of the sources. If a few files come or go, nearly all persons stay in their splits.
@@ -91,14 +92,19 @@ def split_sources(sources: Sequence[Source], ratios: tuple[float, float, float],
             unassigned.append(group)
         for index in group:
             splits[index] = split
-    by_groups = _filled_up(splits, unassigned, ratios)
-    if not unassigned or not _lacks_label(sources, by_groups, ratios):
+    labels = [source.label for source in sources]
+    by_groups = _filled_up(splits, unassigned, ratios, labels)
+    if not unassigned or not _lacks_label(labels, by_groups, ratios):
         return by_groups
     largest = max(unassigned, key=len)
+    splits_without_largest = list(splits)
     for index, split in _by_persons(sources, largest, ratios, seed).items():
-        splits[index] = split
-    by_persons = _filled_up(splits, [group for group in unassigned if group is not largest], ratios)
-    return by_groups if _lacks_label(sources, by_persons, ratios) else by_persons
+        splits_without_largest[index] = split
+    others = [group for group in unassigned if group is not largest]
+    by_persons = _filled_up(splits_without_largest, others, ratios, labels)
+    one_of_each = _filled_up(splits, unassigned, ratios, labels, one_of_each=True)
+    attempts = [by_persons, one_of_each]
+    return next((attempt for attempt in attempts if not _lacks_label(labels, attempt, ratios)), by_groups)
 
 
 def _rank(identities: Iterable[str], seed: int) -> bytes:
@@ -107,41 +113,59 @@ def _rank(identities: Iterable[str], seed: int) -> bytes:
 
 
 def _filled_up(
-    splits: Sequence[str | None], groups: list[list[int]], ratios: tuple[float, float, float]
+    splits: Sequence[str | None],
+    groups: list[list[int]],
+    ratios: tuple[float, float, float],
+    labels: Sequence[int],
+    one_of_each: bool = False,
 ) -> list[str | None]:
     """Return each source's split, with ``groups`` distributed so that all splits reach their shares.
 
     Groups that are large compared with the smallest share come first, in order of size, each into the split that is
-    furthest below its share. The small ones fill the rest in their given order, one split after the other.
+    furthest below its share; with ``one_of_each`` all groups do so, and splits that lack one of a group's labels come
+    before the others. The small ones fill the rest, those of equal labels in their given order, one split after the
+    other: thus each split gets its share of both labels.
     """
     filled_up = list(splits)
     total = sum(split is not None for split in splits) + sum(map(len, groups))
     missing = {split: ratio * total - splits.count(split) for split, ratio in zip(SPLITS, ratios, strict=True)}
-    limit = LARGE * total * min(ratio for ratio in ratios if ratio)
+    present = {(split, label) for split, label in zip(splits, labels, strict=True) if split}
+
+    def put(group: list[int], split: str) -> None:
+        missing[split] -= len(group)
+        for index in group:
+            filled_up[index] = split
+            present.add((split, labels[index]))
+
+    def need(split: str, group: list[int]) -> tuple[bool, float]:
+        used = ratios[SPLITS.index(split)] > 0
+        lacks_label = any((split, labels[index]) not in present for index in group)
+        return one_of_each and used and lacks_label, missing[split]
+
+    limit = 0 if one_of_each else LARGE * total * min(ratio for ratio in ratios if ratio)
     for group in sorted((group for group in groups if len(group) > limit), key=len, reverse=True):
-        chosen = max(SPLITS, key=lambda split: missing[split])
-        missing[chosen] -= len(group)
-        for index in group:
-            filled_up[index] = chosen
-    small = [group for group in groups if len(group) <= limit]
-    # A small group belongs to the split in whose part of all small groups its middle lies.
-    ends = np.cumsum([max(0.0, missing[split]) for split in SPLITS])
-    scale = ends[-1] / max(1, sum(map(len, small)))
-    start = 0
-    for group in small:
-        middle = (start + len(group) / 2) * scale
-        chosen = SPLITS[min(int(np.searchsorted(ends, middle, side="right")), len(SPLITS) - 1)]
-        start += len(group)
-        for index in group:
-            filled_up[index] = chosen
+        put(group, max(SPLITS, key=lambda split: need(split, group)))
+    small: dict[tuple[int, ...], list[list[int]]] = {}
+    for group in groups:
+        if len(group) <= limit:
+            small.setdefault(tuple(sorted({labels[index] for index in group})), []).append(group)
+    for _, of_equal_labels in sorted(small.items()):
+        # A group belongs to the split in whose part of all these groups its middle lies.
+        ends = np.cumsum([max(0.0, missing[split]) for split in SPLITS])
+        scale = ends[-1] / sum(map(len, of_equal_labels))
+        start = 0
+        for group in of_equal_labels:
+            middle = (start + len(group) / 2) * scale
+            start += len(group)
+            put(group, SPLITS[min(int(np.searchsorted(ends, middle, side="right")), len(SPLITS) - 1)])
     return filled_up
 
 
-def _lacks_label(sources: Sequence[Source], splits: Sequence[str | None], ratios: tuple[float, float, float]) -> bool:
+def _lacks_label(labels: Sequence[int], splits: Sequence[str | None], ratios: tuple[float, float, float]) -> bool:
     """Tell whether a split with a share above 0 lacks one of the two labels though the corpus has both."""
-    present = {(split, source.label) for split, source in zip(splits, sources, strict=True)}
+    present = set(zip(splits, labels, strict=True))
     used_splits = [split for split, ratio in zip(SPLITS, ratios, strict=True) if ratio]
-    has_both = {source.label for source in sources} == {REAL, FAKE}
+    has_both = set(labels) == {REAL, FAKE}
     return has_both and any((split, label) not in present for split in used_splits for label in (REAL, FAKE))
 
 
@@ -150,7 +174,8 @@ def _by_persons(
 ) -> dict[int, str | None]:
     """Split a group's persons by the shares; return each source's split, None if it shows persons of two splits."""
     persons = sorted({person for i in group for person in sources[i].identities}, key=lambda name: _rank([name], seed))
-    splits_of_persons = _filled_up([None] * len(persons), [[number] for number in range(len(persons))], ratios)
+    groups = [[number] for number in range(len(persons))]
+    splits_of_persons = _filled_up([None] * len(persons), groups, ratios, labels=[REAL] * len(persons))
     split_of = dict(zip(persons, splits_of_persons, strict=True))
     splits_in = {index: {split_of[person] for person in sources[index].identities} for index in group}
     return {index: splits.pop() if len(splits) == 1 else None for index, splits in splits_in.items()}

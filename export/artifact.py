@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from compress.runs import pixel_detector, student_of, takes
-from compress.scoring import score_split
+from compress.scoring import NotANumber, score_split
 from data.store import ClipStore
 from export import coreml, executorch, onnx
 from export.forms import Form
@@ -113,12 +113,18 @@ def _write_or_refuse(job: Job, folder: Path, inputs: Inputs, frames: int) -> Wri
         raise UnfitArtifact(f"{job.file} cannot be written ({type(error).__name__}: {reason_of(error)})") from error
 
 
-def _threshold_fields(gated: Gated, source: SourceRun, store: ClipStore) -> dict[str, Any]:
-    """Return the manifest's fields for an artifact's threshold, its origin, and the figures on validation clips."""
+def _threshold_fields(file: str, gated: Gated, source: SourceRun, store: ClipStore) -> dict[str, Any]:
+    """Return the manifest's fields for an artifact's threshold, its origin, and the figures on validation clips.
+
+    Raises UnfitArtifact if it gives a validation clip a score that is not a number.
+    """
     if gated.scorer is None:
         origin = f"validation scores of {source.run.path.name} in torch: it cannot run here"
         return {"threshold": source.threshold, "threshold_from": origin, "validation": None}
-    val = score_split(gated.scorer, store, "val", takes(source.run.info))
+    try:
+        val = score_split(gated.scorer, store, "val", takes(source.run.info))
+    except NotANumber as error:
+        raise UnfitArtifact(f"{file}: {error}") from error
     threshold = val.choose_threshold()
     validation = Validation.of(val, threshold.value)
     return {"threshold": threshold, "threshold_from": "its own validation scores", "validation": validation}
@@ -157,7 +163,7 @@ def _make(job: Job, folder: Path, inputs: Inputs) -> tuple[Artifact, list[float]
         scheme=job.info.scheme,
         minimum_os=MINIMUM_OS.get(job.form.delegate or runtime) or MINIMUM_OS[runtime],
         licence=job.info.weights.licence,
-        **_threshold_fields(gated, source, store),
+        **_threshold_fields(job.file, gated, source, store),
         parity=gated.parity,
         untold=source.untold,
         not_checked=gated.not_checked,

@@ -1,5 +1,7 @@
 """The gate: an artifact that does not give what its run gives is in no bundle."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from torch import nn
@@ -109,6 +111,21 @@ def test_an_artifact_that_fails_the_gate_is_kept_out_and_the_others_are_there(
     assert [artifact.file for artifact in made.manifest.artifacts] == ["test_byobnet-fp32.mlpackage"]
     assert [absent.file for absent in made.manifest.absent] == ["test_byobnet-fp32.onnx"]
     assert not (tmp_path / "bundle" / "test_byobnet-fp32.onnx").exists() and made.check_files() > 5
+
+
+def test_an_artifact_that_gives_a_validation_clip_no_number_is_kept_out(
+    student_run, demo_store, tmp_path, monkeypatch, capfd
+):
+    def overflows(path, *args):
+        gated = gate(path, *args)
+        nan = lambda *inputs: np.full(len(inputs[0]), np.nan, np.float32)  # noqa: E731
+        return replace(gated, scorer=nan) if path.suffix == ".onnx" else gated
+
+    monkeypatch.setattr("export.artifact.gate", overflows)
+    with pytest.raises(StageError, match=r"bundle is written without test_byobnet-fp32.onnx: the reasons are above"):
+        export_here([student_run], demo_store, tmp_path / "bundle", "onnx,coreml")
+    assert "no test_byobnet-fp32.onnx: test_byobnet-fp32.onnx: score val: the score of clip " in capfd.readouterr().err
+    assert [own.file for own in Bundle(tmp_path / "bundle").manifest.artifacts] == ["test_byobnet-fp32.mlpackage"]
 
 
 def test_a_compiler_that_fails_costs_only_its_own_artifact(student_run, demo_store, tmp_path, monkeypatch, capfd):
