@@ -1,10 +1,11 @@
 """Turn corpora into sources: recognize the layout of each, list its files, and select the requested ones."""
 
 import os
+import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import Annotated, Literal
 
@@ -131,7 +132,12 @@ def _read(root: Path, layout: str, selection: Selection) -> list[Source]:
         sources = of_compression(sources, selection.compression)
     if layout == "ffpp" and selection.official_splits:
         sources = with_official_split(sources, selection.official_splits)
-    return sources
+    return [replace(source, identities=tuple(dict.fromkeys(map(_one_form, source.identities)))) for source in sources]
+
+
+def _one_form(identity: str) -> str:
+    """Return a person's name in one Unicode form: a Mac may write é as two signs, and one person would be two."""
+    return unicodedata.normalize("NFC", identity)
 
 
 def read_sources(roots: Sequence[Path], selection: Selection) -> tuple[list[Source], list[str]]:
@@ -179,7 +185,7 @@ def _named_by_files(layout: str, sources: Sequence[Source], selected: AbstractSe
     """Return notes on how many files have only their file name as identity, and what that may cost."""
     used = [source for source in sources if source in selected]
     without_split = [source for source in used if source.split is None]
-    unnamed = [source for source in without_split if source.identities == (PurePath(source.name).stem,)]
+    unnamed = [source for source in without_split if source.identities == (_one_form(PurePath(source.name).stem),)]
     if not unnamed:
         return []
     notes = [

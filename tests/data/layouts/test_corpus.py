@@ -20,6 +20,14 @@ def test_paths_lead_to_the_files_and_come_in_one_order(touch: Callable[..., Path
     assert [source.path for source in sources] == [root / n for n in ("real/a.mp4", "real/b.mp4", "fake/c.mp4")]
 
 
+def test_a_name_is_one_person_in_either_unicode_form(touch: Callable[..., Path]) -> None:
+    sources, notes = read_sources([touch("real/Jos\u00e9.mp4", "fake/Jose\u0301.mp4")], Selection())
+    assert [source.identities for source in sources] == [("Jos\u00e9",)] * 2
+    assert sources[0].name != sources[1].name
+    assert len(notes) == 1
+    assert notes[0].startswith("2 of 2 files of the layout folder name no person but their own file name")
+
+
 def test_a_folder_of_no_known_layout_is_refused(touch: Callable[..., Path]) -> None:
     root = touch("videos/a.mp4", "real")
     expected = (
