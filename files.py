@@ -157,7 +157,9 @@ def check_output(out: Path) -> None:
 
 def require_writable(target: Path, option: str) -> None:
     """Raise StageError, before work that would be lost, if ``target`` may not be written; ``option`` names it."""
-    nearest = next(path for path in (target, *target.absolute().parents) if path.exists())
+    nearest = next(path for path in (target, *target.absolute().parents) if path.exists() or path.is_symlink())
+    if nearest != target and not nearest.is_dir():
+        raise StageError(f"{target} cannot be written, as {nearest} is no folder: give {option}, a folder")
     if not os.access(nearest, os.W_OK):
         raise StageError(f"{target} cannot be written, as {nearest} may not: give {option}, a folder that may")
 

@@ -21,6 +21,7 @@ from data.store import ClipStore
 from files import require_writable, written_whole
 from models.origin import Parent
 from models.run import Run
+from parsing import parse_json
 from stage import Scorer, StageError, WrongArgument, refuse_tf32, say
 
 COLUMNS = {
@@ -50,6 +51,8 @@ class Evaluated:
     notes: tuple[str, ...] = ()
     persons: tuple[str, ...] = ()
     """Hashed names of the persons in its training data (``DataSource``)."""
+    shares_folder: bool = False
+    """Whether other models may have evaluations in the folder, which must not be overwritten."""
 
     @classmethod
     def of_run(cls, path: Path, store: ClipStore) -> "Evaluated":
@@ -90,11 +93,6 @@ class Evaluation(BaseModel):
     notes: list[str]
     """The store's notes, and what computed the scores if not the model's own runtime."""
     metrics: Metrics
-
-    @property
-    def name(self) -> str:
-        """Name that distinguishes it from the model's other evaluations."""
-        return "-".join(filter(None, (self.store, self.fingerprint[:8], self.split, self.recompression)))
 
 
 def _cell(figures: Figures, name: str) -> str:
@@ -164,11 +162,26 @@ def _sources(
     return [(None, store), *recompressed]
 
 
-def _save(folder: Path, evaluation: Evaluation) -> Path:
-    target = folder / f"{evaluation.name}.json"
+def _name(store: ClipStore, split: str, recompression: str | None) -> str:
+    """Return the name of a model's evaluation that distinguishes it from its others."""
+    return "-".join(filter(None, (store.path.resolve().name, store.info.fingerprint[:8], split, recompression)))
+
+
+def _refuse_another_models(target: Path, model: Evaluated) -> None:
+    """Raise StageError if there is a file at ``target`` that is no evaluation of this very model."""
+    if not target.exists():
+        return
+    try:
+        sha256 = parse_json(target.read_bytes())["model"]["sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        sha256 = None
+    if sha256 != model.sha256:
+        raise StageError(f"{target} is not of {model.name} as it is now: remove it or give another --out")
+
+
+def _save(target: Path, evaluation: Evaluation) -> None:
     with written_whole(target) as aside:
         aside.write_text(evaluation.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    return target
 
 
 def evaluations(
@@ -178,15 +191,19 @@ def evaluations(
     recompressions: Sequence[Recompression] = (),
     depth_weights: Path | None = None,
 ) -> Iterator[Evaluation]:
-    """Yield a model's evaluation on a split of any store, then on each recompression of it, and save each.
+    """Save and yield a model's evaluation on a split of any store, then on each recompression of it.
 
     ``accuracy`` and ``f1`` are at the model's own threshold. Raises StageError, before anything is scored, if
-    nothing can be saved in the model's folder.
+    nothing can be saved in the model's folder, or if a shared one holds another model's evaluation under that name.
     """
-    require_writable(model.folder, "--out")
     clips = store.clips(split, both=False)
     seen_notes = seen_note([model.name], model.persons, clips, split) if split == "test" else []
-    for name, pictures in _sources(store, model.takes, recompressions, depth_weights):
+    sources = _sources(store, model.takes, recompressions, depth_weights)
+    targets = [model.folder / f"{_name(store, split, name)}.json" for name, _ in sources]
+    require_writable(targets[0], "--out")
+    for target in targets if model.shares_folder else []:
+        _refuse_another_models(target, model)
+    for (name, pictures), target in zip(sources, targets, strict=True):
         description = f"score {split}{f', {name}' if name else ''}"
         scores = score_clip_list(model.scorer, pictures, clips, description, model.takes)
         evaluation = Evaluation(
@@ -199,5 +216,10 @@ def evaluations(
             notes=[*store.info.notes, *model.notes, *seen_notes],
             metrics=scores.metrics(model.threshold),
         )
+        try:
+            _save(target, evaluation)  # first: whoever prints it may find standard output closed or full
+        except StageError:
+            yield evaluation
+            raise
         yield evaluation
-        say(f"saved {_save(model.folder, evaluation)}")
+        say(f"saved {target}")

@@ -77,7 +77,7 @@ def evaluate(
         evaluated = Evaluated.of_run(model, store)
     if out is not None:
         check_output(out)
-        evaluated = replace(evaluated, folder=out)
+        evaluated = replace(evaluated, folder=out, shares_folder=True)
     results = []
     for evaluation in evaluations(evaluated, store, split, recompressions, depth_weights):
         results.append(evaluation)

@@ -269,6 +269,15 @@ def test_nothing_is_written_into_a_bundle(name: str, tmp_path: Path) -> None:
     check_output(tmp_path / name)
 
 
+def test_a_path_below_a_file_or_a_broken_link_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    for name in ("file", "link"):
+        with pytest.raises(StageError, match=rf"as \S+/{name} is no folder: give --out, a folder"):
+            require_writable(tmp_path / name / "figures", "--out")
+    require_writable(tmp_path / "file", "--out")
+
+
 def test_what_cannot_be_written_is_said_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     require_writable(tmp_path / "new" / "folder", "--out")
     monkeypatch.setattr(os, "access", lambda path, _: path != tmp_path)  # as on a disk that is mounted to be read

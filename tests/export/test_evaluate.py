@@ -1,8 +1,10 @@
 """Evaluating runs and artifacts on their own and on other corpora, and what recompression costs them."""
 
+import contextlib
 import json
 import os
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -55,6 +57,11 @@ def _by_hand(run, store, split, source=None):
     return compute_metrics(_scores(run, store, split, source), own_threshold(Run(run)).value)
 
 
+def _file_name(evaluation):
+    parts = (evaluation.store, evaluation.fingerprint[:8], evaluation.split, evaluation.recompression)
+    return "-".join(filter(None, parts)) + ".json"
+
+
 def _set_threshold(run, value):
     metrics = json.loads((run / "metrics.json").read_text())
     metrics["threshold"]["value"] = value
@@ -68,7 +75,7 @@ def test_plain_and_recompressed_figures_are_saved_and_shown(teacher_copy, demo_s
     fingerprint = opened_store.info.fingerprint[:8]
     assert set(files) == {f"demo-{fingerprint}-test{how}.json" for how in ("", "-jpeg-20", "-jpeg-90")}
     for entry in made:
-        assert Evaluation.model_validate_json(files[f"{entry.name}.json"].read_bytes()) == entry
+        assert Evaluation.model_validate_json(files[_file_name(entry)].read_bytes()) == entry
     assert made[0].metrics == _by_hand(teacher_copy, opened_store, "test")
     source = RecompressedStore(opened_store, Recompression("jpeg", 20))
     assert made[1].metrics == _by_hand(teacher_copy, opened_store, "test", source)
@@ -135,8 +142,51 @@ def test_figures_of_a_run_that_may_not_be_written_go_where_they_are_asked_to(
         evaluate(teacher_copy, demo_store)
     monkeypatch.undo()
     (made,) = evaluate(teacher_copy, demo_store, out=tmp_path / "figures")
-    kept = Evaluation.model_validate_json((tmp_path / "figures" / f"{made.name}.json").read_bytes())
+    kept = Evaluation.model_validate_json((tmp_path / "figures" / _file_name(made)).read_bytes())
     assert kept == made and not (teacher_copy / "evaluations").exists()
+
+
+def test_figures_of_another_model_are_not_overwritten(teacher_run, student_run, demo_store, tmp_path):
+    (made,) = evaluate(teacher_run, demo_store, out=tmp_path)
+    evaluate(teacher_run, demo_store, out=tmp_path)
+    kept = (tmp_path / _file_name(made)).read_bytes()
+    with pytest.raises(StageError, match=r"-test\.json is not of student as it is now: remove it or"):
+        evaluate(student_run, demo_store, out=tmp_path)
+    assert (tmp_path / _file_name(made)).read_bytes() == kept
+    (tmp_path / _file_name(made)).write_text("[]")
+    with pytest.raises(StageError, match=r"-test\.json is not of teacher as it is now"):
+        evaluate(teacher_run, demo_store, out=tmp_path)
+
+
+def test_a_file_or_a_broken_link_in_place_of_the_folder_is_refused_before_scoring(
+    teacher_run, demo_store, tmp_path, capsys
+):
+    (tmp_path / "figures.json").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    for out, culprit in (("figures.json", "figures.json"), ("link/figures", "link")):
+        with pytest.raises(StageError, match=rf"as \S+/{culprit} is no folder: give --out, a folder"):
+            evaluate(teacher_run, demo_store, out=tmp_path / out)
+    assert not capsys.readouterr().out
+
+
+def test_figures_that_cannot_be_saved_are_shown(teacher_run, demo_store, tmp_path, monkeypatch, capsys):
+    def refuse(target, evaluation):
+        raise StageError(f"cannot write {target}: No space left on device")
+
+    monkeypatch.setattr("compress.evaluation._save", refuse)
+    with pytest.raises(StageError, match="No space left"):
+        evaluate(teacher_run, demo_store, out=tmp_path)
+    assert "crops as they are" in capsys.readouterr().out
+
+
+def test_figures_are_saved_where_standard_output_is_full(teacher_run, demo_store, tmp_path, monkeypatch):
+    with open("/dev/full", "w") as full, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", full)
+        with pytest.raises(OSError, match="No space left"):
+            evaluate(teacher_run, demo_store, out=tmp_path)
+        with contextlib.suppress(OSError):
+            full.close()
+    assert [path.suffix for path in tmp_path.iterdir()] == [".json"]
 
 
 def test_refused_work_is_one_line_and_saves_nothing(teacher_run, demo_store, tmp_path):
@@ -197,7 +247,7 @@ def test_an_artifact_is_measured_at_its_own_threshold(file, bundle_path, demo_st
     assert jpeg.metrics.frame != plain.metrics.frame  # of 24 frames; those of 6 clips may stay equal
     assert (plain.model.name, plain.model.sha256) == (file, artifact.sha256)
     assert any("not by Core ML" in note for note in plain.notes) == (artifact.evaluated_by is not None)
-    saved = tmp_path / "bundle.evaluations" / file / f"{plain.name}.json"
+    saved = tmp_path / "bundle.evaluations" / file / _file_name(plain)
     assert Evaluation.model_validate_json(saved.read_bytes()) == plain
     bundle.check_files()
 
