@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from compress.fidelity import Diagnosis
-from compress.persons import seen_persons
+from compress.persons import seen_note, seen_persons
 from compress.scoring import ClipScores, Takes, score_split
 from data.store import ClipStore
 from models.cost import cost_of
@@ -183,5 +183,9 @@ def finish_run(
     scorer = torch_scorer(pixels_in, device)
     metrics |= own_metrics(score_split(scorer, store, "val", takes(info)))
     test = score_split(scorer, store, "test", takes(info)).metrics(metrics["threshold"]["value"])
-    unfinished.finish(info, detector, metrics | {"test": _dumped(test)})
+    # Splits of one store share no person: one of test was seen by a run that this began with or learned from.
+    notes = seen_note([unfinished.out.name], info.data.persons, store.clips("test"), "test")
+    unfinished.finish(info, detector, metrics | {"test": _dumped(test), "notes": notes})
     say(f"{unfinished.out}: test AUC {test.auc:.3f}, val AUC {metrics['val']['auc']:.3f} (clips)")
+    for line in notes:
+        say(f"note: {line}")

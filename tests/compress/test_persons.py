@@ -1,5 +1,6 @@
 """Whom a run has seen: by hand on stores of known persons."""
 
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -49,6 +50,25 @@ def test_a_run_that_goes_on_from_another_has_seen_what_that_has(
     start = drawn_run(tmp_path / "start", {"data": data})
     teach("dino", demo_store, tmp_path / "run", backbone="test_vit", weights=start, epochs=1)
     assert "of another store" in Run(tmp_path / "run").info.data.persons
+
+
+def test_a_run_that_begins_with_persons_of_the_test_split_says_so(
+    demo_store: Path,
+    opened_store: ClipStore,
+    drawn_run: Callable[..., Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    known = sorted(hashed(opened_store.clips("test")))
+    for persons, expected in ((known[:1], [f"1 of {len(known)} persons of the test split have names"]), (["x"], [])):
+        start = drawn_run(tmp_path / f"start {persons[0]}", {"data": {"fingerprint": "x", "persons": persons}})
+        out = tmp_path / f"run {persons[0]}"
+        teach("dino", demo_store, out, backbone="test_vit", weights=start, epochs=1)
+        notes = json.loads((out / "metrics.json").read_text())["notes"]
+        assert [note.partition(" of persons in")[0] for note in notes] == expected
+        assert [line for line in capsys.readouterr().err.splitlines() if "persons of the test split" in line] == [
+            f"note: {note}" for note in notes
+        ]
 
 
 def test_figures_of_persons_that_were_trained_on_say_so(
