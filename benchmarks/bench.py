@@ -23,7 +23,7 @@ from benchmarks.pages.render import table_text, write_report
 from benchmarks.processor import measure_products
 from benchmarks.reference import read_reference
 from benchmarks.rounds import Corpora, Effort, measure_all
-from benchmarks.rows import Subject, check_fits, list_subjects
+from benchmarks.rows import Subject, check_fits, list_subjects, share_thresholds
 from benchmarks.schema import Report, Session
 from command import run_as_script, takes_options
 from compress.fidelity import Diagnosis
@@ -99,6 +99,7 @@ def _parse_threads(text: str, most: int | None) -> list[int]:
 def _list_checked(paths: list[Path], threads: list[int], corpora: Corpora, machine: str) -> list[Subject]:
     """Return the rows to measure. Raises StageError, before anything is measured, if one cannot score the clips."""
     subjects = list_subjects(paths, threads, machine)
+    share_thresholds(subjects, corpora.store.info.fingerprint)
     for subject in subjects:
         check_fits(subject, corpora.store)
         if corpora.control is not None and subject.row.kind == "artifact":

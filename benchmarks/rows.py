@@ -35,7 +35,7 @@ class Subject:
     path: Path
     teacher: bool
     threshold: Threshold | None
-    """The model's own threshold; None for autocast until its validation scores are measured."""
+    """The model's own threshold; None for autocast until its validation scores are measured (``share_thresholds``)."""
     meaningless: str | None
     """Why the scores would mean nothing, for example untrained weights; None if they mean something."""
     student: str | None
@@ -191,6 +191,19 @@ def list_subjects(paths: list[Path], threads: list[int], machine: str) -> list[S
     for subject in subjects:
         subject.row.name = names[subject.path]
     return subjects
+
+
+def share_thresholds(subjects: Sequence[Subject], fingerprint: str) -> None:
+    """Give rows under autocast the threshold of their fp32 run, if that was set on another store than the scored one.
+
+    Else a row's own is set on the scored store's validation clips. Verdicts at thresholds of two stores would differ by
+    more than rounding, and a store of test clips alone could not be scored. ``fingerprint``: of the scored store.
+    """
+    shipped = {s.path: s for s in subjects if s.row.kind == "run" and s.threshold_store not in (None, fingerprint)}
+    for subject in subjects:
+        if subject.threshold is None and (run := shipped.get(subject.path)):
+            subject.threshold, subject.threshold_store = run.threshold, run.threshold_store
+            subject.row.reason = subject.row.reason or "at the threshold of its fp32 run, which is of another store"
 
 
 def check_fits(subject: Subject, store: ClipStore) -> None:

@@ -1,10 +1,13 @@
 """How what was measured fills a row."""
 
+import json
+
 import numpy as np
 import pytest
 
 from benchmarks.figures import Latency
-from benchmarks.rows import Subject, fill_row, list_subjects
+from benchmarks.rounds import Corpora
+from benchmarks.rows import Subject, fill_row, list_subjects, share_thresholds
 from benchmarks.schema import Row
 from benchmarks.task import Measurement, Scores, Timing
 from compress.metrics import Threshold
@@ -83,6 +86,24 @@ def test_accuracy_comes_by_clips_videos_and_methods(tmp_path):
         "Swap": (2, pytest.approx(5 / 6)),
         "Blend": (1, pytest.approx(1 / 3)),
     }
+
+
+def test_autocast_has_the_threshold_of_its_run_where_another_store_gave_that(drawn_run, opened_store, tmp_path):
+    run = drawn_run(tmp_path / "run", {"data": {"fingerprint": "of its store"}})
+    (run / "metrics.json").write_text(
+        json.dumps({"threshold": {"value": 0.25, "false_positive_rate": 0.5, "rule": "given"}})
+    )
+    corpora = Corpora(opened_store, "test")
+    for fingerprint, scored, threshold, reason in (
+        ("of its store", {"test", "val"}, None, ""),
+        ("of another", {"test"}, 0.25, "at the threshold of its fp32 run, which is of another store"),
+    ):
+        fp32, cast = list_subjects([run], [1], "here")
+        cast.row.status, cast.row.reason = "measured", ""  # also where the processor has no bfloat16
+        share_thresholds([fp32, cast], fingerprint)
+        assert (fp32.threshold.value, fp32.row.reason) == (0.25, "")
+        assert (cast.threshold and cast.threshold.value, cast.row.reason) == (threshold, reason)
+        assert set(corpora.of(cast, first_threads=True)) == scored
 
 
 def test_macs_of_an_artifact_are_those_of_its_network(bundle_path, student_run):
