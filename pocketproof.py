@@ -1,9 +1,10 @@
 """The command ``pocketproof``: one sub-command per stage."""
 
 import importlib
+import importlib.metadata
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
@@ -33,12 +34,12 @@ def build_app(chosen: str) -> typer.Typer:
     """Return the command-line app. Only the chosen stage is imported; the others are there for ``--help`` alone."""
     app = typer.Typer(
         name="pocketproof",
-        help="Makes big deepfake detectors small enough for a phone and proves what that cost.",
         add_completion=False,
         pretty_exceptions_enable=False,
         no_args_is_help=True,
         rich_markup_mode="markdown",
     )
+    app.callback()(_common)
     for name, (module, summary) in STAGES.items():
         stage: Callable[..., Any] = _stand_in
         if name == chosen:
@@ -49,6 +50,20 @@ def build_app(chosen: str) -> typer.Typer:
 
 def _stand_in() -> None:
     raise StageError("this stage was not imported: call it as the first argument")
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"pocketproof {importlib.metadata.version('pocketproof')}")
+        raise typer.Exit
+
+
+def _common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Makes big deepfake detectors small enough for a phone and proves what that cost."""
 
 
 def main() -> None:

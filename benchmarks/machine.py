@@ -12,8 +12,8 @@ from pydantic import BaseModel, ConfigDict
 from export.runtimes import int8_instructions, lacks_int8_instructions
 
 PACKAGES = (
-    "torch", "torchvision", "timm", "torchao", "executorch", "onnx", "onnxruntime", "coremltools", "numpy",
-    "opencv-python-headless", "av", "dlib-bin", "pyarrow",
+    "pocketproof", "torch", "torchvision", "timm", "torchao", "executorch", "onnx", "onnxruntime", "coremltools",
+    "numpy", "opencv-python-headless", "av", "dlib-bin", "pyarrow",
 )  # fmt: skip
 BOARD = Path("/sys/firmware/devicetree/base/model")
 """File in which Linux gives the name of a board, ended by a zero byte."""

@@ -101,7 +101,7 @@ def _phone_check(file: Path) -> str:
     }
     return ", ".join(
         f"{name} could take {info.num_supported_nodes / max(1, info.num_nodes):.0%} of the nodes in "
-        f"{info.num_partitions} parts ({WORTH[info.suitability().name]})"
+        f"{info.num_partitions} part{'' if info.num_partitions == 1 else 's'} ({WORTH[info.suitability().name]})"
         for name, info in checks.items()
     )
 

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,14 @@ def test_help_lists_every_stage():
     done = _call("--help")
     assert done.returncode == 0
     assert all(name in done.stdout for name in pocketproof.STAGES)
+
+
+def test_the_version_is_that_of_the_package(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["pocketproof", "--version"])
+    with pytest.raises(SystemExit) as stopped:
+        pocketproof.main()
+    project = tomllib.loads(Path("pyproject.toml").read_text())["project"]
+    assert (stopped.value.code, capsys.readouterr().out) == (0, f"pocketproof {project['version']}\n")
 
 
 @pytest.mark.parametrize("name", [name for name in pocketproof.STAGES if name != "demo"])
