@@ -70,6 +70,12 @@ def reason_of(error: Exception) -> str:
     return text.strip().splitlines()[0].strip() if text.strip() else type(error).__name__
 
 
+def last_line(text: str, default: str) -> str:
+    """Return the last line of a process's output that is not blank, or ``default``."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else default
+
+
 def some_of(names: Sequence[str]) -> str:
     """Return the first three names, joined by commas, with "..." if there are more."""
     return ", ".join([*names[:3], *(["..."] if len(names) > 3 else [])])

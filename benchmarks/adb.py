@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from stage import StageError, say
+from stage import StageError, last_line, say
 
 TMP = "/data/local/tmp"
 """The phone's folder where ``adb`` may write programs and run them."""
@@ -48,17 +48,11 @@ def _adb(arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
         raise StageError(f"adb {arguments[-1]} did not end in {MOST_SECONDS} s: is the phone still there?") from error
 
 
-def _last_line(text: str, default: str) -> str:
-    """Return the last line that is not blank, or ``default``."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else default
-
-
 def _chosen_serial() -> str:
     """Return the serial number in ``ANDROID_SERIAL``, or of the only phone. Raises StageError if it cannot be used."""
     done = _adb(["devices"])
     if done.returncode:
-        raise StageError(f"adb devices failed: {_last_line(done.stderr, f'exit code {done.returncode}')}")
+        raise StageError(f"adb devices failed: {last_line(done.stderr, f'exit code {done.returncode}')}")
     lines = done.stdout.partition("List of devices attached")[2].splitlines()
     states = dict(line.split(maxsplit=1) for line in lines if len(line.split()) > 1)
     phones = ", ".join(f"{serial} ({state.strip()})" for serial, state in states.items())
@@ -105,7 +99,7 @@ class Phone:
             logged = self._call("logcat", "-d", "-v", "raw", f"--pid={process.strip()}", "-s", log_tag)
             output += f"\n{logged.stdout}"
         if done.returncode:
-            line = _last_line(done.stderr, _last_line(output, "it said nothing"))
+            line = last_line(done.stderr, last_line(output, "it said nothing"))
             raise StageError(f"{command[0].removeprefix('./')} ended with exit code {done.returncode}: {line}")
         return output
 
@@ -114,7 +108,7 @@ class Phone:
         done = self._call("push", str(file.resolve()), to)
         if done.returncode:
             raise StageError(
-                f"{file} cannot be copied to the phone: {_last_line(done.stderr or done.stdout, 'no reason given')}"
+                f"{file} cannot be copied to the phone: {last_line(done.stderr or done.stdout, 'no reason given')}"
             )
 
     @contextlib.contextmanager
@@ -125,7 +119,7 @@ class Phone:
         """
         folder = f"{TMP}/pocketproof-{uuid.uuid4().hex[:12]}"
         if (done := self.shell(["mkdir", folder])).returncode:
-            raise StageError(f"{folder} cannot be made on the phone: {_last_line(done.stderr, 'no reason given')}")
+            raise StageError(f"{folder} cannot be made on the phone: {last_line(done.stderr, 'no reason given')}")
         try:
             yield folder
         finally:

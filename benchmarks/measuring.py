@@ -17,7 +17,7 @@ from compress.scoring import Takes, pictures_of
 from data.store import ClipStore
 from files import sha256_of, write_raw, writing
 from models.run import Run
-from stage import StageError, reason_of
+from stage import StageError, last_line, reason_of
 
 TIMED_CROPS = 8
 Answer = TypeVar("Answer", bound=BaseModel)
@@ -59,8 +59,8 @@ def answer_of(module: str, task: BaseModel, kind: type[Answer], environment: Map
         if done.returncode < 0:
             raise StageError(f"killed by signal {-done.returncode}, perhaps for want of memory")
         if done.returncode or not result_file.exists():
-            lines = [line for line in done.stderr.splitlines() if line.strip()] or [f"exit code {done.returncode}"]
-            raise StageError(re.sub(r"^(\w+\.)+\w+: ", "", lines[-1]))  # without the module path of the error's class
+            reason = last_line(done.stderr, f"exit code {done.returncode}")
+            raise StageError(re.sub(r"^(\w+\.)+\w+: ", "", reason))  # without the module path of the error's class
         return kind.model_validate_json(result_file.read_text())
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stage import StageError
+from stage import StageError, last_line
 
 PROCESSORS = Path("/sys/devices/system/cpu")
 SIDE = 1024
@@ -108,8 +108,8 @@ def measure_products(threads: int) -> dict[str, float]:
     command = [sys.executable, "-W", "ignore", "-m", "benchmarks.processor", str(threads)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        raise StageError(f"the speed of this machine's matrix products cannot be measured: {lines[-1]}")
+        reason = last_line(done.stderr, f"exit code {done.returncode}")
+        raise StageError(f"the speed of this machine's matrix products cannot be measured: {reason}")
     gmacs: dict[str, float] = json.loads(done.stdout)
     return gmacs
 

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from torch import Tensor, nn
 
 from compress.compute import Compute
-from compress.filling import Filling, OfView, ProcessGroup
+from compress.filling import Filling, OfView
 from data.views import ViewRule, Views
 from files import require_writable, written_whole
 from models.run import versions_of
@@ -152,7 +152,7 @@ class FrameCache:
         key: CacheKey,
         views: Views,
         compute: OfView,
-        where: ProcessGroup | None = None,
+        where: Compute | None = None,
     ) -> "FrameCache":
         """Open the cache for ``key`` below ``root``, after calling ``compute`` on each view that it lacks.
 

@@ -3,13 +3,14 @@
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from compress.compute import Compute
 from data.store import DamagedClip
 from data.views import View, Views
 from files import require_writable, writing, written_whole
@@ -20,21 +21,6 @@ FLUSHED_VIEWS = 32
 
 OfView = Callable[[NDArray[np.uint8], NDArray[np.bool_]], Tensor]
 """From a view's pictures (``Views.pixels``) and valid frames, bool [T], to the arrays of its frames, [T, ...]."""
-
-
-class ProcessGroup(Protocol):
-    """The processes that train together (``Compute``)."""
-
-    @property
-    def rank(self) -> int:
-        """The number of this process, from 0."""
-
-    @property
-    def processes(self) -> int:
-        """The number of processes."""
-
-    def gathered(self, found: Any) -> list[Any]:
-        """Return the ``found`` objects of all processes by rank; waits for all of them."""
 
 
 class Filling:
@@ -70,7 +56,7 @@ class Filling:
             rows, done = self.opened(number)
             _put(self.views.store.frames, self._computed(number, np.flatnonzero(~done).tolist()), rows, done)
 
-    def fill_together(self, where: ProcessGroup) -> None:
+    def fill_together(self, where: Compute) -> None:
         """Compute this process's share into a file of its own; then the first process alone copies all into the blocks.
 
         On a network disk, two machines that write into one mapped file overwrite each other's parts of a page.

@@ -98,17 +98,17 @@ class _Teacher:
 class TeacherOutputs:
     """Outputs of a teacher for batches of ``views``, rounded to half precision whether they are cached or not.
 
-    ``seen``: the student's ``views`` in the modalities of the teacher. A view whose pictures cannot be read for the
-    teacher is marked as unreadable, and not drawn again. ``student``: example outputs of the student for one sample; if
-    they have feature maps, so do the teacher's, averaged to the student's grids where these are coarser. ``cache``: the
-    folder for the outputs; None runs the teacher at every step.
+    ``teacher_views``: the student's ``views`` in the modalities of the teacher. A view whose pictures cannot be read
+    for the teacher is marked as unreadable, and not drawn again. ``student``: example outputs of the student for one
+    sample; if they have feature maps, so do the teacher's, averaged to the student's grids where these are coarser.
+    ``cache``: the folder for the outputs; None runs the teacher at every step.
     """
 
     def __init__(
-        self, run: Run, views: Views, seen: Views, student: Outputs, compute: Compute, cache: Path | None
+        self, run: Run, views: Views, teacher_views: Views, student: Outputs, compute: Compute, cache: Path | None
     ) -> None:
-        self._views, self._teacher_views, self._device = views, seen, compute.device
-        seen.unreadable = views.unreadable
+        self._views, self._teacher_views, self._device = views, teacher_views, compute.device
+        teacher_views.unreadable = views.unreadable
         teacher = _Teacher(run, student, views.store.frames, compute)
         self.layout = teacher.layout
         self.per: Per = run.info.architecture.per
@@ -117,9 +117,15 @@ class TeacherOutputs:
             settings = f"{run.info.architecture.model_dump_json()} {run.info.preprocessing.model_dump_json()}"
             maps = str([list(stage.shape[1:]) for stage in self.layout.example.maps])
             key = CacheKey.of_views(
-                "teacher outputs", seen, seen.modalities, teacher.network, settings, compute.numbers, maps
+                "teacher outputs",
+                teacher_views,
+                teacher_views.modalities,
+                teacher.network,
+                settings,
+                compute.numbers,
+                maps,
             )
-            self._cache = shared_cache(cache, key, seen, teacher.of_view, compute)
+            self._cache = shared_cache(cache, key, teacher_views, teacher.of_view, compute)
 
     def __call__(self, read: Pictures) -> tuple[Tensor, Pictures]:
         """Return the teacher's rows, float32 [B, W], or [B, T, W] for clips, and the student's pictures they belong to.

@@ -7,9 +7,9 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
+from data.parquet import Row
 from stage import StageError, progress, reason_of, say
 
-Row = dict[str, Any]
 Job = TypeVar("Job", bound=tuple[Any, ...])
 LOCAL = "local"
 """Address that starts a cluster on this machine for the duration of the command."""

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from data.parquet import Row
 from files import written_whole
 from stage import StageError, WorkerDied, in_processes, say
 
-Row = dict[str, Any]
 KILLER = "a process died of it, perhaps for want of memory"
 """Reason in the row of a file that kills every process that works on it."""
 

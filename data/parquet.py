@@ -10,6 +10,9 @@ import pyarrow.parquet as pq
 from files import writing
 from stage import Modality, reason_of
 
+Row = dict[str, Any]
+"""One row of a table: values by column."""
+
 
 class RowWriter:
     """Writes rows to a Parquet file as they come, each call as one row group; without a row no file is made.
@@ -22,7 +25,7 @@ class RowWriter:
         self._name = target if isinstance(target, Path) else Path("memory")
         self._writer: pq.ParquetWriter | None = None
 
-    def write(self, *rows: dict[str, Any]) -> None:
+    def write(self, *rows: Row) -> None:
         """Append rows as one group."""
         with writing(self._name):
             if self._writer is None:
@@ -51,7 +54,7 @@ def _leaf(schema: pa.Schema, name: str) -> str:
     return path
 
 
-def read_rows(source: Path | bytes, schema: pa.Schema, columns: list[str] | None = None) -> list[dict[str, Any]]:
+def read_rows(source: Path | bytes, schema: pa.Schema, columns: list[str] | None = None) -> list[Row]:
     """Return the rows of a file, or of a file's bytes; only the named ``columns``, unless None.
 
     Raises ValueError with the reason if the file is missing, damaged, or of another schema.
@@ -61,7 +64,7 @@ def read_rows(source: Path | bytes, schema: pa.Schema, columns: list[str] | None
         with pq.ParquetFile(parquet_source, page_checksum_verification=True) as file:
             if not file.schema_arrow.equals(schema):
                 raise ValueError("its columns are others")
-            rows: list[dict[str, Any]] = file.read(columns=columns).to_pylist()
+            rows: list[Row] = file.read(columns=columns).to_pylist()
     except OSError as error:
         raise ValueError(os.strerror(error.errno) if error.errno else reason_of(error)) from error
     except pa.ArrowException as error:

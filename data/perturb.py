@@ -9,7 +9,6 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -20,14 +19,14 @@ from data.augment import generator
 from data.clips import bridge
 from data.faces import DETECTORS, Face, FaceDetector, iou
 from data.layouts import is_photo
-from data.parquet import RowWriter, read_rows
+from data.parquet import Row, RowWriter, read_rows
 from data.photo import Photo
 from data.picture import Frame, Picture
 from data.png import encode_png
 from data.prepare_video import forged, surroundings
 from data.schemas import CLIP_SCHEMA, VIDEO_SCHEMA
 from data.store import Clip, ClipStore, StoreSettings, clip_file
-from data.unfinished import counted
+from data.unfinished import store_info
 from data.video import Video, recompressed, through_jpeg
 from files import sha256_of
 from stage import StageError, in_processes
@@ -197,7 +196,7 @@ def _clips_by_video(path: Path, split: str) -> dict[str, list[Clip]]:
     return by_video
 
 
-def _cut_again(store_path: Path, video: dict[str, Any], path: Path, folders: list[Path]) -> None:
+def _cut_again(store_path: Path, video: Row, path: Path, folders: list[Path]) -> None:
     """Cut the clips of one video again with every perturbation, each into a file in its folder.
 
     Raises StageError if the clip file is damaged, or if the unperturbed crops differ from those of the store.
@@ -250,7 +249,7 @@ def perturbed_stores(
             yield perturbation, store_folder
 
 
-def _finish(folder: Path, store: ClipStore, videos: list[dict[str, Any]]) -> None:
+def _finish(folder: Path, store: ClipStore, videos: list[Row]) -> None:
     """Write ``videos.parquet`` and ``store.json``, which make a folder of clips a store."""
     rows = []
     for video in videos:
@@ -262,5 +261,5 @@ def _finish(folder: Path, store: ClipStore, videos: list[dict[str, Any]]) -> Non
     with RowWriter(folder / "videos.parquet", VIDEO_SCHEMA) as file:
         file.write(*rows)
     settings = store.info.settings.model_copy(update={"modalities": ("rgb",)})
-    info = counted(settings, [], rows, sha256_of(folder / "videos.parquet"))
+    info = store_info(settings, [], rows, sha256_of(folder / "videos.parquet"))
     (folder / "store.json").write_text(info.model_dump_json())

@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import cv2
 import typer
@@ -22,7 +22,7 @@ from data.forge import WEAKEST
 from data.journal import KILLER, Journal, in_noted_processes
 from data.layouts import SPLITS, Selection, Source, read_sources
 from data.modalities import Modalities, ModalityOptions
-from data.parquet import RowWriter
+from data.parquet import Row, RowWriter
 from data.prepare_video import Recipe, prepare_video, without_clips
 from data.remote import at_hand, is_remote, place, refuse_occupied, upload
 from data.schemas import CLIP_SCHEMA
@@ -70,13 +70,13 @@ def _prepare_here(jobs: list[Job], store: Unfinished, workers: int) -> None:
     """Prepare in local processes. A file that kills its process, and a second one when tried alone, is unreadable."""
     job_of = {job[0].video_id: job for job in jobs}
 
-    def row_of_killed(video_id: str) -> dict[str, Any]:
+    def row_of_killed(video_id: str) -> Row:
         return without_clips(*job_of[video_id][:2], "unreadable", KILLER)
 
     in_noted_processes(_prepare_one, job_of, store.journal, workers, "prepare", row_of_killed)
 
 
-def _prepare_on_cluster(source: Source, split: str, recipe: Recipe, existed: bool) -> dict[str, Any]:
+def _prepare_on_cluster(source: Source, split: str, recipe: Recipe, existed: bool) -> Row:
     """Prepare one video on a cluster; return its row as JSON and its clip file's bytes, or an error's text."""
     _use_one_thread(recipe)
     if existed and not _exists(source):

@@ -3,7 +3,6 @@
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +14,7 @@ from data.faces import DETECTORS
 from data.forge import Forgery
 from data.layouts import FAKE, REAL, Source
 from data.modalities import Modalities
+from data.parquet import Row
 from data.photo import Photo
 from data.picture import Frame, Picture, UnreadableVideo
 from data.png import encode_png
@@ -25,7 +25,6 @@ from data.video import Video, recompressed
 from stage import StageError
 
 NOT_SEEN = f"no face was seen (of a video, every {STRIDE}th frame is looked at)"
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -27,7 +27,7 @@ from pydantic import (
 from data.crops import CropRule
 from data.depth import DepthWeights
 from data.layouts import FAKE, REAL, SPLITS
-from data.parquet import read_rows
+from data.parquet import Row, read_rows
 from data.png import decode_png
 from data.schemas import CLIP_SCHEMA, VIDEO_SCHEMA
 from files import sha256_of
@@ -109,7 +109,7 @@ class Clip:
     """Number of this forgery among those of its original clip, from 1; 0 for a clip as its video shows it."""
 
 
-def _clip(entry: dict[str, Any], row: int, draw: int, video: dict[str, Any], frames: int) -> Clip:
+def _clip(entry: Row, row: int, draw: int, video: Row, frames: int) -> Clip:
     """Return the clip that a row describes. Raises ValueError if the row contradicts ``videos.parquet``."""
     boxes, valid = np.array(entry["boxes"], np.float32), np.array(entry["valid"], np.bool_)
     if boxes.shape != (frames, 4) or valid.shape != (frames,) or not np.isfinite(boxes).all():
@@ -125,7 +125,7 @@ def _clip(entry: dict[str, Any], row: int, draw: int, video: dict[str, Any], fra
     return Clip(**entry | {"identities": identities, "valid": valid, "boxes": boxes, "row": row, "draw": draw})
 
 
-def _read_clips(file: Path, video: dict[str, Any], frames: int) -> list[Clip]:
+def _read_clips(file: Path, video: Row, frames: int) -> list[Clip]:
     """Read the clips of a video from its file. Raises ValueError if it is damaged or not as it was written."""
     columns = ["clip_id", "video_id", "label", "method", "split", "identities", "valid", "boxes"]
     entries = read_rows(file, CLIP_SCHEMA, columns)
@@ -180,7 +180,7 @@ class ClipStore:
             self._clips_and_damage[split] = clips, damaged
         return self._clips_and_damage[split]
 
-    def _videos_with_clips(self) -> list[dict[str, Any]]:
+    def _videos_with_clips(self) -> list[Row]:
         """Return the rows of the videos that gave clips. Raises StageError if ``videos.parquet`` is damaged."""
         file = self.path / "videos.parquet"
         try:

@@ -7,11 +7,11 @@ import contextlib
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 from data.journal import Journal
 from data.layouts import SPLITS, Source
-from data.parquet import RowWriter
+from data.parquet import Row, RowWriter
 from data.remote import is_remote
 from data.schemas import CLIP_SCHEMA, VIDEO_SCHEMA
 from data.store import Status, StoreInfo, StoreSettings, clip_file
@@ -47,7 +47,7 @@ class Unfinished:
         rows.sort(key=lambda row: str(row["video_id"]))
         with RowWriter(self.folder / "videos.parquet", VIDEO_SCHEMA) as videos_file:
             videos_file.write(*rows)
-        info = counted(self.settings, notes, rows, sha256_of(self.folder / "videos.parquet"))
+        info = store_info(self.settings, notes, rows, sha256_of(self.folder / "videos.parquet"))
         (self.folder / "store.json").write_text(info.model_dump_json(indent=2) + "\n")
         self._remove_partial()
         put_in_place(self.folder, self.out)
@@ -70,7 +70,7 @@ class Unfinished:
             stale.unlink()
 
 
-def counted(settings: StoreSettings, notes: list[str], rows: Sequence[dict[str, Any]], fingerprint: str) -> StoreInfo:
+def store_info(settings: StoreSettings, notes: list[str], rows: Sequence[Row], fingerprint: str) -> StoreInfo:
     """Return the content of ``store.json``, with counts over the rows of ``videos.parquet``."""
     clips = {split: {"real": 0, "fake": 0} for split in SPLITS}
     videos = dict.fromkeys(get_args(Status), 0)
@@ -116,7 +116,7 @@ def clips_of(folder: Path, video_id: str) -> Iterator[RowWriter]:
         put_in_place(aside, file)
 
 
-def note(folder: Path, source: Source, row: dict[str, Any]) -> None:
+def note(folder: Path, source: Source, row: Row) -> None:
     """Note a video's row with the SHA-256 of its clip file and the source's time of change: it is then done."""
     video_id = row["video_id"]
     if row["clips"]:

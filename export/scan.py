@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data.cluster import on_ray
-from data.journal import KILLER, Journal, Row, in_noted_processes
+from data.journal import KILLER, Journal, in_noted_processes
 from data.layouts import PHOTO_SUFFIXES, VIDEO_SUFFIXES, media, shown
-from data.parquet import read_rows
+from data.parquet import Row, read_rows
 from data.picture import UnreadableVideo
 from data.remote import is_remote
 from export.bundle import MANIFEST, Bundle
