@@ -185,6 +185,18 @@ class Lock:
     """
 
     def __init__(self, out: Path, may_exist: bool = False) -> None:
+        self._lock(out)
+        while not os.fstat(self._file.fileno()).st_nlink:  # removed by its last holder between opening and locking
+            self.close()
+            self._lock(out)
+        if not may_exist:
+            try:
+                refuse_existing(out)
+            except StageError:
+                self.remove()
+                raise
+
+    def _lock(self, out: Path) -> None:
         with writing(out):
             out.parent.mkdir(parents=True, exist_ok=True)
             self._file = out.with_name(f".{out.name}.lock").open("w")
@@ -195,12 +207,6 @@ class Lock:
             raise StageError(f"{out} is being made by another process: wait for it or give another --out") from error
         except OSError as error:  # some network file systems have no locks
             say(f"{self._file.name} cannot be locked ({reason_of(error)}): start no second command with this --out")
-        if not may_exist:
-            try:
-                refuse_existing(out)
-            except StageError:
-                self.remove()
-                raise
 
     def __enter__(self) -> "Lock":
         return self

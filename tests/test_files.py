@@ -1,12 +1,14 @@
 """Files on disk: whole or not at all, hashed, and the JSON of users."""
 
 import errno
+import fcntl
 import hashlib
 import os
 import pickle
 import platform
 import subprocess
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pytest
@@ -171,6 +173,22 @@ def test_two_processes_do_not_make_one_thing(tmp_path: Path) -> None:
             pass
         assert [path.name for path in tmp_path.iterdir()] == [".out.lock"]
     assert not list(tmp_path.iterdir())
+
+
+def test_a_lock_file_that_its_holder_removes_meanwhile_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    holder = Lock(tmp_path / "out")
+    flock = fcntl.flock
+
+    def removed_meanwhile(file: IO[str], operation: int) -> None:
+        monkeypatch.undo()
+        holder.remove()
+        flock(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", removed_meanwhile)
+    with Lock(tmp_path / "out"), pytest.raises(StageError, match=r"out is being made by another process"):
+        Lock(tmp_path / "out")
 
 
 def test_what_another_process_made_meanwhile_is_not_made_again(tmp_path: Path) -> None:
