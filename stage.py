@@ -25,6 +25,9 @@ from rich.progress import track
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+# ONNX Runtime from 1.29 on reports each model that it opens to Microsoft, and keeps a device's number and a database
+# in the home folder. Set before it is imported, this stops all of it; with 0 in the environment it stays on.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 # Importing torchao makes torch warn of its own internals, on the standard error of every command.
 logging.getLogger("torch.utils._pytree").addFilter(lambda record: record.levelno >= logging.ERROR)
 T = TypeVar("T")

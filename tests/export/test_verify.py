@@ -252,3 +252,11 @@ def test_the_readme_names_every_file_and_input(name, request):
         for program in artifact.programs:
             assert all(given.name in text for given in program.inputs) and program.output.name in text
     assert manifest.crop.text in text and manifest.clip.text in text and "{{" not in text and "THE-MODEL" not in text
+
+
+def test_onnx_runtime_tells_nobody_of_a_bundle(bundle_path, without_torch, tmp_path):
+    hidden = {"CI", "ORT_DISABLE_TELEMETRY", "ORT_RUNNING_UNIT_TESTS", "XDG_CACHE_HOME"}
+    environment = {name: value for name, value in without_torch.items() if name not in hidden}
+    places = {"HOME": str(tmp_path), "TMPDIR": str(tmp_path)}
+    _python(environment | places, "-m", "export.verify", str(bundle_path))
+    assert not [path for path in tmp_path.rglob("*") if path.name in (".ses", "deviceid", "onnxruntime.db")]
