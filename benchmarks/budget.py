@@ -1,7 +1,7 @@
 """What a whole clip costs, from the video file to P(fake), step by step.
 
-``python -m benchmarks.budget TASK.json RESULT.json`` measures one row in a fresh process, because its memory is one of
-the figures.
+``python -m benchmarks.budget TASK.json RESULT.json`` measures one row in a fresh process. Nothing is imported that its
+model does not need, torch for an artifact, because the process's memory is one of the figures.
 """
 
 import itertools
@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from benchmarks.figures import Budget, Stage
-from benchmarks.measuring import answer_of, refuse_changed
 from benchmarks.processor import bound_to
 from benchmarks.task import end_with_parent
 from benchmarks.timing import peak_mb, reset_peak
@@ -236,13 +235,6 @@ class Steps:
                 return fake_probability(classify(network.head, embeddings[None], valid_frames[None]))
 
         self.timed("score", score)
-
-
-def measure_budget(task: BudgetTask) -> Budget:
-    """Measure a budget in a fresh process. Raises StageError if the worker fails, or if the model's file changed."""
-    budget = answer_of("benchmarks.budget", task, Budget)
-    refuse_changed(task.path, task.sha256)
-    return budget
 
 
 def main() -> None:

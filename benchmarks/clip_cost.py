@@ -6,9 +6,10 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.budget import BudgetTask, measure_budget
+from benchmarks.budget import BudgetTask
 from benchmarks.figures import Budget
 from benchmarks.kept import KeptMeasurements
+from benchmarks.measuring import answer_of, refuse_changed
 from benchmarks.processor import cores_for
 from benchmarks.rows import Subject
 from data.depth import DepthAnything
@@ -73,6 +74,13 @@ class ClipCost:
         ]
         hashes = " ".join(sha256_of(path) for path in (self.video, self.depth_weights) if path)
         return [_measure(task, hashes, kept) for task in progress(tasks, "budget")]
+
+
+def measure_budget(task: BudgetTask) -> Budget:
+    """Measure a budget in a fresh process. Raises StageError if the worker fails, or if the model's file changed."""
+    budget = answer_of("benchmarks.budget", task, Budget)
+    refuse_changed(task.path, task.sha256)
+    return budget
 
 
 def _measure(task: BudgetTask, hashes: str, kept: KeptMeasurements) -> Budget:

@@ -1,13 +1,16 @@
 """What a whole clip costs: its steps, and the time of each."""
 
 import itertools
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from benchmarks.budget import BudgetTask, Steps, first_clip, measure_budget
+from benchmarks.budget import BudgetTask, Steps, first_clip
+from benchmarks.clip_cost import measure_budget
 from data.crops import CropRule
 from data.depth import DepthAnything
 from data.video import Video, write_video
@@ -78,6 +81,11 @@ def test_steps_of_a_teacher_of_depth_and_flow(drawn_run, tiny_depth, video, tmp_
     assert budget.teacher and budget.picture == (480, 360)
 
 
+def test_the_process_of_an_artifact_does_without_torch():
+    code = "import sys, benchmarks.budget; sys.exit(bool({'torch', 'timm', 'sklearn'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
 def test_a_step_s_time_is_the_median_and_its_own_frames_share(student_run, video, monkeypatch):
     clock = SimpleNamespace(now=0.0, perf_counter=lambda: clock.now)
     monkeypatch.setattr("benchmarks.budget.time", clock)
@@ -122,7 +130,7 @@ def test_a_video_without_a_face_is_said(student_run, tmp_path):
 
 def test_a_budget_is_of_what_its_row_names(student_run, video, monkeypatch):
     found = task_of(student_run, video).empty("")
-    monkeypatch.setattr("benchmarks.budget.answer_of", lambda *_: found)
+    monkeypatch.setattr("benchmarks.clip_cost.answer_of", lambda *_: found)
     assert measure_budget(task_of(student_run, video)) == found
     with pytest.raises(StageError, match=rf"{student_run} was changed while it was measured"):
         measure_budget(task_of(student_run, video, sha256="0" * 64))
