@@ -144,7 +144,7 @@ def measure_all(
     """Measure every row that can be: timed rows one after another, the others in parallel."""
     first_threads = subjects[0].row.threads
     rounds = Rounds(corpora, kept)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(dir=kept.folder) as folder:  # so that a killed command leaves no faces elsewhere
         tasks = [
             (
                 subject,

@@ -9,11 +9,12 @@ import pytest
 
 from benchmarks.kept import KeptMeasurements
 from benchmarks.on_phone import _Calls
-from benchmarks.rounds import Corpora, Effort, Rounds, task_of
+from benchmarks.rounds import Corpora, Effort, Rounds, measure_all, task_of
 from benchmarks.rows import list_subjects
 from benchmarks.task import Measurement
 from data.store import ClipStore
 from files import sha256_of
+from stage import StageError
 
 
 def replace_artifact(bundle, run, store):
@@ -76,6 +77,22 @@ def test_what_is_replaced_while_it_is_measured_fails_its_row(
     assert {subject.row.kind for subject in subjects if subject.row.status == "failed"} == failed
     assert all(reason in subject.row.reason for subject in subjects if subject.row.status == "failed")
     assert len(list(tmp_path.glob(".report.unfinished/*.json"))) == 2 - len(failed)
+
+
+def test_the_pictures_that_are_timed_lie_beside_the_report(bundle_path, opened_store, tmp_path, monkeypatch):
+    """A killed command leaves them in the unfinished report, which the next one removes, and nowhere else."""
+    listed = list_subjects([bundle_path], [1], "here")
+    subjects = [one for one in listed if one.row.name == "test_byobnet-fp32.onnx"]
+    folders = []
+
+    def measured(task):
+        folders.append(task.crops.parent)
+        raise StageError("killed")
+
+    monkeypatch.setattr("benchmarks.rounds.measure_apart", measured)
+    with KeptMeasurements(tmp_path / "report", "here") as kept:
+        measure_all(subjects, Corpora(opened_store, "test"), None, Effort(rounds=1), kept)
+    assert folders and {folder.parent for folder in folders} == {tmp_path / ".report.unfinished"}
 
 
 def test_what_is_replaced_while_it_is_pushed_to_a_phone_fails_its_row(bundle_path, tmp_path):
