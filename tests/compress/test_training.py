@@ -79,7 +79,8 @@ def test_a_head_that_was_never_trained_says_so_whatever_its_backbone_knows(demo_
 
 def test_student_s_metrics_hold_history_threshold_and_both_splits(student_run):
     metrics = json.loads((student_run / "metrics.json").read_text())
-    assert set(metrics) == {"cost", "training", "threshold", "val", "test"}
+    assert set(metrics) == {"cost", "training", "threshold", "val", "test", "notes"}
+    assert metrics["notes"] == []  # teacher and student are of one store, whose splits share no person
     assert len(metrics["training"]["passes"]) == 8
     assert metrics["training"]["steps"] == 8 * 3  # 24 real frames, 8 of them a batch
     assert metrics["training"]["passes"][-1]["loss"] < metrics["training"]["passes"][0]["loss"]
