@@ -47,12 +47,10 @@ class Evaluated:
     device: str
     """The device on which it computes."""
     folder: Path
-    """The folder in which evaluations are saved."""
+    """The folder in which its evaluations, and no other model's, are saved unless another is asked for."""
     notes: tuple[str, ...] = ()
     persons: tuple[str, ...] = ()
     """Hashed names of the persons in its training data (``DataSource``)."""
-    shares_folder: bool = False
-    """Whether other models may have evaluations in the folder, which must not be overwritten."""
 
     @classmethod
     def of_run(cls, path: Path, store: ClipStore) -> "Evaluated":
@@ -190,18 +188,20 @@ def evaluations(
     split: Literal["train", "val", "test"] = "test",
     recompressions: Sequence[Recompression] = (),
     depth_weights: Path | None = None,
+    out: Path | None = None,
 ) -> Iterator[Evaluation]:
     """Save and yield a model's evaluation on a split of any store, then on each recompression of it.
 
-    ``accuracy`` and ``f1`` are at the model's own threshold. Raises StageError, before anything is scored, if
-    nothing can be saved in the model's folder, or if a shared one holds another model's evaluation under that name.
+    ``accuracy`` and ``f1`` are at the model's own threshold. ``out``: the folder to save in; None for the model's own.
+    Raises StageError, before anything is scored, if nothing can be saved there, or if ``out`` holds another model's
+    evaluation under that name.
     """
     clips = store.clips(split, both=False)
     seen_notes = seen_note([model.name], model.persons, clips, split) if split == "test" else []
     sources = _sources(store, model.takes, recompressions, depth_weights)
-    targets = [model.folder / f"{_name(store, split, name)}.json" for name, _ in sources]
+    targets = [(out or model.folder) / f"{_name(store, split, name)}.json" for name, _ in sources]
     require_writable(targets[0], "--out")
-    for target in targets if model.shares_folder else []:
+    for target in targets if out else []:
         _refuse_another_models(target, model)
     for (name, pictures), target in zip(sources, targets, strict=True):
         description = f"score {split}{f', {name}' if name else ''}"

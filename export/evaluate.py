@@ -1,6 +1,5 @@
 """Evaluate a run, or an artifact of a bundle, on any corpus."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -77,9 +76,8 @@ def evaluate(
         evaluated = Evaluated.of_run(model, store)
     if out is not None:
         check_output(out)
-        evaluated = replace(evaluated, folder=out, shares_folder=True)
     results = []
-    for evaluation in evaluations(evaluated, store, split, recompressions, depth_weights):
+    for evaluation in evaluations(evaluated, store, split, recompressions, depth_weights, out):
         results.append(evaluation)
         if as_json:
             print(evaluation.model_dump_json())
