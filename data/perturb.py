@@ -9,6 +9,7 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import cv2
 import numpy as np
@@ -29,13 +30,15 @@ from data.store import Clip, ClipStore, StoreSettings, clip_file
 from data.unfinished import store_info
 from data.video import Video, recompressed, through_jpeg
 from files import sha256_of
-from stage import StageError, in_processes
+from stage import Modality, StageError, in_processes
 
 REACH = 0.5
 """Share of a square's side that is kept of the frame around it, so that moved boxes still lie in the picture."""
 BT601, BT709 = (0.299, 0.114), (0.2126, 0.0722)
 """Weights of red and blue in luma (ITU-R BT.601-7, BT.709-6); green has the rest."""
 Boxes = NDArray[np.float32]
+UNPICTURED = [name for name in CLIP_SCHEMA.names if name not in get_args(Modality)]
+"""Columns of a clip file that hold no pictures."""
 
 
 @dataclass(frozen=True)
@@ -204,12 +207,8 @@ def _cut_again(store_path: Path, video: Row, path: Path, folders: list[Path]) ->
     cv2.setNumThreads(1)
     store = _open_store(store_path)
     settings = store.info.settings
-    try:
-        entries = read_rows(store.file_of(video["video_id"]), CLIP_SCHEMA)
-    except ValueError as error:
-        damaged = f"{store.file_of(video['video_id'])} is missing or damaged ({error})"
-        raise StageError(f"{damaged}: prepare the store again") from error
     clips = _clips_by_video(store_path, video["split"])[video["video_id"]]
+    entries = read_rows(store.file_of(video["video_id"]), CLIP_SCHEMA, UNPICTURED)
     with contextlib.ExitStack() as stack:
         files = [clip_file(folder, video["video_id"]) for folder in folders]
         writers = [stack.enter_context(RowWriter(file, CLIP_SCHEMA)) for file in files]
