@@ -112,6 +112,48 @@ def _rank(identities: Iterable[str], seed: int) -> bytes:
     return min(hashlib.sha256(f"{seed} {name}".encode("utf-8", "surrogateescape")).digest() for name in identities)
 
 
+class _Filling:
+    """The splits of sources while groups are put into them; ``None`` are those that are in none yet."""
+
+    def __init__(
+        self, splits: Sequence[str | None], ratios: tuple[float, float, float], labels: Sequence[int], total: int
+    ) -> None:
+        self.splits, self._labels = list(splits), labels
+        shares = dict(zip(SPLITS, ratios, strict=True))
+        self.missing = {split: share * total - self.splits.count(split) for split, share in shares.items()}
+        """Sources that each split lacks of its share; below 0 if it has more."""
+        self._used = {split for split, share in shares.items() if share}
+        self._present = set(zip(splits, labels, strict=True))
+
+    def labels_of(self, group: list[int]) -> tuple[int, ...]:
+        """Return the labels in a group, each once, in order."""
+        return tuple(sorted({self._labels[index] for index in group}))
+
+    def lacks_label(self, split: str, group: list[int]) -> bool:
+        """Tell whether a split with a share above 0 has no source of one of a group's labels."""
+        return split in self._used and any((split, label) not in self._present for label in self.labels_of(group))
+
+    def put(self, group: list[int], split: str) -> None:
+        """Put a group into a split."""
+        self.missing[split] -= len(group)
+        for index in group:
+            self.splits[index] = split
+            self._present.add((split, self._labels[index]))
+
+    def put_in_turn(self, groups: list[list[int]]) -> None:
+        """Fill one split after the other, each up to its part of these groups.
+
+        A group belongs to the split in whose part of all of them its middle lies.
+        """
+        ends = np.cumsum([max(0.0, self.missing[split]) for split in SPLITS])
+        scale = ends[-1] / sum(map(len, groups))
+        start = 0
+        for group in groups:
+            middle = (start + len(group) / 2) * scale
+            start += len(group)
+            self.put(group, SPLITS[min(int(np.searchsorted(ends, middle, side="right")), len(SPLITS) - 1)])
+
+
 def _filled_up(
     splits: Sequence[str | None],
     groups: list[list[int]],
@@ -126,39 +168,19 @@ def _filled_up(
     before the others. The small ones fill the rest, those of equal labels in their given order, one split after the
     other: thus each split gets its share of both labels.
     """
-    filled_up = list(splits)
     total = sum(split is not None for split in splits) + sum(map(len, groups))
-    missing = {split: ratio * total - splits.count(split) for split, ratio in zip(SPLITS, ratios, strict=True)}
-    present = {(split, label) for split, label in zip(splits, labels, strict=True) if split}
-
-    def put(group: list[int], split: str) -> None:
-        missing[split] -= len(group)
-        for index in group:
-            filled_up[index] = split
-            present.add((split, labels[index]))
-
-    def need(split: str, group: list[int]) -> tuple[bool, float]:
-        used = ratios[SPLITS.index(split)] > 0
-        lacks_label = any((split, labels[index]) not in present for index in group)
-        return one_of_each and used and lacks_label, missing[split]
-
+    filling = _Filling(splits, ratios, labels, total)
     limit = 0 if one_of_each else LARGE * total * min(ratio for ratio in ratios if ratio)
     for group in sorted((group for group in groups if len(group) > limit), key=len, reverse=True):
-        put(group, max(SPLITS, key=lambda split: need(split, group)))
+        lacking = [split for split in SPLITS if filling.lacks_label(split, group)] if one_of_each else []
+        filling.put(group, max(lacking or SPLITS, key=filling.missing.__getitem__))
     small: dict[tuple[int, ...], list[list[int]]] = {}
     for group in groups:
         if len(group) <= limit:
-            small.setdefault(tuple(sorted({labels[index] for index in group})), []).append(group)
-    for _, of_equal_labels in sorted(small.items()):
-        # A group belongs to the split in whose part of all these groups its middle lies.
-        ends = np.cumsum([max(0.0, missing[split]) for split in SPLITS])
-        scale = ends[-1] / sum(map(len, of_equal_labels))
-        start = 0
-        for group in of_equal_labels:
-            middle = (start + len(group) / 2) * scale
-            start += len(group)
-            put(group, SPLITS[min(int(np.searchsorted(ends, middle, side="right")), len(SPLITS) - 1)])
-    return filled_up
+            small.setdefault(filling.labels_of(group), []).append(group)
+    for _, groups_of_labels in sorted(small.items()):
+        filling.put_in_turn(groups_of_labels)
+    return filling.splits
 
 
 def _lacks_label(labels: Sequence[int], splits: Sequence[str | None], ratios: tuple[float, float, float]) -> bool:
