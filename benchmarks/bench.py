@@ -4,7 +4,6 @@ import datetime
 import os
 import shlex
 import sys
-import tempfile
 from pathlib import Path
 from typing import Annotated
 
@@ -76,7 +75,7 @@ def _measure_here(
 ) -> list[Peak]:
     """Measure and fill every row on this machine; return the fastest matrix products, measured before and after."""
     products = {count: measure_products(count) for count in sorted({subject.row.threads for subject in subjects})}
-    with tempfile.TemporaryDirectory(dir=kept.folder) as folder:  # so that a killed command leaves no faces elsewhere
+    with kept.scratch() as folder:
         workers = os.cpu_count() or 1
         stores = perturbed_stores(corpora.store, corpora.split, sources, Path(folder), workers) if sources else ()
         corpora.perturbed.update({perturbation.name: path for perturbation, path in stores})

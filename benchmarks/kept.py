@@ -2,6 +2,7 @@
 
 import hashlib
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -41,6 +42,10 @@ class KeptMeasurements:
         with written_whole(file) as aside:
             aside.write_text(result.model_dump_json(), encoding="utf-8")
         return result
+
+    def scratch(self) -> tempfile.TemporaryDirectory[str]:
+        """Return a folder for pictures of faces until ``with`` ends: a killed command leaves none of them elsewhere."""
+        return tempfile.TemporaryDirectory(dir=self.folder)
 
     def __enter__(self) -> "KeptMeasurements":
         return self

@@ -1,7 +1,6 @@
 """Measure the rows of a report, round by round, each row in processes of its own."""
 
 import os
-import tempfile
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -144,7 +143,7 @@ def measure_all(
     """Measure every row that can be: timed rows one after another, the others in parallel."""
     first_threads = subjects[0].row.threads
     rounds = Rounds(corpora, kept)
-    with tempfile.TemporaryDirectory(dir=kept.folder) as folder:  # so that a killed command leaves no faces elsewhere
+    with kept.scratch() as folder:
         tasks = [
             (
                 subject,
