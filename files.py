@@ -1,26 +1,23 @@
-"""Files on disk: written whole or not at all, locked, hashed, and resumed after an interruption.
+"""Files on disk: written whole or not at all, hashed, and named.
 
 This module stands beside ``stage.py``: every room uses it and it uses none of them.
 """
 
 import contextlib
 import errno
-import fcntl
 import hashlib
-import json
 import os
 import platform
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from parsing import parse_json, refuse_url
-from stage import StageError, reason_of, say, some_of
+from parsing import refuse_url
+from stage import StageError
 
 NOT_WRITABLE = (
     *(errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY, errno.EBUSY),
@@ -64,6 +61,22 @@ def written_whole(target: Path, keep_existing: bool = False) -> Iterator[Path]:
         remove(aside)
 
 
+@contextlib.contextmanager
+def scratch_beside(out: Path) -> Iterator[Path]:
+    """Yield an empty folder beside ``out``, removed at the end; after a kill, by the next call of ``refuse_existing``.
+
+    For pictures of faces: in the system's temporary folder a killed command would leave them for good. Raises
+    StageError where the folder cannot be written.
+    """
+    folder = aside_of(out)
+    try:
+        with writing(out):
+            folder.mkdir(parents=True)
+        yield folder
+    finally:
+        remove(folder)
+
+
 def write_raw(target: Path, array: NDArray[np.generic]) -> None:
     """Write an array's values in C order, without a header.
 
@@ -104,11 +117,6 @@ def _keep_first(aside: Path, target: Path) -> None:
 def aside_of(target: Path) -> Path:
     """Return the path at which this process writes what becomes ``target``."""
     return target.with_name(f".{target.name}.{platform.node()}.{os.getpid()}.partial")
-
-
-def unfinished_of(out: Path) -> Path:
-    """Return the path at which unfinished work on ``out`` grows over several calls."""
-    return out.with_name(f".{out.name}.unfinished")
 
 
 def remove(path: Path) -> None:
@@ -176,103 +184,6 @@ def refuse_existing(out: Path) -> None:
         raise StageError(f"{out} already exists: remove it or give another --out")
     if out.is_dir():
         out.rmdir()
-
-
-class Lock:
-    """The lock of the one process that makes ``out``: a locked file beside it, released however that process ends.
-
-    Raises StageError while another process holds it, and if ``out`` exists already, unless it ``may_exist``.
-    """
-
-    def __init__(self, out: Path, may_exist: bool = False) -> None:
-        self._lock(out)
-        while not os.fstat(self._file.fileno()).st_nlink:  # removed by its last holder between opening and locking
-            self.close()
-            self._lock(out)
-        if not may_exist:
-            try:
-                refuse_existing(out)
-            except StageError:
-                self.remove()
-                raise
-
-    def _lock(self, out: Path) -> None:
-        with writing(out):
-            out.parent.mkdir(parents=True, exist_ok=True)
-            self._file = out.with_name(f".{out.name}.lock").open("w")
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            self.close()
-            raise StageError(f"{out} is being made by another process: wait for it or give another --out") from error
-        except OSError as error:  # some network file systems have no locks
-            say(f"{self._file.name} cannot be locked ({reason_of(error)}): start no second command with this --out")
-
-    def __enter__(self) -> "Lock":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Release the lock. The lock file stays, as unfinished work does."""
-        self._file.close()
-
-    def remove(self) -> None:
-        """Remove the lock file, once work is finished or if it was not begun, and release the lock."""
-        Path(self._file.name).unlink(missing_ok=True)
-        self.close()
-
-
-@contextlib.contextmanager
-def alone(out: Path) -> Iterator[None]:
-    """Hold the lock on ``out`` while it is made. Raises StageError as ``Lock`` does."""
-    lock = Lock(out)
-    try:
-        yield
-    finally:
-        lock.remove()
-
-
-def go_on_with(folder: Path, mark: str, asked: str, begun: Callable[[], bool], meaning: Mapping[str, str]) -> None:
-    """Make a folder of unfinished work, or go on with one that was made with the same settings.
-
-    mark: name of the file in it that records the settings. asked: the settings, a JSON object. begun: tells whether
-    there is work that could be lost. meaning: text for settings whose values tell a user nothing. Raises StageError
-    for unfinished work with other settings.
-    """
-    file = folder / mark
-    old = file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
-    if old != asked:
-        if begun():
-            raise StageError(
-                f"{folder} is unfinished work of another call ({_differing(old, asked, meaning)}): call the command "
-                "as then to go on with it, or remove it to begin anew"
-            )
-        remove(folder)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(file) as aside:
-        aside.write_text(asked, encoding="utf-8")
-
-
-def _differing(old_text: str, new_text: str, meaning: Mapping[str, str]) -> str:
-    """Return which values differ between two JSON objects, nested ones included, and what they were."""
-    try:
-        old, new = (_flat(parse_json(text)) for text in (old_text, new_text))
-    except (ValueError, AttributeError):
-        return "they cannot be read"
-    names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
-    messages = [meaning.get(name, f"{name} was {json.dumps(old.get(name))[:40]}") for name in names]
-    messages = list(dict.fromkeys(messages))
-    return some_of(messages)
-
-
-def _flat(value: dict[str, Any]) -> dict[str, Any]:
-    """Return the values of a JSON object by name; those of nested objects by their own names."""
-    values: dict[str, Any] = {}
-    for name, entry in value.items():
-        values |= _flat(entry) if isinstance(entry, dict) else {name: entry}
-    return values
 
 
 def sha256_of(path: Path) -> str:

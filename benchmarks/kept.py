@@ -10,7 +10,8 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from files import Lock, unfinished_of, written_whole
+from files import written_whole
+from resuming import Lock, unfinished_of
 
 Result = TypeVar("Result", bound=BaseModel)
 

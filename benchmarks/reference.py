@@ -4,7 +4,6 @@ The file can be copied to other machines, whose reports compare with it.
 """
 
 import datetime
-import tempfile
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,13 +15,13 @@ from benchmarks.figures import Latency
 from benchmarks.machine import Machine, describe_machine
 from benchmarks.measuring import measure_apart, refuse_changed, refuse_changed_store, write_timed_crops
 from benchmarks.schema import ReferenceSummary
-from benchmarks.task import BatchTiming, Measurement, Scores, Task, Timing, clip_scores
+from benchmarks.task import BatchTiming, Scores, Task, Timing, clip_scores
 from command import run_as_script
 from compress.metrics import Metrics
 from compress.persons import seen_note
 from compress.runs import check_store, own_threshold, takes
 from data.store import ClipStore
-from files import refuse_existing, written_whole
+from files import refuse_existing, scratch_beside, written_whole
 from models.origin import Parent
 from models.run import Run
 from models.schemes import fast_dtype
@@ -120,8 +119,13 @@ def reference(
     torch_device = choose_device(device)
     refuse_tf32()  # as the worker does, so that ``tf32`` below is true of the worker too
     _check(source, store, torch_device, precision)
+    sha256 = source.sha256
     threads = torch.get_num_threads()
-    measurement = _measure(source, store, torch_device, precision, threads, repeats)
+    with scratch_beside(out) as folder:
+        task = _task(source, store, torch_device, precision, threads, repeats, folder)
+        measurement = measure_apart(task)
+    refuse_changed(source.path, sha256)
+    refuse_changed_store(store)
     assert measurement.timing is not None
     test = clip_scores(measurement.scores["test"])
     machine = describe_machine()
@@ -160,31 +164,32 @@ def _check(source: Run, store: ClipStore, device: str, precision: str) -> None:
         raise StageError("--precision autocast: this CPU has no bfloat16 instructions to compute in; give fp32")
 
 
-def _measure(
-    source: Run, store: ClipStore, device: str, precision: Literal["fp32", "autocast"], threads: int, repeats: int
-) -> Measurement:
-    """Time a run and score the test clips, in a fresh process. Raises StageError if that fails or a file changes."""
-    model_takes, sha256 = takes(source.info), source.sha256
-    with tempfile.TemporaryDirectory() as folder:
-        task = Task(
-            path=source.path,
-            runtime="torch",
-            scheme=precision,
-            device=device,
-            threads=threads,
-            repeats=repeats,
-            grown=True,
-            size=source.info.architecture.size,
-            modalities=model_takes.modalities,
-            per=model_takes.per,
-            frames=store.frames,
-            crops=write_timed_crops(store, "test", Path(folder), model_takes),
-            scored={"test": (store.path, "test")},
-        )
-        measurement = measure_apart(task)
-    refuse_changed(source.path, sha256)
-    refuse_changed_store(store)
-    return measurement
+def _task(
+    source: Run,
+    store: ClipStore,
+    device: str,
+    precision: Literal["fp32", "autocast"],
+    threads: int,
+    repeats: int,
+    folder: Path,
+) -> Task:
+    """Return the task of timing a run and scoring the test clips; the pictures to time are written to ``folder``."""
+    model_takes = takes(source.info)
+    return Task(
+        path=source.path,
+        runtime="torch",
+        scheme=precision,
+        device=device,
+        threads=threads,
+        repeats=repeats,
+        grown=True,
+        size=source.info.architecture.size,
+        modalities=model_takes.modalities,
+        per=model_takes.per,
+        frames=store.frames,
+        crops=write_timed_crops(store, "test", folder, model_takes),
+        scored={"test": (store.path, "test")},
+    )
 
 
 def _notes(run: Run, store: ClipStore, device: str) -> list[str]:

@@ -31,11 +31,12 @@ from compress.runs import data_source, own_metrics, takes
 from compress.scoring import ClipScores, Takes
 from compress.unquantized import Unquantized
 from data.store import ClipStore
-from files import alone, refuse_existing
+from files import refuse_existing
 from models.detector import Detector
 from models.origin import DataSource
 from models.run import TOOLS, Run, RunInfo, UnfinishedRun, save_run, versions_of
 from models.schemes import dynamic_layers, fast_dtype, in_scheme
+from resuming import alone
 from stage import PALETTES, STATIC_INT8, LowPrecision, Scheme, Seed, StageError, WrongArgument, progress, say
 
 MATCHED_CLIPS = 32

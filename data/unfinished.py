@@ -15,7 +15,8 @@ from data.parquet import Row, RowWriter
 from data.remote import is_remote
 from data.schemas import CLIP_SCHEMA, VIDEO_SCHEMA
 from data.store import Status, StoreInfo, StoreSettings, clip_file
-from files import Lock, aside_of, go_on_with, put_in_place, sha256_of, unfinished_of
+from files import aside_of, put_in_place, sha256_of
+from resuming import Lock, go_on_with, unfinished_of
 
 MODIFIED = "modified_ns"
 """Key in a noted row: when the input file was last changed."""

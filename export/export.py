@@ -17,10 +17,11 @@ from export.golden import Inputs, golden_inputs
 from export.manifest import PIXELS, Absent, Artifact, Golden, Manifest, manifest_schema
 from export.readme import readme
 from export.rules import ClipRule, CropGeometry, CropPixels
-from files import alone, refuse_existing, sha256_of, shortest_names, write_raw, written_whole
+from files import refuse_existing, sha256_of, shortest_names, write_raw, written_whole
 from models.detector import Architecture
 from models.run import TOOLS as RUN_TOOLS
 from models.run import Run, versions_of
+from resuming import alone
 from stage import Scheme, StageError, in_processes, say
 
 TOOLS = (*RUN_TOOLS, "onnx", "onnxruntime", "coremltools")

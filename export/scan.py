@@ -22,7 +22,8 @@ from data.remote import is_remote
 from export.bundle import MANIFEST, Bundle
 from export.manifest import Artifact
 from export.scorer import NoFace, VideoScorer
-from files import Lock, go_on_with, unfinished_of, written_whole
+from files import written_whole
+from resuming import Lock, go_on_with, unfinished_of
 from stage import StageError, reason_of
 
 CLIP = pa.struct([("start_frame", pa.int32()), ("score", pa.float64()), ("frames", pa.int32())])

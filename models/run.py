@@ -17,10 +17,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
-from files import Lock, go_on_with, put_in_place, sha256_of, unfinished_of, written_whole
+from files import put_in_place, sha256_of, written_whole
 from models.detector import Architecture, Detector, Preprocessing
 from models.origin import DataSource, Parent, Weights
 from parsing import read_json
+from resuming import Lock, go_on_with, unfinished_of
 from stage import STATIC_INT8, Scheme, StageError, reason_of, say, speaks
 
 SCHEMA_VERSION = 1

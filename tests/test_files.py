@@ -1,33 +1,29 @@
 """Files on disk: whole or not at all, hashed, and the JSON of users."""
 
 import errno
-import fcntl
 import hashlib
 import os
-import pickle
 import platform
 import subprocess
+import sys
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 import pytest
 
 from files import (
     OF_BUNDLES,
-    Lock,
-    alone,
     bytes_of,
     check_output,
     put_in_place,
     refuse_existing,
     require_writable,
+    scratch_beside,
     sha256_of,
     write_raw,
     writing,
     written_whole,
 )
-from parsing import NotFinite, load_tensors, parse_json
 from stage import StageError
 
 
@@ -156,53 +152,6 @@ def test_what_a_killed_process_was_writing_is_removed_by_the_next(tmp_path: Path
     assert sorted(tmp_path.iterdir()) == sorted([running, elsewhere])
 
 
-def test_json_has_no_infinities(tmp_path: Path) -> None:
-    for text in ("NaN", "-Infinity", "1e999"):
-        with pytest.raises(NotFinite, match=rf"^{text} is no number$"):
-            parse_json(f'{{"a": [{text}]}}')
-    assert parse_json('{"a": [1.5, -2e3, 7]}') == {"a": [1.5, -2000.0, 7]}
-
-
-def test_two_processes_do_not_make_one_thing(tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    with alone(out):
-        with (
-            pytest.raises(StageError, match=r"out is being made by another process: wait for it or give another"),
-            alone(out),
-        ):
-            pass
-        assert [path.name for path in tmp_path.iterdir()] == [".out.lock"]
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_lock_file_that_its_holder_removes_meanwhile_is_made_anew(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    holder = Lock(tmp_path / "out")
-    flock = fcntl.flock
-
-    def removed_meanwhile(file: IO[str], operation: int) -> None:
-        monkeypatch.undo()
-        holder.remove()
-        flock(file, operation)
-
-    monkeypatch.setattr(fcntl, "flock", removed_meanwhile)
-    with Lock(tmp_path / "out"), pytest.raises(StageError, match=r"out is being made by another process"):
-        Lock(tmp_path / "out")
-
-
-def test_what_another_process_made_meanwhile_is_not_made_again(tmp_path: Path) -> None:
-    (tmp_path / "out").write_text("of another")
-    with (
-        pytest.raises(StageError, match=r"out already exists: remove it or give another --out"),
-        alone(tmp_path / "out"),
-    ):
-        pytest.fail("it would be overwritten")
-    with Lock(tmp_path / "out", may_exist=True) as lock:
-        lock.remove()
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
-
-
 def test_everything_is_on_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made, steps = make_tree(tmp_path / "made", a=b"1", b__c=b"2"), []
     rename, flush = Path.replace, os.fsync
@@ -238,25 +187,29 @@ def test_the_first_file_stays_also_where_files_cannot_have_two_names(
     assert names(tmp_path) == ["a"]
 
 
+def test_a_scratch_folder_is_removed_at_the_end_or_after_a_kill_by_the_next_command(tmp_path: Path) -> None:
+    code = "import os, pathlib, sys, files\nwith files.scratch_beside(pathlib.Path(sys.argv[1])) as folder:\n"
+    code += "    (folder / 'face.png').touch()\n    os.kill(os.getpid(), 9)"
+    subprocess.run([sys.executable, "-c", code, tmp_path / "out"], cwd=Path(__file__).parents[1], check=False)
+    assert [path.name for path in tmp_path.rglob("*.png")] == ["face.png"]
+    refuse_existing(tmp_path / "out")
+    with pytest.raises(KeyError), scratch_beside(tmp_path / "out") as folder:
+        (folder / "face.png").touch()
+        raise KeyError
+    assert not list(tmp_path.iterdir())
+    with (
+        pytest.raises(StageError, match=r"cannot write /dev/null/out: Not a directory"),
+        scratch_beside(Path("/dev/null/out")),
+    ):
+        pass
+
+
 @pytest.mark.parametrize("target", ["nowhere", "empty"])
 def test_a_link_is_no_place_to_write_to(tmp_path: Path, target: str) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "out").symlink_to(tmp_path / target)
     with pytest.raises(StageError, match=r"out is a link: give the path that it leads to"):
         refuse_existing(tmp_path / "out")
-
-
-@pytest.mark.parametrize("out", ["/dev/null/x", "x" * 251])
-def test_a_place_that_cannot_be_locked_is_named(tmp_path: Path, out: str) -> None:
-    with pytest.raises(StageError, match=rf"cannot write .*{out}: "):
-        Lock(tmp_path / out)
-
-
-def test_a_pickle_is_refused_without_a_word_on_how_to_unpickle_it(tmp_path: Path) -> None:
-    with (tmp_path / "a.pt").open("wb") as file:
-        pickle.dump(Path(), file)
-    with pytest.raises(ValueError, match=r"^it holds other things than tensors$"):
-        load_tensors(tmp_path / "a.pt")
 
 
 @pytest.mark.parametrize("array", [np.arange(70_000, dtype=np.int64).reshape(700, 100)[:, ::2], np.zeros(3, np.uint8)])

@@ -19,7 +19,8 @@ import typer
 from command import run_as_script
 from data.prepare import prepare
 from export.evaluate import evaluate
-from files import sha256_of, unfinished_of
+from files import sha256_of
+from resuming import unfinished_of
 from stage import StageError, say
 
 FAMILIES = {

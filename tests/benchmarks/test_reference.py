@@ -83,6 +83,17 @@ def test_a_reference_is_of_the_run_that_it_names(clip_run_and_store, tmp_path, m
     assert not (tmp_path / "reference.json").exists()
 
 
+def test_the_timed_pictures_lie_beside_the_reference_while_it_is_made(clip_run_and_store, tmp_path, monkeypatch):
+    def killed(task):
+        assert {path.parent.parent for path in task.crops.parent.iterdir()} == {tmp_path}
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("benchmarks.reference.measure_apart", killed)
+    with pytest.raises(KeyboardInterrupt):
+        reference(*clip_run_and_store, tmp_path / "reference.json", device="cpu", repeats=10)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_reference_is_of_the_store_that_it_names(clip_run_and_store, tmp_path, monkeypatch):
     run, store = clip_run_and_store
     store = shutil.copytree(store, tmp_path / "store")

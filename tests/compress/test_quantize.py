@@ -18,12 +18,12 @@ from compress.runs import pixel_detector, takes
 from compress.scoring import Takes
 from compress.unquantized import VALIDATION, Unquantized
 from data.store import ClipStore
-from files import Lock
 from models.detector import Detector
 from models.fusing import fuse
 from models.run import Run
 from models.schemes import dynamic_layers
 from models.temporal import TemporalSettings
+from resuming import Lock
 from stage import StageError
 from tests import tiny  # noqa: F401  (timm knows it from then on)
 from tests.conftest import forget_hashes

@@ -16,10 +16,11 @@ from export import onnx as onnx_writer
 from export.bundle import Bundle
 from export.export import export
 from export.programs import Graph, pixel_input, probability
-from files import Lock, sha256_of
+from files import sha256_of
 from models.detector import Architecture, Detector, PixelDetector, Preprocessing
 from models.fusing import fuse
 from models.run import Run
+from resuming import Lock
 from stage import StageError
 from tests.conftest import export_here
 from tests.export.conftest import RUNNABLE, SOURCES

@@ -21,7 +21,7 @@ from export.bundle import Bundle
 from export.detect import detect
 from export.scan import scan
 from export.scorer import VideoScorer
-from files import Lock
+from resuming import Lock
 from stage import StageError, WorkerDied
 from tests.export.clip_student import clip_bundle
 

@@ -1,0 +1,118 @@
+"""Work that takes long: made by one process at a time, and gone on with after an interruption.
+
+This module stands beside ``files.py``: every room uses it and it uses none of them.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from files import refuse_existing, remove, writing, written_whole
+from parsing import parse_json
+from stage import StageError, reason_of, say, some_of
+
+
+def unfinished_of(out: Path) -> Path:
+    """Return the path at which unfinished work on ``out`` grows over several calls."""
+    return out.with_name(f".{out.name}.unfinished")
+
+
+class Lock:
+    """The lock of the one process that makes ``out``: a locked file beside it, released however that process ends.
+
+    Raises StageError while another process holds it, and if ``out`` exists already, unless it ``may_exist``.
+    """
+
+    def __init__(self, out: Path, may_exist: bool = False) -> None:
+        self._lock(out)
+        while not os.fstat(self._file.fileno()).st_nlink:  # removed by its last holder between opening and locking
+            self.close()
+            self._lock(out)
+        if not may_exist:
+            try:
+                refuse_existing(out)
+            except StageError:
+                self.remove()
+                raise
+
+    def _lock(self, out: Path) -> None:
+        with writing(out):
+            out.parent.mkdir(parents=True, exist_ok=True)
+            self._file = out.with_name(f".{out.name}.lock").open("w")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self.close()
+            raise StageError(f"{out} is being made by another process: wait for it or give another --out") from error
+        except OSError as error:  # some network file systems have no locks
+            say(f"{self._file.name} cannot be locked ({reason_of(error)}): start no second command with this --out")
+
+    def __enter__(self) -> "Lock":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Release the lock. The lock file stays, as unfinished work does."""
+        self._file.close()
+
+    def remove(self) -> None:
+        """Remove the lock file, once work is finished or if it was not begun, and release the lock."""
+        Path(self._file.name).unlink(missing_ok=True)
+        self.close()
+
+
+@contextlib.contextmanager
+def alone(out: Path) -> Iterator[None]:
+    """Hold the lock on ``out`` while it is made. Raises StageError as ``Lock`` does."""
+    lock = Lock(out)
+    try:
+        yield
+    finally:
+        lock.remove()
+
+
+def go_on_with(folder: Path, mark: str, asked: str, begun: Callable[[], bool], meaning: Mapping[str, str]) -> None:
+    """Make a folder of unfinished work, or go on with one that was made with the same settings.
+
+    mark: name of the file in it that records the settings. asked: the settings, a JSON object. begun: tells whether
+    there is work that could be lost. meaning: text for settings whose values tell a user nothing. Raises StageError
+    for unfinished work with other settings.
+    """
+    file = folder / mark
+    old = file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
+    if old != asked:
+        if begun():
+            raise StageError(
+                f"{folder} is unfinished work of another call ({_differing(old, asked, meaning)}): call the command "
+                "as then to go on with it, or remove it to begin anew"
+            )
+        remove(folder)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with written_whole(file) as aside:
+        aside.write_text(asked, encoding="utf-8")
+
+
+def _differing(old_text: str, new_text: str, meaning: Mapping[str, str]) -> str:
+    """Return which values differ between two JSON objects, nested ones included, and what they were."""
+    try:
+        old, new = (_flat(parse_json(text)) for text in (old_text, new_text))
+    except (ValueError, AttributeError):
+        return "they cannot be read"
+    names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+    messages = [meaning.get(name, f"{name} was {json.dumps(old.get(name))[:40]}") for name in names]
+    messages = list(dict.fromkeys(messages))
+    return some_of(messages)
+
+
+def _flat(value: dict[str, Any]) -> dict[str, Any]:
+    """Return the values of a JSON object by name; those of nested objects by their own names."""
+    values: dict[str, Any] = {}
+    for name, entry in value.items():
+        values |= _flat(entry) if isinstance(entry, dict) else {name: entry}
+    return values

@@ -1,0 +1,56 @@
+"""One process makes a thing at a time."""
+
+import fcntl
+from pathlib import Path
+from typing import IO
+
+import pytest
+
+from resuming import Lock, alone
+from stage import StageError
+
+
+def test_two_processes_do_not_make_one_thing(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with alone(out):
+        with (
+            pytest.raises(StageError, match=r"out is being made by another process: wait for it or give another"),
+            alone(out),
+        ):
+            pass
+        assert [path.name for path in tmp_path.iterdir()] == [".out.lock"]
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_lock_file_that_its_holder_removes_meanwhile_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    holder = Lock(tmp_path / "out")
+    flock = fcntl.flock
+
+    def removed_meanwhile(file: IO[str], operation: int) -> None:
+        monkeypatch.undo()
+        holder.remove()
+        flock(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", removed_meanwhile)
+    with Lock(tmp_path / "out"), pytest.raises(StageError, match=r"out is being made by another process"):
+        Lock(tmp_path / "out")
+
+
+def test_what_another_process_made_meanwhile_is_not_made_again(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("of another")
+    with (
+        pytest.raises(StageError, match=r"out already exists: remove it or give another --out"),
+        alone(tmp_path / "out"),
+    ):
+        pytest.fail("it would be overwritten")
+    with Lock(tmp_path / "out", may_exist=True) as lock:
+        lock.remove()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("out", ["/dev/null/x", "x" * 251])
+def test_a_place_that_cannot_be_locked_is_named(tmp_path: Path, out: str) -> None:
+    with pytest.raises(StageError, match=rf"cannot write .*{out}: "):
+        Lock(tmp_path / out)
