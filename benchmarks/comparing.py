@@ -7,16 +7,10 @@ import numpy as np
 
 from benchmarks.figures import Peak
 from benchmarks.rows import Subject
+from benchmarks.schema import LEAST_BOUND, MOST_FLIPS, MOST_LOST
 from compress.auc import auc_change, auc_difference
 from compress.metrics import verdict_flips
 from stage import STATIC_INT8
-
-MOST_LOST = 0.005
-"""AUC that a scheme may lose against fp32."""
-LEAST_BOUND = -0.01
-"""Lowest allowed lower bound of the 95 % interval of the AUC difference (scheme less fp32)."""
-MOST_FLIPS = 0.03
-"""Share of verdicts, 0..1, that may differ between a scheme and fp32, or between two runtimes."""
 
 
 def compare_rows(subjects: Sequence[Subject]) -> None:

@@ -17,6 +17,12 @@ SCHEMA_VERSION = 5
 Share = Annotated[float, Field(ge=0, le=1)]
 MOST_SPREAD = 0.05
 """Largest spread of a stable row: the largest median of a round less the smallest, as a share of their median."""
+MOST_LOST = 0.005
+"""AUC that a scheme may lose against fp32."""
+LEAST_BOUND = -0.01
+"""Lowest allowed lower bound of the 95 % interval of the AUC difference (scheme less fp32)."""
+MOST_FLIPS = 0.03
+"""Share of verdicts, 0..1, that may differ between a scheme and fp32, or between two runtimes."""
 
 
 class Session(BaseModel):

@@ -2,9 +2,8 @@
 
 from collections.abc import Callable
 
-from benchmarks.comparing import LEAST_BOUND, MOST_FLIPS, MOST_LOST
 from benchmarks.figures import RUNS_FOR_P90, RUNS_FOR_P99
-from benchmarks.schema import MOST_SPREAD, Report, Row
+from benchmarks.schema import LEAST_BOUND, MOST_FLIPS, MOST_LOST, MOST_SPREAD, Report, Row
 from compress.bootstrap import FEWEST_IDENTITIES
 
 

@@ -1,6 +1,9 @@
 """Reports of several machines in one."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -32,6 +35,11 @@ def later(own, calls=1):
     for row in own.rows:
         row.load_ms = (row.load_ms or 0.0) + calls / 1000
     return own
+
+
+def test_merging_does_not_wait_for_torch():
+    code = "import sys, benchmarks.report; sys.exit(bool({'torch', 'timm', 'sklearn'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=False).returncode == 0
 
 
 def test_rows_of_all_machines_stand_side_by_side(report, tmp_path):
