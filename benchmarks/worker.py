@@ -40,7 +40,7 @@ def _library_bytes(runtime: str) -> int | None:
 
 
 def _import_runtime(task: Task) -> None:
-    """Import the runtime's modules, so that the time to load a model does not include it."""
+    """Import the runtime's modules and ours that call it, so that time and memory to load a model have none of them."""
     if task.runtime == "torch":
         import compress.runs  # noqa: F401
 
@@ -48,10 +48,16 @@ def _import_runtime(task: Task) -> None:
             import torchao.quantization  # noqa: F401
     elif task.runtime == "executorch":
         import executorch.runtime  # noqa: F401
+
+        import export.executorch
     elif task.runtime == "onnxruntime":
         import onnxruntime  # noqa: F401
+
+        import export.onnx
     else:
         import coremltools  # noqa: F401
+
+        import export.coreml  # noqa: F401
 
 
 def load_scorer(task: Task) -> Scorer:

@@ -20,9 +20,8 @@ from export.forms import Form
 from export.gate import Gated, SourceRun, gate
 from export.golden import Inputs
 from export.manifest import Absent, Artifact, Validation
-from export.parity import UnfitArtifact
 from export.programs import Graph, graphs_of, in_torch
-from export.runtimes import evaluated_by, program_file, scorer_of
+from export.runtimes import UnfitArtifact, evaluated_by, program_file, scorer_of
 from files import bytes_of, sha256_of
 from models.detector import PixelDetector
 from models.run import Run, RunInfo

@@ -12,8 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from export.parity import UnfitArtifact
-from export.runtimes import BACKENDS, Delegate, Loaded, ProgramName, Programs, in_batches
+from export.runtimes import BACKENDS, Delegate, Loaded, ProgramName, Programs, UnfitArtifact, in_batches
 from stage import reason_of
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 
 from compress.fidelity import MOST_DB, logits_of, snr_db
 from compress.metrics import verdict_flips
-from stage import PALETTES, Scheme, StageError
+from stage import PALETTES, Scheme
 
 Step = Literal["fused", "exported", "lowered", "evaluated"]
 """Comparison from the trained network to the artifact. ``fused``: the fused network with the trained one, in torch.
@@ -35,10 +35,6 @@ MISTAKE_MARGIN_DB = 6.0
 ROUNDING_DB: dict[Scheme, float] = {"fp32": 60.0, **dict.fromkeys(("fp16", *PALETTES), 45.0)}
 INT8_ROUNDING_DB = 24.0
 """Logit SNR that rounding alone may bring (docs/lab-notes.md): a mistake that changes less looks like rounding."""
-
-
-class UnfitArtifact(StageError):
-    """An artifact must not be in a bundle: its outputs differ from its model's, or it could not be written."""
 
 
 class Parity(BaseModel):

@@ -43,6 +43,10 @@ class NotEvaluated(StageError):
     """A program cannot run on this machine, and has an operation that Pocketproof cannot evaluate either."""
 
 
+class UnfitArtifact(StageError):
+    """An artifact must not be in a bundle: its outputs differ from its model's, or it could not be written."""
+
+
 @functools.cache
 def int8_instructions() -> str | None:
     """Return the name of this processor's instruction set for sums of products of bytes, on x86 or Arm.

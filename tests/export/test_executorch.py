@@ -1,5 +1,8 @@
 """What ExecuTorch's programs leave to portable kernels, and what is rewritten so that XNNPACK takes it."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -38,3 +41,9 @@ def test_only_pools_that_drop_their_dimensions_are_rewritten(dims, keepdim, rewr
 def test_students_pool_inside_the_delegate_and_cast_pixels_with_the_fast_kernel(bundle_path, scheme):
     operators = Bundle(bundle_path).artifact(f"test_byobnet-{scheme}.pte").programs[0].operators
     assert not any(name.startswith("aten::mean") for name in operators) and "aten::_to_copy.out" in operators
+
+
+def test_who_loads_a_program_waits_for_no_library_of_metrics():
+    """Bench and apps count what is imported as the model's load time and memory."""
+    code = "import sys, export.executorch, export.onnx; print({'sklearn', 'pandas', 'timm'} & set(sys.modules))"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "set()\n"

@@ -13,8 +13,9 @@ from export.bundle import Bundle
 from export.forms import Form
 from export.gate import NormalizedTwice, SourceRun, gate
 from export.golden import golden_crops, golden_inputs
-from export.parity import TOLERANCES, UnfitArtifact, compare
+from export.parity import TOLERANCES, compare
 from export.programs import Graph, pixel_input, probability
+from export.runtimes import UnfitArtifact
 from stage import StageError
 from tests.conftest import export_here
 from tests.export.conftest import RUNNABLE
