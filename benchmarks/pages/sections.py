@@ -72,12 +72,16 @@ def _latency_caption(rows: Sequence[Row], place: str, several: bool, report: Rep
 
 
 def _latency_chart(machine: str, report: Report) -> Chart | None:
-    """Return a chart of latency against AUC of one machine's rows on the fewest threads; None if none was timed."""
+    """Return a chart of latency against AUC of one machine's rows on the fewest threads.
+
+    None if no row has a latency that counts.
+    """
     rows = [row for row in report.rows if row.machine == machine]
-    threads = {row.threads for row in rows if row.latency_ms}
-    if not threads:
+    timed = [row for row in rows if row.latency_ms and not row.simulated]
+    if not timed:
         return None
-    drawn = [row for row in rows if row.threads == min(threads)]
+    threads = {row.threads for row in timed}
+    drawn = [row for row in timed if row.threads == min(threads)]
     marks = [
         Mark(
             row.latency_ms.p50,
@@ -87,7 +91,7 @@ def _latency_chart(machine: str, report: Report) -> Chart | None:
             f"{shortened(label(row, drawn))}, {figure(row.bytes / 1e6)} MB",
         )
         for row in drawn
-        if row.latency_ms and not row.simulated
+        if row.latency_ms
     ]
     place = f"{threads_of(min(threads))} of {machine}"
     svg = pareto_chart(marks, "Median latency per frame, ms", f"Median latency and AUC, one mark per row on {place}")
@@ -114,7 +118,7 @@ def _size_chart(report: Report) -> Chart | None:
 def _pictures(report: Report) -> Iterator[Section]:
     latency_charts = [_latency_chart(session.machine, report) for session in report.sessions]
     charts = tuple(chart for chart in latency_charts if chart)
-    sentences = () if charts else ("No row has a latency, so there is no picture.",)
+    sentences = () if charts else ("No row has a latency that counts, so there is no picture.",)
     yield Section("Latency and accuracy", sentences=sentences, charts=charts)
     if size := _size_chart(report):
         yield Section("Size and accuracy", charts=(size,))

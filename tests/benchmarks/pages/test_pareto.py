@@ -91,3 +91,12 @@ def test_long_names_are_cut_at_their_beginning(report: Report) -> None:
     told = [text for text in texts_of(pictures_of(report)[0]) if text.endswith("end.pte, 5.30 MB")]
     assert [text[0] for text in told] == ["…"]
     assert len(told[0]) == 48 + len(", 5.30 MB")
+
+
+def test_simulated_rows_alone_have_a_page_and_no_picture_of_latency(report: Report) -> None:
+    simulated = {"kind": "run", "runtime": "torch", "scheme": "int8", "speedup": None, "size_ratio": None}
+    report.rows = [measured("student-int8", 9.0, 5_300_000, **simulated)]
+    assert "No row has a latency that counts, so there is no picture." in Page(html(report)).text
+    report.rows.append(measured("student.pte", 4.0, 5_300_000, threads=2))
+    assert "student.pte, 5.30 MB" in texts_of(pictures_of(report)[0])
+    assert f"Rows on 2 threads of {MACHINE}." in Page(html(report)).text
