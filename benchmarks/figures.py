@@ -93,7 +93,7 @@ class Sustained(BaseModel):
 
     seconds: float
     frames_per_second: list[float]
-    """One figure for each second."""
+    """One figure for each second, or for each run where a run takes longer; the last may be of a shorter time."""
     drop: float
     """Share of its speed that is lost: 1 less the median of the last quarter divided by that of the first."""
     joules_per_frame: float | None

@@ -90,13 +90,19 @@ def budget_chart(budgets: list[tuple[str, Budget]]) -> str:
     return as_svg(lambda: _draw_budgets(budgets), "Milliseconds a clip, one bar per row, divided by steps")
 
 
+def _seconds_of(run: Sustained) -> list[float]:
+    """Return the middle of each figure's time, in seconds: runs of more than a second have fewer figures."""
+    count = len(run.frames_per_second)
+    return [(place + 0.5) * run.seconds / count for place in range(count)]
+
+
 def _draw_speeds(runs: list[tuple[str, Sustained]]) -> Figure:
     figure = Figure((WIDTH, max(3.4, 1 + 0.2 * len(runs))), dpi=72)
     figure.subplots_adjust(left=0.08, right=0.68, bottom=0.16, top=0.95)
     axes = figure.subplots()
     for number, (_, run) in enumerate(runs):
         axes.plot(
-            [0.5 + second for second in range(len(run.frames_per_second))],
+            _seconds_of(run),
             run.frames_per_second,
             color=COLOURS[number % len(COLOURS)],
             linestyle=DASHES[number % len(DASHES)],
@@ -109,7 +115,7 @@ def _draw_speeds(runs: list[tuple[str, Sustained]]) -> Figure:
     axes.set_ylim(min(speeds, default=1) / 1.5, max(speeds, default=1) * 1.5)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
-    ends = [(len(run.frames_per_second) - 0.5, run.frames_per_second[-1]) for _, run in runs]
+    ends = [(_seconds_of(run)[-1], run.frames_per_second[-1]) for _, run in runs]
     places = [Place(*end, shortened(label)) for end, (label, _) in zip(ends, runs, strict=True)]
     write_labels(axes, places, right_only=True)
     return figure

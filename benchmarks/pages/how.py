@@ -124,9 +124,10 @@ def _of_more() -> dict[str, str]:
         "up to the clip's end, and the clip's share of these frames counts. An artifact in steps embeds each frame and "
         "scores once. In brackets is a step's share of the total. Against teacher is the first teacher's total on the "
         "same machine and threads divided by the row's. Peak is the largest resident set of the process during a step.",
-        "Sustained speed": "The model runs without a pause, and frames are counted each second. Lost is 1 less the "
-        "median of the last quarter of the seconds over that of the first. Joules are all that the processor used, "
-        "whatever else ran, divided by frames.",
+        "Sustained speed": "The model runs without a pause, and frames are counted each second, or over each run that "
+        "takes longer. Lost is 1 less the median of the last quarter of these figures over that of the first; a dash "
+        "where there is one figure alone. Joules are all that the processor used, whatever else ran, divided by "
+        "frames.",
         "Slowest operations": "Told by the runtime's own profiler in further runs. The profiler costs time itself, so "
         "that sums exceed the row's latency; a run is one call of the model.",
         "What int8 cost": "Measured on validation crops, in torch. A layer's share is the variance that its rounding "

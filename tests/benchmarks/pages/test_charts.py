@@ -6,9 +6,10 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 
 from benchmarks.figures import Sustained
-from benchmarks.pages.charts import HATCHES, STAGES, budget_chart, noise_chart, speed_chart
+from benchmarks.pages.charts import HATCHES, STAGES, _draw_speeds, budget_chart, noise_chart, speed_chart
 from benchmarks.pages.svg import COLOURS
-from tests.benchmarks.reports import DIAGNOSIS, full_report
+from benchmarks.pages.tables import sustained_table
+from tests.benchmarks.reports import DIAGNOSIS, full_report, measured
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -59,3 +60,27 @@ def test_speeds_of_any_length_have_a_label() -> None:
     shared = {"seconds": 1.0, "drop": 0.0, "joules_per_frame": None, "energy": "not known"}
     runs = [(f"row {count}", Sustained(frames_per_second=[9.5] * count, **shared)) for count in (1, 2, 40)]
     assert {"row 1", "row 2", "row 40"} <= set(texts_of(speed_chart(runs)))
+
+
+def test_speeds_lie_where_they_were_measured_on_the_axis_of_seconds() -> None:
+    """Runs of 12 s give 5 figures a minute, which must not look like those of 5 seconds."""
+    shared = {"seconds": 60.0, "drop": 0.0, "joules_per_frame": None, "energy": "not known"}
+    lines = []
+    for count in (5, 60):
+        runs = [(f"row {count}", Sustained(frames_per_second=[9.5] * count, **shared))]
+        lines.append(_draw_speeds(runs).axes[0].lines[0].get_xdata())
+    assert lines[0] == pytest.approx([6, 18, 30, 42, 54])
+    assert lines[1] == pytest.approx([second + 0.5 for second in range(60)])
+
+
+def test_one_figure_of_speed_says_nothing_of_a_loss() -> None:
+    lost = []
+    for speeds in ([9.5], [9.5, 9.5]):
+        run = Sustained(seconds=2.0, frames_per_second=speeds, drop=0.0, joules_per_frame=None, energy="not known")
+        lost.append(dict(zip(*_columns_of(run), strict=True))["Lost"])
+    assert lost == ["–", "0.0%"]
+
+
+def _columns_of(run: Sustained) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    table = sustained_table([measured("student.pte", 4.0, 5_300_000, sustained=run)])
+    return table.columns, table.rows[0]
