@@ -107,7 +107,7 @@ class Stage(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     name: Literal["decode", "faces", "crop", "depth", "flow", "embed", "score"]
-    ms: float
+    ms: PositiveFloat
     """Milliseconds a clip: the median over ``Budget.repeats`` runs; a step of more than 5 s is run once."""
     peak_memory_mb: float | None
     """Largest resident set of the whole process during the step, in MiB; None where the system does not tell."""

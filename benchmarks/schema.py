@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
 from benchmarks.figures import Budget, Latency, MethodFigures, Peak, Profile, Robustness, Sustained
 from compress.fidelity import Diagnosis
@@ -118,9 +118,9 @@ class Row(BaseModel):
     """AUC on forgeries with the identity transform: 0.5 when the forgery was learned and not the file."""
     speedup_over: str | None = None
     """The fp32 teacher on the same machine and threads to which speedup and size ratio refer."""
-    speedup: float | None = None
+    speedup: PositiveFloat | None = None
     """Median latency of that teacher divided by this row's."""
-    size_ratio: float | None = None
+    size_ratio: PositiveFloat | None = None
     """Bytes of that teacher divided by this row's."""
     earned: bool | None = None
     """Whether this scheme is worth its slot here: faster than fp32 of the same student in the same runtime by more than

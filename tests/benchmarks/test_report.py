@@ -12,7 +12,7 @@ from benchmarks.report import merge
 from benchmarks.report import report as merge_files
 from benchmarks.schema import read_report
 from stage import StageError
-from tests.benchmarks.reports import DIAGNOSIS, MACHINE, plain_report
+from tests.benchmarks.reports import DIAGNOSIS, MACHINE, full_report, plain_report
 
 
 @pytest.fixture
@@ -166,3 +166,18 @@ def test_a_file_that_is_no_report_is_one_line(tmp_path):
         merge_files([tmp_path / "x.json"], tmp_path / "out")
     with pytest.raises(StageError, match=r"none.json cannot be read"):
         merge_files([tmp_path / "none.json"], tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        (lambda told: told["rows"][2].update(size_ratio=0), "rows.2.size_ratio"),
+        (lambda told: told["budgets"][0]["stages"][0].update(ms=0), "budgets.0.stages.0.ms"),
+    ],
+)
+def test_figures_that_cannot_be_are_one_line_and_not_divided_by(tmp_path, change, field):
+    told = json.loads(full_report().model_dump_json())
+    change(told)
+    (tmp_path / "report.json").write_text(json.dumps(told))
+    with pytest.raises(StageError, match=rf"report.json is not valid: {field}: Input should be greater than 0"):
+        merge_files([tmp_path / "report.json"], tmp_path / "out")
