@@ -72,7 +72,7 @@ def _latency_caption(rows: Sequence[Row], place: str, several: bool, report: Rep
 
 
 def _latency_chart(machine: str, report: Report) -> Chart | None:
-    """Return a chart of latency against AUC of one machine's rows on the fewest threads.
+    """Return a chart of latency against AUC of one session's rows on the fewest threads.
 
     None if no row has a latency that counts.
     """
@@ -93,7 +93,8 @@ def _latency_chart(machine: str, report: Report) -> Chart | None:
         for row in drawn
         if row.latency_ms
     ]
-    place = f"{threads_of(min(threads))} of {machine}"
+    timed_on = drawn[0].device if drawn[0].on_phone else machine  # a session times on its machine, or on one phone
+    place = f"{threads_of(min(threads))} of {timed_on}"
     svg = pareto_chart(marks, "Median latency per frame, ms", f"Median latency and AUC, one mark per row on {place}")
     return Chart(svg, _latency_caption(rows, place, len(threads) > 1, report))
 

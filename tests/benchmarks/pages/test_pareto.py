@@ -100,3 +100,10 @@ def test_simulated_rows_alone_have_a_page_and_no_picture_of_latency(report: Repo
     report.rows.append(measured("student.pte", 4.0, 5_300_000, threads=2))
     assert "student.pte, 5.30 MB" in texts_of(pictures_of(report)[0])
     assert f"Rows on 2 threads of {MACHINE}." in Page(html(report)).text
+
+
+def test_the_picture_of_a_phone_names_the_phone_and_not_the_machine_that_it_hangs_on(report: Report) -> None:
+    report.rows = [measured("student.pte", 4.0, 5_300_000, device="A phone (chip), Android 16", auc=None)]
+    assert "Rows on 1 thread of A phone (chip), Android 16." in Page(html(report)).text
+    description = "Median latency and AUC, one mark per row on 1 thread of A phone (chip), Android 16"
+    assert pictures_of(report)[0].attrib["aria-label"] == description
