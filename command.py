@@ -12,6 +12,7 @@ from typing import Any, get_args, get_type_hints
 import typer
 import typer.models
 from pydantic import BaseModel, ValidationError
+from pydantic_core import PydanticSerializationError
 
 from stage import StageError, T, WrongArgument, out_of_memory, reason_of, say
 
@@ -70,6 +71,12 @@ def call(app: Callable[[], Any]) -> None:
         excerpt = error.object[max(0, error.start - 40) : error.end + 40]
         problem = f"{excerpt!a} cannot be written in {error.encoding}"
         say(f"error: {problem}: rename it, or set a locale of UTF-8 (LC_ALL=C.UTF-8)", everywhere=True)
+        sys.exit(1)
+    except PydanticSerializationError as error:
+        if "surrogates" not in str(error):
+            raise
+        problem = f"a name on the command line is not valid UTF-8, and cannot be written ({reason_of(error)})"
+        say(f"error: {problem}: rename the file or folder", everywhere=True)
         sys.exit(1)
     except StageError as error:
         say(f"error: {' '.join(str(error).split())}", everywhere=True)
