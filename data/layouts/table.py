@@ -52,8 +52,10 @@ def _rows(table: Path) -> Iterator[tuple[int, list[str], list[str]]]:
 
 
 def _checked_name(text: str, folder: Path) -> str:
-    """Return a path below ``folder`` in normalized form. Raises ValueError if it leads out of the folder."""
+    """Return a path below ``folder`` in normalized form, also of an absolute one; ValueError if it leads out of it."""
     path = PurePath(text)
+    if path.is_relative_to(folder.absolute()):
+        path = path.relative_to(folder.absolute())
     outside = path.is_absolute() or ".." in path.parts or not path.parts
     if outside or not Path(os.path.realpath(folder / path)).is_relative_to(os.path.realpath(folder)):
         raise ValueError(f"path {text!r} leads to no file below the csv: put the csv at the top of the corpus")
@@ -82,11 +84,11 @@ def _source(row: dict[str, str], folder: Path) -> Source:
 
 
 def csv_layout(table: Path) -> list[Source]:
-    """Return the sources in a table: columns ``path`` (below the csv's folder) and ``label`` (real, fake, 0, 1).
+    """Return the sources in a table: columns ``path`` and ``label`` (real, fake, 0, 1).
 
-    Optional are ``identity`` (several with ``;``; default: the stem), ``method`` and ``split`` (train, val, test).
-    Names of columns may be in capitals; other columns are reported and not used. A missing file is listed, too. Raises
-    StageError for a malformed table.
+    A path is below the csv's folder, relative to it or absolute. Optional are ``identity`` (several with ``;``;
+    default: the stem), ``method`` and ``split`` (train, val, test). Names of columns may be in capitals; other columns
+    are reported and not used. A missing file is listed, too. Raises StageError for a malformed table.
     """
     sources: dict[str, Source] = {}
     for line, header, cells in _rows(table):

@@ -86,6 +86,13 @@ def test_links_within_the_corpus_are_followed(tmp_path: Path) -> None:
     assert [source.name for source in sources] == ["link/a.mp4", "loop"]
 
 
+def test_absolute_paths_below_the_csv_count_from_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table(tmp_path, f"path,label\n{tmp_path}/videos/a.mp4,real\nvideos/b.mp4,fake\n")
+    monkeypatch.chdir(tmp_path)
+    for csv in sorted(tmp_path.glob("*.csv")) + sorted(Path().glob("*.csv")):
+        assert [source.name for source in read_sources([csv], Selection())[0]] == ["videos/a.mp4", "videos/b.mp4"]
+
+
 def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StageError, match=r"is not a file: the layout csv takes the \.csv file of a corpus"):
         read_sources([tmp_path], Selection("csv"))
