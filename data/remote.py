@@ -87,7 +87,7 @@ def _shadow(root: Path, folder: Path) -> Path:
     """Make a local tree in ``folder`` with the names and sizes of a remote corpus; return its root.
 
     Tables keep their content; other files are sparse, with the right size and no content. Raises StageError if the
-    corpus is empty or cannot be reached, or if a name leads out of it.
+    corpus is empty, a file or cannot be reached, or if a name leads out of it.
     """
     remote: Any = root
     with answering(root):
@@ -95,7 +95,8 @@ def _shadow(root: Path, folder: Path) -> Path:
         files = _table_and_note(remote) if table else _listing(remote)
         base = PurePosixPath(remote.path).parent if table else PurePosixPath(remote.path)
         if not files:
-            raise StageError(f"{root} does not exist or is empty: give the folder of a corpus")
+            fault = "is not a folder" if remote.fs.isfile(remote.path) else "does not exist or is empty"
+            raise StageError(f"{root} {fault}: give the folder of a corpus")
         for path, info in files.items():
             if ".." in PurePosixPath(path).parts:
                 raise StageError(f"{path} leads out of {root}: remove it, or give its folder")

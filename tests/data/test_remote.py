@@ -42,6 +42,15 @@ def test_the_shadow_of_a_corpus_has_its_names_and_sizes_and_leads_back(memory: f
         assert str(origin(shadow)) == "memory://corpus/real/a.mp4"
 
 
+def test_the_url_of_one_file_is_said_to_be_no_folder(memory: fsspec.AbstractFileSystem) -> None:
+    memory.pipe({"/corpus/a.mp4": b"x" * 70})
+    with (
+        pytest.raises(StageError, match=r"memory://corpus/a\.mp4 is not a folder: give the folder of a corpus"),
+        at_hand([place("memory://corpus/a.mp4")]),
+    ):
+        pass
+
+
 def test_marks_of_folders_are_no_files(memory: fsspec.AbstractFileSystem, monkeypatch: pytest.MonkeyPatch) -> None:
     memory.pipe({"/corpus/real/a.mp4": b"x" * 70})
     listed = {"/corpus/": 0, "/corpus": 0, "/corpus/real/": 0, "/corpus/real": 0, "/corpus/real/a.mp4": 70}
