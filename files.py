@@ -163,13 +163,16 @@ def check_output(out: Path) -> None:
             raise StageError(f"{out} is in the bundle {folder}, which stays as it was exported: give a path beside it")
 
 
-def require_writable(target: Path, option: str) -> None:
-    """Raise StageError, before work that would be lost, if ``target`` may not be written; ``option`` names it."""
+def require_writable(target: Path, option: str, kind: str = "a folder") -> None:
+    """Raise StageError, before work that would be lost, if ``target``, which ``option`` names, may not be written.
+
+    kind: what the option takes, for the message.
+    """
     nearest = next(path for path in (target, *target.absolute().parents) if path.exists() or path.is_symlink())
     if nearest != target and not nearest.is_dir():
-        raise StageError(f"{target} cannot be written, as {nearest} is no folder: give {option}, a folder")
+        raise StageError(f"{target} cannot be written, as {nearest} is no folder: give {option}, {kind}")
     if not os.access(nearest, os.W_OK):
-        raise StageError(f"{target} cannot be written, as {nearest} may not: give {option}, a folder that may")
+        raise StageError(f"{target} cannot be written, as {nearest} may not: give {option}, {kind} that may")
 
 
 def refuse_existing(out: Path) -> None:

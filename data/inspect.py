@@ -17,7 +17,7 @@ from rich.text import Text
 from command import run_as_script
 from data.layouts import SPLITS
 from data.store import FORGED, Clip, ClipStore
-from files import check_output, written_whole
+from files import check_output, require_writable, written_whole
 from stage import StageError, WrongArgument, say, some_of
 
 SHEET_CLIPS, SHEET_FRAMES = 12, 4
@@ -166,6 +166,7 @@ def inspect(
     if not any(sum(clips.values()) for clips in opened.info.clips.values()):
         say(f"{store} holds no clip: there is nothing to draw")
         return
+    require_writable(target.parent, "--sheet", "a path")
     picture = contact_sheet(opened)
     with written_whole(target) as aside:
         picture.save(aside, format="PNG", pnginfo=_sheet_metadata())

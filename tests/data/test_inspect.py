@@ -167,6 +167,18 @@ def test_another_suffix_is_refused_before_anything_is_printed(
     assert not list(tmp_path.iterdir())
 
 
+def test_beside_a_store_that_may_only_be_read_the_mend_is_named(
+    demo_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "shared"
+    folder.mkdir()
+    monkeypatch.setattr(os, "access", lambda path, _: path != folder)  # as on a disk that is mounted to be read
+    with pytest.raises(StageError, match=r"shared cannot be written, as .+ may not: give --sheet, a path that may"):
+        inspect(demo_store, sheet=folder / "sheet.png")
+    assert "SelfBlended" in capfd.readouterr().out
+    inspect(demo_store, sheet=tmp_path / "sheet.png")
+
+
 def test_what_is_no_store_ends_with_one_line(tmp_path: Path) -> None:
     ended = run(str(tmp_path))
     said = f"error: {tmp_path} is not a ClipStore: it has no store.json; make one with pocketproof prepare\n"
