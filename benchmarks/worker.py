@@ -42,10 +42,12 @@ def _library_bytes(runtime: str) -> int | None:
 def _import_runtime(task: Task) -> None:
     """Import the runtime's modules and ours that call it, so that time and memory to load a model have none of them."""
     if task.runtime == "torch":
-        import compress.runs  # noqa: F401
+        import compress.runs
 
         if task.scheme.startswith("int8"):
-            import torchao.quantization  # noqa: F401
+            import executorch.backends.xnnpack.quantizer.xnnpack_quantizer
+
+            import compress.int8  # noqa: F401
     elif task.runtime == "executorch":
         import executorch.runtime  # noqa: F401
 

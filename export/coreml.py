@@ -130,12 +130,16 @@ def delegate_partitioner() -> Any:
     """Return the partitioner that chooses the operations of a ``.pte`` for Core ML."""
     ct = _quietly_imported()
     from executorch.backends.apple.coreml.compiler import CoreMLBackend
+    from executorch.backends.apple.coreml.compiler.coreml_preprocess import MULTIMETHOD_WEIGHT_SHARING_STRATEGY
     from executorch.backends.apple.coreml.partition import CoreMLPartitioner
 
     # An fp16 program is in float16 already, except what turns logits into P(fake).
     specs = CoreMLBackend.generate_compile_specs(
         compute_precision=ct.precision.FLOAT32, minimum_deployment_target=ct.target.iOS17
     )
+    # The programs of a clip student share no weights, and joined they would need the same number of parts, and iOS 18.
+    apart = MULTIMETHOD_WEIGHT_SHARING_STRATEGY.DISABLED
+    specs.append(CoreMLBackend.generate_multimethod_weight_sharing_strategy_compile_spec(apart))
     # Core ML has no tensors of bytes: pixels are cast to floats before they reach it.
     skipped = ["aten._to_copy.default"]
     return CoreMLPartitioner(skip_ops_for_coreml_delegation=skipped, compile_specs=specs)

@@ -21,7 +21,7 @@ from data.picture import UnreadableVideo
 from data.remote import is_remote
 from export.bundle import MANIFEST, Bundle
 from export.manifest import Artifact
-from export.scorer import NoFace, VideoScorer
+from export.scorer import NothingToScore, VideoScorer
 from files import written_whole
 from resuming import Lock, go_on_with, unfinished_of
 from stage import StageError, reason_of
@@ -48,7 +48,7 @@ TABLE_SCHEMA = pa.schema(
         ("milliseconds", pa.struct([(stage, pa.float64()) for stage in STAGES])),
     ]
 )
-"""One row per video. ``status``: ok, no_face, unreadable, or refused (a photo, by a clip student)."""
+"""One row per video. ``status``: ok, no_face, too_short, unreadable, or refused (a photo, by a clip student)."""
 SCORER_KEY = b"pocketproof.scorer.sha256"
 """Key of the table's metadata under which the hash of artifact and rules lies (see ``_scorer_hash``)."""
 MEANING = {"scorer": "another artifact, threshold or rule"}
@@ -131,8 +131,8 @@ def _scored_row(path: Path, scorer: VideoScorer) -> Row:
         return row | {"status": "ok"} | scorer.detect(path).model_dump()
     except UnreadableVideo as error:
         return row | {"status": "unreadable", "reason": " ".join(error.what.split())}
-    except NoFace as error:
-        return row | {"status": "no_face", "reason": error.what}
+    except NothingToScore as error:
+        return row | {"status": error.status, "reason": error.what}
     except StageError as error:
         return row | {"status": "refused", "reason": str(error)}
 

@@ -25,12 +25,12 @@ from export.stopwatch import Stopwatch
 from stage import Scorer, StageError
 
 
-class NoFace(StageError):
-    """A video has nothing to score; ``what`` says why, without the path."""
+class NothingToScore(StageError):
+    """A video has no face, or too few frames for a clip (``status``); ``what`` says it without the path."""
 
-    def __init__(self, path: str, what: str) -> None:
+    def __init__(self, path: str, status: Literal["no_face", "too_short"], what: str) -> None:
         super().__init__(f"{what} in {path}: there is nothing to score")
-        self.what = what
+        self.status, self.what = status, what
 
 
 class ScoredClip(BaseModel):
@@ -151,8 +151,8 @@ class VideoScorer:
     def detect(self, path: Path, on_clip: OnClip | None = None) -> Detection:
         """Score every clip of a video's largest face. Holds one clip in memory, whatever the video's length.
 
-        Raises UnreadableVideo if the file cannot be read, NoFace if there is no face to score, StageError for a photo
-        if the artifact scores clips.
+        Raises UnreadableVideo if the file cannot be read, NothingToScore if no clip has enough faces, StageError for a
+        photo if the artifact scores clips.
         """
         cv2.setNumThreads(1)
         if is_photo(path) and self.manifest.clip.per == "clip":
@@ -162,11 +162,18 @@ class VideoScorer:
         with watch.stage("whole"), fetched(path) as file, Photo(file) if is_photo(path) else Video(file) as video:
             self._score_clips(path, video, watch, tally, on_clip)
         if not tally.clips:
-            frames, read = self.manifest.clip.frames, tally.frames_read
-            where = f" in half of {frames} frames on end" if tally.left_out else ""
-            where += f", of which there are {read}" if tally.left_out and read < frames else ""
-            raise NoFace(shown(path), f"no face was found{where}")
+            raise self._nothing(path, tally)
         return self._detection(path, tally, watch)
+
+    def _nothing(self, path: Path, tally: "_Tally") -> NothingToScore:
+        """Return the error of a video without a clip that can be scored."""
+        frames, read = self.manifest.clip.frames, tally.frames_read
+        if not tally.left_out:
+            return NothingToScore(shown(path), "no_face", "no face was found")
+        if 2 * read < frames:
+            return NothingToScore(shown(path), "too_short", f"there are only {read} of a clip's {frames} frames")
+        there = f", of which there are {read}" if read < frames else ""
+        return NothingToScore(shown(path), "no_face", f"no face was found in half of {frames} frames on end{there}")
 
     def _score_clips(
         self, path: Path, video: Video | Photo, watch: Stopwatch, tally: "_Tally", on_clip: OnClip | None

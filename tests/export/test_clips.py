@@ -13,7 +13,8 @@ from onnxruntime import InferenceSession
 from torch import nn
 
 from compress.quantize import quantize
-from export import coreml
+from data.video import write_video
+from export import coreml, executorch
 from export import onnx as onnx_writer
 from export.bundle import Bundle
 from export.evaluate import evaluate
@@ -24,7 +25,7 @@ from export.golden import golden_clips, golden_inputs
 from export.mil import MilProgram
 from export.parity import compare
 from export.programs import step_graphs
-from export.scorer import VideoScorer
+from export.scorer import NothingToScore, VideoScorer
 from files import sha256_of
 from models.detector import Architecture, PixelDetector, Preprocessing
 from models.run import Run
@@ -264,9 +265,29 @@ def test_clip_with_too_few_frames_is_nothing_to_score(bundle, demo_corpus):
     manifest = bundle.manifest
     longer = manifest.model_copy(update={"clip": manifest.clip.model_copy(update={"frames": 61})})
     scorer = dataclasses.replace(VideoScorer.load(bundle, f"{NAME}-onnx"), manifest=longer)
-    wanted = r"no face was found in half of 61 frames on end, of which there are 30 in .*003_003\.mp4"
-    with pytest.raises(StageError, match=wanted):
+    with pytest.raises(NothingToScore, match=r"^there are only 30 of a clip's 61 frames in .*003_003\.mp4: ") as found:
         scorer.detect(video)
+    assert (found.value.status, found.value.what) == ("too_short", "there are only 30 of a clip's 61 frames")
+
+
+def test_clip_whose_face_goes_away_has_no_face(bundle, astronaut, tmp_path):
+    write_video(tmp_path / "gone.mp4", [astronaut[:256, 80:336]] * 3 + [np.zeros((256, 256, 3), np.uint8)] * 33)
+    manifest = bundle.manifest
+    longer = manifest.model_copy(update={"clip": manifest.clip.model_copy(update={"frames": 40})})
+    scorer = dataclasses.replace(VideoScorer.load(bundle, f"{NAME}-onnx"), manifest=longer)
+    wanted = r"^no face was found in half of 40 frames on end, of which there are 36 in .*gone\.mp4: "
+    with pytest.raises(NothingToScore, match=wanted) as found:
+        scorer.detect(tmp_path / "gone.mp4")
+    assert found.value.status == "no_face"
+
+
+def test_both_programs_of_a_clip_student_go_to_core_ml_s_delegate(tmp_path):
+    graphs = step_graphs(clip_student(), Preprocessing.of("test_tiny"), False, FRAMES)
+    written = executorch.write(graphs, tmp_path / "x.pte", "coreml")
+    assert {name: operators[-1] for name, operators in written["operators"].items()} == {
+        "embed": "CoreMLBackend", "score": "CoreMLBackend",
+    }  # fmt: skip
+    assert written["delegated_fraction"] > 0.9
 
 
 @pytest.mark.parametrize(

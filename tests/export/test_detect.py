@@ -11,7 +11,7 @@ from data.video import write_video
 from export.bundle import Bundle
 from export.detect import detect
 from export.runtimes import evaluated_by
-from export.scorer import EmbeddingCache, NoFace, VideoScorer
+from export.scorer import EmbeddingCache, NothingToScore, VideoScorer
 from stage import StageError
 
 TALKING = "../shared/data/talking"
@@ -50,7 +50,7 @@ def test_frames_without_a_face_are_counted(bundle, astronaut, tmp_path):
     assert found.frames_read == 42 and 22 <= found.faces_missed <= 26
     assert found.frames_used + found.faces_missed >= 42 and found.clips[0].start_frame in (11, 12, 13)
     write_video(tmp_path / "black.mp4", [black] * 7)
-    with pytest.raises(NoFace, match=r"no face was found in .*black.mp4: there is nothing to score"):
+    with pytest.raises(NothingToScore, match=r"no face was found in .*black.mp4: there is nothing to score"):
         VideoScorer.load(bundle, "test_byobnet-fp32.onnx").detect(tmp_path / "black.mp4")
 
 
