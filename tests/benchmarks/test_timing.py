@@ -1,5 +1,7 @@
 """What a worker times, and how often: batches, runs without a pause, clips, memory, and what makes it fail."""
 
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -12,6 +14,8 @@ from benchmarks.timing import sustained, time_batches, time_runs
 from compress.scoring import Takes
 from data.store import ClipStore
 from stage import StageError
+
+ENDINGS = {"onnx": "onnxruntime", "pte": "executorch"}
 
 
 class Model:
@@ -151,3 +155,24 @@ def test_timed_inputs_have_the_shape_that_the_model_takes(clip_run_and_store, tm
     several = task.model_copy(update={"batch": 3}).inputs()(7)
     assert [array.shape for array in several] == [(3, 4, 2, 64, 64, 3), (3, 4)]
     np.testing.assert_array_equal(several[0][1:], np.concatenate([task.inputs()(0)[0], task.inputs()(1)[0]]))
+
+
+def test_no_package_is_imported_while_a_model_is_loaded(bundle_path, student_run, int8_run):
+    """Bench counts load time and memory from the moment when a runtime's modules are there."""
+    models = [(student_run, "torch"), (int8_run, "torch")]
+    models += [(bundle_path / f"test_byobnet-int8.{ending}", kind) for ending, kind in ENDINGS.items()]
+    code = f"""
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from benchmarks import worker
+for path, runtime in {[(str(path), runtime) for path, runtime in models]}:
+    scheme = "int8" if "int8" in path else "fp32"
+    task = SimpleNamespace(path=Path(path), runtime=runtime, scheme=scheme, threads=1, device="cpu", method="forward")
+    worker._import_runtime(task)
+    before = {{name.partition(".")[0] for name in sys.modules}}
+    worker.load_scorer(SimpleNamespace(units="all", **vars(task)))
+    print(path, *sorted({{name.partition(".")[0] for name in sys.modules}} - before))
+"""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
+    assert [line.split() for line in done.stdout.splitlines()] == [[str(path)] for path, _ in models]
