@@ -7,6 +7,7 @@ that tests of data start without it.
 import json
 import os
 import resource
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,6 +45,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return item.path.name != "test_export.py", rooms.index(room) if room in rooms else len(rooms)
 
     items.sort(key=place)
+
+
+@pytest.fixture(autouse=True)
+def _threads_taken_back() -> Iterator[None]:
+    """Take back the threads that a measurement in this process gave torch.
+
+    With more than one in each process of pytest-xdist, every operation waits for the others' threads: fifty times as
+    long.
+    """
+    yield
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 
 
 @pytest.fixture(scope="session")
