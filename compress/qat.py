@@ -148,11 +148,9 @@ class QatSettings:
     def of(cls, run: Run, teacher: Run | None, store: ClipStore, passes: int, seed: int) -> "QatSettings":
         """Return settings that continue a run's training with its own views, batch size and accumulation.
 
-        The run is its own teacher if ``teacher`` is None. Raises StageError in several processes, or if the run
-        does not record how it was trained.
+        The run is its own teacher if ``teacher`` is None. Raises StageError if the run does not record how it was
+        trained.
         """
-        if _compute().processes > 1:
-            raise StageError("int8-qat trains in one process: start it without torchrun")
         try:
             history: dict[str, Any] = parse_json(run.read("metrics.json"))["training"]
             views = {name: history["views"][name] for name in ViewRule.model_fields}

@@ -1,6 +1,7 @@
 """Quantize a run: compute in fewer bits, and measure the loss of accuracy on validation crops."""
 
 import copy
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -217,6 +218,8 @@ def quantize(
     """
     refuse_existing(out)
     _check_options(scheme, {"--calibration-clips": calibration_clips}, {"--teacher": teacher, "--passes": passes})
+    if os.environ.get("WORLD_SIZE", "1") != "1":  # as torchrun and accelerate launch set it
+        raise StageError("quantize works in one process: start it without torchrun (WORLD_SIZE says more)")
     store, source_run = ClipStore(data), Run(run)
     source = Unquantized.load(source_run, store, max_auc_drop, seed)
     teacher_run = load_teacher(teacher, store, source_run.info.architecture.per) if teacher else None

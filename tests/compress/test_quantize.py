@@ -50,6 +50,14 @@ def test_a_run_of_which_nothing_would_be_int8_is_not_written(student_run, demo_s
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("scheme", ["int8", "int8-qat", "fp16"])
+def test_several_processes_are_refused(scheme, student_run, demo_store, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(StageError, match="quantize works in one process: start it without torchrun"):
+        quantize(student_run, demo_store, tmp_path / "run", scheme=scheme)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_int8_run_says_what_was_measured(int8_run):
     diagnosis = Diagnosis.model_validate(json.loads((int8_run / "metrics.json").read_text())["diagnosis"])
     assert (
