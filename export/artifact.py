@@ -21,21 +21,27 @@ from export.gate import Gated, SourceRun, gate
 from export.golden import Inputs
 from export.manifest import Absent, Artifact, Validation
 from export.programs import Graph, graphs_of, in_torch
-from export.runtimes import UnfitArtifact, evaluated_by, program_file, scorer_of
+from export.runtimes import Delegate, Runtime, UnfitArtifact, evaluated_by, program_file, scorer_of
 from files import bytes_of, sha256_of
 from models.detector import PixelDetector
 from models.run import Run, RunInfo
 from stage import Scheme, StageError, reason_of
 
-EXECUTORCH = version("executorch")
-MINIMUM_OS = {
+BUILT_WITH = f"{version('executorch')} or newer (older ones were not tried), built with the"
+MINIMUM_OS: dict[Runtime, str] = {
     "coreml": coreml.MINIMUM_OS,
-    "executorch": f"as the ExecuTorch runtime that the app links: {EXECUTORCH} or newer (older ones were not tried), "
-    "built with the XNNPACK backend and the operators that the programs name",
     "onnxruntime": f"as the ONNX Runtime that the app links ({onnx.NEEDS})",
-    "vulkan": f"Android with Vulkan 1.1, and an ExecuTorch runtime ({EXECUTORCH} or newer) with its Vulkan backend",
 }
-"""Least system and runtime that an artifact needs, by its delegate, or by its runtime where that is not listed."""
+MINIMUM_OS_BY_DELEGATE: dict[Delegate, str] = {
+    delegate: f"{system} the ExecuTorch runtime that the app links: {BUILT_WITH} {name} backend and the operators that "
+    "the programs name"
+    for delegate, name, system in (
+        ("xnnpack", "XNNPACK", "as"),
+        ("coreml", "Core ML", f"{coreml.MINIMUM_OS}, and as"),
+        ("vulkan", "Vulkan", "Android with Vulkan 1.1, and as"),
+    )
+}
+"""Least system and runtime that an artifact needs: a ``.pte`` by its delegate, others by their runtime."""
 
 
 @dataclass(frozen=True)
@@ -160,7 +166,7 @@ def _make(job: Job, folder: Path, inputs: Inputs) -> tuple[Artifact, list[float]
         bytes=bytes_of(path),
         runtime=runtime,
         scheme=job.info.scheme,
-        minimum_os=MINIMUM_OS.get(job.form.delegate or runtime) or MINIMUM_OS[runtime],
+        minimum_os=MINIMUM_OS_BY_DELEGATE[job.form.delegate] if job.form.delegate else MINIMUM_OS[runtime],
         licence=job.info.weights.licence,
         **_threshold_fields(job.file, gated, source, store),
         parity=gated.parity,

@@ -15,16 +15,18 @@ def readme(manifest: Manifest) -> str:
     pages = Environment(loader=PackageLoader("export", ""), undefined=StrictUndefined, autoescape=False)  # noqa: S701
 
     def shown(runtime: Runtime) -> Artifact | None:
-        """Return a runtime's artifact that the instructions name: the smallest of usual form; clips go in steps."""
+        """Return a runtime's artifact that the instructions name: the smallest of usual form; clips go in steps.
+
+        Only where there is no other does a ``.pte`` of another delegate than XNNPACK stand for all.
+        """
         usual = [
             artifact
             for artifact in manifest.artifacts
-            if artifact.runtime == runtime
-            and artifact.method != "clip"
-            and artifact.delegate in (None, "xnnpack")
-            and not artifact.programs[0].file.endswith(ORT)
+            if artifact.runtime == runtime and artifact.method != "clip" and not artifact.programs[0].file.endswith(ORT)
         ]
-        return min(usual, key=lambda artifact: artifact.bytes, default=None)
+        return min(
+            usual, key=lambda artifact: (artifact.delegate not in (None, "xnnpack"), artifact.bytes), default=None
+        )
 
     def file(runtime: Runtime) -> str:
         artifact = shown(runtime)

@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 import zipfile
+from importlib.metadata import version
 
 import numpy as np
 import onnxruntime
@@ -14,6 +15,7 @@ from export.bundle import Bundle
 from export.export import export
 from export.forms import Form, parse_forms
 from export.onnx import session_options
+from export.readme import readme
 from export.runtimes import in_batches
 from export.verify import verify
 from stage import StageError
@@ -126,10 +128,13 @@ def test_files_hold_no_traces_of_how_they_were_made(for_servers):
 
 def test_each_delegate_has_its_file(delegated, real_crops):
     known = Runtime.get().backend_registry.registered_backend_names
-    for delegate, backend in {"coreml": "CoreMLBackend", "vulkan": "VulkanBackend"}.items():
+    delegates = (("coreml", "CoreMLBackend", "iOS 17 / macOS 14"), ("vulkan", "VulkanBackend", "Android with Vulkan"))
+    for delegate, backend, system in delegates:
         artifact = delegated.artifact(f"test_tiny-fp32-{delegate}.pte")
         assert artifact.delegate == delegate and backend in artifact.programs[0].operators
         assert artifact.delegated_fraction > 0.5
+        assert artifact.minimum_os.startswith(system)
+        assert f"and as the ExecuTorch runtime that the app links: {version('executorch')}" in artifact.minimum_os
         assert backend.encode() in (delegated.path / artifact.file).read_bytes()
         if backend not in known:
             reason = f"ExecuTorch has no {backend} on this machine"
@@ -139,6 +144,13 @@ def test_each_delegate_has_its_file(delegated, real_crops):
                 delegated.load(artifact)
     assert delegated.chosen(None).file == "test_tiny-fp32.pte"
     assert len(delegated.load(delegated.chosen(None))(real_crops)) == 24
+
+
+def test_the_readme_of_a_bundle_for_one_delegate_says_how_an_app_runs_it(delegated):
+    assert "built with the XNNPACK backend" in readme(delegated.manifest)
+    vulkan = delegated.artifact("test_tiny-fp32-vulkan.pte")
+    text = readme(delegated.manifest.model_copy(update={"artifacts": [vulkan]}))
+    assert f"The runtime: {vulkan.minimum_os}." in text and 'module.execute("forward", pixels)' in text
 
 
 def test_a_bundle_with_files_for_other_machines_is_verified(delegated, capsys):
