@@ -27,19 +27,18 @@ from models.detector import PixelDetector
 from models.run import Run, RunInfo
 from stage import Scheme, StageError, reason_of
 
-BUILT_WITH = f"{version('executorch')} or newer (older ones were not tried), built with the"
 MINIMUM_OS: dict[Runtime, str] = {
     "coreml": coreml.MINIMUM_OS,
     "onnxruntime": f"as the ONNX Runtime that the app links ({onnx.NEEDS})",
 }
+EXECUTORCH = (
+    f"the ExecuTorch runtime that the app links: {version('executorch')} or newer (older ones were not tried), built "
+    "with the {} backend and the operators that the programs name"
+)
 MINIMUM_OS_BY_DELEGATE: dict[Delegate, str] = {
-    delegate: f"{system} the ExecuTorch runtime that the app links: {BUILT_WITH} {name} backend and the operators that "
-    "the programs name"
-    for delegate, name, system in (
-        ("xnnpack", "XNNPACK", "as"),
-        ("coreml", "Core ML", f"{coreml.MINIMUM_OS}, and as"),
-        ("vulkan", "Vulkan", "Android with Vulkan 1.1, and as"),
-    )
+    "xnnpack": f"as {EXECUTORCH.format('XNNPACK')}",
+    "coreml": f"{coreml.MINIMUM_OS}, and as {EXECUTORCH.format('Core ML')}",
+    "vulkan": f"Android with Vulkan 1.1, and as {EXECUTORCH.format('Vulkan')}",
 }
 """Least system and runtime that an artifact needs: a ``.pte`` by its delegate, others by their runtime."""
 
