@@ -113,11 +113,21 @@ def _connect(address: str, workers: int) -> Any:
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     options: dict[str, Any] = {"num_cpus": workers} if address == LOCAL else {}
     try:
-        _knock(address)
+        _knock(_place_of(address))
         ray.init(address, include_dashboard=False, log_to_driver=False, logging_level="ERROR", **options)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         raise StageError(f"--ray {address}: no cluster answers there: {reason_of(error)}") from error
     return ray
+
+
+def _place_of(address: str) -> str:
+    """Return the address that ``auto`` means to Ray, perhaps of a cluster that has died; others as they are.
+
+    Raises ConnectionError if Ray knows of none.
+    """
+    from ray._private.services import get_ray_address_from_environment
+
+    return str(get_ray_address_from_environment("auto", None)) if address == "auto" else address
 
 
 def _knock(address: str) -> None:

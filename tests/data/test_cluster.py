@@ -76,6 +76,17 @@ def test_an_address_where_nothing_listens_ends_with_one_line(
     assert not (tmp_path / "store").exists()
 
 
+def test_auto_does_not_wait_for_a_cluster_that_has_died(
+    closed_port: int, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("ray")
+    monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{closed_port}")
+    since = time.monotonic()
+    said = ended(started(corpus, tmp_path / "store", "--ray=auto"), code=1)
+    assert said == "error: --ray auto: no cluster answers there: Connection refused\n"
+    assert time.monotonic() - since < 60
+
+
 def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(StageError, match=r"--ray needs the extra: pip install 'pocketproof\[ray\]'"):
