@@ -7,7 +7,7 @@ model does not need, torch for an artifact, because the process's memory is one 
 import itertools
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -104,13 +104,20 @@ class BudgetTask(BaseModel):
 def first_clip(path: Path, detector: str, frames: int) -> tuple[list[Picture], FaceClip]:
     """Return a video's frames up to the end of its first clip of a steady face, and that clip.
 
-    Raises StageError if there is no such clip in the first MOST_FRAMES frames.
+    What comes after that clip is not decoded: memory is one of the figures, and decoded frames would stay in it. Raises
+    StageError if there is no such clip in the first MOST_FRAMES frames.
     """
+    pictures: list[Picture] = []
     with Video(path) as video:
-        pictures = list(itertools.islice(video.pictures(), MOST_FRAMES))
-    for clip, *_ in face_clips(Tracker(DETECTORS[detector]()).follow(pictures), frames):
-        if clip.steady and len(clip) == frames:
-            return pictures[: clip.start + frames], clip
+
+        def kept() -> Iterator[Picture]:
+            for picture in itertools.islice(video.pictures(), MOST_FRAMES):
+                pictures.append(picture)
+                yield picture
+
+        for clip, *_ in face_clips(Tracker(DETECTORS[detector]()).follow(kept()), frames):
+            if clip.steady and len(clip) == frames:
+                return pictures[: clip.start + frames], clip
     raise StageError(f"{path}: no face is seen in {frames} frames on end among its first {MOST_FRAMES}")
 
 

@@ -13,6 +13,7 @@ from benchmarks.budget import BudgetTask, Steps, first_clip
 from benchmarks.clip_cost import measure_budget
 from data.crops import CropRule
 from data.depth import DepthAnything
+from data.tracks import STRIDE
 from data.video import Video, write_video
 from export.bundle import Bundle
 from files import sha256_of
@@ -108,6 +109,20 @@ def test_a_clip_that_begins_later_is_found(student_run, video, tmp_path):
     write_video(late, [np.zeros_like(filmed[0])] * 60 + filmed)
     pictures, clip = first_clip(late, "dlib", FRAMES)
     assert clip.start >= 60 and len(pictures) == clip.start + FRAMES
+
+
+def test_what_comes_after_the_clip_is_not_decoded_and_so_not_in_memory(video, monkeypatch):
+    decoded = itertools.count()
+    pictures_of = Video.pictures
+
+    def counted(opened):
+        for picture in pictures_of(opened):
+            next(decoded)
+            yield picture
+
+    monkeypatch.setattr(Video, "pictures", counted)
+    _, clip = first_clip(video, "dlib", FRAMES)
+    assert next(decoded) <= clip.start + FRAMES + STRIDE < 30
 
 
 def test_of_a_clip_that_begins_later_its_own_frames_share_of_reading_and_looking_counts(video, tmp_path, monkeypatch):
