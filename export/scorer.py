@@ -49,7 +49,8 @@ class ScoredClip(BaseModel):
 class Milliseconds(BaseModel):
     """Milliseconds that each step took for a video: on one thread, except decoding, whose threads FFmpeg chooses.
 
-    A step that was evaluated in a runtime's place has None, and is not part of ``whole``.
+    Building the face detector, once in each process, and fetching a URL are in none of them; the program's first run is
+    in those of the first video. A step that was evaluated in a runtime's place has None, and is not part of ``whole``.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -157,9 +158,10 @@ class VideoScorer:
         cv2.setNumThreads(1)
         if is_photo(path) and self.manifest.clip.per == "clip":
             raise StageError(f"{shown(path)} is a photo, and {self.artifact.file} scores clips of frames: give videos")
+        DETECTORS[self.manifest.crop.detector]().load()  # else the first video's time has that in it
         watch = Stopwatch()
         tally = _Tally()
-        with watch.stage("whole"), fetched(path) as file, Photo(file) if is_photo(path) else Video(file) as video:
+        with fetched(path) as file, watch.stage("whole"), Photo(file) if is_photo(path) else Video(file) as video:
             self._score_clips(path, video, watch, tally, on_clip)
         if not tally.clips:
             raise self._nothing(path, tally)

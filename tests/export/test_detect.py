@@ -1,7 +1,11 @@
 """detect: the same crops, frames and scores as prepare and the artifact give, and where the time went."""
 
+import contextlib
+import functools
 import json
+from types import SimpleNamespace
 
+import dlib
 import numpy as np
 import pytest
 from PIL import Image
@@ -40,6 +44,26 @@ def test_first_clip_scores_as_the_prepared_clip(bundle, demo_corpus, demo_store)
     spent = found.milliseconds
     assert min(spent.decode, spent.faces, spent.crop, spent.score) > 0 and spent.embed is None
     assert spent.whole >= spent.decode + spent.faces + spent.crop + spent.score
+
+
+def test_milliseconds_are_neither_of_a_download_nor_of_building_the_detector(bundle, astronaut, tmp_path, monkeypatch):
+    clock = SimpleNamespace(now=0.0, perf_counter=lambda: clock.now)
+    monkeypatch.setattr("export.stopwatch.time", clock)
+
+    @contextlib.contextmanager
+    def slow(path):
+        clock.now += 60.0
+        yield path
+
+    def build():
+        clock.now += 60.0
+        return dlib.get_frontal_face_detector()
+
+    monkeypatch.setattr("export.scorer.fetched", slow)
+    monkeypatch.setattr("data.faces._frontal_face_detector", functools.cache(build))
+    write_video(tmp_path / "face.mp4", [astronaut[:256, 80:336]] * 4)
+    found = VideoScorer.load(bundle, "test_byobnet-fp32.onnx").detect(tmp_path / "face.mp4")
+    assert clock.now == 120.0 and found.milliseconds.whole == found.milliseconds.faces == 0.0
 
 
 def test_frames_without_a_face_are_counted(bundle, astronaut, tmp_path):
