@@ -128,9 +128,18 @@ def progress(items: Iterable[T], description: str, total: int | None = None) -> 
             say(f"{description}: {count} of {total or '?'}")
 
 
+def _end_job(*_: object) -> None:
+    """In a worker: end its job, which removes its temporary files, and soon the process: it may have another job."""
+    last = threading.Timer(1.0, os._exit, (1,))
+    last.daemon = True
+    last.start()
+    sys.exit(1)
+
+
 def _end_with_parent() -> None:
     """In a worker: leave Ctrl-C to the parent, and exit when it is killed, which a waiting worker never notices."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _end_job)
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -156,7 +165,8 @@ def in_processes(
 ) -> list[T]:
     """Call ``function(*job)`` for every job in ``workers`` fresh processes, with progress; return the results in order.
 
-    The first error, or Ctrl-C, cancels the jobs that still wait. Raises WorkerDied if a process dies.
+    The first error cancels the jobs that still wait, and Ctrl-C also those that run. Raises WorkerDied if a process
+    dies.
     """
     jobs = list(jobs)
     workers, spawn = min(workers, max(1, len(jobs))), multiprocessing.get_context("spawn")
@@ -170,8 +180,11 @@ def in_processes(
             for child in multiprocessing.active_children():
                 child.terminate()
             raise WorkerDied(f"{description}: a process was killed, perhaps for want of memory") from error
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
+        except BaseException as error:
+            pool.shutdown(wait=False, cancel_futures=True)
+            if isinstance(error, KeyboardInterrupt):
+                for child in multiprocessing.active_children():
+                    child.terminate()
             raise
 
 

@@ -60,7 +60,7 @@ def test_a_stopped_command_stops_its_processes(kind: signal.Signals, code: int) 
     work = (
         "import command, signal, time, typer, stage; "
         "signal.signal(signal.SIGINT, signal.default_int_handler); "  # ignored where the tests run in the background
-        "typer.run(lambda: stage.in_processes(time.sleep, [(0.2,)] * 300, 1, 'sleep'))"
+        "typer.run(lambda: stage.in_processes(time.sleep, [(60,)] * 3, 1, 'sleep'))"
     )
     with subprocess.Popen([sys.executable, "-c", work], cwd=ROOT, stderr=subprocess.PIPE) as command:
         children: list[psutil.Process] = []
