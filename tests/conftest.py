@@ -170,7 +170,7 @@ def _save_tiny_depth(out: Path) -> None:
 @pytest.fixture(scope="session")
 def modal_store(demo_corpus: Path, tiny_depth: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """ClipStore of ``demo_corpus`` with depth and flow: frames, size and splits as in ``demo_store``. Read only."""
-    options = {"frames": 4, "size": 64, "ratios": "0.5,0.25,0.25", "workers": 2, "modalities": "rgb,depth,flow"}
+    options = {"frames": 4, "size": 64, "ratios": "0.5,0.25,0.25", "modalities": "rgb,depth,flow"}
     return shared(
         tmp_path_factory, "stores/modal", lambda out: prepare([demo_corpus], out, depth_weights=tiny_depth, **options)
     )

@@ -157,9 +157,9 @@ def test_timed_inputs_have_the_shape_that_the_model_takes(clip_run_and_store, tm
     np.testing.assert_array_equal(several[0][1:], np.concatenate([task.inputs()(0)[0], task.inputs()(1)[0]]))
 
 
-def test_no_package_is_imported_while_a_model_is_loaded(bundle_path, student_run, int8_run):
+def test_no_package_is_imported_while_a_model_is_loaded(bundle_path, int8_run):
     """Bench counts load time and memory from the moment when a runtime's modules are there."""
-    models = [(student_run, "torch"), (int8_run, "torch")]
+    models = [(int8_run, "torch")]
     models += [(bundle_path / f"test_byobnet-int8.{ending}", kind) for ending, kind in ENDINGS.items()]
     code = f"""
 import sys
