@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from export.bundle import Bundle
-from export.executorch import keep_pooled_dimensions
+from export.executorch import drop_idle_ceilings, keep_pooled_dimensions
 
 
 class Mean(nn.Module):
@@ -37,10 +37,29 @@ def test_only_pools_that_drop_their_dimensions_are_rewritten(dims, keepdim, rewr
     assert torch.equal(program.module()(pictures), expected)
 
 
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding", "sides", "idle"),
+    [
+        (2, 2, 0, (6, 4), True), (2, 2, 0, (5, 4), False), (3, 2, 1, (5, 7), True), (3, 2, 1, (6, 5), False),
+        ((1, 2), None, 0, (5, 4), True), ((2, 1), None, 0, (5, 4), False),
+    ],
+)  # fmt: skip
+def test_a_pool_loses_its_ceiling_where_that_changes_nothing(kernel, stride, padding, sides, idle):
+    pool = nn.AvgPool2d(kernel, stride, padding, ceil_mode=True, count_include_pad=False)
+    pictures = torch.randn(1, 8, *sides, generator=torch.Generator().manual_seed(0))
+    program = torch.export.export(nn.Sequential(nn.ReLU(), pool), (pictures,))
+    expected = program.module()(pictures)
+    drop_idle_ceilings(program)
+    (node,) = program.graph.find_nodes(op="call_function", target=torch.ops.aten.avg_pool2d.default)
+    assert node.args[4] == (not idle)
+    assert torch.equal(program.module()(pictures), expected)
+
+
 @pytest.mark.parametrize("scheme", ["fp32", "int8"])
 def test_students_pool_inside_the_delegate_and_cast_pixels_with_the_fast_kernel(bundle_path, scheme):
     operators = Bundle(bundle_path).artifact(f"test_byobnet-{scheme}.pte").programs[0].operators
-    assert not any(name.startswith("aten::mean") for name in operators) and "aten::_to_copy.out" in operators
+    assert not any(name.startswith(("aten::mean", "aten::avg_pool2d")) for name in operators)
+    assert "aten::_to_copy.out" in operators
 
 
 def test_who_loads_a_program_waits_for_no_library_of_metrics():
