@@ -108,7 +108,7 @@ class Stage(BaseModel):
 
     name: Literal["decode", "faces", "crop", "depth", "flow", "embed", "score"]
     ms: PositiveFloat
-    """Milliseconds a clip: the median over ``Budget.repeats`` runs; a step of more than 5 s is run once."""
+    """Milliseconds a clip: the median over ``Budget.repeats`` runs, or over fewer that take 5 s in all."""
     peak_memory_mb: float | None
     """Largest resident set of the whole process during the step, in MiB; None where the system does not tell."""
 

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from benchmarks.figures import Latency
 from benchmarks.machine import Machine, describe_machine
 from benchmarks.measuring import measure_apart, refuse_changed, refuse_changed_store, write_timed_crops
+from benchmarks.pages.columns import threads_of
 from benchmarks.schema import ReferenceSummary
 from benchmarks.task import BatchTiming, Scores, Task, Timing, clip_scores
 from command import run_as_script
@@ -133,7 +134,7 @@ def reference(
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         run=source.as_parent(),
         backbone=source.info.architecture.backbone,
-        device=machine.accelerators[0] if torch_device == "cuda" else f"cpu, {threads} threads",
+        device=machine.accelerators[0] if torch_device == "cuda" else f"cpu, {threads_of(threads)}",
         precision=precision,
         tf32=torch_device == "cuda" and (torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32),
         machine=machine,
