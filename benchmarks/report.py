@@ -56,10 +56,17 @@ def _diagnoses(parts: Sequence[Report]) -> dict[str, Diagnosis]:
 
 
 def _notes(part: Report, parts: Sequence[Report]) -> list[str]:
-    """Return a report's notes; of a report with one session, notes that are not in all reports name that session."""
+    """Return a report's notes; one that is not in all reports, and names no session yet, names those of its report.
+
+    A merged report's note that names no session is of all its sessions: it was in all reports that were merged.
+    """
     shared = set.intersection(*(set(other.notes) for other in parts))
-    session = part.sessions[0].machine if len(part.sessions) == 1 else ""
-    return [f"{session}: {note}" if session and note not in shared else note for note in part.notes]
+    sessions = [session.machine for session in part.sessions]
+    notes: list[str] = []
+    for note in part.notes:
+        named = note in shared or any(note.startswith(f"{session}: ") for session in sessions)
+        notes += [note] if named else [f"{session}: {note}" for session in sessions]
+    return notes
 
 
 def _refuse_twice(reports: Sequence[Report]) -> None:

@@ -114,6 +114,16 @@ def test_notes_and_diagnoses_follow_their_session_when_it_gets_another_name(repo
     assert list(again.diagnoses) == ["student-int8", "a phone (2): student-int8"]
 
 
+def test_a_note_names_the_same_sessions_whether_reports_are_merged_at_once_or_one_after_another(report):
+    second, other = later(report), on_another_machine(report)
+    for own in (report, second):
+        own.notes.append("This processor is slow.")
+    at_once = merge([report, second, other])
+    named = [f"{MACHINE}: This processor is slow.", f"{MACHINE} (2): This processor is slow."]
+    assert [note for note in at_once.notes if "slow" in note] == named
+    assert merge([merge([report, second]), other]).notes == at_once.notes
+
+
 def test_reports_that_do_not_tell_their_control_merge_with_those_that_do(report):
     told = on_another_machine(report).model_copy(update={"control_fingerprint": "c1"})
     assert merge([report, told]).control_fingerprint == "c1"
