@@ -175,7 +175,7 @@ def in_processes(
             with _ctrl_c_held_back():
                 futures = [pool.submit(function, *job) for job in jobs]
             return [future.result() for future in progress(futures, description)]
-        except BrokenProcessPool as error:
+        except (BrokenProcessPool, SystemExit) as error:  # the job of a process that got SIGTERM ends with SystemExit
             # Python 3.11 would wait for ever for a process that was being started when the other died.
             for child in multiprocessing.active_children():
                 child.terminate()

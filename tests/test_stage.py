@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from stage import StageError, in_processes, progress, say, speaks
+from stage import StageError, WorkerDied, in_processes, progress, say, speaks
 
 ROOT = Path(__file__).parents[1]
 
@@ -53,6 +53,12 @@ def test_the_first_error_drops_the_jobs_that_wait() -> None:
 def test_a_process_that_dies_is_one_clear_error() -> None:
     with pytest.raises(StageError, match="burn: a process was killed, perhaps for want of memory"):
         in_processes(os._exit, [(1,)], 1, "burn")
+
+
+def test_a_process_that_is_asked_to_end_is_the_same_clear_error() -> None:
+    """As those that free memory ask first, with SIGTERM: the job's SystemExit would end the command without a word."""
+    with pytest.raises(WorkerDied, match="burn: a process was killed, perhaps for want of memory"):
+        in_processes(signal.raise_signal, [(signal.SIGTERM,), (signal.SIGTERM,)], 1, "burn")
 
 
 @pytest.mark.parametrize(("kind", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)])
