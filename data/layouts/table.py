@@ -53,11 +53,11 @@ def _rows(table: Path) -> Iterator[tuple[int, list[str], list[str]]]:
 
 def _checked_name(text: str, folder: Path) -> str:
     """Return a path below ``folder`` in normalized form, also of an absolute one; ValueError if it leads out of it."""
-    path = PurePath(text)
-    if path.is_relative_to(folder.absolute()):
-        path = path.relative_to(folder.absolute())
+    path, top = PurePath(text), os.path.realpath(folder)
+    if path.is_absolute():  # it may name the folder otherwise than the command does, through a link or ".."
+        path = next((path.relative_to(above) for above in path.parents if os.path.realpath(above) == top), path)
     outside = path.is_absolute() or ".." in path.parts or not path.parts
-    if outside or not Path(os.path.realpath(folder / path)).is_relative_to(os.path.realpath(folder)):
+    if outside or not Path(os.path.realpath(folder / path)).is_relative_to(top):
         raise ValueError(f"path {text!r} leads to no file below the csv: put the csv at the top of the corpus")
     return str(path)
 

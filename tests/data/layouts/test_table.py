@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from data.layouts import Selection, read_sources
+from data.layouts.table import csv_layout
 from stage import StageError
 
 
@@ -91,6 +92,18 @@ def test_absolute_paths_below_the_csv_count_from_its_folder(tmp_path: Path, monk
     monkeypatch.chdir(tmp_path)
     for csv in sorted(tmp_path.glob("*.csv")) + sorted(Path().glob("*.csv")):
         assert [source.name for source in read_sources([csv], Selection())[0]] == ["videos/a.mp4", "videos/b.mp4"]
+
+
+def test_absolute_paths_may_name_the_folder_otherwise_than_the_command_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus, link = tmp_path / "corpus", tmp_path / "link"
+    corpus.mkdir()
+    link.symlink_to(corpus)
+    monkeypatch.chdir(corpus)
+    for named, given in ((corpus, link), (link, corpus), (corpus, Path("../corpus")), (tmp_path / "." / "link", link)):
+        path = table(corpus, f"path,label\n{named}/videos/a.mp4,real\n")
+        assert [source.name for source in csv_layout(given / path.name)] == ["videos/a.mp4"]
 
 
 def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
