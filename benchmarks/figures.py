@@ -94,8 +94,9 @@ class Sustained(BaseModel):
     seconds: float
     frames_per_second: list[float]
     """One figure for each second, or for each run where a run takes longer; the last may be of a shorter time."""
-    drop: float
-    """Share of its speed that is lost: 1 less the median of the last quarter divided by that of the first."""
+    drop: float | None
+    """Share of its speed that is lost: 1 less the median of the last quarter divided by that of the first; None where
+    there is one figure alone."""
     joules_per_frame: float | None
     energy: str
     """The counters that were read for ``joules_per_frame``, or why it is not known."""

@@ -169,8 +169,7 @@ def sustained_table(rows: Sequence[Row]) -> Table:
         speeds = run.frames_per_second
         ends = (speeds[0], min(speeds), speeds[-1]) if speeds else (None,) * 3
         joules = figure(run.joules_per_frame)
-        lost = run.drop if len(speeds) > 1 else None  # a single figure has nothing to be compared with
-        lines.append((name, figure(run.seconds), *map(figure, ends), percent(lost), joules, run.energy))
+        lines.append((name, figure(run.seconds), *map(figure, ends), percent(run.drop), joules, run.energy))
     columns = (
         "Row",
         "Seconds",

@@ -94,6 +94,8 @@ def test_speed_without_a_pause_is_told_second_by_second(tmp_path, demo_store, mo
     assert found.seconds == 4.0
     assert found.frames_per_second == [128.0, 128.0, 64.0, 64.0]
     assert found.drop == 0.5
+    shorter = sustained(score, task.model_copy(update={"sustain": 1.0}), task.inputs())
+    assert (shorter.frames_per_second, shorter.drop) == ([64.0], None)  # nothing to compare it with
 
 
 def _onnx_task(path, store, folder):

@@ -75,8 +75,8 @@ def test_speeds_lie_where_they_were_measured_on_the_axis_of_seconds() -> None:
 
 def test_one_figure_of_speed_says_nothing_of_a_loss() -> None:
     lost = []
-    for speeds in ([9.5], [9.5, 9.5]):
-        run = Sustained(seconds=2.0, frames_per_second=speeds, drop=0.0, joules_per_frame=None, energy="not known")
+    for speeds, drop in (([9.5], None), ([9.5, 9.5], 0.0)):
+        run = Sustained(seconds=2.0, frames_per_second=speeds, drop=drop, joules_per_frame=None, energy="not known")
         lost.append(dict(zip(*_columns_of(run), strict=True))["Lost"])
     assert lost == ["–", "0.0%"]
 
