@@ -122,8 +122,12 @@ class VideoScorer:
 
     @classmethod
     def load(cls, bundle: Bundle, file: str | None = None) -> "VideoScorer":
-        """Load the named artifact of a bundle, or the smallest that runs here, on one thread."""
+        """Load the bundle's face detector, and its named artifact, or the smallest that runs here, on one thread.
+
+        Raises StageError if one of them cannot be loaded on this machine.
+        """
         artifact = bundle.chosen(file)
+        DETECTORS[bundle.manifest.crop.detector]().load()  # else the first video's time has that in it
         return cls(bundle.manifest, artifact, bundle.open(artifact))
 
     def _scorer(self, watch: Stopwatch) -> Scorer:
@@ -158,7 +162,6 @@ class VideoScorer:
         cv2.setNumThreads(1)
         if is_photo(path) and self.manifest.clip.per == "clip":
             raise StageError(f"{shown(path)} is a photo, and {self.artifact.file} scores clips of frames: give videos")
-        DETECTORS[self.manifest.crop.detector]().load()  # else the first video's time has that in it
         watch = Stopwatch()
         tally = _Tally()
         with fetched(path) as file, watch.stage("whole"), Photo(file) if is_photo(path) else Video(file) as video:

