@@ -124,6 +124,11 @@ def keep_pooled_dimensions(program: "ExportedProgram") -> None:
     program.graph_module.recompile()
 
 
+def _pair(numbers: Sequence[int]) -> tuple[int, int]:
+    """Return a pool's setting for height and width; one number stands for both."""
+    return numbers[0], numbers[-1]
+
+
 def drop_idle_ceilings(program: "ExportedProgram") -> None:
     """Unset, in place, the ``ceil_mode`` of each average pool whose windows fill the pictures exactly.
 
@@ -134,7 +139,7 @@ def drop_idle_ceilings(program: "ExportedProgram") -> None:
         if not any(node.args[4:5]):
             continue
         pictures, kernel, stride, padding, *_ = node.args
-        windows = zip(pictures.meta["val"].shape[2:], kernel, stride or kernel, padding or (0, 0), strict=True)
+        windows = zip(pictures.meta["val"].shape[-2:], *map(_pair, (kernel, stride or kernel, padding)), strict=True)
         if all((side + 2 * pad - size) % step == 0 for side, size, step, pad in windows):
             node.update_arg(4, False)
     program.graph_module.recompile()

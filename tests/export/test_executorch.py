@@ -41,7 +41,7 @@ def test_only_pools_that_drop_their_dimensions_are_rewritten(dims, keepdim, rewr
     ("kernel", "stride", "padding", "sides", "idle"),
     [
         (2, 2, 0, (6, 4), True), (2, 2, 0, (5, 4), False), (3, 2, 1, (5, 7), True), (3, 2, 1, (6, 5), False),
-        ((1, 2), None, 0, (5, 4), True), ((2, 1), None, 0, (5, 4), False),
+        ((1, 2), None, 0, (5, 4), True), ((2, 1), None, 0, (5, 4), False), ((2,), None, 0, (6, 4), True),
     ],
 )  # fmt: skip
 def test_a_pool_loses_its_ceiling_where_that_changes_nothing(kernel, stride, padding, sides, idle):
