@@ -84,12 +84,17 @@ def some_of(names: Sequence[str]) -> str:
     return ", ".join([*names[:3], *(["..."] if len(names) > 3 else [])])
 
 
+def world_size() -> str:
+    """Return how many processes work together, as torchrun and accelerate launch write it: ``1`` without them."""
+    return os.environ.get("WORLD_SIZE", "1")
+
+
 def speaks() -> bool:
     """Tell whether this process prints for the user: of those that torchrun starts, only the first does.
 
     RANK without WORLD_SIZE, which some schedulers leave set, does not count.
     """
-    return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"
+    return world_size() == "1" or os.environ.get("RANK", "0") == "0"
 
 
 def printable(text: str) -> str:
@@ -136,6 +141,12 @@ def _end_job(*_: object) -> None:
     sys.exit(1)
 
 
+def _terminate_workers() -> None:
+    """In their parent: end the processes that it has started, and their jobs."""
+    for child in multiprocessing.active_children():
+        child.terminate()
+
+
 def _end_with_parent() -> None:
     """In a worker: leave Ctrl-C to the parent, and exit when it is killed, which a waiting worker never notices."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -177,14 +188,12 @@ def in_processes(
             return [future.result() for future in progress(futures, description)]
         except (BrokenProcessPool, SystemExit) as error:  # the job of a process that got SIGTERM ends with SystemExit
             # Python 3.11 would wait for ever for a process that was being started when the other died.
-            for child in multiprocessing.active_children():
-                child.terminate()
+            _terminate_workers()
             raise WorkerDied(f"{description}: a process was killed, perhaps for want of memory") from error
         except BaseException as error:
             pool.shutdown(wait=False, cancel_futures=True)
             if isinstance(error, KeyboardInterrupt):
-                for child in multiprocessing.active_children():
-                    child.terminate()
+                _terminate_workers()
             raise
 
 

@@ -16,7 +16,7 @@ from benchmarks.machine import Machine, describe_machine
 from benchmarks.measuring import measure_apart, refuse_changed, refuse_changed_store, write_timed_crops
 from benchmarks.pages.columns import threads_of
 from benchmarks.schema import ReferenceSummary
-from benchmarks.task import BatchTiming, Scores, Task, Timing, clip_scores
+from benchmarks.task import BatchTiming, Measurement, Scores, Task, Timing, clip_scores
 from command import run_as_script
 from compress.metrics import Metrics
 from compress.persons import seen_note
@@ -120,13 +120,9 @@ def reference(
     torch_device = choose_device(device)
     refuse_tf32()  # as the worker does, so that ``tf32`` below is true of the worker too
     _check(source, store, torch_device, precision)
-    sha256 = source.sha256
     threads = torch.get_num_threads()
     with scratch_beside(out) as folder:
-        task = _task(source, store, torch_device, precision, threads, repeats, folder)
-        measurement = measure_apart(task)
-    refuse_changed(source.path, sha256)
-    refuse_changed_store(store)
+        measurement = _measure(source, store, torch_device, precision, threads, repeats, folder)
     assert measurement.timing is not None
     test = clip_scores(measurement.scores["test"])
     machine = describe_machine()
@@ -165,7 +161,7 @@ def _check(source: Run, store: ClipStore, device: str, precision: str) -> None:
         raise StageError("--precision autocast: this CPU has no bfloat16 instructions to compute in; give fp32")
 
 
-def _task(
+def _measure(
     source: Run,
     store: ClipStore,
     device: str,
@@ -173,10 +169,13 @@ def _task(
     threads: int,
     repeats: int,
     folder: Path,
-) -> Task:
-    """Return the task of timing a run and scoring the test clips; the pictures to time are written to ``folder``."""
-    model_takes = takes(source.info)
-    return Task(
+) -> Measurement:
+    """Time a run, on pictures written to ``folder``, and score the test clips, in a fresh process.
+
+    Raises StageError if that fails or a file changes.
+    """
+    model_takes, sha256 = takes(source.info), source.sha256
+    task = Task(
         path=source.path,
         runtime="torch",
         scheme=precision,
@@ -191,6 +190,10 @@ def _task(
         crops=write_timed_crops(store, "test", folder, model_takes),
         scored={"test": (store.path, "test")},
     )
+    measurement = measure_apart(task)
+    refuse_changed(source.path, sha256)
+    refuse_changed_store(store)
+    return measurement
 
 
 def _notes(run: Run, store: ClipStore, device: str) -> list[str]:

@@ -125,12 +125,11 @@ def sustained(score: Scorer, task: Task, inputs: Callable[[int], Inputs]) -> Sus
     if frames:
         rates.append(frames / (time.perf_counter() - second_started))
     quarter = max(1, len(rates) // 4)
-    kept = float(np.median(rates[-quarter:]) / np.median(rates[:quarter])) if len(rates) > 1 else None
     energy = joules.spent()
     return Sustained(
         seconds=seconds,
         frames_per_second=rates,
-        drop=None if kept is None else 1 - kept,
+        drop=1 - float(np.median(rates[-quarter:]) / np.median(rates[:quarter])) if len(rates) > 1 else None,
         joules_per_frame=None if energy is None else energy / (runs * task.frames_at_once),
         energy=joules.origin,
     )

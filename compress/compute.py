@@ -15,7 +15,7 @@ from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor, nn
 
 from models.schemes import cast_to, fast_dtype
-from stage import StageError, WrongArgument, out_of_memory, reason_of, refuse_tf32, say
+from stage import StageError, WrongArgument, out_of_memory, reason_of, refuse_tf32, say, world_size
 
 Precision = Literal["fp32", "autocast", "bf16", "fp16"]
 TIMED_STEPS = 3
@@ -98,7 +98,7 @@ def prepare_compute(precision: Precision, on_cpu: bool = False) -> Compute:
     # Accelerator has one precision per process, but stages that run one after another may need different ones: casting
     # is therefore done by ``Compute.context``.
     long_timeout = InitProcessGroupKwargs(timeout=LONGEST_WAIT)
-    if (world := os.environ.get("WORLD_SIZE", "1")) != "1":
+    if (world := world_size()) != "1":
         say(f"WORLD_SIZE is {world}: waiting for the other processes of this training")
     launcher_variables = _launcher_variables()  # before Accelerate sets the missing ones
     try:

@@ -1,7 +1,6 @@
 """Quantize a run: compute in fewer bits, and measure the loss of accuracy on validation crops."""
 
 import copy
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,7 +37,18 @@ from models.origin import DataSource
 from models.run import TOOLS, Run, RunInfo, UnfinishedRun, save_run, versions_of
 from models.schemes import dynamic_layers, fast_dtype, in_scheme
 from resuming import alone
-from stage import PALETTES, STATIC_INT8, LowPrecision, Scheme, Seed, StageError, WrongArgument, progress, say
+from stage import (
+    PALETTES,
+    STATIC_INT8,
+    LowPrecision,
+    Scheme,
+    Seed,
+    StageError,
+    WrongArgument,
+    progress,
+    say,
+    world_size,
+)
 
 MATCHED_CLIPS = 32
 """Training clips on which a clip detector's logits are matched. A frame detector's logits are matched on twice as many
@@ -218,7 +228,7 @@ def quantize(
     """
     refuse_existing(out)
     _check_options(scheme, {"--calibration-clips": calibration_clips}, {"--teacher": teacher, "--passes": passes})
-    if os.environ.get("WORLD_SIZE", "1") != "1":  # as torchrun and accelerate launch set it
+    if world_size() != "1":
         raise StageError("quantize works in one process: start it without torchrun (WORLD_SIZE says more)")
     store, source_run = ClipStore(data), Run(run)
     source = Unquantized.load(source_run, store, max_auc_drop, seed)

@@ -125,9 +125,11 @@ def _place_of(address: str) -> str:
 
     Raises ConnectionError if Ray knows of none.
     """
+    if address != "auto":
+        return address
     from ray._private.services import get_ray_address_from_environment
 
-    return str(get_ray_address_from_environment("auto", None)) if address == "auto" else address
+    return str(get_ray_address_from_environment(address, None))
 
 
 def _knock(address: str) -> None:

@@ -45,6 +45,10 @@ class FaceDetector(Protocol):
     followed_width: int
     """Width in pixels to which a known face is scaled to find it again."""
 
+    def load(self) -> None:
+        """Build the detector now; else the first picture does, in whatever time is measured there."""
+        ...
+
     def detect(self, picture: Picture, region: Box, scale: float) -> list[Face]:
         """Return the faces in a region (clipped to the frame) scaled by ``scale``; boxes are in frame pixels."""
         ...
@@ -85,7 +89,7 @@ class DlibHog:
     followed_width: int = 96
 
     def load(self) -> None:
-        """Build the detector now; else the first picture does, in whatever time is measured there."""
+        """Build the detector now; see FaceDetector."""
         _frontal_face_detector()
 
     def detect(self, picture: Picture, region: Box, scale: float) -> list[Face]:
@@ -121,7 +125,7 @@ class Mtcnn:
             raise StageError("--detector mtcnn needs the extra: pip install 'pocketproof[mtcnn]'") from error
 
     def load(self) -> None:
-        """Load the networks now; see DlibHog."""
+        """Load the networks now; see FaceDetector."""
         _mtcnn()
 
     def detect(self, picture: Picture, region: Box, scale: float) -> list[Face]:

@@ -1,4 +1,4 @@
-"""Files on disk: whole or not at all, hashed, and the JSON of users."""
+"""Files on disk: whole or not at all, hashed, and where none may be written."""
 
 import errno
 import hashlib
