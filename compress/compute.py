@@ -90,6 +90,12 @@ def _launcher_variables() -> str:
     return ", ".join(sorted(name for name in os.environ if name.startswith(prefixes))) or "none is set"
 
 
+def require_one_process(stage: str) -> None:
+    """Raise StageError if torchrun or accelerate launch has started a stage in several processes."""
+    if world_size() != "1":
+        raise StageError(f"{stage} works in one process: start it without torchrun (WORLD_SIZE says more)")
+
+
 def prepare_compute(precision: Precision, on_cpu: bool = False) -> Compute:
     """Choose the device and the precision. ``autocast`` means the fast 16-bit type; without one, fp32 with a message.
 

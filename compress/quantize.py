@@ -20,6 +20,7 @@ from compress.calibration import (
     logits,
     match_logits,
 )
+from compress.compute import require_one_process
 from compress.diagnosis import islands
 from compress.distill import load_teacher
 from compress.equalization import equalize
@@ -37,18 +38,7 @@ from models.origin import DataSource
 from models.run import TOOLS, Run, RunInfo, UnfinishedRun, save_run, versions_of
 from models.schemes import dynamic_layers, fast_dtype, in_scheme
 from resuming import alone
-from stage import (
-    PALETTES,
-    STATIC_INT8,
-    LowPrecision,
-    Scheme,
-    Seed,
-    StageError,
-    WrongArgument,
-    progress,
-    say,
-    world_size,
-)
+from stage import PALETTES, STATIC_INT8, LowPrecision, Scheme, Seed, StageError, WrongArgument, progress, say
 
 MATCHED_CLIPS = 32
 """Training clips on which a clip detector's logits are matched. A frame detector's logits are matched on twice as many
@@ -228,8 +218,7 @@ def quantize(
     """
     refuse_existing(out)
     _check_options(scheme, {"--calibration-clips": calibration_clips}, {"--teacher": teacher, "--passes": passes})
-    if world_size() != "1":
-        raise StageError("quantize works in one process: start it without torchrun (WORLD_SIZE says more)")
+    require_one_process("quantize")
     store, source_run = ClipStore(data), Run(run)
     source = Unquantized.load(source_run, store, max_auc_drop, seed)
     teacher_run = load_teacher(teacher, store, source_run.info.architecture.per) if teacher else None
