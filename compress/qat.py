@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.fx import Node
 
 from compress.calibration import Calibrated
-from compress.compute import prepare_compute
+from compress.compute import Compute, prepare_compute
 from compress.distill import student_task
 from compress.equalization import BATCH_NORM
 from compress.int8 import QuantizedTensor, graph_of, layers_of, observers_of, set_numbers, simulated, traced
@@ -116,6 +116,11 @@ def with_weights_of(detector: Detector, program: Detector) -> Detector:
     return trained
 
 
+def _compute() -> Compute:
+    """Choose a device; not Apple's GPUs, which have no kernels for rounding with gradients."""
+    return prepare_compute("fp32", on_cpu=torch.backends.mps.is_available())
+
+
 @dataclass(frozen=True)
 class QatSettings:
     """Runs, data, losses and length of a quantization-aware training."""
@@ -167,8 +172,7 @@ def train_rounded(
     If the run is its own teacher, the last pass is kept: the aim is to keep its logits, and validation AUC says little
     about them.
     """
-    # Apple's GPUs have no kernels for rounding with gradients.
-    compute = prepare_compute("fp32", on_cpu=torch.backends.mps.is_available())
+    compute = _compute()
     run, teacher, store, rule = settings.run, settings.teacher, settings.store, settings.rule
     views = Views(store, rule, modalities=run.info.architecture.modalities)
     teacher_views = Views(store, rule, modalities=teacher.info.architecture.modalities)
