@@ -4,7 +4,6 @@ This module stands beside ``stage.py``: every room uses it and it uses none of t
 """
 
 import json
-import math
 import re
 from pathlib import Path
 from typing import Any, TypeVar
@@ -52,26 +51,36 @@ def card_licence(folder: Path) -> str:
     return str(licence or "unknown (the model card names none)")
 
 
-class NotFinite(ValueError):
-    """A file holds NaN or an infinity."""
+LARGEST = 1e100
+"""Largest magnitude of a number in a JSON file: far above every figure, far below where sums of two overflow."""
 
 
-def _finite(text: str) -> float:
-    """Return the number in a JSON text. Raises NotFinite for NaN and infinities."""
+class OutOfRange(ValueError):
+    """A file holds NaN, an infinity, or a number above LARGEST."""
+
+
+def _in_range(text: str) -> float:
+    """Return the number in a JSON text. Raises OutOfRange for one that no figure can be."""
     value = float(text)
-    if not math.isfinite(value):
-        raise NotFinite(f"{text} is no number")
+    if not abs(value) <= LARGEST:
+        raise OutOfRange(f"{text[:20]} is out of range")
     return value
+
+
+def _integer_in_range(digits: str) -> int:
+    """Return the integer in a JSON text. Raises OutOfRange for one that no figure can be."""
+    _in_range(digits)
+    return int(digits)
 
 
 def parse_json(text: str | bytes) -> Any:
     """Parse the JSON of a user's file.
 
-    Raises ValueError if it is damaged, or nested deeper than Python can follow, and NotFinite for NaN and infinities,
-    which JSON does not allow but Python accepts.
+    Raises ValueError if it is damaged, or nested deeper than Python can follow, and OutOfRange for NaN and infinities,
+    which JSON does not allow but Python accepts, and for numbers above LARGEST.
     """
     try:
-        return json.loads(text, parse_constant=_finite, parse_float=_finite)
+        return json.loads(text, parse_constant=_in_range, parse_float=_in_range, parse_int=_integer_in_range)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
 
@@ -93,7 +102,7 @@ def read_json(path: Path, schema: type[Schema], version: int, missing: str, mend
     try:
         if (file_version := parse_json(text)["schema_version"]) != version:
             raise StageError(f"{path} is of schema version {file_version}, this program reads {version}{mend}")
-    except NotFinite as error:
+    except OutOfRange as error:
         raise StageError(f"{path} is not valid: {error}{mend}") from error
     except (ValueError, KeyError, TypeError):
         pass  # its schema gives a better message

@@ -5,14 +5,16 @@ from pathlib import Path
 
 import pytest
 
-from parsing import NotFinite, load_tensors, parse_json
+from parsing import OutOfRange, load_tensors, parse_json
 
 
-def test_json_has_no_infinities(tmp_path: Path) -> None:
-    for text in ("NaN", "-Infinity", "1e999"):
-        with pytest.raises(NotFinite, match=rf"^{text} is no number$"):
+def test_json_has_no_infinities_and_no_numbers_of_which_two_overflow(tmp_path: Path) -> None:
+    for text in ("NaN", "-Infinity", "1e999", "-1e308", "9" * 101):
+        with pytest.raises(OutOfRange, match=rf"^{text[:20]} is out of range$"):
             parse_json(f'{{"a": [{text}]}}')
-    assert parse_json('{"a": [1.5, -2e3, 7]}') == {"a": [1.5, -2000.0, 7]}
+    numbers = parse_json('{"a": [1.5, -2e3, 7, 0, 1e100]}')["a"]
+    assert numbers == [1.5, -2000.0, 7, 0, 1e100]
+    assert [type(number) for number in numbers] == [float, float, int, int, float]
 
 
 def test_a_pickle_is_refused_without_a_word_on_how_to_unpickle_it(tmp_path: Path) -> None:
