@@ -201,7 +201,7 @@ def _session(machine: Machine, peaks: list[Peak], phone: PhoneTimer | None) -> S
 
 def check_measured(report: Report, out: Path) -> None:
     """Raise StageError if a row or a clip budget failed."""
-    failed = [row.name for row in report.rows if row.status == "failed"]
+    failed = [f"{row.name} ({row.scheme})" for row in report.rows if row.status == "failed"]
     failed += [f"{budget.row} (clip budget)" for budget in report.budgets if not budget.stages]
     if failed:
         raise StageError(f"the report is in {out}, but these rows failed: {', '.join(failed)}")

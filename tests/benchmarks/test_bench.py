@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.bench import bench, command_of_this_process
+from benchmarks.bench import bench, check_measured, command_of_this_process
 from benchmarks.reference import read_reference, reference
 from benchmarks.rows import check_fits, list_subjects
 from benchmarks.schema import Report, read_report
@@ -22,6 +22,7 @@ from data.video import write_video
 from export.bundle import Bundle
 from models.run import Run
 from stage import StageError
+from tests.benchmarks.reports import plain_report
 from tests.export.clip_student import NAME, clip_bundle
 
 ROW_KEYS = {
@@ -261,3 +262,8 @@ def test_a_missing_video_or_depth_network_is_said_before_anything_is_measured(
             video=video,
             depth_weights=tmp_path / "no-weights",
         )
+
+
+def test_rows_that_failed_are_named_with_their_scheme(tmp_path):
+    with pytest.raises(StageError, match=r"is in \S*out, but these rows failed: broken\.pte \(fp32\)$"):
+        check_measured(plain_report(), tmp_path / "out")
