@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from data.cluster import on_ray
 from data.journal import KILLER, Journal, in_noted_processes
-from data.layouts import PHOTO_SUFFIXES, VIDEO_SUFFIXES, media, shown
+from data.layouts import NOT_READ, PHOTO_SUFFIXES, VIDEO_SUFFIXES, media, shown
 from data.parquet import Row, read_rows
 from data.picture import UnreadableVideo
 from data.remote import is_remote
@@ -24,7 +24,7 @@ from export.manifest import Artifact
 from export.scorer import NothingToScore, VideoScorer
 from files import written_whole
 from resuming import Lock, go_on_with, unfinished_of
-from stage import StageError, reason_of
+from stage import StageError, reason_of, say, some_of
 
 CLIP = pa.struct([("start_frame", pa.int32()), ("score", pa.float64()), ("frames", pa.int32())])
 STAGES = ("decode", "faces", "crop", "embed", "score", "whole")
@@ -59,7 +59,8 @@ FETCH = "cannot be fetched"
 def videos_in(paths: Sequence[Path]) -> list[Path]:
     """Return each file once, and in place of each folder the videos and photos below it.
 
-    Raises StageError for a folder that holds none, and for a URL that is not that of a video or photo.
+    What a folder holds in formats that are not read is told. Raises StageError for a folder that holds nothing else,
+    and for a URL that is not that of a video or photo.
     """
     videos: list[Path] = []
     for path in paths:
@@ -69,8 +70,12 @@ def videos_in(paths: Sequence[Path]) -> list[Path]:
             videos.append(path)
             continue
         inside = [file for file, _ in media(path, "", VIDEO_SUFFIXES | PHOTO_SUFFIXES)]
+        unread = [name for _, name in media(path, "", NOT_READ)]
         if not inside:
-            raise StageError(f"{path} holds no video and no photo")
+            of_others = f" of a format that is read (it has {some_of(unread)})" if unread else ""
+            raise StageError(f"{path} holds no video and no photo{of_others}")
+        if unread:
+            say(f"note: {len(unread)} files of {path} are of formats that are not read: {some_of(unread)}.")
         videos += inside
     return list(dict.fromkeys(videos))
 

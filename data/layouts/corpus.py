@@ -17,7 +17,7 @@ from data.layouts.dfdc import dfdc_layout, dfdc_notes
 from data.layouts.ffpp import COMPRESSIONS, compression_notes, ffpp_layout, of_compression, with_official_split
 from data.layouts.flat import flat_layout
 from data.layouts.folder import folder_layout
-from data.layouts.source import PHOTO_SUFFIXES, VIDEO_SUFFIXES, Source, media
+from data.layouts.source import NOT_READ, PHOTO_SUFFIXES, VIDEO_SUFFIXES, Source, media
 from data.layouts.table import csv_layout
 from parsing import parse_json
 from stage import StageError, WrongArgument, some_of
@@ -32,8 +32,6 @@ LAYOUTS: dict[str, Callable[[Path], list[Source]]] = {
 """For each layout, the function from a corpus's folder (csv: its table) to its sources."""
 MASKS = "/masks/"
 """Part of the names of FaceForensics++'s mask videos, which are left out without a note."""
-NOT_READ = frozenset({".heic", ".heif", ".avif", ".gif", ".flv", ".mts", ".m2ts", ".vob", ".ogv"})
-"""Suffixes of video and photo formats that no layout reads."""
 MARKS = {
     "ffpp": ("original_sequences/", "manipulated_sequences/"),
     "celebdf": ("Celeb-real/", "Celeb-synthesis/", "YouTube-real/"),

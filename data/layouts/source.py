@@ -15,6 +15,8 @@ REAL, FAKE = 0, 1
 SPLITS = ("train", "val", "test")
 VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".ts", ".3gp", ".wmv"})
 PHOTO_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
+NOT_READ = frozenset({".heic", ".heif", ".avif", ".gif", ".flv", ".mts", ".m2ts", ".vob", ".ogv"})
+"""Suffixes of video and photo formats that are not read."""
 
 
 @dataclass(frozen=True)

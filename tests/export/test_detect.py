@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import json
+import shutil
 from types import SimpleNamespace
 
 import dlib
@@ -102,8 +103,20 @@ def test_folders_stand_for_what_is_below_them(bundle, demo_control, tmp_path, ca
     detect([demo_control / "real"], bundle.path, "test_byobnet-fp32.onnx")
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in lines] == [str(demo_control / "real" / f"00{n}.mp4") for n in range(3)]
-    with pytest.raises(StageError, match="holds no video and no photo"):
+    with pytest.raises(StageError, match=r"holds no video and no photo$"):
         detect([tmp_path], bundle.path)
+
+
+def test_files_of_formats_that_are_not_read_are_named(bundle, demo_control, tmp_path, capsys):
+    (tmp_path / "IMG_1.HEIC").touch()
+    with pytest.raises(StageError, match=r"no photo of a format that is read \(it has IMG_1.HEIC\)"):
+        detect([tmp_path], bundle.path)
+    shutil.copy(demo_control / "real" / "000.mp4", tmp_path)
+    (tmp_path / "notes.txt").touch()
+    detect([tmp_path], bundle.path, "test_byobnet-fp32.onnx")
+    said = capsys.readouterr()
+    assert said.err.strip() == f"note: 1 files of {tmp_path} are of formats that are not read: IMG_1.HEIC."
+    assert [line.split(":")[0] for line in said.out.splitlines()] == [str(tmp_path / "000.mp4")]
 
 
 def test_what_was_embedded_is_not_embedded_again():
