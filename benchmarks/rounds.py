@@ -96,9 +96,9 @@ def task_of(subject: Subject, crops: Path, effort: Effort, corpora: Corpora, fir
     )
 
 
-def times_alone(task: Task) -> Task:
-    """Return the task of a further round, which only times the row again."""
-    return task.model_copy(update={"scored": {}, "sustain": 0.0, "profiled": False, "again": True})
+def times_alone(task: Task, repeats: int) -> Task:
+    """Return the task of a further round, which only times the row again, so many times."""
+    return task.model_copy(update={"scored": {}, "sustain": 0.0, "profiled": False, "again": True, "repeats": repeats})
 
 
 class Rounds:
@@ -121,6 +121,14 @@ class Rounds:
             self._measurements.setdefault(id(subject), []).append(measurement)
         except StageError as error:
             subject.row.status, subject.row.reason = "failed", str(error)
+
+    def measure_again(self, subject: Subject, task: Task, number: int) -> None:
+        """Time a row in round ``number`` as often as in the first: each round then has the same part in percentiles."""
+        if subject.row.status == "failed":
+            return
+        first = self._measurements[id(subject)][0].timing
+        assert first is not None
+        self.measure(subject, times_alone(task, len(first.times_ms)), number)
 
     def _measure_apart(self, subject: Subject, task: Task) -> Measurement:
         """Measure a row in a fresh process. Raises StageError if that fails, or if a file changed meanwhile."""
@@ -163,7 +171,7 @@ def measure_all(
             rounds.measure(subject, task)
         for number in range(1, effort.rounds):
             for subject, task in progress(timed, f"bench, round {number + 1}"):
-                rounds.measure(subject, times_alone(task), number)
+                rounds.measure_again(subject, task, number)
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             futures = [pool.submit(rounds.measure, *entry) for entry in tasks if not entry[1].timed]
             try:

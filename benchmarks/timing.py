@@ -56,9 +56,11 @@ def time_runs(
 ) -> list[float]:
     """Return the milliseconds per frame of each run, on one input after another.
 
-    There are ``task.repeats`` runs, and more of a fast model until ``seconds`` have passed; a slow model stops after
-    MOST_SECONDS and at least ``fewest`` runs.
+    There are ``task.repeats`` runs; unless the task is to be timed again, more of a fast model until ``seconds`` have
+    passed, and of a slow model fewer, at least ``fewest``, after MOST_SECONDS.
     """
+    if task.again:
+        seconds, fewest = 0.0, task.repeats
     times: list[float] = []
     started = time.perf_counter()
     while len(times) < task.repeats or time.perf_counter() - started < seconds:

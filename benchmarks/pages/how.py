@@ -18,7 +18,7 @@ def _of_time(report: Report) -> dict[str, str]:
         "Process": "Each row is measured in fresh processes that load nothing else, one row after another.",
         "p50, ms; p90, ms; p99, ms": "Milliseconds per frame. "
         "Runs before the clock starts warm it up and do not count. "
-        f"Percentiles over {_span(report, lambda row: row.repeats)} repeats of all rounds; "
+        f"Percentiles over {_span(report, lambda row: row.repeats)} repeats, as many of each round; "
         f"below {RUNS_FOR_P90} of them p90 is a dash, and below {RUNS_FOR_P99} p99. "
         "A model of whole clips is timed on clips, and each time divided by their frames; a batch's by its frames. "
         "Where clips overlap, as the manifest's do by half, a file in steps runs score twice as often, and a "

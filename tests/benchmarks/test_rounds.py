@@ -11,7 +11,7 @@ from benchmarks.kept import KeptMeasurements
 from benchmarks.on_phone import _Calls
 from benchmarks.rounds import Corpora, Effort, Rounds, measure_all, task_of
 from benchmarks.rows import list_subjects
-from benchmarks.task import Measurement
+from benchmarks.task import Measurement, Timing
 from data.store import ClipStore
 from files import sha256_of
 from stage import StageError
@@ -93,6 +93,22 @@ def test_the_pictures_that_are_timed_lie_beside_the_report(bundle_path, opened_s
     with KeptMeasurements(tmp_path / "report", "here") as kept:
         measure_all(subjects, Corpora(opened_store, "test"), None, Effort(rounds=1), kept)
     assert folders and {folder.parent for folder in folders} == {tmp_path / ".report.unfinished"}
+
+
+def test_each_round_has_the_same_part_in_the_percentiles(bundle_path, opened_store, tmp_path, monkeypatch):
+    """The first, twice as fast for a while, takes twice as many samples as the others would by themselves."""
+    listed = list_subjects([bundle_path], [1], "here")
+    subject = next(one for one in listed if one.row.name == "test_byobnet-fp32.onnx")
+
+    def measured(task):
+        ms, count = (2.0, task.repeats) if task.again else (1.0, 400)
+        figures = {"load_ms": 1.0, "first_run_ms": 1.0, "peak_memory_mb": 1.0, "idle_memory_mb": 1.0}
+        return Measurement(timing=Timing(times_ms=[ms] * count, runtime_bytes=None, cores=None, **figures), scores={})
+
+    monkeypatch.setattr("benchmarks.rounds.measure_apart", measured)
+    with KeptMeasurements(tmp_path / "report", "here") as kept:
+        measure_all([subject], Corpora(opened_store, "test"), None, Effort(repeats=200, rounds=3), kept)
+    assert (subject.row.latency_ms.p50, subject.row.repeats, subject.row.medians_ms) == (2.0, 1200, [1.0, 2.0, 2.0])
 
 
 def test_what_is_replaced_while_it_is_pushed_to_a_phone_fails_its_row(bundle_path, tmp_path):

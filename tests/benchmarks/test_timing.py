@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from benchmarks.measuring import measure_apart, write_timed_crops
+from benchmarks.rounds import times_alone
 from benchmarks.task import Task
 from benchmarks.timing import sustained, time_batches, time_runs
 from compress.scoring import Takes
@@ -134,6 +135,12 @@ def test_time_of_a_clip_is_divided_by_its_frames(demo_store, tmp_path):
     assert len(times) == 3
     assert 25 <= min(times) < 90
     assert len(time_runs(lambda pixels, valid: time.sleep(0.01), task, task.inputs(), seconds=0.2)) > 5
+
+
+def test_a_row_that_is_timed_again_is_run_as_often_as_asked(demo_store, tmp_path, monkeypatch):
+    monkeypatch.setattr("benchmarks.timing.MOST_SECONDS", 0.0)
+    task = times_alone(_onnx_task(tmp_path, demo_store, tmp_path), 17)
+    assert len(time_runs(lambda pixels: None, task, task.inputs(), seconds=10)) == 17
 
 
 def test_timed_inputs_have_the_shape_that_the_model_takes(clip_run_and_store, tmp_path):
