@@ -122,6 +122,12 @@ def test_the_readme_s_program_scores_in_batches(for_servers):
     assert float(done.stdout.splitlines()[0].rpartition(" ")[2]) < 1e-5
 
 
+def test_the_readme_s_kotlin_fills_the_tensors_of_a_batch(for_servers):
+    text = (for_servers.path / "README.md").read_text()
+    assert "ByteArray of 5 * 64 * 64 * 3 bytes" in text and "longArrayOf(5, 64, 64, 3)" in text
+    assert "as FloatArray  // 5, one of each crop" in text and "take 5 crops at once" in text
+
+
 def test_files_hold_no_traces_of_how_they_were_made(for_servers):
     assert all(b"/export/programs.py" not in path.read_bytes() for path in for_servers.path.glob("*.on*"))
 
@@ -178,6 +184,9 @@ def test_a_clip_student_in_batches(demo_store, tmp_path_factory, tmp_path, opene
     for artifact in bundle.manifest.artifacts:
         np.testing.assert_allclose(bundle.golden_outputs(artifact), expected, atol=1e-5)
     assert (bundle.path / f"{steps}-ort" / "embed.ort").exists()
+    text = (bundle.path / "README.md").read_text()
+    assert "embeddings: FloatArray(3 * 4 * 32), valid: FloatArray(3 * 4)" in text
+    assert "longArrayOf(3, 4, 32)" in text and "ByteArray of 3 * 64 * 64 * 3 bytes" in text
 
 
 @pytest.mark.parametrize(
