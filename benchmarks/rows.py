@@ -169,7 +169,7 @@ def _run_subjects(path: Path, machine: str, threads: int) -> Iterator[Subject]:
 def list_subjects(paths: list[Path], threads: list[int], machine: str) -> list[Subject]:
     """Return the rows of the report, not measured yet: every artifact of the bundles and every run, per thread count.
 
-    Raises StageError if a bundle or run is named twice.
+    Raises StageError if a bundle or run is named twice, or a bundle is not as it was exported.
     """
     resolved = [path.resolve() for path in paths]
     if twice := next((path for path in paths if resolved.count(path.resolve()) > 1), None):
@@ -179,6 +179,7 @@ def list_subjects(paths: list[Path], threads: list[int], machine: str) -> list[S
         for count in threads:
             if is_bundle(path):
                 bundle = Bundle(path)
+                bundle.check_files()
                 subjects += [
                     _artifact_subject(bundle, artifact, machine, count, units)
                     for artifact in bundle.manifest.artifacts

@@ -1,6 +1,7 @@
 """How what was measured fills a row."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from export.bundle import Bundle
 from files import shortest_names
 from models.cost import macs_of
 from models.run import Run
+from stage import StageError
 from tests.export.clip_student import clip_bundle
 
 
@@ -139,3 +141,13 @@ def test_rows_of_one_file_name_are_told_apart_by_their_folders(tmp_path):
     paths = [tmp_path / place / "small-int8.pte" for place in ("a/bundle", "b/bundle", "c")] + [tmp_path / "student"]
     names = shortest_names(paths)
     assert list(names.values()) == ["a/bundle/small-int8.pte", "b/bundle/small-int8.pte", "c/small-int8.pte", "student"]
+
+
+def test_a_bundle_whose_manifest_was_changed_gets_no_rows(bundle_path, tmp_path):
+    """Its thresholds would give verdicts that the exported files do not give."""
+    path = shutil.copytree(bundle_path, tmp_path / "bundle")
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest["artifacts"][0]["threshold"]["value"] = 0.9
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(StageError, match=r"manifest\.json is not the file that was exported: its SHA-256 differs"):
+        list_subjects([path], [1], "here")
