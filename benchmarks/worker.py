@@ -14,6 +14,7 @@ from benchmarks.processor import bound_to
 from benchmarks.task import Measurement, Scores, Task, Timing, end_with_parent
 from benchmarks.timing import device_mb, peak_mb, resident_mb, sustained, time_batches, time_runs
 from export.golden import Inputs
+from export.runtimes import Runtime, import_runtime, load_artifact
 from stage import Scorer, reason_of, refuse_tf32
 
 WARM_UPS = 3
@@ -45,28 +46,16 @@ def _import_runtime(task: Task) -> None:
         import compress.runs
 
         if task.scheme.startswith("int8"):
-            import executorch.backends.xnnpack.quantizer.xnnpack_quantizer
+            import executorch.backends.xnnpack.quantizer.xnnpack_quantizer  # noqa: F401
 
             import compress.int8  # noqa: F401
-    elif task.runtime == "executorch":
-        import executorch.runtime  # noqa: F401
-
-        import export.executorch
-    elif task.runtime == "onnxruntime":
-        import onnxruntime  # noqa: F401
-
-        import export.onnx
     else:
-        import coremltools  # noqa: F401
-
-        import export.coreml  # noqa: F401
+        import_runtime(cast(Runtime, task.runtime))
 
 
 def load_scorer(task: Task) -> Scorer:
     """Load the task's model, to run on the task's threads; return the function that scores a batch."""
     if task.runtime != "torch":
-        from export.runtimes import Runtime, load_artifact
-
         return load_artifact(task.path, cast(Runtime, task.runtime), task.threads, task.method, task.units)
     import torch
 

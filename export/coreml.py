@@ -76,7 +76,7 @@ def write(graphs: Sequence["Graph"], path: Path) -> dict[str, Any]:
     return {"operators": operators}
 
 
-def _quietly_imported() -> Any:
+def quietly_imported() -> Any:
     """Import coremltools without its messages on standard error: off a Mac it names what it cannot load."""
     logging.getLogger("coremltools").setLevel(logging.ERROR)
     with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
@@ -96,7 +96,7 @@ def _in_half(operation: Any) -> bool:
 
 def _convert(graph: "Graph") -> Any:
     """Return a program as a coremltools model in the graph's scheme."""
-    ct = _quietly_imported()
+    ct = quietly_imported()
     with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):  # silences progress bars
         warnings.simplefilter("ignore")
         example = graph.example()
@@ -128,7 +128,7 @@ def _convert(graph: "Graph") -> Any:
 
 def delegate_partitioner() -> Any:
     """Return the partitioner that chooses the operations of a ``.pte`` for Core ML."""
-    ct = _quietly_imported()
+    ct = quietly_imported()
     from executorch.backends.apple.coreml.compiler import CoreMLBackend
     from executorch.backends.apple.coreml.compiler.coreml_preprocess import MULTIMETHOD_WEIGHT_SHARING_STRATEGY
     from executorch.backends.apple.coreml.partition import CoreMLPartitioner
@@ -158,7 +158,7 @@ def evaluated(path: Path) -> Programs:
 
     Loading a program raises NotEvaluated for an operation that is not known.
     """
-    _quietly_imported()
+    quietly_imported()
     from export.mil import MilProgram
 
     def load(name: ProgramName) -> Loaded:

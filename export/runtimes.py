@@ -84,6 +84,22 @@ def cannot_run(runtime: Runtime, delegate: Delegate | None = None, int8_ort: boo
     return None
 
 
+def import_runtime(runtime: Runtime) -> None:
+    """Import a runtime's package and the module of ours that calls it. Raises what a broken package raises."""
+    if runtime == "executorch":
+        import executorch.runtime  # noqa: F401
+
+        import export.executorch
+    elif runtime == "onnxruntime":
+        import onnxruntime  # noqa: F401
+
+        import export.onnx  # noqa: F401
+    else:
+        from export.coreml import quietly_imported
+
+        quietly_imported()
+
+
 def evaluated_by(runtime: Runtime) -> str | None:
     """Return what scores in a runtime's place on this machine (not to be timed), or None if the runtime itself does."""
     if runtime == "coreml" and sys.platform != "darwin":

@@ -186,3 +186,4 @@ def test_doctor_runs():
     command = [sys.executable, "-W", "ignore", "-m", "pocketproof", "doctor"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert "onnxruntime" in done.stdout
+    assert not done.stderr
