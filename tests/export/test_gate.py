@@ -18,6 +18,7 @@ from export.programs import Graph, pixel_input, probability
 from export.runtimes import UnfitArtifact
 from stage import StageError
 from tests.conftest import export_here
+from tests.export.clip_student import frame_run
 from tests.export.conftest import RUNNABLE
 
 
@@ -33,26 +34,35 @@ class Mistaken(nn.Module):
 
 
 @pytest.fixture(scope="module")
-def sources(student_run, int8_run, opened_store):
+def tiny_run(tmp_path_factory):
+    """A student of two convolutions, for what any network shows."""
+    return frame_run(tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def sources(student_run, int8_run, tiny_run, opened_store):
     crops = golden_inputs(opened_store, "frame")
-    return {scheme: SourceRun.load(run, crops) for scheme, run in (("fp32", student_run), ("int8", int8_run))}
+    return {
+        name: SourceRun.load(run, crops)
+        for name, run in (("fp32", student_run), ("int8", int8_run), ("tiny", tiny_run))
+    }
 
 
 @pytest.fixture(scope="module")
 def detectors(sources):
-    return {scheme: pixel_detector(source.run, dynamic_batch=False) for scheme, source in sources.items()}
+    return {name: pixel_detector(source.run, dynamic_batch=False) for name, source in sources.items()}
 
 
 MISTAKES = ("channels swapped", "normalized twice", "transposed")
 
 
 @pytest.mark.parametrize(
-    ("runtime", "scheme", "mistake"),
-    [("onnxruntime", scheme, mistake) for scheme in ("fp32", "int8") for mistake in MISTAKES]
-    + [("executorch", "fp32", "channels swapped")],
+    ("runtime", "name", "mistake"),
+    [("onnxruntime", name, mistake) for name in ("fp32", "int8") for mistake in MISTAKES]
+    + [("executorch", "tiny", mistake) for mistake in MISTAKES],
 )
-def test_gate_refuses_a_mistaken_artifact(runtime, scheme, mistake, sources, detectors, opened_store, tmp_path):
-    source, detector = sources[scheme], detectors[scheme]
+def test_gate_refuses_a_mistaken_artifact(runtime, name, mistake, sources, detectors, opened_store, tmp_path):
+    source, detector = sources[name], detectors[name]
     writer, suffix = (onnx_writer, "onnx") if runtime == "onnxruntime" else (pte, "pte")
     mistaken = NormalizedTwice(detector) if mistake == "normalized twice" else Mistaken(detector, mistake)
     path = tmp_path / f"mistaken.{suffix}"
@@ -97,7 +107,7 @@ def test_failed_gate_leaves_no_bundle(student_run, demo_store, tmp_path, monkeyp
 
 
 def test_an_artifact_that_fails_the_gate_is_kept_out_and_the_others_are_there(
-    student_run, demo_store, tmp_path, monkeypatch, capfd
+    tiny_run, demo_store, tmp_path, monkeypatch, capfd
 ):
     def unlike(path, *args):
         if path.suffix == ".onnx":
@@ -105,17 +115,17 @@ def test_an_artifact_that_fails_the_gate_is_kept_out_and_the_others_are_there(
         return gate(path, *args)
 
     monkeypatch.setattr("export.artifact.gate", unlike)
-    with pytest.raises(StageError, match=r"bundle is written without test_byobnet-fp32.onnx: the reasons are above"):
-        export_here([student_run], demo_store, tmp_path / "bundle", "onnx,coreml")
-    assert "no test_byobnet-fp32.onnx: test_byobnet-fp32.onnx failed the parity gate" in capfd.readouterr().err
+    with pytest.raises(StageError, match=r"bundle is written without test_tiny-fp32.onnx: the reasons are above"):
+        export_here([tiny_run], demo_store, tmp_path / "bundle", "onnx,coreml")
+    assert "no test_tiny-fp32.onnx: test_tiny-fp32.onnx failed the parity gate" in capfd.readouterr().err
     made = Bundle(tmp_path / "bundle")
-    assert [artifact.file for artifact in made.manifest.artifacts] == ["test_byobnet-fp32.mlpackage"]
-    assert [absent.file for absent in made.manifest.absent] == ["test_byobnet-fp32.onnx"]
-    assert not (tmp_path / "bundle" / "test_byobnet-fp32.onnx").exists() and made.check_files() > 5
+    assert [artifact.file for artifact in made.manifest.artifacts] == ["test_tiny-fp32.mlpackage"]
+    assert [absent.file for absent in made.manifest.absent] == ["test_tiny-fp32.onnx"]
+    assert not (tmp_path / "bundle" / "test_tiny-fp32.onnx").exists() and made.check_files() > 5
 
 
 def test_an_artifact_that_gives_a_validation_clip_no_number_is_kept_out(
-    student_run, demo_store, tmp_path, monkeypatch, capfd
+    tiny_run, demo_store, tmp_path, monkeypatch, capfd
 ):
     def overflows(path, *args):
         gated = gate(path, *args)
@@ -123,18 +133,18 @@ def test_an_artifact_that_gives_a_validation_clip_no_number_is_kept_out(
         return replace(gated, scorer=nan) if path.suffix == ".onnx" else gated
 
     monkeypatch.setattr("export.artifact.gate", overflows)
-    with pytest.raises(StageError, match=r"bundle is written without test_byobnet-fp32.onnx: the reasons are above"):
-        export_here([student_run], demo_store, tmp_path / "bundle", "onnx,coreml")
-    assert "no test_byobnet-fp32.onnx: test_byobnet-fp32.onnx: score val: the score of clip " in capfd.readouterr().err
-    assert [own.file for own in Bundle(tmp_path / "bundle").manifest.artifacts] == ["test_byobnet-fp32.mlpackage"]
+    with pytest.raises(StageError, match=r"bundle is written without test_tiny-fp32.onnx: the reasons are above"):
+        export_here([tiny_run], demo_store, tmp_path / "bundle", "onnx,coreml")
+    assert "no test_tiny-fp32.onnx: test_tiny-fp32.onnx: score val: the score of clip " in capfd.readouterr().err
+    assert [own.file for own in Bundle(tmp_path / "bundle").manifest.artifacts] == ["test_tiny-fp32.mlpackage"]
 
 
-def test_a_compiler_that_fails_costs_only_its_own_artifact(student_run, demo_store, tmp_path, monkeypatch, capfd):
+def test_a_compiler_that_fails_costs_only_its_own_artifact(tiny_run, demo_store, tmp_path, monkeypatch, capfd):
     def broken(*_):
         raise AssertionError("guard failed\nin 100 lines")
 
     monkeypatch.setattr("export.onnx.write", broken)
-    with pytest.raises(StageError, match=r"bundle is written without test_byobnet-fp32.onnx: the reasons are above"):
-        export_here([student_run], demo_store, tmp_path / "bundle", "onnx,coreml")
-    assert "test_byobnet-fp32.onnx cannot be written (AssertionError: guard failed)\n" in capfd.readouterr().err
-    assert [own.file for own in Bundle(tmp_path / "bundle").manifest.artifacts] == ["test_byobnet-fp32.mlpackage"]
+    with pytest.raises(StageError, match=r"bundle is written without test_tiny-fp32.onnx: the reasons are above"):
+        export_here([tiny_run], demo_store, tmp_path / "bundle", "onnx,coreml")
+    assert "test_tiny-fp32.onnx cannot be written (AssertionError: guard failed)\n" in capfd.readouterr().err
+    assert [own.file for own in Bundle(tmp_path / "bundle").manifest.artifacts] == ["test_tiny-fp32.mlpackage"]
