@@ -28,6 +28,8 @@ ONLY_VIDEO_FILES = {
 """FFmpeg options: a playlist (ffconcat, HLS) that is named like a video must not open other files or addresses."""
 PICTURES = Disposition.attached_pic | Disposition.timed_thumbnails
 """Dispositions of video streams that are still pictures (covers, thumbnails), not films."""
+TILE = Disposition.dependent
+"""Disposition of a tile of a HEIC photo: FFmpeg lists each as a video stream of one frame, and does not join them."""
 WITHOUT_INDEX = ("mpeg", "mpegts")
 """Formats without an index: after a seek, FFmpeg lands on any frame and guesses its time."""
 WORTH_SEEKING = 50
@@ -93,6 +95,9 @@ class Video:
             container: Any = av.open(f"file:{self.path}", mode="r", options=ONLY_VIDEO_FILES)
         except (av.FFmpegError, OSError, ValueError, UnicodeError) as error:
             raise self._unreadable(reason_of(error)) from error
+        if any(stream.disposition & TILE for stream in container.streams.video):
+            container.close()
+            raise self._unreadable("it is a photo in tiles (HEIC): convert it to JPEG")
         stream = _film_of(container)
         if stream is None:
             container.close()

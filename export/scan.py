@@ -64,6 +64,8 @@ def videos_in(paths: Sequence[Path]) -> list[Path]:
     """
     videos: list[Path] = []
     for path in paths:
+        if is_remote(path) and path.suffix.lower() in NOT_READ:
+            raise StageError(f"{path} is of a format that is not read: convert it")
         if is_remote(path) and path.suffix.lower() not in VIDEO_SUFFIXES | PHOTO_SUFFIXES:
             raise StageError(f"{path} is not the URL of a video or photo: folders behind URLs are not listed")
         if is_remote(path) or not path.is_dir():

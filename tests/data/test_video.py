@@ -17,7 +17,17 @@ from numpy.typing import NDArray
 
 from data.picture import Picture, UnreadableVideo
 from data.video import Video, recompressed, write_video
-from tests.data.videos import decode, encode, psnr, quadrants, waves, what_is_no_file, with_cover, with_display_matrix
+from tests.data.videos import (
+    decode,
+    encode,
+    psnr,
+    quadrants,
+    waves,
+    what_is_no_file,
+    with_cover,
+    with_display_matrix,
+    write_photo_in_tiles,
+)
 
 TURNED_CLOCKWISE = (0, 1, -1, 0)
 ORIENTATIONS = [(a, 0, 0, d) for a in (1, -1) for d in (1, -1)] + [(0, b, c, 0) for b in (1, -1) for c in (1, -1)]
@@ -223,6 +233,14 @@ def test_a_cover_is_no_film(tmp_path: Path) -> None:
     with Video(path) as video:
         assert (video.info.width, video.info.height, video.count()) == (64, 48, 60)
         np.testing.assert_array_equal(next(video.pictures(55)).rgb, plain[55])
+
+
+def test_a_tile_of_a_photo_is_no_film(tmp_path: Path) -> None:
+    write_photo_in_tiles(tmp_path / "a.heic")
+    with av.open(str(tmp_path / "a.heic")) as container:
+        assert [(stream.width, stream.height) for stream in container.streams.video] == [(64, 64)] * 2
+    with pytest.raises(UnreadableVideo, match=r"cannot be read as a video: it is a photo in tiles \(HEIC\): convert"):
+        Video(tmp_path / "a.heic")
 
 
 def test_video_without_a_frame_is_unreadable(tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
 """Videos that tests write: pictures, encoders, and what is done to a coded stream."""
 
+import base64
 import os
 import struct
+import zlib
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -17,6 +19,13 @@ from data.video import Video
 
 UPRIGHT = (1, 0, 0, 1)
 """A display matrix that turns nothing."""
+_PHOTO_IN_TILES = (
+    r"c-n1|ze__g5XUcxKQdIUqEJMN)x{r^o0A0XBIsY>;`9Az51KYSA5u3<Hzy}&X9snZZf^b?T?N5OIw<v$zE`F7$mMdMe3O@V2LOdAxilK19U!w&"
+    r"qZa|Nt_~9q23D#DwK!daK|g^J%VXdXWB>}TC_lnl!>0_&3WUYhILlTr4?JZHf7nntjFS8qu^zchkS|dZa;qRs^}=`0{)K!Tx^tBn1G}6xnCRhU"
+    r"T{N+w_>9JHP;AoK112oGaiZb}e0}$N0CVD$ZZ9a7WBtAr2&)iw6gymbw7I>{*vQV^YHRZL?Qrv<&X;r2qE|afbw>K>GJA=i))aka5zkGS{<2Cv"
+    r"Z?K8(p;F3!G`7qoG&<`M6;HId0PbeNC)xy8Fb<=vM*->z$@rj5u%%tkU}l3oPVJstf8KZA*Z0Q255I+0Py"
+)
+"""A grey HEIC photo of 128 x 64 pixels in two tiles, as phones write them, by libheif: zlib, base85."""
 
 
 def waves(count: int = 12) -> list[NDArray[np.uint8]]:
@@ -51,6 +60,10 @@ def with_display_matrix(path: Path, matrix: tuple[int, int, int, int]) -> None:
     a, b, c, d = (value * (1 << 16) for value in matrix)
     content[start : start + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
     path.write_bytes(content)
+
+
+def write_photo_in_tiles(path: Path) -> None:
+    path.write_bytes(zlib.decompress(base64.b85decode(_PHOTO_IN_TILES)))
 
 
 def with_cover(path: Path) -> None:
