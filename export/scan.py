@@ -72,7 +72,7 @@ def videos_in(paths: Sequence[Path]) -> list[Path]:
             videos.append(path)
             continue
         inside = [file for file, _ in media(path, "", VIDEO_SUFFIXES | PHOTO_SUFFIXES)]
-        unread = [name for _, name in media(path, "", NOT_READ)]
+        unread = [name for file, name in media(path, "", NOT_READ) if not file.is_dir()]
         if not inside:
             of_others = f" of a format that is read (it has {some_of(unread)})" if unread else ""
             raise StageError(f"{path} holds no video and no photo{of_others}")

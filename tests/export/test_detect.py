@@ -113,6 +113,7 @@ def test_files_of_formats_that_are_not_read_are_named(bundle, demo_control, tmp_
         detect([tmp_path], bundle.path)
     shutil.copy(demo_control / "real" / "000.mp4", tmp_path)
     (tmp_path / "notes.txt").touch()
+    (tmp_path / "folder.gif").mkdir()
     detect([tmp_path], bundle.path, "test_byobnet-fp32.onnx")
     said = capsys.readouterr()
     assert said.err.strip() == f"note: 1 files of {tmp_path} are of formats that are not read: IMG_1.HEIC."
