@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import torch
 import typer
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt
 
 from benchmarks.figures import Latency
 from benchmarks.machine import Machine, describe_machine
@@ -54,9 +54,9 @@ class Reference(BaseModel):
     repeats: int
     batches: list[BatchTiming]
     """Timings of growing batches."""
-    best_batch: int
+    best_batch: PositiveInt
     """The batch of the most frames a second."""
-    throughput: float
+    throughput: PositiveFloat
     """Frames a second in ``best_batch``."""
     load_ms: float
     peak_memory_mb: float

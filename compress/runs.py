@@ -122,7 +122,9 @@ def own_threshold(run: Run) -> "Threshold":
     try:
         return Threshold.model_validate(parse_json(run.read("metrics.json"))["threshold"])
     except (ValueError, KeyError, TypeError) as error:
-        raise StageError(f"{run.path / 'metrics.json'} holds no threshold: train or quantize the run again") from error
+        raise StageError(
+            f"{run.path / 'metrics.json'} holds no readable threshold: train or quantize the run again"
+        ) from error
 
 
 def diagnosis_of(run: Run) -> Diagnosis | None:
@@ -132,7 +134,7 @@ def diagnosis_of(run: Run) -> Diagnosis | None:
     try:
         return Diagnosis.model_validate(parse_json(run.read("metrics.json"))["diagnosis"])
     except (ValueError, KeyError, TypeError) as error:
-        raise StageError(f"{run.path / 'metrics.json'} holds no diagnosis: quantize the run again") from error
+        raise StageError(f"{run.path / 'metrics.json'} holds no readable diagnosis: quantize the run again") from error
 
 
 def student_of(run: Run) -> str | None:

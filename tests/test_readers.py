@@ -303,5 +303,5 @@ def test_json_that_is_nested_without_end(nested, student_run):
         corpus_note(nested)
     run = Run(student_run)
     run.read = lambda name: (nested / "report.json").read_bytes()
-    with pytest.raises(StageError, match=r"metrics.json holds no threshold"):
+    with pytest.raises(StageError, match=r"metrics.json holds no readable threshold"):
         own_threshold(run)
