@@ -107,15 +107,14 @@ def _trace_onnxruntime(task: Task, folder: Path) -> Trace:
 
 
 def _trace_executorch(task: Task, folder: Path) -> Trace:
-    from export.executorch import as_program, without_native_messages
+    from export.executorch import as_program, native_runtime, without_native_messages
 
     modules: dict[ProgramName, Any] = {}
+    native = native_runtime()
     with without_native_messages():
-        from executorch.extension.pybindings import portable_lib
-
-        portable_lib._unsafe_reset_threadpool(task.threads)
+        native._unsafe_reset_threadpool(task.threads)
         for name in PROGRAMS[task.method]:  # one module for each method: the profiler does not tell methods apart
-            modules[name] = portable_lib._load_for_executorch(str(task.path), enable_etdump=True)
+            modules[name] = native._load_for_executorch(str(task.path), enable_etdump=True)
     _run_programs(lambda name: as_program(lambda inputs: modules[name].run_method(name, inputs)), task)
     trace = _empty_trace()
     for name, module in modules.items():

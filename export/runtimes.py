@@ -77,9 +77,9 @@ def cannot_run(runtime: Runtime, delegate: Delegate | None = None, int8_ort: boo
     if int8_ort and platform.machine() == "x86_64" and lacks_int8_instructions():
         return "sums of an int8 .ort overflow in ONNX Runtime on x86 processors without VNNI (on Arm they do not)"
     if delegate not in (None, "xnnpack"):  # every ExecuTorch has XNNPACK
-        from executorch.runtime import Runtime as ExecuTorch
+        from export.executorch import native_runtime
 
-        if BACKENDS[delegate] not in ExecuTorch.get().backend_registry.registered_backend_names:
+        if BACKENDS[delegate] not in native_runtime()._get_registered_backend_names():
             return f"ExecuTorch has no {BACKENDS[delegate]} on this machine"
     return None
 
@@ -87,9 +87,9 @@ def cannot_run(runtime: Runtime, delegate: Delegate | None = None, int8_ort: boo
 def import_runtime(runtime: Runtime) -> None:
     """Import a runtime's package and the module of ours that calls it. Raises what a broken package raises."""
     if runtime == "executorch":
-        import executorch.runtime  # noqa: F401
+        from export.executorch import native_runtime
 
-        import export.executorch
+        native_runtime()
     elif runtime == "onnxruntime":
         import onnxruntime  # noqa: F401
 

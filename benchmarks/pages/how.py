@@ -51,7 +51,7 @@ def _of_size() -> dict[str, str]:
         "Size, MB": "Bytes of the artifact, or of the run's weights. An MB of a file has 10^6 bytes.",
         "Peak, MB; Over idle, MB": "Peak is the largest resident set of the whole process up to the end of the timing. "
         "Over idle is the same less a process with the runtime imported and nothing loaded. The peak of a .pte has "
-        "torch in it, which ExecuTorch's Python package imports, and an app does not. An MB of memory has 2^20 bytes.",
+        "torch in it, which ExecuTorch's Python package needs, and an app does not. An MB of memory has 2^20 bytes.",
         "Runtime, MB": "Shared libraries of the runtime that the process had loaded on this machine, in 10^6 bytes; 0 "
         "where the system brings them. An app ships a build for its phone, which is of another size.",
         "MACs, G": "10^9 multiply-accumulates a frame, counted in the graph; of a model of clips, a clip's divided by "
@@ -124,7 +124,7 @@ def _of_more() -> dict[str, str]:
         "up to the clip's end, and the clip's share of these frames counts. An artifact in steps embeds each frame and "
         "scores once. In brackets is a step's share of the total. Against teacher is the first teacher's total on the "
         "same machine and threads divided by the row's. Peak is the largest resident set of the process during a step; "
-        "once a .pte is loaded it has torch in it, which ExecuTorch's Python package imports, and an app does not.",
+        "once a .pte is loaded it has torch in it, which ExecuTorch's Python package needs, and an app does not.",
         "Sustained speed": "The model runs without a pause, and frames are counted each second, or over each run that "
         "takes longer. Lost is 1 less the median of the last quarter of these figures over that of the first; a dash "
         "where there is one figure alone. Joules are all that the processor used, whatever else ran, divided by "
