@@ -56,7 +56,9 @@ def _checked_name(text: str, folder: Path) -> str:
     path, top = PurePath(text), os.path.realpath(folder)
     if path.is_absolute():  # it may name the folder otherwise than the command does, through a link or ".."
         path = next((path.relative_to(above) for above in path.parents if os.path.realpath(above) == top), path)
-    outside = path.is_absolute() or ".." in path.parts or not path.parts
+    if ".." in path.parts or "\0" in text:
+        raise ValueError(f"path {text!r} has '..' or a zero byte in it: give the way from the csv down to the file")
+    outside = path.is_absolute() or not path.parts
     if outside or not Path(os.path.realpath(folder / path)).is_relative_to(top):
         raise ValueError(f"path {text!r} leads to no file below the csv: put the csv at the top of the corpus")
     return str(path)
