@@ -176,10 +176,11 @@ def list_subjects(paths: list[Path], threads: list[int], machine: str) -> list[S
         raise StageError(f"{twice} is named twice: name each bundle and run once")
     subjects: list[Subject] = []
     for path in paths:
+        bundle = Bundle(path) if is_bundle(path) else None
+        if bundle:
+            bundle.check_files()
         for count in threads:
-            if is_bundle(path):
-                bundle = Bundle(path)
-                bundle.check_files()
+            if bundle:
                 subjects += [
                     _artifact_subject(bundle, artifact, machine, count, units)
                     for artifact in bundle.manifest.artifacts

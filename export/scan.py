@@ -71,8 +71,9 @@ def videos_in(paths: Sequence[Path]) -> list[Path]:
         if is_remote(path) or not path.is_dir():
             videos.append(path)
             continue
-        inside = [file for file, _ in media(path, "", VIDEO_SUFFIXES | PHOTO_SUFFIXES)]
-        unread = [name for file, name in media(path, "", NOT_READ) if not file.is_dir()]
+        found = list(media(path, "", VIDEO_SUFFIXES | PHOTO_SUFFIXES | NOT_READ))
+        inside = [file for file, _ in found if file.suffix.lower() not in NOT_READ]
+        unread = [name for file, name in found if file.suffix.lower() in NOT_READ and not file.is_dir()]
         if not inside:
             of_others = f" of a format that is read (it has {some_of(unread)})" if unread else ""
             raise StageError(f"{path} holds no video and no photo{of_others}")
