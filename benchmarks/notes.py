@@ -1,5 +1,6 @@
 """The notes of a report: what a reader must know before believing its figures."""
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from benchmarks.comparing import runtimes_apart
@@ -14,6 +15,37 @@ from data.perturb import PERTURBATIONS
 from data.store import ClipStore
 
 
+def _named(subjects: Iterable[Subject]) -> str:
+    """Return the names of rows, each once."""
+    return ", ".join(dict.fromkeys(subject.row.name for subject in subjects))
+
+
+def _on_latency(subjects: list[Subject]) -> Iterator[str]:
+    """Yield notes on rows whose latency is less than what a frame takes in use."""
+    if multimodal := [s for s in subjects if s.takes.modalities != ("rgb",)]:
+        names = ", ".join(dict.fromkeys(f"{s.row.name} ({'+'.join(s.takes.modalities)})" for s in multimodal))
+        yield (
+            f"Latency, throughput and speedup of {names} leave out the time to make depth or flow of a frame, which is "
+            "longer than some networks take (--video times it)."
+        )
+    if whole := [s for s in subjects if s.row.whole_clip]:
+        yield (
+            "A file that takes a whole clip runs a frame once for every clip that it is in: twice where clips overlap "
+            "by half, as the manifest's do, and so it takes twice its milliseconds per frame. A file in steps does "
+            "not. Of whole clips: "
+            f"{_named(whole)}."
+        )
+
+
+def _on_comparisons(subjects: list[Subject]) -> Iterator[str]:
+    """Yield notes on figures that are missing because a run was not among the rows."""
+    scored = [s for s in subjects if s.scores is not None and not s.teacher]
+    if alone := [s for s in scored if s.row.verdict_flips is None]:
+        yield f"No verdict flips, as the fp32 student's run is not among the rows: {_named(alone)}."
+    if any(s.row.latency_ms for s in subjects) and not any(s.row.speedup_over for s in subjects):
+        yield "No speedup or size ratio, as no teacher's fp32 run was timed beside these rows."
+
+
 def notes_of(
     subjects: list[Subject], store: ClipStore, split: str, reference: Reference, phone: PhoneTimer | None
 ) -> list[str]:
@@ -26,21 +58,14 @@ def notes_of(
     if lost:
         counts = ", ".join(f"{count} {status}" for status, count in lost.items())
         notes.append(f"Input files that gave no clip: {counts}; the reasons are in {store.path.name}/videos.parquet.")
-    set_elsewhere = [s.row.name for s in subjects if s.threshold_store not in (None, store.info.fingerprint)]
-    if set_elsewhere:
-        names = ", ".join(dict.fromkeys(set_elsewhere))
-        notes.append(f"Thresholds were set on another store than {store.path.name}: {names}.")
+    if set_elsewhere := [s for s in subjects if s.threshold_store not in (None, store.info.fingerprint)]:
+        notes.append(f"Thresholds were set on another store than {store.path.name}: {_named(set_elsewhere)}.")
     rows_by_persons: dict[tuple[str, ...], list[str]] = {}
     for subject in subjects:
         rows_by_persons.setdefault(subject.persons, []).append(subject.row.name)
     for persons, row_names in rows_by_persons.items():
         notes += seen_note(dict.fromkeys(row_names), persons, store.clips(split), split)
-    if multimodal := [s for s in subjects if s.takes.modalities != ("rgb",)]:
-        names = ", ".join(dict.fromkeys(f"{s.row.name} ({'+'.join(s.takes.modalities)})" for s in multimodal))
-        notes.append(
-            f"Latency, throughput and speedup of {names} leave out the time to make depth or flow of a frame, which is "
-            "longer than some networks take (--video times it)."
-        )
+    notes += [*_on_latency(subjects), *_on_comparisons(subjects)]
     unmeasured: dict[str, list[str]] = {}
     for row in (subject.row for subject in subjects if subject.row.status != "measured"):
         status = "Evaluated" if row.status == "evaluated" else "Not measured:"

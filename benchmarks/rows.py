@@ -94,6 +94,7 @@ def _artifact_subject(
         device=units or "cpu",
         threads=threads,
         batch=artifact.batch or 1,
+        whole_clip=artifact.method == "clip",
         input_size=bundle.manifest.crop.rule.size,
         status="not measured" if obstacle else "evaluated" if evaluator else "measured",
         reason=obstacle or evaluator or "",

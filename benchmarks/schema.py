@@ -61,6 +61,9 @@ class Row(BaseModel):
     """Processors that the process was bound to while it was timed; None where the system cannot."""
     batch: PositiveInt = 1
     """Number of crops, or clips, that are scored at once."""
+    whole_clip: bool = False
+    """Whether one program takes all frames of a clip. Where clips overlap, it runs a frame once for every clip that the
+    frame is in; a model in two steps runs it once."""
     input_size: PositiveInt
     status: Literal["measured", "evaluated", "not measured", "failed"]
     """``evaluated``: scored by a substitute for the runtime, which ``reason`` names; nothing was timed."""

@@ -26,8 +26,9 @@ from tests.benchmarks.reports import plain_report
 from tests.export.clip_student import NAME, clip_bundle
 
 ROW_KEYS = {
-    "name", "kind", "model", "runtime", "scheme", "machine", "device", "threads", "cores", "batch", "input_size",
-    "status", "reason", "bytes", "sha256", "load_ms", "first_run_ms", "latency_ms", "repeats", "medians_ms", "spread",
+    "name", "kind", "model", "runtime", "scheme", "machine", "device", "threads", "cores", "batch", "whole_clip",
+    "input_size", "status", "reason", "bytes", "sha256", "load_ms", "first_run_ms", "latency_ms", "repeats",
+    "medians_ms", "spread",
     "throughput", "peak_memory_mb", "peak_memory_over_idle_mb", "delegated_fraction", "macs", "peak_fraction",
     "runtime_bytes", "threshold", "auc", "auc_interval", "frame_auc", "video_auc", "methods", "eer", "ap", "accuracy",
     "tpr_at_fpr", "delta_auc", "student", "verdict_flips", "equal_error_flips", "frame_verdict_flips", "control_auc",
@@ -138,6 +139,7 @@ def test_identity_forgeries_cannot_be_told_from_real_clips(report):
 
 
 def test_notes_say_what_the_demo_does_not_measure(report):
+    assert not any(note.startswith(("No ", "A file that takes a whole clip")) for note in report.notes)
     assert any("not new persons" in note for note in report.notes)
 
 
@@ -166,6 +168,11 @@ def test_clip_artifacts_have_rows(
     whole = [f"test_tiny-whole-clip-fp32.{ending}" for ending in ("pte", "onnx", "mlpackage")]
     steps = [f"{NAME}.pte", f"{NAME}-onnx", f"{NAME}-coreml"]
     assert [row.name for row in made.rows] == [name for pair in zip(steps, whole, strict=True) for name in pair]
+    assert [row.whole_clip for row in made.rows] == [False, True] * 3
+    assert sum(note.endswith(f"Of whole clips: {', '.join(whole)}.") for note in made.notes) == 1
+    names = ", ".join(row.name for row in made.rows)
+    alone = f"No verdict flips, as the fp32 student's run is not among the rows: {names}."
+    assert {alone, "No speedup or size ratio, as no teacher's fp32 run was timed beside these rows."} < {*made.notes}
     for row in made.rows[:4]:
         artifact = bundle.artifact(row.name)
         scores = score_split(bundle.load(artifact), opened_store, "test", Takes(per="clip"))

@@ -75,6 +75,24 @@ def test_headline_names_the_fastest_of_any_scheme_where_there_is_no_int8_artifac
     assert headline(report) == f"{NO_INT8} Neither was one of another scheme."
 
 
+def test_headline_of_a_clip_student_takes_its_file_in_steps(report: Report) -> None:
+    # Where clips overlap, the other runs each frame twice.
+    report.rows.insert(0, measured("student-whole-clip-int8.pte", 3.0, 5_000_000, scheme="int8", whole_clip=True))
+    assert headline(report).startswith("student-int8.pte (")
+    report.rows = report.rows[:1]
+    assert headline(report).startswith("student-whole-clip-int8.pte (")
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_headline_of_two_reports_of_one_machine_takes_the_row_with_a_speedup(report: Report, order: int) -> None:
+    nothing = dict.fromkeys(("speedup_over", "speedup", "size_ratio"))
+    again = measured("student-int8.pte", 3.99, 5_300_000, scheme="int8", machine=f"{MACHINE} (2)", **nothing)
+    report.rows = [*report.rows, again][::order]
+    assert headline(report).startswith("student-int8.pte (ExecuTorch, int8, cpu, 1 thread) takes 4.00 ms")
+    again.name = "faster.pte"
+    assert headline(report).startswith("faster.pte (")
+
+
 def test_headline_says_that_its_row_is_unstable_and_on_which_machine(report: Report) -> None:
     report.rows[2].spread = 0.0725
     said = " The latency of student-int8.pte is unstable: medians at different times lie 7.2% apart."
