@@ -75,8 +75,8 @@ def call(app: Callable[[], Any]) -> None:
     except PydanticSerializationError as error:
         if "surrogates" not in str(error):
             raise
-        problem = f"a name on the command line is not valid UTF-8, and cannot be written ({reason_of(error)})"
-        say(f"error: {problem}: rename the file or folder", everywhere=True)
+        problem = f"the name of a file or folder is not valid UTF-8, and cannot be written ({reason_of(error)})"
+        say(f"error: {problem}: rename it", everywhere=True)
         sys.exit(1)
     except StageError as error:
         say(f"error: {' '.join(str(error).split())}", everywhere=True)

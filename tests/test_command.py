@@ -82,7 +82,7 @@ def test_a_name_that_is_not_utf_8_in_a_file_of_ours_is_one_line(capsys: pytest.C
         call(Task(path=Path(os.fsdecode(b"run\xff"))).model_dump_json)
     said = capsys.readouterr().err
     assert (ended.value.code, said.count("\n")) == (1, 1)
-    assert said.startswith("error: a name on the command line is not valid UTF-8, and cannot be written (")
+    assert said.startswith("error: the name of a file or folder is not valid UTF-8, and cannot be written (")
 
 
 @pytest.mark.parametrize(

@@ -90,7 +90,7 @@ def _layout_of(root: Path, selection: Selection) -> str:
     if layout == "csv" and not root.is_file():
         raise StageError(f"{root} is not a file: the layout csv takes the .csv file of a corpus")
     if layout != "csv" and not root.is_dir():
-        raise StageError(f"{root} is not a folder: give the folder of a corpus")
+        raise StageError(f"{root} is not a folder: give the folder of a corpus (detect scores single files)")
     known = next((name for name, marks in MARKS.items() if any(any(root.glob(mark)) for mark in marks)), None)
     if layout == "flat" and known and _has_other_labels(root, known, selection):
         raise StageError(

@@ -41,7 +41,9 @@ def test_a_folder_of_no_known_layout_is_refused(touch: Callable[..., Path]) -> N
 def test_a_corpus_that_is_no_folder_is_refused(touch: Callable[..., Path]) -> None:
     root = touch("a.mp4", "a.csv")
     for name, options in (("a.mp4", {}), ("a.csv", {"label": "real"}), ("a.csv", {"layout": "ffpp"})):
-        with pytest.raises(StageError, match=rf"{name} is not a folder: give the folder of a corpus"):
+        with pytest.raises(
+            StageError, match=rf"{name} is not a folder: give the folder of a corpus \(detect scores single files\)"
+        ):
             names(root / name, **options)
 
 
