@@ -2,19 +2,17 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-import numpy as np
 import torch
 import typer
-from numpy.typing import NDArray
 from torch import Tensor
 
 from command import run_as_script, takes_options
 from compress.caches import CacheFolder, default_cache
 from compress.compute import Compute, prepare_compute, samples_of_part
 from compress.objective import CLASSIFICATION, StudentObjective, check_related, parse_losses
-from compress.runs import check_measured_splits, check_store, data_source, finish_run
+from compress.runs import check_measured_splits, check_store, data_source, finish_run, torch_scorer
 from compress.schedule import BatchSize, Schedule, asked_of, class_weights
 from compress.scoring import Takes, from_pixels
 from compress.teacher_outputs import TeacherOutputs
@@ -117,12 +115,7 @@ def student_task(
         valid = () if read.valid is None else (torch.from_numpy(read.valid).to(device),)
         return torch.from_numpy(batch.labels).to(device), pictures, *valid, *teacher_rows
 
-    def scorer(*inputs: NDArray[Any]) -> NDArray[np.float32]:
-        tensors = (torch.from_numpy(array).to(device) for array in inputs)
-        scores: NDArray[np.float32] = student(*tensors).float().cpu().numpy()
-        return scores
-
-    clip_scorer = from_pixels(scorer, views.store, Takes(architecture.modalities, per))
+    clip_scorer = from_pixels(torch_scorer(student, device), views.store, Takes(architecture.modalities, per))
     return Task(objective.to(device), inputs_of, clip_scorer, views, per)
 
 
