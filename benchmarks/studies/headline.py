@@ -89,19 +89,6 @@ def make_corpus(photos: Path, videos: Path, out: Path) -> Path:
 
 def make_runs(corpus: Path, out: Path) -> dict[str, Path]:
     """Prepare, teach and distill what is missing; return the paths of the stores and runs by name."""
-    paths = {
-        name: out / name
-        for name in (
-            "frames",
-            "clips",
-            "frame-teacher",
-            "student-first",
-            "student",
-            "clip-student",
-            "megatron-random",
-            "dinov2-base-random",
-        )
-    }
     if not (out / "depth-tiny-random").exists():
         save_random_depth(out / "depth-tiny-random")
     if not (out / "depth-small-random").exists():
@@ -114,28 +101,29 @@ def make_runs(corpus: Path, out: Path) -> dict[str, Path]:
             depth_weights=out / "depth-tiny-random", **common,
         ),
         "frame-teacher": lambda to: teach(
-            "dino", paths["frames"], to, backbone=TEACHER, weights=imagenet_weights(TEACHER, out), unfreeze="all",
+            "dino", out / "frames", to, backbone=TEACHER, weights=imagenet_weights(TEACHER, out), unfreeze="all",
             epochs=1, views=3, batch_size=32, learning_rate=5e-4, forge=True,
         ),
         "student-first": lambda to: distill(
-            paths["frames"], to, paths["frame-teacher"], student=STUDENT, epochs=1, views=10, batch_size=32,
+            out / "frames", to, out / "frame-teacher", student=STUDENT, epochs=1, views=10, batch_size=32,
             learning_rate=1e-3, patience=4, forge=True, live_teacher=True,
         ),
         "student": lambda to: distill(
-            paths["frames"], to, paths["frame-teacher"], student=STUDENT, weights=str(paths["student-first"]),
+            out / "frames", to, out / "frame-teacher", student=STUDENT, weights=str(out / "student-first"),
             epochs=1, views=12, batch_size=32, learning_rate=7e-4, ema=0.98, forge=True, live_teacher=True,
         ),
         "clip-student": lambda to: distill(
-            paths["clips"], to, student=STUDENT, kind="clip", loss="classification", weights=str(paths["student"]),
+            out / "clips", to, student=STUDENT, kind="clip", loss="classification", weights=str(out / "student"),
             epochs=1, batch_size=4, learning_rate=2e-4, forge=True,
         ),
         "megatron-random": lambda to: teach(
-            "megatron", paths["clips"], to, backbone=STUDENT, random_weights=True, epochs=0,
+            "megatron", out / "clips", to, backbone=STUDENT, random_weights=True, epochs=0,
         ),
         "dinov2-base-random": lambda to: teach(
-            "dino", paths["clips"], to, backbone=LARGE_TEACHER, random_weights=True, epochs=0,
+            "dino", out / "clips", to, backbone=LARGE_TEACHER, random_weights=True, epochs=0,
         ),
     }  # fmt: skip
+    paths = {name: out / name for name in steps}
     for name, step in steps.items():
         if not paths[name].exists():
             say(f"== {name}")
