@@ -72,12 +72,18 @@ def _losses(text: str, teacher: Path | None) -> dict[str, float]:
     return weights
 
 
-def _check_balance(balance: str, loss_weights: dict[str, float]) -> None:
-    """Raise WrongArgument if labels are to be weighted but no loss uses labels."""
+def _check_options(
+    balance: str, loss_weights: dict[str, float], teacher: Path | None, live_teacher: bool, cache: Path | None
+) -> None:
+    """Raise WrongArgument for an option without effect: of labels without a loss of them, of a teacher without one."""
     if balance == "weights" and CLASSIFICATION not in loss_weights:
         raise WrongArgument(
             f"--balance weights weighs labels in the loss {CLASSIFICATION}: add it to --loss, or leave --balance out"
         )
+    if live_teacher and teacher is None:
+        raise WrongArgument("--live-teacher asks a teacher at every step: give --teacher, or leave it out")
+    if cache and (live_teacher or teacher is None):
+        raise WrongArgument("--cache keeps what a teacher says: leave it out with --live-teacher and without --teacher")
 
 
 def _architecture(
@@ -162,11 +168,7 @@ def distill(
     """
     refuse_existing(out)
     loss_weights = _losses(loss, teacher)
-    _check_balance(schedule.balance, loss_weights)
-    if live_teacher and teacher is None:
-        raise WrongArgument("--live-teacher asks a teacher at every step: give --teacher, or leave it out")
-    if cache and (live_teacher or teacher is None):
-        raise WrongArgument("--cache keeps what a teacher says: leave it out with --live-teacher and without --teacher")
+    _check_options(schedule.balance, loss_weights, teacher, live_teacher, cache)
     store = ClipStore(data)
     if kind == "clip" and store.frames == 1:
         raise StageError(f"{data} holds single pictures: a clip student needs clips; prepare videos, or --kind frame")
@@ -179,8 +181,7 @@ def distill(
     schedule = replace(schedule, epochs=epochs, batch_size=batch_size or BATCH[kind], learning_rate=learning_rate)
     start = Start.of(architecture, Path(weights) if weights not in (None, "hub") else None, weights is None, seed)
     teachers = [run] if run else []
-    parents = [teacher_run.as_parent() for teacher_run in teachers]
-    info = start.info("student", data_source(store, *teachers), seed, *parents)
+    info = start.info("student", data_source(store, *teachers), seed, *(entry.as_parent() for entry in teachers))
     asked = asked_of(info, rule, schedule) | {"loss": loss_weights}
     compute = prepare_compute(schedule.precision)
     check_related(loss_weights, samples_of_part(schedule.batch_size, schedule.accumulate, compute.processes))
