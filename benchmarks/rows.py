@@ -24,7 +24,7 @@ from export.runtimes import ComputeUnits, evaluated_by
 from files import bytes_of, shortest_names
 from models.run import Run
 from models.schemes import fast_dtype
-from stage import PALETTES, Scheme, StageError
+from stage import PALETTES, STATIC_INT8, Scheme, StageError
 
 
 @dataclass
@@ -120,6 +120,18 @@ def _artifact_subject(
     )
 
 
+def _in_torch(scheme: Scheme) -> tuple[str, str]:
+    """Return why torch cannot measure a scheme here, and why its figures mean less than they seem to; "" if neither."""
+    if scheme in STATIC_INT8:
+        return "", "int8 arithmetic simulated in float32 by torch: its latency says nothing"
+    if scheme in PALETTES:
+        return "", "torch keeps the weights in float32: its latency and size say nothing"
+    if scheme == "autocast" and fast_dtype(torch.device("cpu")) is None:
+        # With emulated bfloat16 DINOv2-base takes a hundred times as long as in float32.
+        return "this CPU has no bfloat16 instructions", ""
+    return "", ""
+
+
 def _run_subjects(path: Path, machine: str, threads: int) -> Iterator[Subject]:
     """Yield a run's rows: in its own scheme and, for a float run, under autocast."""
     run = Run(path)
@@ -127,14 +139,7 @@ def _run_subjects(path: Path, machine: str, threads: int) -> Iterator[Subject]:
     student, sha256 = student_of(run), run.sha256
     schemes: tuple[Scheme, ...] = ("fp32", "autocast") if info.scheme == "fp32" else (info.scheme,)
     for scheme in schemes:
-        caveat = obstacle = ""
-        if info.integer:
-            caveat = "int8 arithmetic simulated in float32 by torch: its latency says nothing"
-        elif scheme in PALETTES:
-            caveat = "torch keeps the weights in float32: its latency and size say nothing"
-        elif scheme == "autocast" and fast_dtype(torch.device("cpu")) is None:
-            # With emulated bfloat16 DINOv2-base takes a hundred times as long as in float32.
-            obstacle = "this CPU has no bfloat16 instructions"
+        obstacle, caveat = _in_torch(scheme)
         row = Row(
             name=path.name,
             kind="run",
