@@ -12,7 +12,7 @@ import typer
 from benchmarks.baseline import Baseline, BaselineOptions
 from benchmarks.clip_cost import ClipCost
 from benchmarks.comparing import against_peaks, compare_rows
-from benchmarks.figures import Peak
+from benchmarks.figures import Budget, Peak
 from benchmarks.kept import KeptMeasurements
 from benchmarks.machine import Machine, describe_machine
 from benchmarks.notes import not_cut, notes_of
@@ -20,7 +20,7 @@ from benchmarks.on_phone import DeviceOptions, PhoneTimer
 from benchmarks.pages.columns import threads_of
 from benchmarks.pages.render import table_text, write_report
 from benchmarks.processor import measure_products
-from benchmarks.reference import read_reference
+from benchmarks.reference import Reference, read_reference
 from benchmarks.rounds import Corpora, Effort, measure_all
 from benchmarks.rows import Subject, check_fits, list_subjects, share_thresholds
 from benchmarks.schema import Report, Session
@@ -157,23 +157,9 @@ def bench(
             peaks = _measure_here(subjects, corpora, sources, against.metrics.auc, effort, kept)
         budgets = clip.measure(subjects, store, kept)
         compare_rows(subjects)
-        controls = corpora.opened(control).info if control else None
-        report = Report(
-            sessions=[_session(machine, peaks, phone)],
-            fingerprint=store.info.fingerprint,
-            split=corpora.split,
-            clips=store.info.clips[corpora.split],
-            control_clips=sum(controls.clips["test"].values()) if controls else None,
-            control_fingerprint=controls.fingerprint if controls else None,
-            reference=against.summary(),
-            diagnoses=diagnoses,
-            notes=[
-                *notes_of(subjects, store, corpora.split, against, phone),
-                *not_cut(corpora.perturbed if sources else None),
-            ],
-            rows=[subject.row for subject in subjects],
-            budgets=budgets,
-        )
+        notes = notes_of(subjects, store, corpora.split, against, phone)
+        notes += not_cut(corpora.perturbed if sources else None)
+        report = _report(_session(machine, peaks, phone), corpora, against, subjects, budgets, diagnoses, notes)
         write_report(report, out)
     print(table_text(report))
     say(f"{out / 'report.html'}: {len(report.rows)} rows")
@@ -196,6 +182,33 @@ def _session(machine: Machine, peaks: list[Peak], phone: PhoneTimer | None) -> S
         command=command_of_this_process(),
         environment=machine.model_dump() | ({"phone": phone.properties} if phone else {}),
         peaks=peaks,
+    )
+
+
+def _report(
+    session: Session,
+    corpora: Corpora,
+    against: Reference,
+    subjects: list[Subject],
+    budgets: list[Budget],
+    diagnoses: dict[str, Diagnosis],
+    notes: list[str],
+) -> Report:
+    """Put together what was measured."""
+    store = corpora.store.info
+    controls = corpora.opened(corpora.control).info if corpora.control else None
+    return Report(
+        sessions=[session],
+        fingerprint=store.fingerprint,
+        split=corpora.split,
+        clips=store.clips[corpora.split],
+        control_clips=sum(controls.clips["test"].values()) if controls else None,
+        control_fingerprint=controls.fingerprint if controls else None,
+        reference=against.summary(),
+        diagnoses=diagnoses,
+        notes=notes,
+        rows=[subject.row for subject in subjects],
+        budgets=budgets,
     )
 
 
