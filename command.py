@@ -54,6 +54,31 @@ def _open_closed_streams() -> None:
     os.close(number)
 
 
+def _problem(error: Exception) -> str | None:
+    """Return what is wrong, where, and the mend, for an error that a user can do something about; None for a bug."""
+    reason = reason_of(error)
+    match error:
+        case StageError():
+            return " ".join(str(error).split())
+        case UnicodeEncodeError():  # in a file name that is not valid UTF-8
+            excerpt = error.object[max(0, error.start - 40) : error.end + 40]
+            problem = f"{excerpt!a} cannot be written in {error.encoding}"
+            return f"{problem}: rename it, or set a locale of UTF-8 (LC_ALL=C.UTF-8)"
+        case PydanticSerializationError() if "surrogates" in str(error):
+            problem = f"the name of a file or folder is not valid UTF-8, and cannot be written ({reason})"
+            return f"{problem}: rename it"
+        case ImportError():
+            return f"a package cannot be loaded ({reason}): install Pocketproof again"
+        case NotImplementedError() if "MPS" in str(error):
+            remedy = "set PYTORCH_ENABLE_MPS_FALLBACK=1, with which the CPU does it"
+            return f"Apple's GPUs cannot compute this ({reason}): {remedy}"
+        case MemoryError() | RuntimeError() if out_of_memory(error):
+            return f"there is not enough memory ({reason}): close other programs, or take smaller settings"
+        case OSError() if error.errno is not None:
+            return f"{error.strerror}: {error.filename or 'while reading or writing'}"
+    return None
+
+
 def call(app: Callable[[], Any]) -> None:
     """Run a command; bad input ends it with one line and exit code 1, never with a traceback."""
     try:
@@ -67,38 +92,12 @@ def call(app: Callable[[], Any]) -> None:
             raise
         say("interrupted: call the same command again; it goes on where it can", everywhere=True)
         sys.exit(INTERRUPTED)
-    except UnicodeEncodeError as error:  # in a file name that is not valid UTF-8
-        excerpt = error.object[max(0, error.start - 40) : error.end + 40]
-        problem = f"{excerpt!a} cannot be written in {error.encoding}"
-        say(f"error: {problem}: rename it, or set a locale of UTF-8 (LC_ALL=C.UTF-8)", everywhere=True)
-        sys.exit(1)
-    except PydanticSerializationError as error:
-        if "surrogates" not in str(error):
+    except Exception as error:
+        problem = _problem(error)
+        if problem is None:
             raise
-        problem = f"the name of a file or folder is not valid UTF-8, and cannot be written ({reason_of(error)})"
-        say(f"error: {problem}: rename it", everywhere=True)
-        sys.exit(1)
-    except StageError as error:
-        say(f"error: {' '.join(str(error).split())}", everywhere=True)
+        say(f"error: {problem}", everywhere=True)
         sys.exit(2 if isinstance(error, WrongArgument) else 1)
-    except ImportError as error:
-        say(f"error: a package cannot be loaded ({reason_of(error)}): install Pocketproof again", everywhere=True)
-        sys.exit(1)
-    except (MemoryError, RuntimeError) as error:
-        if isinstance(error, NotImplementedError) and "MPS" in str(error):
-            remedy = "set PYTORCH_ENABLE_MPS_FALLBACK=1, with which the CPU does it"
-            say(f"error: Apple's GPUs cannot compute this ({reason_of(error)}): {remedy}", everywhere=True)
-        elif out_of_memory(error):
-            problem = f"there is not enough memory ({reason_of(error)})"
-            say(f"error: {problem}: close other programs, or take smaller settings", everywhere=True)
-        else:
-            raise
-        sys.exit(1)
-    except OSError as error:
-        if error.errno is None:
-            raise
-        say(f"error: {error.strerror}: {error.filename or 'while reading or writing'}", everywhere=True)
-        sys.exit(1)
 
 
 def _options_of(option_class: Any) -> list[inspect.Parameter]:
