@@ -134,6 +134,22 @@ def _factors(largest: Tensor, strength: float) -> Tensor:
     return torch.where(largest > 0, factors, 1.0)
 
 
+def _rescaled(weight: Tensor, input_factors: Tensor | None, output_factors: Tensor | None) -> Tensor:
+    """Return a weight, float [O, I / groups, ...] or [O], divided by its inputs' factors, times its outputs'.
+
+    input_factors: float [I]; output_factors: float [O]; None leaves the weight as it is.
+    """
+    if input_factors is not None:
+        outputs, inputs = weight.shape[:2]
+        groups = len(input_factors) // inputs
+        per_group = input_factors.view(groups, 1, inputs)
+        divisors = per_group.expand(-1, outputs // groups, -1).reshape(outputs, inputs)
+        weight = weight / divisors.view(outputs, inputs, *[1] * (weight.ndim - 2))
+    if output_factors is not None:
+        weight = weight * output_factors.view(-1, *[1] * (weight.ndim - 1))
+    return weight
+
+
 def equalize(detector: Detector, batches: Sequence[Tensor], strength: float = STRENGTH) -> Detector:
     """Return a copy of a fused detector with equalized weights; its outputs differ only by float32 rounding.
 
@@ -157,18 +173,10 @@ def equalize(detector: Detector, batches: Sequence[Tensor], strength: float = ST
         output_factors, input_factors = factors.get(ties.root(node)), factors.get(ties.root(layer_input))
         if output_factors is None and input_factors is None:
             continue
-        scaled = state[str(weight.target)]
-        if input_factors is not None and node.target in LAYERS:
-            outputs, inputs = scaled.shape[:2]
-            groups = len(input_factors) // inputs
-            per_group = input_factors.view(groups, 1, inputs)
-            divisors = per_group.expand(-1, outputs // groups, -1).reshape(outputs, inputs)
-            scaled = scaled / divisors.view(outputs, inputs, *[1] * (scaled.ndim - 2))
-        if output_factors is not None:
-            scaled = scaled * output_factors.view(-1, *[1] * (scaled.ndim - 1))
-            if bias is not None:
-                state[str(bias.target)] *= output_factors
-        state[str(weight.target)] = scaled
+        of_inputs = input_factors if node.target in LAYERS else None  # a batch norm's scale is per output alone
+        state[str(weight.target)] = _rescaled(state[str(weight.target)], of_inputs, output_factors)
+        if output_factors is not None and bias is not None:
+            state[str(bias.target)] *= output_factors
     equal.backbone.load_state_dict(state)
     end = graph.graph.output_node().all_input_nodes[0]
     if equal.first_of_head and ties.root(end) in factors:
