@@ -10,35 +10,33 @@ from export.parity import LEAST_SNR_DB
 from export.runtimes import ORT, Runtime
 
 
+def _shown(manifest: Manifest, runtime: Runtime) -> Artifact | None:
+    """Return a runtime's artifact that the instructions name: the smallest of usual form; clips go in steps.
+
+    Only where there is no other does a ``.pte`` of another delegate than XNNPACK stand for all.
+    """
+    usual = [
+        artifact
+        for artifact in manifest.artifacts
+        if artifact.runtime == runtime and artifact.method != "clip" and not artifact.programs[0].file.endswith(ORT)
+    ]
+    return min(usual, key=lambda artifact: (artifact.delegate not in (None, "xnnpack"), artifact.bytes), default=None)
+
+
 def readme(manifest: Manifest) -> str:
     """Return the README, in Markdown, of a bundle with this manifest."""
     pages = Environment(loader=PackageLoader("export", ""), undefined=StrictUndefined, autoescape=False)  # noqa: S701
 
-    def shown(runtime: Runtime) -> Artifact | None:
-        """Return a runtime's artifact that the instructions name: the smallest of usual form; clips go in steps.
-
-        Only where there is no other does a ``.pte`` of another delegate than XNNPACK stand for all.
-        """
-        usual = [
-            artifact
-            for artifact in manifest.artifacts
-            if artifact.runtime == runtime and artifact.method != "clip" and not artifact.programs[0].file.endswith(ORT)
-        ]
-        return min(
-            usual, key=lambda artifact: (artifact.delegate not in (None, "xnnpack"), artifact.bytes), default=None
-        )
-
     def file(runtime: Runtime) -> str:
-        artifact = shown(runtime)
+        artifact = _shown(manifest, runtime)
         return artifact.file if artifact else ""
 
-    onnx = shown("onnxruntime")
+    onnx, executorch = _shown(manifest, "onnxruntime"), _shown(manifest, "executorch")
     embeds = [program for artifact in manifest.artifacts for program in artifact.programs if program.name == "embed"]
     rules: dict[str, list[str]] = {}
     for artifact in manifest.artifacts:
         rules.setdefault(artifact.threshold.rule, []).append(artifact.file)
     validations = [artifact.validation for artifact in manifest.artifacts if artifact.validation]
-    executorch = shown("executorch")
     return pages.get_template("readme.md.j2").render(
         manifest=manifest,
         frame=manifest.clip.per == "frame",
