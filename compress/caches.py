@@ -131,6 +131,7 @@ class FrameCache:
     """
 
     def __init__(self, blocks: list[NDArray[np.float16]], done: list[NDArray[np.bool_]], folder: Path) -> None:
+        """``blocks``: float16 [V * T, ...] each, of V views; ``done``: bool [V] each; ``folder``: of their files."""
         self._blocks, self._done, self._folder = blocks, done, folder
         self._ends = np.cumsum([len(block) for block in blocks])
 
@@ -152,7 +153,7 @@ class FrameCache:
         key: CacheKey,
         views: Views,
         compute: OfView,
-        where: Compute | None = None,
+        where: Compute,
     ) -> "FrameCache":
         """Open the cache for ``key`` below ``root``, after calling ``compute`` on each view that it lacks.
 
@@ -161,7 +162,7 @@ class FrameCache:
         the folder cannot be written, or if a view of another split than train cannot be read.
         """
         folder = root / key.folder
-        if (where is None or where.rank == 0) and not (folder / KEY_FILE).exists():
+        if where.rank == 0 and not (folder / KEY_FILE).exists():
             require_writable(folder / KEY_FILE, "--cache")
             _say_why_anew(root, key)
             with written_whole(folder / KEY_FILE) as aside:
@@ -169,7 +170,7 @@ class FrameCache:
         filling = Filling(folder, key.modalities, views, compute)
         size = 2 * views.store.frames * len(views) * int(np.prod(filling.shape))
         say(f"{key.of} of {key.split} {'+'.join(key.modalities)}: {size / 1e6:.0f} MB on disk at {folder}")
-        if where is None or where.processes == 1:
+        if where.processes == 1:
             filling.fill()
         else:
             filling.fill_together(where)

@@ -13,6 +13,8 @@ import torch
 from numpy.typing import NDArray
 
 from compress.caches import CacheKey, FrameCache, clips_fingerprint, default_cache, weights_fingerprint
+from compress.compute import prepare_compute
+from compress.filling import OfView
 from data.store import ClipStore
 from data.views import ViewRule, Views
 from stage import StageError, WrongArgument
@@ -38,6 +40,11 @@ def key_of(views: Views, **changes: object) -> CacheKey:
     return CacheKey.model_validate(known | {"clips": clips_fingerprint(views), "rule": views.rule} | changes)
 
 
+def fill(root: Path, key: CacheKey, views: Views, compute: OfView) -> FrameCache:
+    """Fill a cache by this process alone."""
+    return FrameCache.fill(root, key, views, compute, prepare_compute("fp32"))
+
+
 def check(cache: FrameCache, views: Views) -> None:
     frames = views.store.frames
     rows = np.random.default_rng(0).permutation(len(views) * frames)
@@ -47,22 +54,22 @@ def check(cache: FrameCache, views: Views) -> None:
 
 def test_rows_are_those_of_the_views(opened_store: ClipStore, tmp_path: Path) -> None:
     views = Views(opened_store, ViewRule(views=2, forge=True))
-    check(FrameCache.fill(tmp_path, key_of(views), views, Means()), views)
+    check(fill(tmp_path, key_of(views), views, Means()), views)
 
 
 def test_a_second_run_computes_nothing(opened_store: ClipStore, tmp_path: Path) -> None:
     views = Views(opened_store, ViewRule())
-    FrameCache.fill(tmp_path, key_of(views), views, Means())
+    fill(tmp_path, key_of(views), views, Means())
     again = Means()
-    check(FrameCache.fill(tmp_path, key_of(views), views, again), views)
+    check(fill(tmp_path, key_of(views), views, again), views)
     assert again.calls == 1  # for the shape
 
 
 def test_more_views_are_added_to_those_there_are(opened_store: ClipStore, tmp_path: Path) -> None:
     one, two = (Views(opened_store, ViewRule(views=n)) for n in (1, 2))
-    FrameCache.fill(tmp_path, key_of(one), one, Means())
+    fill(tmp_path, key_of(one), one, Means())
     means = Means()
-    check(FrameCache.fill(tmp_path, key_of(two), two, means), two)
+    check(fill(tmp_path, key_of(two), two, means), two)
     assert means.calls == 1 + len(one)
 
 
@@ -70,22 +77,22 @@ def test_a_whole_cache_on_a_disk_that_is_only_read_serves_and_one_that_lacks_vie
     opened_store: ClipStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one, two = (Views(opened_store, ViewRule(views=n)) for n in (1, 2))
-    FrameCache.fill(tmp_path, key_of(one), one, Means())
+    fill(tmp_path, key_of(one), one, Means())
     with pytest.raises(KeyboardInterrupt):
-        FrameCache.fill(tmp_path / "half", key_of(one), one, Means(fail_after=6))
+        fill(tmp_path / "half", key_of(one), one, Means(fail_after=6))
     monkeypatch.setattr(os, "access", lambda path, _: tmp_path not in Path(path).parents)
-    check(FrameCache.fill(tmp_path, key_of(one), one, Means()), one)
+    check(fill(tmp_path, key_of(one), one, Means()), one)
     for root, views in ((tmp_path, two), (tmp_path / "half", one), (tmp_path / "new", one)):
         with pytest.raises(StageError, match=r" cannot be written, as .* may not: give --cache, a folder that may"):
-            FrameCache.fill(root, key_of(views), views, Means())
+            fill(root, key_of(views), views, Means())
 
 
 def test_interrupted_work_goes_on(opened_store: ClipStore, tmp_path: Path) -> None:
     views = Views(opened_store, ViewRule())
     with pytest.raises(KeyboardInterrupt):
-        FrameCache.fill(tmp_path, key_of(views), views, Means(fail_after=6))
+        fill(tmp_path, key_of(views), views, Means(fail_after=6))
     rest = Means()
-    check(FrameCache.fill(tmp_path, key_of(views), views, rest), views)
+    check(fill(tmp_path, key_of(views), views, rest), views)
     assert rest.calls == 1 + len(views) - 5
 
 
@@ -94,10 +101,10 @@ def test_another_key_computes_anew_and_says_why(
     opened_store: ClipStore, tmp_path: Path, change: dict[str, str], capfd: pytest.CaptureFixture[str]
 ) -> None:
     views = Views(opened_store, ViewRule())
-    FrameCache.fill(tmp_path, key_of(views), views, Means())
+    fill(tmp_path, key_of(views), views, Means())
     assert "are computed" not in capfd.readouterr().err
     means = Means()
-    FrameCache.fill(tmp_path, key_of(views, **change), views, means)
+    fill(tmp_path, key_of(views, **change), views, means)
     assert means.calls == 1 + len(views)
     assert f"means are computed: those that are kept differ in {next(iter(change))}\n" in capfd.readouterr().err
 
@@ -105,19 +112,19 @@ def test_another_key_computes_anew_and_says_why(
 def test_a_policy_that_is_refused_leaves_no_clip_out(opened_store: ClipStore, tmp_path: Path) -> None:
     views = Views(opened_store, ViewRule(views=2, augment="rand-m9.5"))
     with pytest.raises(WrongArgument, match=r"timm refuses --augment rand-m9\.5"):
-        FrameCache.fill(tmp_path, key_of(views), views, Means())
+        fill(tmp_path, key_of(views), views, Means())
     assert views.unreadable == set()
 
 
 def test_another_seed_of_views_is_another_key(opened_store: ClipStore, tmp_path: Path) -> None:
     for seed in (0, 1):
         views = Views(opened_store, ViewRule(views=2, seed=seed))
-        check(FrameCache.fill(tmp_path, key_of(views), views, Means()), views)
+        check(fill(tmp_path, key_of(views), views, Means()), views)
 
 
 def _fill(store: Path, root: Path) -> None:
     views = Views(ClipStore(store), ViewRule(views=2))
-    check(FrameCache.fill(root, key_of(views), views, Means()), views)
+    check(fill(root, key_of(views), views, Means()), views)
 
 
 def test_two_writers_at_once_give_one_whole_cache(demo_store: Path, opened_store: ClipStore, tmp_path: Path) -> None:
@@ -129,7 +136,7 @@ def test_two_writers_at_once_give_one_whole_cache(demo_store: Path, opened_store
         writer.join(120)
     assert [writer.exitcode for writer in writers] == [0, 0]
     views, means = Views(opened_store, ViewRule(views=2)), Means()
-    check(FrameCache.fill(tmp_path, key_of(views), views, means), views)
+    check(fill(tmp_path, key_of(views), views, means), views)
     assert means.calls == 1
 
 
@@ -140,7 +147,7 @@ def test_a_clip_that_cannot_be_read_is_left_out_and_said(
     views = Views(ClipStore(store), ViewRule())
     clip = views.views[2].clip
     (store / "clips" / f"{clip.video_id}.parquet").write_bytes(b"gone")
-    FrameCache.fill(tmp_path / "cache", key_of(views), views, Means())
+    fill(tmp_path / "cache", key_of(views), views, Means())
     assert views.unreadable == {2}
     assert f"clip {clip.clip_id} is left out of training: " in capfd.readouterr().err
 
@@ -152,7 +159,7 @@ def test_rows_stay_with_their_clips_where_another_file_is_missing(demo_store: Pa
         content = file.read_bytes()
         file.unlink()
         views = Views(ClipStore(store), ViewRule(views=2))
-        check(FrameCache.fill(tmp_path / "cache", key_of(views), views, Means()), views)
+        check(fill(tmp_path / "cache", key_of(views), views, Means()), views)
         file.write_bytes(content)
 
 
@@ -168,22 +175,22 @@ def test_fingerprint_follows_names_and_values() -> None:
 
 def test_a_damaged_file_is_refused_and_not_filled_with_zeros(opened_store: ClipStore, tmp_path: Path) -> None:
     views = Views(opened_store, ViewRule())
-    FrameCache.fill(tmp_path, key_of(views), views, Means())
+    fill(tmp_path, key_of(views), views, Means())
     file = next(tmp_path.glob("*/block-0.npy"))
     content = file.read_bytes()
     for spoiled in (content[:-100], content[:20], b""):
         file.write_bytes(spoiled)
         with pytest.raises(StageError, match=r"block-0.npy is damaged or not of this cache: remove .*means-"):
-            FrameCache.fill(tmp_path, key_of(views), views, Means())
+            fill(tmp_path, key_of(views), views, Means())
     file.write_bytes(content)
-    check(FrameCache.fill(tmp_path, key_of(views), views, Means()), views)
+    check(fill(tmp_path, key_of(views), views, Means()), views)
 
 
 def test_rows_that_were_removed_are_computed_again(opened_store: ClipStore, tmp_path: Path) -> None:
     views = Views(opened_store, ViewRule())
-    FrameCache.fill(tmp_path, key_of(views), views, Means())
+    fill(tmp_path, key_of(views), views, Means())
     next(tmp_path.glob("*/block-0.npy")).unlink()
-    check(FrameCache.fill(tmp_path, key_of(views), views, Means()), views)
+    check(fill(tmp_path, key_of(views), views, Means()), views)
 
 
 def test_the_cache_of_the_folder_one_stands_in_lies_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,7 +202,7 @@ def test_the_cache_of_the_folder_one_stands_in_lies_beside_it(tmp_path: Path, mo
 def test_numbers_beyond_half_precision_are_refused(opened_store: ClipStore, tmp_path: Path) -> None:
     views = Views(opened_store, ViewRule())
     with pytest.raises(StageError, match=r"gives numbers beyond half precision; give --precision fp32, if that is"):
-        FrameCache.fill(tmp_path, key_of(views), views, lambda pixels, _: 1e6 * Means()(pixels))
+        fill(tmp_path, key_of(views), views, lambda pixels, _: 1e6 * Means()(pixels))
 
 
 class Together:
@@ -233,7 +240,7 @@ def test_processes_together_give_the_cache_of_one(demo_store: Path, opened_store
         assert means.calls == 1 + len(views) // 3
     assert not list(tmp_path.rglob("*.part"))
     alone = Means()
-    check(FrameCache.fill(tmp_path, key_of(views), views, alone), views)
+    check(fill(tmp_path, key_of(views), views, alone), views)
     assert alone.calls == 1
 
 
@@ -251,7 +258,7 @@ def test_what_processes_left_half_done_is_taken_in(demo_store: Path, opened_stor
 
 def test_what_a_process_did_not_see_is_missed(opened_store: ClipStore, tmp_path: Path) -> None:
     views = Views(opened_store, ViewRule())
-    FrameCache.fill(tmp_path, key_of(views), views, Means())
+    fill(tmp_path, key_of(views), views, Means())
     done = next(tmp_path.rglob("block-0.done.npy"))
     cache = FrameCache([], [np.arange(12) % 2 == 0], done.parent)
     with pytest.raises(StageError, match=r"lacks 6 views that another process was to fill: give --cache on a disk"):

@@ -41,7 +41,7 @@ def test_cached_features_are_those_of_the_frozen_part(teacher_run, opened_store,
             return frozen(pixels_in.pictures(torch.from_numpy(pixels)))
 
     key = CacheKey(of="f", store="s", clips="c", weights="w", network="n", precision="fp32", rule=views.rule)
-    cache = FrameCache.fill(tmp_path, key, views, features)
+    cache = FrameCache.fill(tmp_path, key, views, features, prepare_compute("fp32"))
     rows = np.array([0, 7, 42, 13])
     live = features(read_batch(views, Batch(rows, np.zeros(4, np.int64))).pixels)
     torch.testing.assert_close(cache[rows], live, atol=2e-3, rtol=2e-3)
