@@ -69,7 +69,7 @@ class Compute:
         return cast_to(self.device, self.dtype)
 
     def mean(self, tensor: Tensor) -> Tensor:
-        """Return the mean of a tensor over all processes."""
+        """Return the mean over all processes of a tensor of one shape in each."""
         if self.processes == 1:
             return tensor
         result: Tensor = self.accelerator.reduce(tensor.to(self.device), "mean")

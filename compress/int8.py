@@ -82,7 +82,10 @@ class Rounding(ObserverBase):  # type: ignore[misc]
         self.register_buffer("zero_point", torch.tensor(known.zero_point, dtype=torch.int32))
 
     def forward(self, value: Tensor) -> Tensor:
-        """Return the value rounded to the nearest int8 level; the gradient is 1 within the range and 0 outside."""
+        """Return the value, float32 of any shape, rounded to the nearest int8 level.
+
+        The gradient is 1 within the range and 0 outside.
+        """
         if self.qscheme == torch.per_channel_symmetric:
             return torch.fake_quantize_per_channel_affine(
                 value, self.scale, self.zero_point, self.ch_axis, self.quant_min, self.quant_max
@@ -242,7 +245,10 @@ def simulated(
 
 
 def set_numbers(graph: GraphModule, tensors: Tensors) -> None:
-    """Make a prepared or simulated graph round with the scales of ``tensors``, in place; raises as ``simulated``."""
+    """Make a prepared or simulated graph round with the scales of ``tensors``, in place.
+
+    Raises StageError if ``tensors`` does not belong to this network.
+    """
     for name, node, observer in list(observers_of(graph)):
         quantization = tensors.get(node.name)
         per_channel = observer.qscheme == torch.per_channel_symmetric

@@ -47,7 +47,7 @@ class Candidates(nn.Module):
         self.observers = nn.ModuleDict({name: observer(**settings) for name, observer in OBSERVERS.items()})
 
     def forward(self, value: Tensor) -> Tensor:
-        """Show a value to all observers and return it unchanged."""
+        """Show a value, float32 of any shape, to all observers and return it unchanged."""
         for observer in self.observers.values():
             observer(value)
         return value
@@ -61,6 +61,6 @@ class Clamped(nn.Module):
         self.observer, self.low, self.high = observer, low, high
 
     def forward(self, value: Tensor) -> Tensor:
-        """Show the clamped value to the observer and return the value unchanged."""
+        """Show the value, float32 of any shape, clamped to the observer, and return it unchanged."""
         self.observer(value.clamp(self.low, self.high))
         return value

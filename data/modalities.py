@@ -44,7 +44,11 @@ class Modalities:
     def pictures(
         self, frames: Sequence[Frame], boxes: NDArray[np.float32], valid: NDArray[np.bool_], rule: CropRule
     ) -> dict[str, NDArray[np.uint8]]:
-        """Return each modality's pictures, uint8 [T, S, S, 3], of a clip's frames, uint8 [H, W, 3] RGB."""
+        """Return each modality's pictures, uint8 [T, S, S, 3], of a clip's frames, uint8 [H, W, 3] RGB.
+
+        boxes: float32 [T, 4] in pixels; valid: the frames that count, bool [T]. Raises WrongArgument for crops of a
+        side that RAFT cannot take.
+        """
         rgb = rule.cut_clip(frames, boxes)
         pictures = {"rgb": rgb}
         if "depth" in self.names:

@@ -85,7 +85,7 @@ def colours_mixed_up(pixels: Frame) -> Frame:
 
 
 def on_its_side(pixels: Frame) -> Frame:
-    """Return a picture turned by 90 degrees clockwise."""
+    """Return a picture, uint8 [H, W, 3], turned by 90 degrees clockwise."""
     return np.ascontiguousarray(np.rot90(pixels, -1))
 
 

@@ -87,7 +87,8 @@ class Views:
     """All views of a split. Frame ``t`` of view ``v`` has the row ``v * T + t``.
 
     Views come in blocks of one number, unforged ones before forged ones, in the order of the store's clips. Raises
-    StageError if a label would be missing, if the policy is unknown, or if the store lacks one of the modalities.
+    StageError if a label would be missing or if the store lacks one of the modalities, WrongArgument if the policy is
+    unknown or cannot augment one of them, and for forgeries of depth or flow.
     """
 
     def __init__(

@@ -40,7 +40,10 @@ class Marks:
     """P(fake)."""
 
     def __call__(self, clip: FaceClip, scores: NDArray[np.float32]) -> None:
-        """Add a clip's valid frames and their scores, or the clip's score; where clips overlap, the last counts."""
+        """Add a clip's N valid frames and their scores, float32 [N], or the clip's score, float32 [1].
+
+        Where clips overlap, the last counts.
+        """
         frames = np.flatnonzero(clip.valid)
         for frame, score in zip(frames, np.broadcast_to(scores, frames.shape), strict=True):
             self.boxes[clip.start + int(frame)] = clip.boxes[frame]

@@ -106,7 +106,8 @@ def create_backbone(name: str, size: int, **pretrained: object) -> nn.Module:
     """Create a timm backbone without its classifier: [N, 3, size, size] -> [N, D] pooled embeddings.
 
     A backbone of fixed input size (a vision transformer) is created for ``size``; timm resamples its positions.
-    ``pretrained``: further arguments of ``timm.create_model``. Raises StageError if the size is not possible.
+    ``pretrained``: further arguments of ``timm.create_model``. Raises StageError if the size is not possible, and
+    WrongArgument for a name that timm does not list.
     """
     cfg = timm.get_pretrained_cfg(check_backbone(name))
     shape = {"img_size": size} if cfg is not None and cfg.fixed_input_size else {}
@@ -200,7 +201,7 @@ class Detector(nn.Module):
         return other
 
     def example(self, frames: int) -> tuple[Tensor, ...]:
-        """Return the inputs for one sample of zeros: a frame, or a clip of ``frames`` valid frames."""
+        """Return the inputs, N = 1, for one sample of zeros: a frame, or a clip of T = ``frames`` valid frames."""
         architecture = self.architecture
         modality_axis = [len(architecture.modalities)] if len(architecture.modalities) > 1 else []
         shape = [*modality_axis, 3, architecture.size, architecture.size]

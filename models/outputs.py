@@ -51,7 +51,7 @@ def _averaged(maps: Tensor, grid: tuple[int, int]) -> Tensor:
 
 
 def averaged_by_products(maps: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Return the result of ``adaptive_avg_pool2d``, float [N, C, H', W'], by products with pooling matrices."""
+    """Return ``adaptive_avg_pool2d`` of maps, float [N, C, H, W] -> [N, C, H', W'], by products with matrices."""
     row_pooling, column_pooling = (
         adaptive_avg_pool1d(torch.eye(side), cells).to(maps) for side, cells in zip(maps.shape[2:], grid, strict=True)
     )
