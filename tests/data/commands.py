@@ -1,4 +1,4 @@
-"""``prepare`` as a user runs it: in processes that can be killed, over files that can kill."""
+"""``prepare`` as a user runs it: in processes that can be killed, over files that can kill; and what it has made."""
 
 import os
 import signal
@@ -14,7 +14,9 @@ import psutil
 from numpy.typing import NDArray
 from PIL import Image
 
+from data.layouts import Source
 from data.prepare import prepare
+from data.prepare_video import Recipe, prepare_video
 from data.store import StoreInfo
 
 ROOT = Path(__file__).parents[2]
@@ -90,6 +92,17 @@ def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 def videos_of(store: Path) -> dict[str, dict[str, Any]]:
     return dict(pd.read_parquet(store / "videos.parquet").set_index("path").to_dict("index"))
+
+
+def clips_of(store: Path) -> pd.DataFrame:
+    """Return the rows of all clips of a store."""
+    return pd.concat([pd.read_parquet(file) for file in sorted((store / "clips").iterdir())], ignore_index=True)
+
+
+def prepared(source: Source, split: str, recipe: Recipe) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Return a video's row and those of its clips."""
+    clips: list[dict[str, Any]] = []
+    return prepare_video(source, split, recipe, clips.append), clips
 
 
 def photos_below(root: Path, astronaut: NDArray[np.uint8]) -> Path:

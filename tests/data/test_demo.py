@@ -11,10 +11,7 @@ import pytest
 from data.demo import NOTE, Camera, Portrait, render_corpora, render_pair
 from data.faces import DlibHog, Face, iou, whole
 from data.picture import Frame, Picture
-
-
-def files(root: Path) -> dict[str, bytes]:
-    return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+from tests.data.commands import files
 
 
 def faces(frame: Frame) -> list[Face]:

@@ -20,6 +20,7 @@ from data.prepare import prepare
 from data.store import ClipStore
 from data.video import Video, write_video
 from stage import StageError
+from tests.data.commands import clips_of
 
 ROOT = Path(__file__).parents[2]
 ODD = "[red] [bold]q'uo\"te\nnewline \N{SNOWMAN}"
@@ -27,10 +28,6 @@ ODD = "[red] [bold]q'uo\"te\nnewline \N{SNOWMAN}"
 
 def videos_of(demo_corpus: Path) -> list[Path]:
     return sorted(demo_corpus.glob("original_sequences/**/*.mp4"))
-
-
-def clips_of(store: Path) -> pd.DataFrame:
-    return pd.concat([pd.read_parquet(file) for file in sorted((store / "clips").iterdir())], ignore_index=True)
 
 
 def tile(sheet: Image.Image, line: int, column: int) -> np.ndarray[Any, Any]:

@@ -16,18 +16,13 @@ from data.forge import Forgery
 from data.layouts import Source
 from data.modalities import Modalities
 from data.picture import Frame
-from data.prepare_video import Recipe, prepare_video
+from data.prepare_video import Recipe
 from data.store import StoreSettings
 from data.video import Video, recompressed, write_video
+from tests.data.commands import prepared
 
 Row = dict[str, Any]
 LENGTH = 60
-
-
-def prepared(source: Source, split: str, recipe: Recipe) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Return a video's row and those of its clips."""
-    clips: list[dict[str, Any]] = []
-    return prepare_video(source, split, recipe, clips.append), clips
 
 
 def head(photo: Frame, x: int = 40, y: int = 10, width: int = 240) -> Frame:

@@ -24,10 +24,11 @@ from data.crops import CropRule
 from data.layouts import Source
 from data.modalities import Modalities
 from data.parquet import RowWriter
-from data.prepare_video import Recipe, prepare_video
+from data.prepare_video import Recipe
 from data.schemas import CLIP_SCHEMA, VIDEO_SCHEMA
 from data.store import StoreSettings
 from data.video import Video
+from tests.data.commands import files, prepared
 
 ROOT = Path(__file__).parents[2]
 Frames = Sequence[NDArray[np.uint8]]
@@ -44,12 +45,6 @@ KINDS = {
     "intra.avi": ("avi", "mjpeg", "yuvj420p", {}),
 }
 """A small good video of each kind: container, codec, pixel format, options of the container."""
-
-
-def prepared(source: Source, split: str, recipe: Recipe) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Return a video's row and those of its clips."""
-    clips: list[dict[str, Any]] = []
-    return prepare_video(source, split, recipe, clips.append), clips
 
 
 def encoded(
@@ -277,10 +272,6 @@ def run(folder: Path, out: Path, *options: str) -> str:
     ended = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
     assert ended.returncode == 0, ended.stderr
     return ended.stdout + ended.stderr
-
-
-def files(root: Path) -> dict[str, bytes]:
-    return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
 def check_reasons(table: pd.DataFrame, *roots: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 from data.demo import NOTE
 from data.store import ClipStore
 from stage import StageError
+from tests.data.commands import clips_of
 from tests.data.test_png import by_pillow
 
 LIST = "list<element: {}>".format
@@ -54,10 +55,6 @@ VIDEO_COLUMNS = {
 def columns_of(path: Path) -> dict[str, str]:
     schema = pq.read_schema(path)
     return dict(zip(schema.names, map(str, schema.types), strict=True))
-
-
-def clip_table(store: Path) -> pd.DataFrame:
-    return pd.concat([pd.read_parquet(file) for file in sorted((store / "clips").iterdir())], ignore_index=True)
 
 
 def test_columns_of_clips(demo_store: Path) -> None:
@@ -112,12 +109,12 @@ def test_videos_carry_the_hashes_of_their_clip_files(demo_store: Path) -> None:
 
 def test_rows_of_clips_agree_with_rows_of_videos(demo_store: Path) -> None:
     shared = ["video_id", "label", "method", "split", "identities", "fps"]
-    clips, videos = clip_table(demo_store)[shared], pd.read_parquet(demo_store / "videos.parquet")[shared]
+    clips, videos = clips_of(demo_store)[shared], pd.read_parquet(demo_store / "videos.parquet")[shared]
     pd.testing.assert_frame_equal(*(t.sort_values("video_id", ignore_index=True) for t in (clips, videos)))
 
 
 def test_values_of_a_clip(demo_store: Path) -> None:
-    for row in clip_table(demo_store).itertuples():
+    for row in clips_of(demo_store).itertuples():
         assert (row.clip_id, row.track, row.start_frame, row.fps) == (f"{row.video_id}-0", 0, 0, 25.0)
         assert (row.method, len(row.identities)) == (["youtube", "SelfBlended"][row.label], 1)
         assert np.stack(row.boxes).shape == (4, 4)
@@ -138,7 +135,7 @@ def test_only_what_is_no_picture_is_compressed_again(demo_store: Path) -> None:
 
 
 def test_pixels_are_the_stored_pictures_in_their_order(demo_store: Path) -> None:
-    store, pictures = ClipStore(demo_store), clip_table(demo_store).set_index("clip_id")["rgb"]
+    store, pictures = ClipStore(demo_store), clips_of(demo_store).set_index("clip_id")["rgb"]
     for split in ("train", "val", "test"):
         for clip in store.clips(split):
             pixels = store.pixels(clip)
@@ -148,7 +145,7 @@ def test_pixels_are_the_stored_pictures_in_their_order(demo_store: Path) -> None
 
 
 def test_clips_of_a_split_are_those_of_the_table(demo_store: Path) -> None:
-    store, table = ClipStore(demo_store), clip_table(demo_store)
+    store, table = ClipStore(demo_store), clips_of(demo_store)
     assert (store.frames, store.size) == (4, 64)
     for split, rows in table.groupby("split"):
         clips = {clip.clip_id: (clip.video_id, clip.label, clip.method, clip.identities) for clip in store.clips(split)}
