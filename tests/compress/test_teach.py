@@ -1,14 +1,17 @@
-"""Teachers of every modality: what trains from cached features scores as the run does from pixels; what is refused."""
+"""Teachers: of every modality, of real faces alone, never trained; scores from cached features and from pixels."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
+from safetensors.torch import save_file
 
 from compress.compute import prepare_compute
-from compress.distill import distill
+from compress.distill import distill, load_teacher
 from compress.features import Cut, Features
 from compress.runs import pixel_detector, takes, torch_scorer
 from compress.scoring import collect, score_split
@@ -20,6 +23,7 @@ from export.export import export
 from models.freezing import freeze
 from models.run import Run
 from stage import StageError
+from tests.conftest import note_anew
 
 TINY = {"backbone": "test_vit", "random_weights": True, "epochs": 1, "precision": "fp32"}
 
@@ -119,3 +123,80 @@ def test_what_cannot_be_taught_is_one_line(
     for nothing_to_keep in ({"unfreeze": "all"}, {"epochs": 0}):
         with pytest.raises(StageError, match="--cache keeps what frozen layers say: leave it out where none is frozen"):
             teach("dino", demo_store, out, cache=tmp_path / "cache", **TINY | nothing_to_keep)
+
+
+def test_frozen_part_of_a_teacher_keeps_its_starting_weights(demo_store, tmp_path):
+    options = {"backbone": "test_vit", "random_weights": True, "unfreeze": "1", "seed": 3}
+    teach("dino", demo_store, tmp_path / "start", epochs=0, **options)
+    teach("dino", demo_store, tmp_path / "taught", epochs=1, **options)
+    start, taught = (Run(tmp_path / name).detector().state_dict() for name in ("start", "taught"))
+    moved = {name for name in start if not torch.equal(start[name], taught[name])}
+    blocks = len(Run(tmp_path / "start").detector().backbone.blocks)
+    assert f"backbone.blocks.{blocks - 1}.mlp.fc1.weight" in moved
+    assert all(name.startswith((f"backbone.blocks.{blocks - 1}.", "backbone.norm.", "head.")) for name in moved)
+
+
+def test_run_that_was_never_trained_says_so(demo_store, tmp_path):
+    teach("dino", demo_store, tmp_path / "run", backbone="test_vit", random_weights=True, epochs=0)
+    assert Run(tmp_path / "run").info.meaningless.startswith("random weights, never trained")
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["test"] is None
+    with pytest.raises(StageError, match=r"has nothing to teach: random weights, never trained"):
+        load_teacher(tmp_path / "run", ClipStore(demo_store), "frame")
+
+
+def test_a_head_that_was_never_trained_says_so_whatever_its_backbone_knows(demo_store, teacher_run, tmp_path):
+    weights, run = tmp_path / "vit.safetensors", tmp_path / "of-file"
+    save_file(timm.create_model("test_vit", img_size=64).state_dict(), weights)
+    teach("dino", demo_store, run, backbone="test_vit", weights=weights, epochs=0)
+    assert Run(run).info.meaningless.startswith("a random head, never trained")
+    with pytest.raises(StageError, match=r"has nothing to teach: a random head, never trained"):
+        load_teacher(run, ClipStore(demo_store), "frame")
+    teach("dino", demo_store, tmp_path / "of-run", backbone="test_vit", weights=teacher_run, epochs=0)
+    assert Run(tmp_path / "of-run").info.meaningless is None
+
+
+@pytest.fixture(scope="module")
+def reals_store(demo_corpus, tmp_path_factory):
+    """ClipStore of real videos alone, with forgeries in validation and test."""
+    out = tmp_path_factory.mktemp("reals") / "store"
+    prepare([demo_corpus], out, methods="youtube", frames=4, size=64, ratios="0.5,0.25,0.25", forge=2, workers=2)
+    return out
+
+
+def test_a_teacher_learns_from_real_faces_alone(reals_store, tmp_path, capfd):
+    with pytest.raises(StageError, match=r"6 real and 0 fake clips and needs both: .* or train with --forge"):
+        teach("dino", reals_store, tmp_path / "run", backbone="test_vit", random_weights=True)
+    options = {"backbone": "test_vit", "random_weights": True, "forge": True, "views": 2, "epochs": 1}
+    teach("dino", reals_store, tmp_path / "run", **options)
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    rule = {"views": 2, "augment": "ten", "forge": True, "weakest_forgery": 0.25, "seed": 0}
+    assert metrics["training"]["views"] == rule | {"count": 24, "replaced_clips": [], "lost_files": []}
+    assert (metrics["test"]["clip"]["real"], metrics["test"]["clip"]["fake"]) == (3, 6)
+
+
+def test_a_second_teacher_finds_the_frozen_features(reals_store, tmp_path, capfd):
+    options = {"backbone": "test_vit", "random_weights": True, "forge": True, "epochs": 1, "cache": tmp_path / "cache"}
+    teach("dino", reals_store, tmp_path / "one", **options)
+    features = next((tmp_path / "cache").glob("frozen-features-*/block-0.npy"))
+    written = features.stat().st_mtime_ns
+    teach("dino", reals_store, tmp_path / "two", learning_rate=1e-4, **options)
+    assert features.stat().st_mtime_ns == written
+    assert len(list((tmp_path / "cache").iterdir())) == 2  # of the training and the validation split
+    capfd.readouterr()
+    teach("dino", reals_store, tmp_path / "three", seed=1, **options)
+    assert "frozen features are computed: those that are kept differ in weights, rule\n" in capfd.readouterr().err
+
+
+def test_a_damaged_clip_is_replaced_and_named(reals_store, tmp_path):
+    store = shutil.copytree(reals_store, tmp_path / "store")
+    clip = ClipStore(store).clips("train", both=False)[0]
+    file = store / "clips" / f"{clip.video_id}.parquet"
+    content = file.read_bytes()
+    file.write_bytes(content.replace(b"IDAT", b"IDAX"))
+    note_anew(store)
+    lost = store / "clips" / f"{ClipStore(store).clips('train', both=False)[1].video_id}.parquet"
+    lost.write_bytes(lost.read_bytes()[:-1])
+    options = {"backbone": "test_vit", "random_weights": True, "forge": True, "epochs": 1, "unfreeze": "all"}
+    teach("dino", store, tmp_path / "run", **options)
+    views = json.loads((tmp_path / "run" / "metrics.json").read_text())["training"]["views"]
+    assert (views["replaced_clips"], views["lost_files"]) == ([clip.clip_id], [lost.name])

@@ -1,4 +1,4 @@
-"""Schedules, cached features and the two training stages on a small store."""
+"""The training loop on a small store, and what a student's training leaves in its run."""
 
 import json
 import shutil
@@ -6,75 +6,21 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import timm
 import torch
-from safetensors.torch import save_file
 
 from compress import training
-from compress.caches import CacheKey, FrameCache
 from compress.checkpoints import load_checkpoint
 from compress.compute import Compute, prepare_compute
-from compress.distill import distill, load_teacher
+from compress.distill import distill
 from compress.schedule import Schedule
-from compress.teach import teach
 from compress.training import Task, fit
-from data.batches import Batch, read_batch
+from data.batches import read_batch
 from data.store import ClipStore
 from data.views import ViewRule, Views
-from models.detector import PixelDetector
-from models.freezing import freeze
 from models.run import Run, UnfinishedRun
 from stage import StageError
 from tests.compress.interrupted import InterruptedAfter
 from tests.conftest import note_anew
-
-
-def test_cached_features_are_those_of_the_frozen_part(teacher_run, opened_store, tmp_path):
-    run = Run(teacher_run)
-    detector = run.detector()
-    pixels_in = PixelDetector(detector, run.info.preprocessing)
-    frozen, _ = freeze(detector.backbone, "1")
-    views = Views(opened_store, ViewRule())
-
-    def features(pixels, valid=None):
-        with torch.inference_mode():
-            return frozen(pixels_in.pictures(torch.from_numpy(pixels)))
-
-    key = CacheKey(of="f", store="s", clips="c", weights="w", network="n", precision="fp32", rule=views.rule)
-    cache = FrameCache.fill(tmp_path, key, views, features, prepare_compute("fp32"))
-    rows = np.array([0, 7, 42, 13])
-    live = features(read_batch(views, Batch(rows, np.zeros(4, np.int64))).pixels)
-    torch.testing.assert_close(cache[rows], live, atol=2e-3, rtol=2e-3)
-
-
-def test_frozen_part_of_a_teacher_keeps_its_starting_weights(demo_store, tmp_path):
-    options = {"backbone": "test_vit", "random_weights": True, "unfreeze": "1", "seed": 3}
-    teach("dino", demo_store, tmp_path / "start", epochs=0, **options)
-    teach("dino", demo_store, tmp_path / "taught", epochs=1, **options)
-    start, taught = (Run(tmp_path / name).detector().state_dict() for name in ("start", "taught"))
-    moved = {name for name in start if not torch.equal(start[name], taught[name])}
-    blocks = len(Run(tmp_path / "start").detector().backbone.blocks)
-    assert f"backbone.blocks.{blocks - 1}.mlp.fc1.weight" in moved
-    assert all(name.startswith((f"backbone.blocks.{blocks - 1}.", "backbone.norm.", "head.")) for name in moved)
-
-
-def test_run_that_was_never_trained_says_so(demo_store, tmp_path):
-    teach("dino", demo_store, tmp_path / "run", backbone="test_vit", random_weights=True, epochs=0)
-    assert Run(tmp_path / "run").info.meaningless.startswith("random weights, never trained")
-    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["test"] is None
-    with pytest.raises(StageError, match=r"has nothing to teach: random weights, never trained"):
-        load_teacher(tmp_path / "run", ClipStore(demo_store), "frame")
-
-
-def test_a_head_that_was_never_trained_says_so_whatever_its_backbone_knows(demo_store, teacher_run, tmp_path):
-    weights, run = tmp_path / "vit.safetensors", tmp_path / "of-file"
-    save_file(timm.create_model("test_vit", img_size=64).state_dict(), weights)
-    teach("dino", demo_store, run, backbone="test_vit", weights=weights, epochs=0)
-    assert Run(run).info.meaningless.startswith("a random head, never trained")
-    with pytest.raises(StageError, match=r"has nothing to teach: a random head, never trained"):
-        load_teacher(run, ClipStore(demo_store), "frame")
-    teach("dino", demo_store, tmp_path / "of-run", backbone="test_vit", weights=teacher_run, epochs=0)
-    assert Run(tmp_path / "of-run").info.meaningless is None
 
 
 def test_student_s_metrics_hold_history_threshold_and_both_splits(student_run):
@@ -106,55 +52,6 @@ def test_student_of_crops_of_another_size_is_refused(demo_corpus, teacher_run, t
     prepare([demo_corpus], tmp_path / "store", frames=1, size=32, ratios="0.5,0.25,0.25", workers=2)
     with pytest.raises(StageError, match=r"takes 64 px crops, .* holds 32 px"):
         distill(tmp_path / "store", tmp_path / "out", teacher_run)
-
-
-@pytest.fixture(scope="module")
-def reals_store(demo_corpus, tmp_path_factory):
-    """ClipStore of real videos alone, with forgeries in validation and test."""
-    from data.prepare import prepare
-
-    out = tmp_path_factory.mktemp("reals") / "store"
-    prepare([demo_corpus], out, methods="youtube", frames=4, size=64, ratios="0.5,0.25,0.25", forge=2, workers=2)
-    return out
-
-
-def test_a_teacher_learns_from_real_faces_alone(reals_store, tmp_path, capfd):
-    with pytest.raises(StageError, match=r"6 real and 0 fake clips and needs both: .* or train with --forge"):
-        teach("dino", reals_store, tmp_path / "run", backbone="test_vit", random_weights=True)
-    options = {"backbone": "test_vit", "random_weights": True, "forge": True, "views": 2, "epochs": 1}
-    teach("dino", reals_store, tmp_path / "run", **options)
-    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
-    rule = {"views": 2, "augment": "ten", "forge": True, "weakest_forgery": 0.25, "seed": 0}
-    assert metrics["training"]["views"] == rule | {"count": 24, "replaced_clips": [], "lost_files": []}
-    assert (metrics["test"]["clip"]["real"], metrics["test"]["clip"]["fake"]) == (3, 6)
-
-
-def test_a_second_teacher_finds_the_frozen_features(reals_store, tmp_path, capfd):
-    options = {"backbone": "test_vit", "random_weights": True, "forge": True, "epochs": 1, "cache": tmp_path / "cache"}
-    teach("dino", reals_store, tmp_path / "one", **options)
-    features = next((tmp_path / "cache").glob("frozen-features-*/block-0.npy"))
-    written = features.stat().st_mtime_ns
-    teach("dino", reals_store, tmp_path / "two", learning_rate=1e-4, **options)
-    assert features.stat().st_mtime_ns == written
-    assert len(list((tmp_path / "cache").iterdir())) == 2  # of the training and the validation split
-    capfd.readouterr()
-    teach("dino", reals_store, tmp_path / "three", seed=1, **options)
-    assert "frozen features are computed: those that are kept differ in weights, rule\n" in capfd.readouterr().err
-
-
-def test_a_damaged_clip_is_replaced_and_named(reals_store, tmp_path):
-    store = shutil.copytree(reals_store, tmp_path / "store")
-    clip = ClipStore(store).clips("train", both=False)[0]
-    file = store / "clips" / f"{clip.video_id}.parquet"
-    content = file.read_bytes()
-    file.write_bytes(content.replace(b"IDAT", b"IDAX"))
-    note_anew(store)
-    lost = store / "clips" / f"{ClipStore(store).clips('train', both=False)[1].video_id}.parquet"
-    lost.write_bytes(lost.read_bytes()[:-1])
-    options = {"backbone": "test_vit", "random_weights": True, "forge": True, "epochs": 1, "unfreeze": "all"}
-    teach("dino", store, tmp_path / "run", **options)
-    views = json.loads((tmp_path / "run" / "metrics.json").read_text())["training"]["views"]
-    assert (views["replaced_clips"], views["lost_files"]) == ([clip.clip_id], [lost.name])
 
 
 def test_a_loss_that_is_not_a_number_ends_training_with_one_line(demo_store, teacher_run, tmp_path):
