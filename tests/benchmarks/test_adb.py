@@ -1,8 +1,6 @@
 """Rows timed on a phone, over an ``adb`` that replays what both runners print (``runner_logs``)."""
 
-import json
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -20,76 +18,8 @@ from benchmarks.worker import measure
 from export.bundle import Bundle
 from stage import StageError
 from tests.benchmarks.runner_logs import BEFORE_ITERATIONS, EXECUTORCH, ONNXRUNTIME
+from tests.benchmarks.scripted_adb import ADB, Adb
 from tests.export.clip_student import NAME, clip_bundle
-
-ADB = """\
-#!{python}
-import json, os, pathlib, sys
-here = pathlib.Path({folder!r})
-plan = json.loads((here / "plan.json").read_text())
-arguments = sys.argv[1:]
-with open(here / "calls.jsonl", "a") as file:
-    file.write(json.dumps(arguments) + "\\n")
-if arguments == ["devices"]:
-    print("* daemon not running; starting now at tcp:5037\\n* daemon started successfully")
-    sys.stdout.write("List of devices attached\\n" + "".join(f"{{s}}\\t{{t}}\\n" for s, t in plan["devices"]) + "\\n")
-    sys.exit(0)
-assert arguments[:2] == ["-s", plan["serial"]], arguments
-verb, rest = arguments[2], arguments[3:]
-if verb == "push":
-    source, target = rest
-    assert pathlib.Path(source).is_file(), source
-    assert target.startswith("/data/local/tmp/pocketproof-"), target
-    print(f"{{source}}: 1 file pushed, 0 skipped.")
-elif verb == "logcat":
-    assert rest[:4] == ["-d", "-v", "raw", "--pid=4242"] and rest[4:] == ["-s", "ExecuTorch"], rest
-    sys.stdout.write(plan["logcat"])
-elif rest[0].startswith("getprop "):
-    print(plan["properties"].get(rest[0].removeprefix("getprop "), ""))
-elif rest[0].startswith("cd "):
-    print(4242)
-    kind = "executor_runner" if "./executor_runner" in rest[0] else "perf_test"
-    sys.stdout.write(plan["prints"][kind])
-    sys.stderr.write(plan["stderr"])
-    sys.exit(plan["code"])
-else:
-    assert rest[0].split()[0] in ("mkdir", "chmod", "rm"), rest
-"""
-
-
-@dataclass
-class Adb:
-    """The scripted ``adb`` and what it was asked."""
-
-    folder: Path
-    plan: dict[str, object]
-
-    def change(self, **changes: object) -> None:
-        self.plan |= changes
-        (self.folder / "plan.json").write_text(json.dumps(self.plan))
-
-    @property
-    def calls(self) -> list[list[str]]:
-        return [json.loads(line) for line in (self.folder / "calls.jsonl").read_text().splitlines()]
-
-    @property
-    def ran(self) -> list[str]:
-        """The commands by which runners were called, without the folder."""
-        shells = [call[3] for call in self.calls if call[2:3] == ["shell"]]
-        return [command.partition("exec ")[2] for command in shells if "exec " in command]
-
-    @property
-    def pushed(self) -> dict[str, Path]:
-        """Each file's own path by its name on the phone."""
-        return {Path(call[4]).name: Path(call[3]) for call in self.calls if call[2:3] == ["push"]}
-
-    @property
-    def left(self) -> set[str]:
-        """Folders that were made and not removed."""
-        shells = [call[3].split() for call in self.calls if call[2:3] == ["shell"]]
-        made = {words[1] for words in shells if words[0] == "mkdir"}
-        assert made
-        return made - {words[2] for words in shells if words[:2] == ["rm", "-rf"]}
 
 
 @pytest.fixture

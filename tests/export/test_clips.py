@@ -13,7 +13,6 @@ from onnxruntime import InferenceSession
 from torch import nn
 
 from compress.quantize import quantize
-from data.video import write_video
 from export import coreml, executorch
 from export import onnx as onnx_writer
 from export.bundle import Bundle
@@ -25,11 +24,9 @@ from export.golden import golden_clips, golden_inputs
 from export.mil import MilProgram
 from export.parity import compare
 from export.programs import step_graphs
-from export.scorer import NothingToScore, VideoScorer
 from files import sha256_of
-from models.detector import Architecture, PixelDetector, Preprocessing
+from models.detector import PixelDetector, Preprocessing
 from models.run import Run
-from models.temporal import TemporalSettings
 from stage import StageError
 from tests.conftest import export_here
 from tests.export.clip_student import NAME, clip_bundle, clip_run, clip_student
@@ -37,7 +34,6 @@ from tests.export.clip_student import NAME, clip_bundle, clip_run, clip_student
 RUNNABLE = (f"{NAME}.pte", f"{NAME}-onnx", f"{NAME}-coreml")
 WHOLE = tuple(f"test_tiny-whole-clip-fp32.{ending}" for ending in ("pte", "onnx", "mlpackage"))
 FRAMES = 4
-CLIP = {"activation": "relu", "temporal": TemporalSettings()}
 FLOAT16 = 10
 """In Core ML's MIL.proto."""
 BYTE, FLOAT = 0, 6
@@ -223,64 +219,6 @@ def test_every_mistake_is_beyond_the_tolerance(bundle, eager, source):
         assert not compare(source.golden, scores, "fp32").passed
 
 
-def test_detect_gives_the_runner_s_score(bundle, demo_corpus, opened_store):
-    artifact = bundle.artifact(f"{NAME}-onnx")
-    runner = bundle.load(artifact)
-    video = demo_corpus / "manipulated_sequences/SelfBlended/c23/videos/003_003.mp4"
-    found = VideoScorer.load(bundle, artifact.file).detect(video)
-    clips = [clip for split in ("train", "val", "test") for clip in opened_store.clips(split)]
-    prepared = next(clip for clip in clips if clip.video_id.startswith("SelfBlended-003-003"))
-    expected = float(runner(opened_store.pixels(prepared)[None], prepared.valid[None])[0])
-    assert found.clips[0].score == pytest.approx(expected, abs=1e-6)
-    # One begins every two frames; the last ends with the video.
-    assert [clip.start_frame for clip in found.clips] == list(range(0, 28, 2))
-    assert {clip.frames for clip in found.clips} == {4}
-    assert found.score == pytest.approx(np.mean([clip.score for clip in found.clips]))
-    assert (found.frames_read, found.frames_used) == (30, 30)
-    assert found.milliseconds.embed > 0 and found.milliseconds.score > 0
-
-
-def test_detect_embeds_each_frame_once(bundle, demo_corpus):
-    video = demo_corpus / "manipulated_sequences/SelfBlended/c23/videos/003_003.mp4"
-    scorer, embedded = VideoScorer.load(bundle, f"{NAME}-onnx"), []
-
-    def counted(name):
-        program = scorer.programs(name)
-        return (lambda crops: embedded.append(len(crops)) or program(crops)) if name == "embed" else program
-
-    found = dataclasses.replace(scorer, programs=counted).detect(video)
-    assert sum(embedded) == 30 and len(found.clips) == 14
-    whole = VideoScorer.load(bundle, WHOLE[1]).detect(video)
-    assert [clip.score for clip in whole.clips] == pytest.approx([clip.score for clip in found.clips], abs=1e-5)
-    assert whole.milliseconds.embed is None
-
-
-def test_a_photo_is_refused(bundle, tmp_path):
-    with pytest.raises(StageError, match=r"face.jpg is a photo, and test_tiny-clip-fp32-onnx scores clips"):
-        VideoScorer.load(bundle, f"{NAME}-onnx").detect(tmp_path / "face.jpg")
-
-
-def test_clip_with_too_few_frames_is_nothing_to_score(bundle, demo_corpus):
-    video = demo_corpus / "manipulated_sequences/SelfBlended/c23/videos/003_003.mp4"
-    manifest = bundle.manifest
-    longer = manifest.model_copy(update={"clip": manifest.clip.model_copy(update={"frames": 61})})
-    scorer = dataclasses.replace(VideoScorer.load(bundle, f"{NAME}-onnx"), manifest=longer)
-    with pytest.raises(NothingToScore, match=r"^there are only 30 of a clip's 61 frames in .*003_003\.mp4: ") as found:
-        scorer.detect(video)
-    assert (found.value.status, found.value.what) == ("too_short", "there are only 30 of a clip's 61 frames")
-
-
-def test_clip_whose_face_goes_away_has_no_face(bundle, astronaut, tmp_path):
-    write_video(tmp_path / "gone.mp4", [astronaut[:256, 80:336]] * 3 + [np.zeros((256, 256, 3), np.uint8)] * 33)
-    manifest = bundle.manifest
-    longer = manifest.model_copy(update={"clip": manifest.clip.model_copy(update={"frames": 40})})
-    scorer = dataclasses.replace(VideoScorer.load(bundle, f"{NAME}-onnx"), manifest=longer)
-    wanted = r"^no face was found in half of 40 frames on end, of which there are 36 in .*gone\.mp4: "
-    with pytest.raises(NothingToScore, match=wanted) as found:
-        scorer.detect(tmp_path / "gone.mp4")
-    assert found.value.status == "no_face"
-
-
 def test_both_programs_of_a_clip_student_go_to_core_ml_s_delegate(tmp_path):
     graphs = step_graphs(clip_student(), Preprocessing.of("test_tiny"), False, FRAMES)
     written = executorch.write(graphs, tmp_path / "x.pte", "coreml")
@@ -326,25 +264,6 @@ def _numbers_of_convolutions(package):
 def test_frame_and_clip_student_need_bundles_of_their_own(run_path, student_run, demo_store, tmp_path):
     with pytest.raises(StageError, match="the runs hold different students: export them into bundles of their own"):
         export([run_path, student_run], demo_store, tmp_path / "bundle")
-
-
-@pytest.mark.parametrize(
-    ("changes", "form", "name"),
-    [
-        ({}, Form("onnxruntime"), "repvit_m0_9-fp32.onnx"),
-        ({}, Form("onnxruntime", batch=8), "repvit_m0_9-fp32-batch8.onnx"),
-        ({}, Form("onnxruntime", batch=None, ort=True), "repvit_m0_9-fp32-batch-dynamic.ort"),
-        ({}, Form("executorch", delegate="vulkan"), "repvit_m0_9-fp32-vulkan.pte"),
-        ({"activation": "relu"}, Form("executorch", delegate="xnnpack"), "repvit_m0_9-relu-fp32.pte"),
-        (CLIP, Form("onnxruntime", "steps"), "repvit_m0_9-relu-clip-fp32-onnx"),
-        (CLIP, Form("onnxruntime", "steps", ort=True), "repvit_m0_9-relu-clip-fp32-ort"),
-        (CLIP, Form("coreml", "clip"), "repvit_m0_9-relu-whole-clip-fp32.mlpackage"),
-    ],
-)
-def test_name_of_an_artifact_tells_its_student_and_form(run_path, changes, form, name):
-    architecture = Architecture(backbone="repvit_m0_9", size=64, **changes)
-    info = Run(run_path).info.model_copy(update={"architecture": architecture})
-    assert form.file(info) == name
 
 
 def test_other_settings_reach_onnx_and_core_ml(tmp_path):

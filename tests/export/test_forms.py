@@ -18,9 +18,14 @@ from export.onnx import session_options
 from export.readme import readme
 from export.runtimes import in_batches
 from export.verify import verify
+from models.detector import Architecture
+from models.run import Run
+from models.temporal import TemporalSettings
 from stage import StageError
 from tests.conftest import export_here, shared
 from tests.export.clip_student import clip_run, frame_run
+
+CLIP = {"activation": "relu", "temporal": TemporalSettings()}
 
 
 @pytest.fixture(scope="module")
@@ -237,3 +242,22 @@ def test_any_number_of_samples_goes_in_batches(count, batch, calls):
     found = in_batches(run, batch)(values, np.ones(count, np.float32))
     np.testing.assert_array_equal(found, values.sum(axis=1) + 1)
     assert seen == calls
+
+
+@pytest.mark.parametrize(
+    ("changes", "form", "name"),
+    [
+        ({}, Form("onnxruntime"), "repvit_m0_9-fp32.onnx"),
+        ({}, Form("onnxruntime", batch=8), "repvit_m0_9-fp32-batch8.onnx"),
+        ({}, Form("onnxruntime", batch=None, ort=True), "repvit_m0_9-fp32-batch-dynamic.ort"),
+        ({}, Form("executorch", delegate="vulkan"), "repvit_m0_9-fp32-vulkan.pte"),
+        ({"activation": "relu"}, Form("executorch", delegate="xnnpack"), "repvit_m0_9-relu-fp32.pte"),
+        (CLIP, Form("onnxruntime", "steps"), "repvit_m0_9-relu-clip-fp32-onnx"),
+        (CLIP, Form("onnxruntime", "steps", ort=True), "repvit_m0_9-relu-clip-fp32-ort"),
+        (CLIP, Form("coreml", "clip"), "repvit_m0_9-relu-whole-clip-fp32.mlpackage"),
+    ],
+)
+def test_name_of_an_artifact_tells_its_student_and_form(student_run, changes, form, name):
+    architecture = Architecture(backbone="repvit_m0_9", size=64, **changes)
+    info = Run(student_run).info.model_copy(update={"architecture": architecture})
+    assert form.file(info) == name
