@@ -29,6 +29,21 @@ ONLY_TORCH: tuple[Scheme, ...] = ("autocast", "int8-dynamic")
 """Schemes that no runtime for phones has."""
 
 
+def _requested(sources: list[SourceRun], forms: list[Form], store: ClipStore) -> list[Job]:
+    """Return every artifact that is asked for. Raises StageError if a run has none that exists.
+
+    The slowest come first: lowering int8 to ExecuTorch takes longest.
+    """
+    slow_first = sorted(sources, key=lambda source: source.run.info.scheme, reverse=True)
+    requested = [Job(source, form, store.path) for source in slow_first for form in forms_of(source.run.info, forms)]
+    for source in sources:
+        if all(job.form.lacks(job.info.scheme) for job in requested if job.source is source):
+            raise StageError(
+                f"{source.run.path} is in {source.run.info.scheme}, which only Core ML has: add coreml to --format"
+            )
+    return requested
+
+
 def build_bundle(
     sources: list[SourceRun], forms: list[Form], store: ClipStore, inputs: Inputs, out: Path
 ) -> tuple[Manifest, list[Absent]]:
@@ -36,15 +51,8 @@ def build_bundle(
 
     Raises StageError if a run has no form in ``forms``, or if no artifact passes: then ``out`` is not written.
     """
-    # The slowest come first: lowering int8 to ExecuTorch takes longest.
-    slow_first = sorted(sources, key=lambda source: source.run.info.scheme, reverse=True)
-    requested = [Job(source, form, store.path) for source in slow_first for form in forms_of(source.run.info, forms)]
+    requested = _requested(sources, forms, store)
     jobs = [job for job in requested if not job.form.lacks(job.info.scheme)]
-    for source in sources:
-        if all(job.source is not source for job in jobs):
-            raise StageError(
-                f"{source.run.path} is in {source.run.info.scheme}, which only Core ML has: add coreml to --format"
-            )
     with written_whole(out) as folder:
         (folder / PIXELS).parent.mkdir(parents=True)
         write_raw(folder / PIXELS, inputs[0])
