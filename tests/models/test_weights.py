@@ -140,7 +140,7 @@ def test_tensors_that_are_not_used_are_said_in_one_line(monkeypatch, tmp_path, c
 def test_torch_loads_as_ever_after_an_error(tmp_path):
     load = torch.nn.Module.load_state_dict
     save_file({"other": torch.zeros(1)}, tmp_path / "other.safetensors")
-    with pytest.raises(StageError):
+    with pytest.raises(StageError, match=r"other\.safetensors does not fit test_vit: "):
         backbone_with_weights("test_vit", 64, tmp_path / "other.safetensors", random=False)
     assert torch.nn.Module.load_state_dict is load
 
