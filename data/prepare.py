@@ -26,7 +26,7 @@ from data.parquet import Row, RowWriter
 from data.prepare_video import Recipe, prepare_video, without_clips
 from data.remote import at_hand, is_remote, place, refuse_occupied, upload
 from data.schemas import CLIP_SCHEMA
-from data.splits import parse_ratios, split_sources
+from data.splits import lacks_label, parse_ratios, split_sources
 from data.store import ClipStore, Start, StoreInfo, StoreSettings, clip_file
 from data.unfinished import Unfinished, clips_of, is_done, note
 from data.views import WeakestForgery, check_weakest_forgery
@@ -170,9 +170,13 @@ def _frames_of(sources: list[Source], frames: int | None, modalities: Modalities
 def _missing_label_notes(info: StoreInfo) -> list[str]:
     """Return a note for each of val and test that lacks a label though its share is above 0."""
     shares = dict(zip(SPLITS, info.settings.ratios, strict=True))
+    remedy = "other --ratios, --seed or --forge may mend it; persons who are in one video are kept in one split."
+    for label in ("real", "fake"):
+        if not any(counts[label] for counts in info.clips.values()):
+            remedy = f"give a source of {label} files as well{', or --forge' if label == 'fake' else ''}."
     return [
         f"The {split} split has {counts['real']} real and {counts['fake']} fake clips, and teach and distill need "
-        "both: other --ratios, --seed or --forge may mend it; persons who are in one video are kept in one split."
+        f"both: {remedy}"
         for split, counts in info.clips.items()
         if split != "train" and shares[split] and not all(counts.values())
     ]
@@ -191,6 +195,10 @@ def _left_out_notes(splits: list[str | None]) -> list[str]:
 
 def _in_one_split(sources: list[Source], splits: list[str | None], ratios: tuple[float, float, float]) -> list[str]:
     """Return a note for each method whose files, though many, are all in one split: fakes link their persons."""
+    if lacks_label([source.label for source in sources], splits, ratios):  # they were not split for want of persons
+        remedy = "They are too few to be split one by one at these --ratios: larger shares, as 0.5,0.25,0.25, may do."
+    else:
+        remedy = "In a store of its own its persons are split one by one."
     notes = []
     for method in sorted({source.method for source in sources}):
         files = [index for index, source in enumerate(sources) if source.method == method]
@@ -199,7 +207,7 @@ def _in_one_split(sources: list[Source], splits: list[str | None], ratios: tuple
         if drawn and len(files) >= MANY_FILES and len(used) == 1 and sum(ratio > 0 for ratio in ratios) > 1:
             notes.append(
                 f"All {len(files)} files of {method} are in {used.pop()}, as their persons are kept in one split: "
-                "figures of the other splits are not of it. In a store of its own its persons are split one by one."
+                f"figures of the other splits are not of it. {remedy}"
             )
     return notes
 

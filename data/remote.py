@@ -64,13 +64,15 @@ def at_hand(roots: Sequence[Path]) -> Iterator[tuple[list[Path], Callable[[Path]
     Raises StageError if a corpus cannot be listed.
     """
     with tempfile.TemporaryDirectory() as scratch:
-        folders = {Path(scratch) / str(number): root for number, root in enumerate(roots) if is_remote(root)}
+        folders = {
+            Path(scratch) / str(number) / _name_of(root): root for number, root in enumerate(roots) if is_remote(root)
+        }
 
         def origin(path: Path) -> Path:
             for folder, root in folders.items():
                 if path.is_relative_to(folder):
                     base: Path = root.parent if root.suffix.lower() == ".csv" else root
-                    return base / path.relative_to(folder).as_posix()
+                    return base / path.relative_to(folder).as_posix() if path != folder else base
             return path.absolute()
 
         shadows = {root: _shadow(root, folder) for folder, root in folders.items()}
@@ -81,6 +83,12 @@ def at_hand(roots: Sequence[Path]) -> Iterator[tuple[list[Path], Callable[[Path]
             for folder in folders:
                 message = message.replace(str(folder), str(origin(folder)))
             raise type(error)(message) from error
+
+
+def _name_of(root: Path) -> str:
+    """Return the last name in a URL, which notes call the corpus by; ``corpus`` if it has none."""
+    name = PurePosixPath(cast(Any, root).path).name
+    return name if name not in ("", "..") else "corpus"
 
 
 def _shadow(root: Path, folder: Path) -> Path:

@@ -94,7 +94,7 @@ def split_sources(sources: Sequence[Source], ratios: tuple[float, float, float],
             splits[index] = split
     labels = [source.label for source in sources]
     by_groups = _filled_up(splits, unassigned, ratios, labels)
-    if not unassigned or not _lacks_label(labels, by_groups, ratios):
+    if not unassigned or not lacks_label(labels, by_groups, ratios):
         return by_groups
     largest = max(unassigned, key=len)
     splits_without_largest = list(splits)
@@ -104,7 +104,7 @@ def split_sources(sources: Sequence[Source], ratios: tuple[float, float, float],
     by_persons = _filled_up(splits_without_largest, others, ratios, labels)
     one_of_each = _filled_up(splits, unassigned, ratios, labels, one_of_each=True)
     attempts = [by_persons, one_of_each]
-    return next((attempt for attempt in attempts if not _lacks_label(labels, attempt, ratios)), by_groups)
+    return next((attempt for attempt in attempts if not lacks_label(labels, attempt, ratios)), by_groups)
 
 
 def _rank(identities: Iterable[str], seed: int) -> bytes:
@@ -183,7 +183,7 @@ def _filled_up(
     return filling.splits
 
 
-def _lacks_label(labels: Sequence[int], splits: Sequence[str | None], ratios: tuple[float, float, float]) -> bool:
+def lacks_label(labels: Sequence[int], splits: Sequence[str | None], ratios: tuple[float, float, float]) -> bool:
     """Tell whether a split with a share above 0 lacks one of the two labels though the corpus has both."""
     present = set(zip(splits, labels, strict=True))
     used_splits = [split for split, ratio in zip(SPLITS, ratios, strict=True) if ratio]

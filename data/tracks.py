@@ -194,10 +194,9 @@ class Tracker:
         known_boxes, new_faces = [face.box for face in known.values()], list[Face]()
         if not fully:
             heights = heights[:1]
-        elif self._every_face:
-            heights = heights[-1:]  # shows all that the others show; they only find large faces sooner
         for target_height in heights:
-            if known_boxes and target_height > heights[0]:
+            # A large face has the box of the least height that shows it, whether small ones are sought or not.
+            if known_boxes and target_height > heights[0] and not self._every_face:
                 break
             faces = self._detector.detect(picture, whole(picture), target_height / height)
             for face in sorted(faces, key=lambda face: -area(face.box)):

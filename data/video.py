@@ -22,7 +22,7 @@ from data.picture import UPRIGHT, Frame, Picture, UnreadableVideo, display_matri
 from stage import reason_of
 
 ONLY_VIDEO_FILES = {
-    "format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts",
+    "format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,asf",
     "protocol_whitelist": "file",
 }
 """FFmpeg options: a playlist (ffconcat, HLS) that is named like a video must not open other files or addresses."""
@@ -93,6 +93,8 @@ class Video:
         try:
             # "file:" because FFmpeg would read the part of a name before a colon as a protocol.
             container: Any = av.open(f"file:{self.path}", mode="r", options=ONLY_VIDEO_FILES)
+        except av.ArgumentError as error:
+            raise self._unreadable("its format is none that is read") from error
         except (av.FFmpegError, OSError, ValueError, UnicodeError) as error:
             raise self._unreadable(reason_of(error)) from error
         if any(stream.disposition & TILE for stream in container.streams.video):

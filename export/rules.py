@@ -137,14 +137,14 @@ def finding(detector: Literal["dlib", "mtcnn"], all_faces: bool = False) -> str:
     """Return a text that says how ``prepare`` and ``detect`` run a detector."""
     sought_heights, width = DETECTORS[detector].sought_heights, DETECTORS[detector].followed_width
     *lower, highest = map(str, sought_heights)
-    heights = highest if all_faces else f"{', '.join(lower)} and at last {highest}"
+    every_face = " (in the store of these figures, whose clips are of every face, at each of them)" if all_faces else ""
     return (
         f"All figures are with boxes of {DETECTOR_NAMES[detector]}, run {SEEN_AS[detector]}: on the whole picture, "
-        f"scaled to a height of {heights} pixels (or its own, if that is less), until a face is found, and every "
-        f"{SEARCH_EVERY} frames for newcomers. From then on, on every {STRIDE}th frame of a video, on what lies around "
-        f"the last box ({REACH} of its width beyond each side), scaled so that the face is {width} pixels "
-        f"wide (at most {LARGEST_SCALE:g} times as large as it is). Boxes in between are interpolated where the face "
-        "looks alike, else looked for in the same way."
+        f"scaled to a height of {', '.join(lower)} and at last {highest} pixels (or its own, if that is less), "
+        f"until a face is found{every_face}, and every {SEARCH_EVERY} frames for newcomers. From then on, on every "
+        f"{STRIDE}th frame of a video, on what lies around the last box ({REACH} of its width beyond each side), "
+        f"scaled so that the face is {width} pixels wide (at most {LARGEST_SCALE:g} times as large as it is). Boxes "
+        "in between are interpolated where the face looks alike, else looked for in the same way."
     )
 
 

@@ -17,7 +17,7 @@ from data.layouts.dfdc import dfdc_layout, dfdc_notes
 from data.layouts.ffpp import COMPRESSIONS, compression_notes, ffpp_layout, of_compression, with_official_split
 from data.layouts.flat import flat_layout
 from data.layouts.folder import folder_layout
-from data.layouts.source import NOT_READ, PHOTO_SUFFIXES, VIDEO_SUFFIXES, Source, media
+from data.layouts.source import NOT_READ, PHOTO_SUFFIXES, VIDEO_SUFFIXES, Source, folders_below, media
 from data.layouts.table import csv_layout
 from parsing import parse_json
 from stage import StageError, WrongArgument, some_of
@@ -91,27 +91,39 @@ def _layout_of(root: Path, selection: Selection) -> str:
         raise StageError(f"{root} is not a file: the layout csv takes the .csv file of a corpus")
     if layout != "csv" and not root.is_dir():
         raise StageError(f"{root} is not a folder: give the folder of a corpus (detect scores single files)")
-    known = next((name for name, marks in MARKS.items() if any(any(root.glob(mark)) for mark in marks)), None)
-    if layout == "flat" and known and _has_other_labels(root, known, selection):
-        raise StageError(
-            f"{root} has the layout {known}, whose files are real and fake: leave --label {selection.label} out "
-            "(--methods takes some of them), or give a folder within it"
-        )
+    if selection.label:
+        _refuse_other_labels(root, selection.label)
     if layout != "auto":
         return layout
-    if known:
+    if known := _marked(root):
         return known
     expected = ", ".join(f"{' or '.join(marks)} ({layout})" for layout, marks in MARKS.items())
+    within = [f"{folder} ({name})" for folder in sorted(folders_below(root)) if (name := _marked(folder))]
+    remedy = f"give what has one, {some_of(within)}" if within else "give --label for a folder of one label"
     raise StageError(
-        f"{root} has no known layout: expected {expected} or a .csv file; name one with --layout, "
-        "or give --label for a folder of one label"
+        f"{root} has no known layout: expected {expected} or a .csv file; name one with --layout, or {remedy}"
     )
 
 
-def _has_other_labels(root: Path, layout: str, selection: Selection) -> bool:
-    """Tell whether a layout finds files of another label than the one given as ``--label``."""
+def _marked(folder: Path) -> str | None:
+    """Return the first layout whose marks a folder has, or None."""
+    return next((name for name, marks in MARKS.items() if any(any(folder.glob(mark)) for mark in marks)), None)
+
+
+def _refuse_other_labels(root: Path, label: str) -> None:
+    """Raise StageError if a folder, or one below it, has a layout by which some files have another label."""
+    for folder in sorted(folders_below(root)):
+        if (layout := _marked(folder)) and _has_other_labels(folder, layout, label):
+            raise StageError(
+                f"{folder} has the layout {layout}, whose files are real and fake: give it without --label {label} "
+                "(--methods takes some of them), or give folders of one label"
+            )
+
+
+def _has_other_labels(root: Path, layout: str, label: str) -> bool:
+    """Tell whether a layout finds files of another label than ``label``."""
     try:
-        return any(source.label != (selection.label == "fake") for source in LAYOUTS[layout](root))
+        return any(source.label != (label == "fake") for source in LAYOUTS[layout](root))
     except StageError:  # its metadata.json is not that of a corpus
         return False
 

@@ -13,9 +13,14 @@ from stage import StageError, reason_of
 
 REAL, FAKE = 0, 1
 SPLITS = ("train", "val", "test")
-VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".ts", ".3gp", ".wmv"})
-PHOTO_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
-NOT_READ = frozenset({".heic", ".heif", ".avif", ".gif", ".flv", ".mts", ".m2ts", ".vob", ".ogv"})
+VIDEO_SUFFIXES = frozenset(
+    ".mp4 .avi .mov .mkv .webm .m4v .mpg .mpeg .mpe .ts .m2t .3gp .3g2 .qt .f4v .wmv .asf".split()  # noqa: SIM905
+)
+PHOTO_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff"})
+NOT_READ = frozenset(
+    ".heic .heif .avif .gif .apng .jp2 .j2k .jxl .psd .dng .cr2 .cr3 .nef .arw .orf .rw2 .raf "  # noqa: SIM905
+    ".flv .mts .m2ts .vob .ogv .ogm .divx .m2v .mxf .y4m .rm .rmvb .dv .mj2 .ivf .h264 .h265 .hevc".split()
+)
 """Suffixes of video and photo formats that are not read."""
 
 
@@ -65,14 +70,21 @@ def media(root: Path, below: str = "", suffixes: frozenset[str] = VIDEO_SUFFIXES
     A folder named like a video counts too, and linked folders are searched. Raises OSError for a folder that cannot be
     read; a missing one counts as empty.
     """
-    for path in sorted(path for path in _everything_below(root / below) if path.suffix.lower() in suffixes):
+    found = (folder / name for folder, folders, files in _search(root / below) for name in (*folders, *files))
+    for path in sorted(path for path in found if path.suffix.lower() in suffixes):
         yield path, shown(path.relative_to(root))
 
 
-def _everything_below(root: Path) -> Iterator[Path]:
-    """Yield everything in a folder and in folders that it links to, except through links to a parent folder.
+def folders_below(root: Path) -> Iterator[Path]:
+    """Yield a folder and all folders below it, as ``media`` searches them. Raises OSError as ``media`` does."""
+    for folder, _, _ in _search(root):
+        yield folder
 
-    Each folder is searched once, by its own name rather than by a link's.
+
+def _search(root: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
+    """Yield a folder, its folders and its files, then those of all folders below it and of folders that it links to.
+
+    Links to a parent folder are left out. Each folder is searched once, by its own name rather than by a link's.
     """
     searched = set[str]()
     pending = [root]
@@ -83,7 +95,7 @@ def _everything_below(root: Path) -> Iterator[Path]:
                 folders.clear()
                 continue
             searched.add(real_path)
-            yield from (Path(folder, name) for name in (*folders, *files))
+            yield Path(folder), folders, files
             links = (path for name in sorted(folders) if (path := Path(folder, name)).is_symlink())
             pending += [link for link in links if not Path(real_path).is_relative_to(os.path.realpath(link))]
 

@@ -190,6 +190,9 @@ def test_a_method_that_is_in_one_split_as_a_whole_is_noted() -> None:
     splits: list[str | None] = [*["train"] * 12, *["train", "val", "test"] * 4]
     (note,) = _in_one_split([*of_one, *others], splits, (0.7, 0.1, 0.2))
     assert note.startswith("All 12 files of DFD are in train, as their persons are kept in one split: figures of the")
+    assert note.endswith(" In a store of its own its persons are split one by one.")
+    (note,) = _in_one_split(of_one + others[1::2] + others[:1], ["train"] * 19, (0.7, 0.1, 0.2))
+    assert note.endswith(" too few to be split one by one at these --ratios: larger shares, as 0.5,0.25,0.25, may do.")
     prescribed = [replace(source, split="train") for source in of_one]
     assert _in_one_split([*prescribed, *others], splits, (0.7, 0.1, 0.2)) == []
     assert _in_one_split(of_one, ["test"] * 12, (0, 0, 1)) == []

@@ -38,6 +38,7 @@ def test_the_shadow_of_a_corpus_has_its_names_and_sizes_and_leads_back(memory: f
     memory.pipe({"/corpus/real/a.mp4": b"x" * 70, "/corpus/corpus.json": b'{"note": "n"}'})
     with at_hand([place("memory://corpus")]) as ((root,), origin):
         shadow = root / "real" / "a.mp4"
+        assert (root.name, str(origin(root))) == ("corpus", "memory://corpus")
         assert shadow.stat().st_size == 70 and (root / "corpus.json").read_bytes() == b'{"note": "n"}'
         assert str(origin(shadow)) == "memory://corpus/real/a.mp4"
 

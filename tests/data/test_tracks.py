@@ -193,6 +193,8 @@ def test_a_small_face_beside_a_large_one_counts_where_every_face_does(astronaut:
     assert min(overlaps(seen, 0, [large] * 8)) > 0.6
     assert [len(frame.faces) for frame in seen] == [1 + every_face] * 8
     assert not every_face or min(overlaps(seen, 1, [small] * 8)) > 0.6
+    plain = followed([shown(astronaut, large, height=1080, width=1920)] * 8)
+    np.testing.assert_array_equal([frame.faces[0].box for frame in seen], [frame.faces[0].box for frame in plain])
 
 
 @pytest.mark.parametrize("change", range(1, STRIDE + 3))

@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 
 from data.picture import Picture, UnreadableVideo
 from data.video import Video, recompressed, write_video
@@ -198,6 +199,13 @@ def test_file_that_is_no_video_is_unreadable(tmp_path: Path, content: bytes) -> 
         Video(tmp_path / "a.mp4")
 
 
+def test_a_format_that_is_not_read_is_said_to_be_none(tmp_path: Path) -> None:
+    Image.fromarray(waves(1)[0]).save(tmp_path / "a.gif")
+    (tmp_path / "a.gif").rename(tmp_path / "a.mp4")
+    with pytest.raises(UnreadableVideo, match=r"a\.mp4 cannot be read as a video: its format is none that is read"):
+        Video(tmp_path / "a.mp4")
+
+
 def test_truncated_mp4_is_unreadable(tmp_path: Path) -> None:
     write_video(tmp_path / "a.mp4", waves())
     content = (tmp_path / "a.mp4").read_bytes()
@@ -218,7 +226,7 @@ def test_sound_alone_is_unreadable(tmp_path: Path) -> None:
         sound.setsampwidth(2)
         sound.setframerate(8000)
         sound.writeframes(bytes(4000))
-    with pytest.raises(UnreadableVideo, match=r"cannot be read as a video: (it holds no video stream|Invalid)"):
+    with pytest.raises(UnreadableVideo, match="cannot be read as a video: its format is none that is read"):
         Video(tmp_path / "a.mp4")
 
 

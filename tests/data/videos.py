@@ -139,6 +139,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "h264.ts": {"options": B_FRAMES},
     "h264.avi": {"options": B_FRAMES},
     "mpeg2.mkv": {"codec": "mpeg2video", "options": {"bf": "2", "g": "12"}},
+    "wmv2.wmv": {"codec": "wmv2", "options": {"g": "12", "b": "2M"}},
     "mjpeg.mov": {"codec": "mjpeg", "pix_fmt": "yuvj420p"},
     "vp8.webm": {"codec": "libvpx", "options": WEBM},
     "vp9.webm": {"codec": "libvpx-vp9", "options": WEBM},

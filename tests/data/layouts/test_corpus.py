@@ -38,6 +38,13 @@ def test_a_folder_of_no_known_layout_is_refused(touch: Callable[..., Path]) -> N
         names(root)
 
 
+def test_folders_within_that_have_a_layout_are_named(touch: Callable[..., Path]) -> None:
+    root = touch("test/fake/b.mp4", "train/real/a.mp4", "yt/c.mp4")
+    expected = r"--layout, or give what has one, .*/test \(folder\), .*/train \(folder\)$"
+    with pytest.raises(StageError, match=expected):
+        names(root)
+
+
 def test_a_corpus_that_is_no_folder_is_refused(touch: Callable[..., Path]) -> None:
     root = touch("a.mp4", "a.csv")
     for name, options in (("a.mp4", {}), ("a.csv", {"label": "real"}), ("a.csv", {"layout": "ffpp"})):
@@ -50,9 +57,9 @@ def test_a_corpus_that_is_no_folder_is_refused(touch: Callable[..., Path]) -> No
 @pytest.mark.parametrize(
     ("options", "looked_for"),
     [
-        ({"layout": "folder"}, r"video \(\.3gp, .*\.wmv\) or photo \(\.bmp, .*\.webp\) where the layout folder"),
-        ({"label": "fake"}, r"video \(\.3gp, .*\.wmv\) or photo \(\.bmp, .*\.webp\) where a folder without a layout"),
-        ({"layout": "celebdf"}, r"video \(\.3gp, .*\.wmv\) where the layout celebdf"),
+        ({"layout": "folder"}, r"video \(\.3g2, .*\.wmv\) or photo \(\.bmp, .*\.webp\) where the layout folder"),
+        ({"label": "fake"}, r"video \(\.3g2, .*\.wmv\) or photo \(\.bmp, .*\.webp\) where a folder without a layout"),
+        ({"layout": "celebdf"}, r"video \(\.3g2, .*\.wmv\) where the layout celebdf"),
     ],
 )
 def test_a_corpus_without_files_says_what_was_looked_for(
@@ -73,11 +80,14 @@ def test_a_corpus_without_files_says_what_was_looked_for(
 def test_one_label_for_a_corpus_with_labels_of_its_own_is_refused(
     touch: Callable[..., Path], layout: str, file: str
 ) -> None:
-    root = touch(file, "a.mp4")
-    with pytest.raises(
-        StageError, match=rf"has the layout {layout}, whose files are real and fake: leave --label real"
-    ):
-        names(root, label="real")
+    parent = touch(f"corpus/{file}", "corpus/a.mp4")
+    root = parent / "corpus"
+    for folder in (root, parent):
+        with pytest.raises(
+            StageError,
+            match=rf"^{root} has the layout {layout}, whose files are real and fake: give it without --label r",
+        ):
+            names(folder, label="real")
     assert names((root / file).parent, label="fake") == [Path(file).name]
 
 
@@ -88,7 +98,9 @@ def test_one_label_is_taken_where_no_file_has_another(touch: Callable[..., Path]
     (root / "yt/metadata.json").write_text('{"b.mp4": {"label": "FAKE", "original": "a.mp4", "split": "train"}}')
     (root / "yt/b.mp4").touch()
     assert names(root / "real", label="real") == ["a.mp4"]
-    with pytest.raises(StageError, match=r"has the layout dfdc, whose files are real and fake: leave --label real"):
+    with pytest.raises(
+        StageError, match=r"has the layout dfdc, whose files are real and fake: give it without --label"
+    ):
         names(root / "yt", label="real")
 
 
@@ -187,11 +199,11 @@ def test_a_malformed_note_is_refused(tmp_path: Path, content: bytes) -> None:
 
 
 def test_videos_and_photos_that_a_layout_does_not_take_are_noted(touch: Callable[..., Path]) -> None:
-    root = touch("real/a.mp4", "fake/b.mp4", "real/c.heic", "extra/d.mp4", "real/notes.txt")
+    root = touch("real/a.mp4", "fake/b.mp4", "real/c.heic", "extra/d.mp4", "real/e.MXF", "real/notes.txt")
     _, notes = read_sources([root], Selection())
     assert notes[-1:] == [
-        f"2 files of {root.name} were not taken: their folder or suffix is none that its layout reads: extra/d.mp4, "
-        "real/c.heic."
+        f"3 files of {root.name} were not taken: their folder or suffix is none that its layout reads: extra/d.mp4, "
+        "real/c.heic, real/e.MXF."
     ]
 
 
