@@ -1,4 +1,4 @@
-"""Rows against each other: speed against the teacher, verdicts against the fp32 student, schemes against fp32."""
+"""Rows against each other: speed against the teacher, verdicts against the fp32 run, schemes against fp32."""
 
 import itertools
 from collections.abc import Sequence
@@ -17,9 +17,9 @@ def compare_rows(subjects: Sequence[Subject]) -> None:
     """Fill in speedup, size ratio, verdict flips, and whether each scheme earned its slot.
 
     The speedup refers to the first fp32 teacher among the rows, at the same number of threads; flips refer to the fp32
-    student run that a row was made from.
+    run that a row was made from.
     """
-    students = {s.student: s for s in subjects if s.student_fp32 and s.scores is not None}
+    fp32_runs = {s.student: s for s in subjects if s.fp32_run and s.scores is not None}
     teachers = [s for s in subjects if s.teacher and s.row.scheme == "fp32" and s.row.latency_ms]
     for subject in subjects:
         row = subject.row
@@ -29,10 +29,15 @@ def compare_rows(subjects: Sequence[Subject]) -> None:
             row.size_ratio = base.bytes / row.bytes
             if row.latency_ms:
                 row.speedup = base.latency_ms.p50 / row.latency_ms.p50
-        if subject.student in students and subject.scores is not None and not subject.teacher:
-            _set_flips(subject, students[subject.student])
+        if has_flips(subject) and subject.student in fp32_runs:
+            _set_flips(subject, fp32_runs[subject.student])
         if row.scheme != "fp32":
             row.earned, row.earned_because = _earned(subject, _fp32_counterpart(subject, subjects))
+
+
+def has_flips(subject: Subject) -> bool:
+    """Return whether verdict flips say something of a row: of one that has scores, and is no teacher in float."""
+    return subject.scores is not None and not (subject.teacher and subject.row.scheme in ("fp32", "autocast"))
 
 
 def against_peaks(subjects: Sequence[Subject], peaks: Sequence[Peak]) -> None:
@@ -79,7 +84,7 @@ def _fp32_counterpart(subject: Subject, subjects: Sequence[Subject]) -> Subject 
 def _earned(subject: Subject, base: Subject | None) -> tuple[bool | None, str]:
     """Return whether a scheme is faster than fp32 and as accurate, and the reason; None if it cannot be told."""
     if subject.row.simulated:
-        return None, "computed in float32 by torch: its latency says nothing"
+        return None, "computed in float32 by torch: its latency and size say nothing"
     if base is None:
         return None, "no fp32 row of the same student, runtime and device to compare with"
     latency, base_latency = subject.row.latency_ms, base.row.latency_ms

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from benchmarks.comparing import runtimes_apart
+from benchmarks.comparing import has_flips, runtimes_apart
 from benchmarks.machine import slow_int8
 from benchmarks.on_phone import PhoneTimer
 from benchmarks.pages.columns import threads_of
@@ -28,20 +28,19 @@ def _on_latency(subjects: list[Subject]) -> Iterator[str]:
             f"Latency, throughput and speedup of {names} leave out the time to make depth or flow of a frame, which is "
             "longer than some networks take (--video times it)."
         )
-    if whole := [s for s in subjects if s.row.whole_clip]:
+    for times in sorted({s.times_a_frame for s in subjects if s.times_a_frame > 1}):
+        whole = _named(s for s in subjects if s.times_a_frame == times)
         yield (
-            "A file that takes a whole clip runs a frame once for every clip that it is in: twice where clips overlap "
-            "by half, as the manifest's do, and so it takes twice its milliseconds per frame. A file in steps does "
-            "not. Of whole clips: "
-            f"{_named(whole)}."
+            "A file that takes a whole clip runs a frame once for every clip that it is in. As the manifest's clips "
+            f"overlap, that is {times:.3g} times, and so are its milliseconds per frame in use; a file in steps runs "
+            f"a frame once. Of whole clips: {whole}."
         )
 
 
 def _on_comparisons(subjects: list[Subject]) -> Iterator[str]:
     """Yield notes on figures that are missing because a run was not among the rows."""
-    scored = [s for s in subjects if s.scores is not None and not s.teacher]
-    if alone := [s for s in scored if s.row.verdict_flips is None]:
-        yield f"No verdict flips, as the fp32 student's run is not among the rows: {_named(alone)}."
+    if alone := [s for s in subjects if has_flips(s) and s.row.verdict_flips is None]:
+        yield f"No verdict flips, as the fp32 run is not among the rows, or was not scored: {_named(alone)}."
     if any(s.row.latency_ms for s in subjects) and not any(s.row.speedup_over for s in subjects):
         yield "No speedup or size ratio, as no teacher's fp32 run was timed beside these rows."
 

@@ -44,6 +44,8 @@ class Subject:
     frames: int | None = None
     """The length of the clips that a clip artifact takes, or that a clip run was trained on."""
     artifact: Artifact | None = None
+    times_a_frame: float = 1.0
+    """How often a frame is run where clips overlap as the manifest says: more than once by a file of whole clips."""
     units: ComputeUnits = "all"
     """Compute units that Core ML may use."""
     threshold_store: str | None = None
@@ -61,9 +63,9 @@ class Subject:
         return artifact.method, artifact.batch, artifact.delegate, PurePath(artifact.programs[0].file).suffix
 
     @property
-    def student_fp32(self) -> bool:
-        """Whether this is the run of an fp32 student, to which verdict flips refer."""
-        return self.row.kind == "run" and not self.teacher and self.row.scheme == "fp32"
+    def fp32_run(self) -> bool:
+        """Whether this is a run in fp32, to which the verdict flips of what was made from it refer."""
+        return self.row.kind == "run" and self.row.scheme == "fp32"
 
 
 def _macs_a_frame(artifact: Artifact, frames: int) -> int:
@@ -114,6 +116,7 @@ def _artifact_subject(
         takes=Takes(per=clip.per),
         frames=clip.frames if clip.per == "clip" else None,
         artifact=artifact,
+        times_a_frame=clip.frames / clip.hop if artifact.method == "clip" else 1.0,
         units=units or "all",
         threshold_store=bundle.manifest.data.fingerprint,
         persons=tuple(bundle.manifest.data.persons),
@@ -123,7 +126,7 @@ def _artifact_subject(
 def _in_torch(scheme: Scheme) -> tuple[str, str]:
     """Return why torch cannot measure a scheme here, and why its figures mean less than they seem to; "" if neither."""
     if scheme in STATIC_INT8:
-        return "", "int8 arithmetic simulated in float32 by torch: its latency says nothing"
+        return "", "int8 arithmetic simulated in float32 by torch: its latency and size say nothing"
     if scheme in PALETTES:
         return "", "torch keeps the weights in float32: its latency and size say nothing"
     if scheme == "autocast" and fast_dtype(torch.device("cpu")) is None:

@@ -110,9 +110,9 @@ class Row(BaseModel):
     delta_auc: float | None = None
     """AUC less that of the reference on the same clips."""
     student: str | None = None
-    """The row of the fp32 student that this one was made from, to which verdict flips refer."""
+    """The row of the fp32 run that this one was made from, a student or an exported teacher: flips refer to it."""
     verdict_flips: Share | None = None
-    """Share of clips whose verdict differs from the fp32 student's, each at its own threshold."""
+    """Share of clips whose verdict differs from the fp32 run's, each at its own threshold."""
     equal_error_flips: Share | None = None
     """``verdict_flips`` with each model at the equal-error threshold of its validation scores."""
     frame_verdict_flips: Share | None = None

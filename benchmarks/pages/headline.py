@@ -55,15 +55,15 @@ def _cost(best: Row, where: str) -> str:
 
 
 def _accuracy(best: Row, report: Report) -> str:
-    """Return the sentence on AUC and verdicts, against the reference and the fp32 student."""
+    """Return the sentence on AUC and verdicts, against the reference and the fp32 run that it was made from."""
     reference = report.reference
     sentence = f"The AUC of {best.name} is {fixed(best.auc)}"
     sentence += f"; the reference's ({reference.run}, {reference.backbone}) is {fixed(reference.auc)}"
-    student_key = (best.machine, best.student, "fp32")
-    for student in [row for row in report.rows if (row.machine, row.name, row.scheme) == student_key][:1]:
-        sentence += f" and the fp32 student's {fixed(student.auc)}"
+    fp32_key = (best.machine, best.student, "fp32")
+    for fp32_run in [row for row in report.rows if (row.machine, row.name, row.scheme) == fp32_key][:1]:
+        sentence += f" and the fp32 run's {fixed(fp32_run.auc)}"
     if best.verdict_flips is not None:
-        sentence += f"; {percent(best.verdict_flips)} of its verdicts differ from the fp32 student's"
+        sentence += f"; {percent(best.verdict_flips)} of its verdicts differ from the fp32 run's"
     return f"{sentence}."
 
 

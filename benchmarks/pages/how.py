@@ -21,8 +21,8 @@ def _of_time(report: Report) -> dict[str, str]:
         f"Percentiles over {_span(report, lambda row: row.repeats)} repeats, as many of each round; "
         f"below {RUNS_FOR_P90} of them p90 is a dash, and below {RUNS_FOR_P99} p99. "
         "A model of whole clips is timed on clips, and each time divided by their frames; a batch's by its frames. "
-        "Where clips overlap, as the manifest's do by half, a file in steps runs score twice as often, and a "
-        "whole-clip file takes twice as long.",
+        "Where clips overlap, as the manifest's do, a file in steps runs score more often, and a whole-clip file all: "
+        "a note says how often.",
         "Spread; Medians, ms; Verdict": "A round is a fresh process of each row, one round of all rows after another. "
         "Spread is the largest less the smallest of the rounds' medians, as a share of their median; of a single "
         f"round, of the three thirds of its one process. Above {MOST_SPREAD:.0%} a row is unstable: its latency is no "
@@ -97,17 +97,18 @@ def _of_accuracy(report: Report) -> dict[str, str]:
         "Delta AUC": f"AUC less that of the reference {report.reference.run} ({report.reference.backbone}) on the "
         "same clips.",
         "Control AUC": f"AUC on forgeries with the identity transform ({report.control_clips or 'no'} clips): 0.5 when "
-        "the forgery was learned, higher when traces of how the file was made were.",
+        "the forgery was learned, higher when traces of how the file was made were. Of artifacts that were timed; a "
+        "dash for runs in torch, for what was only evaluated, and in reports without --control.",
     }
 
 
 def _of_verdicts(report: Report) -> dict[str, str]:
-    students = ", ".join(sorted({row.student for row in report.rows if row.student}))
+    fp32_runs = ", ".join(sorted({row.student for row in report.rows if row.student}))
     return {
         "Verdict flips; Flips at EER; Frame flips": "Share of clips whose verdict differs from that of the fp32 "
-        "student that a row was made from, each at its own threshold; at EER: each at the equal-error threshold of its "
+        "run that a row was made from, each at its own threshold; at EER: each at the equal-error threshold of its "
         "own validation clips; and the first by frames. "
-        f"Fp32 students: {students or 'none, so there are no flips'}.",
+        f"Fp32 runs: {fp32_runs or 'none, so there are no flips'}.",
         "Earned its slot": "A scheme has, on this device, if its median latency is below that of fp32 of the same "
         "student in the same runtime by more than the larger spread of the two, and its AUC at most "
         f"{MOST_LOST} lower, with an interval of the difference "

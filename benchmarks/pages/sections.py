@@ -65,6 +65,8 @@ def _latency_caption(rows: Sequence[Row], place: str, several: bool, report: Rep
     )
     caption += "is better. No other row is both as fast and as accurate as one on the Pareto front. Upright bars are "
     caption += "intervals of 95%."
+    if whole := [label(row, report.rows) for row in rows if row.whole_clip and row.latency_ms]:
+        caption += f" Of whole clips, and where clips overlap slower than drawn: {', '.join(whole)}."
     left_out = [row for row in rows if not row.latency_ms or row.simulated]
     if missing := [f"{label(row, report.rows)} ({status_of(row)})" for row in left_out]:
         caption += f" Without a latency that counts, and so not in the picture: {'; '.join(missing)}."

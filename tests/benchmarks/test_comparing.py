@@ -190,6 +190,16 @@ def test_verdicts_flip_against_the_student_that_a_row_was_made_from(good):
     assert (gelu.row.verdict_flips, relu.row.verdict_flips, stray.row.verdict_flips) == (0.0, 0.0, None)
 
 
+def test_verdicts_of_an_exported_teacher_flip_against_its_run(good):
+    teacher = subject("teacher", "fp32", 12.0, scores_of(good), "a", "run", "torch")
+    rounded = subject("teacher-int8", "int8", None, scores_of(1 - good), "a", "run", "torch")
+    teacher.teacher = rounded.teacher = True
+    own = subject("teacher.pte", "int8", 4.0, scores_of(1 - good), "a")
+    compare_rows([teacher, rounded, own])
+    assert (own.row.student, own.row.verdict_flips) == ("teacher", np.mean((1 - good > 0.5) != (good > 0.5)))
+    assert (teacher.row.verdict_flips, rounded.row.verdict_flips) == (None, own.row.verdict_flips)
+
+
 def test_share_of_the_peak_is_of_rows_on_the_cores_it_was_measured_on(good):
     peaks = [Peak(threads=1, fp32_gmacs=100.0, int8_gmacs=400.0, drift=0.0)]
     rows = [

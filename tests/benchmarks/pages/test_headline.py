@@ -17,7 +17,7 @@ def test_headline_repeats_the_row_that_is_fastest_on_the_fewest_threads(report: 
         "student-int8.pte (ExecuTorch, int8, cpu, 1 thread) takes 4.00 ms per frame and 5.30 MB (5,300,000 bytes): "
         "150× as fast as the fp32 teacher runs/dino (vit_base_patch14_dinov2, torch fp32) and 65.3× smaller. "
         "The AUC of student-int8.pte is 0.9712; the reference's (runs/dino, vit_base_patch14_dinov2) is 0.9812 and the "
-        "fp32 student's 0.9745; 1.2% of its verdicts differ from the fp32 student's."
+        "fp32 run's 0.9745; 1.2% of its verdicts differ from the fp32 run's."
     )
 
 
@@ -48,7 +48,7 @@ def test_headline_believes_no_failed_row_and_takes_the_students_auc_from_its_fp3
     report.rows.insert(0, measured("student-fp32.pte", 12.0, 19_300_000, scheme="autocast", auc=0.5))
     found = headline(report)
     assert found.startswith("student-int8.onnx (ONNX Runtime, int8, cpu, 1 thread) takes 6.00 ms")
-    assert "and the fp32 student's 0.9745" in found
+    assert "and the fp32 run's 0.9745" in found
 
 
 def test_headline_of_several_sessions_takes_the_student_of_its_own(report: Report) -> None:
@@ -62,7 +62,7 @@ def test_headline_of_several_sessions_takes_the_student_of_its_own(report: Repor
     for row in report.rows:
         if row.machine != MACHINE and row.latency_ms:
             row.latency_ms = row.latency_ms.model_copy(update={"p50": 2 * row.latency_ms.p50})
-    assert "and the fp32 student's 0.9745; 1.2%" in headline(report)
+    assert "and the fp32 run's 0.9745; 1.2%" in headline(report)
 
 
 def test_headline_names_the_fastest_of_any_scheme_where_there_is_no_int8_artifact(report: Report) -> None:

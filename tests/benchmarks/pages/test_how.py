@@ -35,7 +35,7 @@ def test_latency_tells_over_how_many_repeats_percentiles_were_taken(repeats: tup
 def test_names_of_teachers_and_students_are_told_or_their_lack() -> None:
     report = plain_report()
     assert "The fp32 teacher is runs/dino (vit_base_patch14_dinov2, torch fp32)." in how(report)["Speedup; Size ratio"]
-    assert "Fp32 students: student-fp32.pte." in how(report)["Verdict flips; Flips at EER; Frame flips"]
+    assert "Fp32 runs: student-fp32.pte." in how(report)["Verdict flips; Flips at EER; Frame flips"]
     report.rows = []
     assert "missing, so there are none" in how(report)["Speedup; Size ratio"]
     assert "over 0 repeats" in how(report)["p50, ms; p90, ms; p99, ms"]

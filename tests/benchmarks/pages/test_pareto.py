@@ -40,6 +40,13 @@ def test_latency_picture_names_the_rows_of_the_fewest_threads_and_the_page_names
     assert f"Rows on 1 thread of {MACHINE}; those on more threads are in the table alone." in page
 
 
+def test_files_of_whole_clips_are_said_to_be_slower_than_drawn(report: Report) -> None:
+    assert "Of whole clips" not in Page(html(report)).text
+    report.rows.append(measured("student-whole-clip-int8.pte", 3.0, 5_300_000, scheme="int8", whole_clip=True))
+    said = "Of whole clips, and where clips overlap slower than drawn: student-whole-clip-int8.pte."
+    assert said in Page(html(report)).text
+
+
 def test_each_machine_has_a_latency_picture_and_each_file_is_once_in_that_of_sizes() -> None:
     report = full_report()
     first, phone, size, *_ = pictures_of(report)
