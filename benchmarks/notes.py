@@ -11,6 +11,7 @@ from benchmarks.reference import Reference
 from benchmarks.rows import Subject
 from benchmarks.schema import MOST_SPREAD
 from compress.persons import seen_note
+from compress.runs import crops_notes
 from data.perturb import PERTURBATIONS
 from data.store import ClipStore
 
@@ -59,6 +60,8 @@ def notes_of(
         notes.append(f"Input files that gave no clip: {counts}; the reasons are in {store.path.name}/videos.parquet.")
     if set_elsewhere := [s for s in subjects if s.threshold_store not in (None, store.info.fingerprint)]:
         notes.append(f"Thresholds were set on another store than {store.path.name}: {_named(set_elsewhere)}.")
+    for crops in dict.fromkeys(subject.crops for subject in subjects):
+        notes += crops_notes([_named(subject for subject in subjects if subject.crops == crops)], crops, store)
     rows_by_persons: dict[tuple[str, ...], list[str]] = {}
     for subject in subjects:
         rows_by_persons.setdefault(subject.persons, []).append(subject.row.name)

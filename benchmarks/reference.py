@@ -20,7 +20,7 @@ from benchmarks.task import BatchTiming, Measurement, Scores, Task, Timing, clip
 from command import run_as_script
 from compress.metrics import Metrics
 from compress.persons import seen_note
-from compress.runs import check_store, own_threshold, takes
+from compress.runs import check_store, crops_notes, own_threshold, takes
 from data.store import ClipStore
 from files import refuse_existing, scratch_beside, written_whole
 from models.origin import Parent
@@ -198,6 +198,7 @@ def _measure(
 
 def _notes(run: Run, store: ClipStore, device: str) -> list[str]:
     notes = list(store.info.notes)
+    notes += crops_notes([run.path.name], run.info.data.crops, store)
     notes += seen_note([run.path.name], run.info.data.persons, store.clips("test"), "test")
     if device == "cpu":
         notes.append("The reference was measured on the CPU, not on a GPU.")

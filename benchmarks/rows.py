@@ -50,6 +50,8 @@ class Subject:
     """Compute units that Core ML may use."""
     threshold_store: str | None = None
     """Fingerprint of the store on which the model's own threshold was set."""
+    crops: str | None = None
+    """How the crops that the model was trained on were cut (``CropRule.described``); None if that is not known."""
     persons: tuple[str, ...] = ()
     """Persons that the model was trained and validated on (``DataSource.persons``)."""
     scores: ClipScores | None = None
@@ -119,6 +121,7 @@ def _artifact_subject(
         times_a_frame=clip.frames / clip.hop if artifact.method == "clip" else 1.0,
         units=units or "all",
         threshold_store=bundle.manifest.data.fingerprint,
+        crops=bundle.manifest.crop.rule.described(bundle.manifest.crop.detector),
         persons=tuple(bundle.manifest.data.persons),
     )
 
@@ -168,6 +171,7 @@ def _run_subjects(path: Path, machine: str, threads: int) -> Iterator[Subject]:
             student=student,
             takes=model_takes,
             frames=info.data.frames if model_takes.per == "clip" else None,
+            crops=info.data.crops,
             persons=tuple(info.data.persons),
         )
         if scheme == info.scheme and not info.meaningless:

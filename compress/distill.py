@@ -12,7 +12,7 @@ from command import run_as_script, takes_options
 from compress.caches import CacheFolder, default_cache
 from compress.compute import Compute, prepare_compute, samples_of_part
 from compress.objective import CLASSIFICATION, StudentObjective, check_related, parse_losses
-from compress.runs import check_measured_splits, check_store, data_source, finish_run, torch_scorer
+from compress.runs import check_measured_splits, check_store, crops_notes, data_source, finish_run, torch_scorer
 from compress.schedule import BatchSize, Schedule, asked_of, class_weights
 from compress.scoring import Takes, from_pixels
 from compress.teacher_outputs import TeacherOutputs
@@ -26,7 +26,7 @@ from models.outputs import example_outputs
 from models.run import Run, UnfinishedRun
 from models.start import Start
 from models.temporal import TemporalSettings
-from stage import Modality, Per, Seed, StageError, WrongArgument
+from stage import Modality, Per, Seed, StageError, WrongArgument, say
 
 DEFAULT_LOSS = "classification,kl,embedding-kl"
 BATCH = {"frame": 16, "clip": 4}
@@ -51,6 +51,8 @@ def load_teacher(path: Path, store: ClipStore, kind: str) -> Run:
             f"{path} scores {architecture.per}s: a {kind} student learns from a teacher of {kind}s, {other}"
         )
     check_store(run, store)
+    for note in crops_notes([str(path)], run.info.data.crops, store):
+        say(f"note: {note}")
     return run
 
 

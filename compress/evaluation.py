@@ -14,7 +14,7 @@ from rich.text import Text
 
 from compress.metrics import RATES, Figures, Metrics
 from compress.persons import seen_note
-from compress.runs import check_store, own_threshold, pixel_detector, takes, torch_scorer
+from compress.runs import check_store, crops_notes, own_threshold, pixel_detector, takes, torch_scorer
 from compress.scoring import PictureSource, Takes, probability, score_clip_list
 from data.recompress import RecompressedStore, Recompression, depth_of
 from data.store import ClipStore
@@ -51,6 +51,8 @@ class Evaluated:
     notes: tuple[str, ...] = ()
     persons: tuple[str, ...] = ()
     """Hashed names of the persons in its training data (``DataSource``)."""
+    crops: str | None = None
+    """How the crops that it was trained on were cut (``DataSource``)."""
 
     @classmethod
     def of_run(cls, path: Path, store: ClipStore) -> "Evaluated":
@@ -68,9 +70,9 @@ class Evaluated:
         refuse_tf32()
         scorer = torch_scorer(pixel_detector(run).to(device), device)
         folder = path / "evaluations"
-        persons = tuple(run.info.data.persons)
-        name = path.resolve().name
-        return cls(name, run.sha256, scorer, takes(run.info), threshold, str(device), folder, (), persons)
+        data = run.info.data
+        name, persons = path.resolve().name, tuple(data.persons)
+        return cls(name, run.sha256, scorer, takes(run.info), threshold, str(device), folder, (), persons, data.crops)
 
 
 class Evaluation(BaseModel):
@@ -213,7 +215,7 @@ def evaluations(
             split=split,
             recompression=name,
             device=model.device,
-            notes=[*store.info.notes, *model.notes, *seen_notes],
+            notes=[*store.info.notes, *model.notes, *crops_notes([model.name], model.crops, store), *seen_notes],
             metrics=scores.metrics(model.threshold),
         )
         try:

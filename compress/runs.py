@@ -3,7 +3,7 @@
 Imports torchao and scikit-learn only where needed: a worker that times a float run needs neither.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,6 +87,24 @@ def check_store(run: Run, store: ClipStore) -> None:
         )
 
 
+def check_crops(run: Run, store: ClipStore) -> None:
+    """Raise StageError unless a store's crops were cut as those that a run was trained on."""
+    if (crops := run.info.data.crops) not in (None, store.crops):
+        raise StageError(
+            f"{run.path} was trained on crops cut otherwise ({crops}) than those of {store.path} ({store.crops}): give "
+            "a store whose crops are cut alike"
+        )
+
+
+def crops_notes(names: Iterable[str], crops: str | None, store: ClipStore) -> list[str]:
+    """Return a note if a store's crops are cut otherwise than ``crops``, with which the named models were trained."""
+    if crops in (None, store.crops):
+        return []
+    return [
+        f"{', '.join(names)}: trained on crops cut otherwise ({crops}) than those of {store.path.name} ({store.crops})."
+    ]
+
+
 def check_measured_splits(store: ClipStore) -> None:
     """Raise StageError, before a training, unless validation and test, on which it is measured, have both labels."""
     for split in ("val", "test"):
@@ -150,6 +168,7 @@ def data_source(store: ClipStore, *runs: Run) -> DataSource:
         fingerprint=store.info.fingerprint,
         notes=store.info.notes,
         frames=store.frames,
+        crops=store.crops,
         persons=seen_persons(store, *runs),
     )
 

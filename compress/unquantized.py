@@ -12,7 +12,7 @@ from compress.auc import DIGITS
 from compress.calibration import NetworkInputs, drawn_inputs, logits, one_pair, validation_scores
 from compress.diagnosis import layer_noise
 from compress.fidelity import LayerNoise, snr_db
-from compress.runs import check_store, takes
+from compress.runs import check_crops, check_store, takes
 from compress.scoring import ClipScores, Takes
 from data.store import ClipStore
 from models.detector import Detector
@@ -44,6 +44,7 @@ class Unquantized:
             raise StageError(f"{run.path} is quantized already ({run.info.scheme}): give the run that it came from")
         inputs = takes(run.info)
         check_store(run, store)
+        check_crops(run, store)
         validation = drawn_inputs(run, inputs, store, "val", VALIDATION[inputs.per], seed)
         return cls(run, store, fuse(run.detector(), *validation[0]), validation, max_auc_drop, seed)
 

@@ -44,6 +44,8 @@ class FaceClip:
     track: int
     pictures: list[Picture]
     faces: list[Face | None]
+    whole: int
+    """Number of frames of a whole clip; the last one of a video may be shorter."""
 
     def __len__(self) -> int:
         return len(self.faces)
@@ -69,8 +71,8 @@ class FaceClip:
 
     @property
     def steady(self) -> bool:
-        """Whether at least half of the frames are valid."""
-        return 2 * int(self.valid.sum()) >= len(self)
+        """Whether at least half of a whole clip's frames are valid."""
+        return 2 * int(self.valid.sum()) >= self.whole
 
 
 def face_clips(stream: Iterable[Seen], length: int, hop: int | None = None) -> Iterator[list[FaceClip]]:
@@ -85,16 +87,16 @@ def face_clips(stream: Iterable[Seen], length: int, hop: int | None = None) -> I
     for number, frame in enumerate(stream):
         if stretch and frame.picture.size != stretch[0].picture.size:
             if fresh:
-                yield _clips_of(stretch, number - len(stretch))
+                yield _clips_of(stretch, number - len(stretch), length)
             stretch, fresh = [], 0
         if stretch or frame.faces:
             stretch.append(frame)
             fresh += 1
         if len(stretch) == length:
-            yield _clips_of(stretch, number + 1 - length)
+            yield _clips_of(stretch, number + 1 - length, length)
             stretch, fresh = _from_a_face(stretch[hop or length :]), 0
     if fresh:
-        yield _clips_of(stretch, number + 1 - len(stretch))
+        yield _clips_of(stretch, number + 1 - len(stretch), length)
 
 
 def _from_a_face(frames: list[Seen]) -> list[Seen]:
@@ -102,11 +104,12 @@ def _from_a_face(frames: list[Seen]) -> list[Seen]:
     return list(itertools.dropwhile(lambda frame: not frame.faces, frames))
 
 
-def _clips_of(stretch: list[Seen], start: int) -> list[FaceClip]:
-    """Return a stretch's clips, one per face: steady ones first, then larger faces first."""
+def _clips_of(stretch: list[Seen], start: int, length: int) -> list[FaceClip]:
+    """Return the clips of a stretch of up to ``length`` frames, one per face: steady first, then larger faces first."""
     pictures = [frame.picture for frame in stretch]
     tracks = sorted({track for frame in stretch for track in frame.faces})
-    clips = [FaceClip(start, track, pictures, [frame.faces.get(track) for frame in stretch]) for track in tracks]
+    faces = {track: [frame.faces.get(track) for frame in stretch] for track in tracks}
+    clips = [FaceClip(start, track, pictures, faces[track], length) for track in tracks]
 
     def typical_area(clip: FaceClip) -> float:
         return float(np.median([area(face.box) for face in clip.faces if face is not None]))

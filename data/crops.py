@@ -37,6 +37,10 @@ class CropRule(BaseModel):
     )
     fill: Literal[0] = Field(default=0, description="value of pixels outside the picture")
 
+    def described(self, detector: str) -> str:
+        """Return in words all that decides crops besides their size; ``detector``: whose boxes they are cut from."""
+        return f"margin {self.margin:g}, fit {self.fit}, boxes of {detector}"
+
     def square(self, box: ArrayLike) -> tuple[int, int, int]:
         """Return ``(left, top, side)`` in pixels for a box ``[x0, y0, x1, y1]`` in pixels."""
         x0, y0, x1, y1 = np.asarray(box, np.float64)

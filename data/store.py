@@ -156,6 +156,7 @@ class ClipStore:
         self.info = read_json(path / "store.json", StoreInfo, SCHEMA_VERSION, missing, "prepare the store again")
         self.size = self.info.settings.crop.size
         self.frames = self.info.settings.frames
+        self.crops = self.info.settings.crop.described(self.info.settings.detector)
         self._videos = self._videos_with_clips()
         self._clips_and_damage: dict[str, tuple[list[Clip], dict[Path, str]]] = {}
         self._hashes = {video["video_id"]: video["clips_sha256"] for video in self._videos}

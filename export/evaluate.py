@@ -39,6 +39,7 @@ def artifact_of(path: Path, file: str | None, store: ClipStore) -> Evaluated:
         folder=resolved.with_name(f"{resolved.name}.evaluations") / artifact.file,
         notes=(f"{artifact.file} was evaluated {evaluator}.",) if evaluator else (),
         persons=tuple(bundle.manifest.data.persons),
+        crops=bundle.manifest.crop.rule.described(bundle.manifest.crop.detector),
     )
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from command import run_as_script
-from compress.runs import check_rgb, check_store, data_source, diagnosis_of, student_of
+from compress.runs import check_crops, check_rgb, check_store, data_source, diagnosis_of, student_of
 from data.store import ClipStore
 from export.artifact import Job, make_artifact
 from export.bundle import MANIFEST, Bundle, write_sums
@@ -114,6 +114,7 @@ def _one_student(runs: list[Run], store: ClipStore) -> Architecture:
     for run in runs:
         check_rgb(run)
         check_store(run, store)
+        check_crops(run, store)
         if run.info.scheme in ONLY_TORCH:
             raise StageError(
                 f"{run.path} is in {run.info.scheme}, which no runtime of a phone has: bench the run itself, and "

@@ -180,7 +180,8 @@ COUNTING = (
     "largest (by the median area of its boxes) of those whose frames count in at least half of the clip, or else the "
     f"largest. A frame counts if that face was found in it, or is missing for at most {BRIDGED_FRAMES} frames on end "
     "within the clip, with boxes that are interpolated, and held at the clip's ends; frames of longer gaps do not "
-    "count, nor those beyond the video's end. "
+    "count, nor those beyond the video's end. No clip spans a change of the picture's size. A video of which nothing "
+    "counts has no verdict: it is not known to be real. "
 )
 MEAN_RULE = (
     "Cut the video into clips of `frames` consecutive frames of one tracked face, one after another. "
@@ -194,7 +195,8 @@ SCORE_RULE = (
     "keeps its embedding if its crop is the same in both: it may not be where fit is pad and the clips' largest "
     "squares differ, and where a box was held at the end of one. "
     f"{COUNTING}Leave out clips of which less than half of the frames count, and one at the video's end whose frames "
-    "were all in the clip before. score gives a clip's P(fake); the mean over the clips above the threshold is a fake."
+    "were all in the clip before. score gives a clip's P(fake); the mean over the clips above the threshold is a fake. "
+    "A photo has no score."
 )
 
 

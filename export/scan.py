@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from data.cluster import on_ray
 from data.journal import KILLER, Journal, in_noted_processes
-from data.layouts import NOT_READ, PHOTO_SUFFIXES, VIDEO_SUFFIXES, media, shown
+from data.layouts import is_media, shown, unknown_or_media
 from data.parquet import Row, read_rows
 from data.picture import UnreadableVideo
 from data.remote import is_remote
@@ -64,16 +64,16 @@ def videos_in(paths: Sequence[Path]) -> list[Path]:
     """
     videos: list[Path] = []
     for path in paths:
-        if is_remote(path) and path.suffix.lower() in NOT_READ:
-            raise StageError(f"{path} is of a format that is not read: convert it")
-        if is_remote(path) and path.suffix.lower() not in VIDEO_SUFFIXES | PHOTO_SUFFIXES:
-            raise StageError(f"{path} is not the URL of a video or photo: folders behind URLs are not listed")
+        if is_remote(path) and not is_media(path):
+            raise StageError(
+                f"{path} is not the URL of a video or photo that is read: folders behind URLs are not listed"
+            )
         if is_remote(path) or not path.is_dir():
             videos.append(path)
             continue
-        found = list(media(path, "", VIDEO_SUFFIXES | PHOTO_SUFFIXES | NOT_READ))
-        inside = [file for file, _ in found if file.suffix.lower() not in NOT_READ]
-        unread = [name for file, name in found if file.suffix.lower() in NOT_READ and not file.is_dir()]
+        found = list(unknown_or_media(path))
+        inside = [file for file, _ in found if is_media(file)]
+        unread = [name for file, name in found if not is_media(file)]
         if not inside:
             of_others = f" of a format that is read (it has {some_of(unread)})" if unread else ""
             raise StageError(f"{path} holds no video and no photo{of_others}")

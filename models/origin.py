@@ -34,6 +34,8 @@ class DataSource(BaseModel):
     notes: list[str] = Field(default_factory=list)
     frames: int | None = None
     """Frames of a clip, T."""
+    crops: str | None = None
+    """How its crops were cut (``CropRule.described``); None in older runs."""
     persons: list[str] = Field(default_factory=list)
     """Hashed names (``compress.persons``) of the persons in the training and validation data of this run and of its
     parents; empty in older runs."""

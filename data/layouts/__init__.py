@@ -3,30 +3,26 @@
 from data.layouts.corpus import LAYOUTS, Selection, corpus_note, read_sources
 from data.layouts.source import (
     FAKE,
-    NOT_READ,
-    PHOTO_SUFFIXES,
     REAL,
     SPLITS,
-    VIDEO_SUFFIXES,
     Source,
+    is_media,
     is_photo,
-    media,
     shown,
+    unknown_or_media,
 )
 
 __all__ = [
     "FAKE",
     "LAYOUTS",
-    "NOT_READ",
-    "PHOTO_SUFFIXES",
     "REAL",
     "SPLITS",
-    "VIDEO_SUFFIXES",
     "Selection",
     "Source",
     "corpus_note",
+    "is_media",
     "is_photo",
-    "media",
     "read_sources",
     "shown",
+    "unknown_or_media",
 ]

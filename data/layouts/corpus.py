@@ -17,7 +17,8 @@ from data.layouts.dfdc import dfdc_layout, dfdc_notes
 from data.layouts.ffpp import COMPRESSIONS, compression_notes, ffpp_layout, of_compression, with_official_split
 from data.layouts.flat import flat_layout
 from data.layouts.folder import folder_layout
-from data.layouts.source import NOT_READ, PHOTO_SUFFIXES, VIDEO_SUFFIXES, Source, folders_below, media
+from data.layouts.labels import label_notes, refuse_other_labels
+from data.layouts.source import PHOTO_SUFFIXES, VIDEO_SUFFIXES, Source, folders_below, unknown_or_media
 from data.layouts.table import csv_layout
 from parsing import parse_json
 from stage import StageError, WrongArgument, some_of
@@ -91,12 +92,12 @@ def _layout_of(root: Path, selection: Selection) -> str:
         raise StageError(f"{root} is not a file: the layout csv takes the .csv file of a corpus")
     if layout != "csv" and not root.is_dir():
         raise StageError(f"{root} is not a folder: give the folder of a corpus (detect scores single files)")
-    if selection.label:
-        _refuse_other_labels(root, selection.label)
     if layout != "auto":
         return layout
     if known := _marked(root):
         return known
+    if misnamed := _named_otherwise(root):
+        raise StageError(f"{root} has no known layout: {misnamed}")
     expected = ", ".join(f"{' or '.join(marks)} ({layout})" for layout, marks in MARKS.items())
     within = [f"{folder} ({name})" for folder in sorted(folders_below(root)) if (name := _marked(folder))]
     remedy = f"give what has one, {some_of(within)}" if within else "give --label for a folder of one label"
@@ -105,33 +106,25 @@ def _layout_of(root: Path, selection: Selection) -> str:
     )
 
 
+def _named_otherwise(root: Path) -> str:
+    """Return how to rename a folder that is named as a layout has it but for capitals; "" if there is none."""
+    marks = {
+        mark.rstrip("/").lower(): mark.rstrip("/") for marks in MARKS.values() for mark in marks if mark.endswith("/")
+    }
+    misnamed = sorted(path.name for path in root.iterdir() if path.is_dir() and path.name.lower() in marks)
+    return "; ".join(f"{name} must be named {marks[name.lower()]}" for name in misnamed)
+
+
 def _marked(folder: Path) -> str | None:
     """Return the first layout whose marks a folder has, or None."""
     return next((name for name, marks in MARKS.items() if any(any(folder.glob(mark)) for mark in marks)), None)
-
-
-def _refuse_other_labels(root: Path, label: str) -> None:
-    """Raise StageError if a folder, or one below it, has a layout by which some files have another label."""
-    for folder in sorted(folders_below(root)):
-        if (layout := _marked(folder)) and _has_other_labels(folder, layout, label):
-            raise StageError(
-                f"{folder} has the layout {layout}, whose files are real and fake: give it without --label {label} "
-                "(--methods takes some of them), or give folders of one label"
-            )
-
-
-def _has_other_labels(root: Path, layout: str, label: str) -> bool:
-    """Tell whether a layout finds files of another label than ``label``."""
-    try:
-        return any(source.label != (label == "fake") for source in LAYOUTS[layout](root))
-    except StageError:  # its metadata.json is not that of a corpus
-        return False
 
 
 def _read(root: Path, layout: str, selection: Selection) -> list[Source]:
     """Return the sources of a corpus. Raises StageError if there is none."""
     if layout == "flat":
         sources = flat_layout(root, selection.label or "", selection.identity_pattern)
+        refuse_other_labels(root, sources, selection.label or "")
     else:
         sources = LAYOUTS[layout](root)
     if not sources:
@@ -180,6 +173,8 @@ def _notes(
     by_name = layout in ("folder", "csv") or (layout == "flat" and selection.identity_pattern is None)
     if by_name and not note:  # a corpus's own note would say whom its files show
         notes += _named_by_files(layout, sources, selected)
+    if selection.label:
+        notes += label_notes(sources, selection.label)
     if layout == "ffpp":
         notes += compression_notes([source for source in sources if source in selected])
     if layout == "dfdc":
@@ -219,11 +214,7 @@ def _titled(layout: str) -> str:
 def _overlooked_notes(root: Path, sources: Sequence[Source]) -> list[str]:
     """Return a note on the videos and photos that a layout overlooks because of their folder or suffix."""
     paths = {source.path for source in sources}
-    names = [
-        name
-        for path, name in media(root, suffixes=VIDEO_SUFFIXES | PHOTO_SUFFIXES | NOT_READ)
-        if path not in paths and MASKS not in name
-    ]
+    names = [name for path, name in unknown_or_media(root) if path not in paths and MASKS not in name]
     if not names:
         return []
     return [

@@ -24,8 +24,8 @@ def _identities(name: str, actors: bool) -> tuple[str, ...]:
         raise StageError(
             f"{one_line} is not named like 000 or 000_003, its identities are not known: rename or remove it"
         )
-    numbers = stem.split("__")[0].split("_")
-    return tuple(dict.fromkeys(f"actor{number}" if actors else number for number in numbers))
+    numbers, *scene = stem.split("__", 1)  # only videos of actors name a scene
+    return tuple(dict.fromkeys(f"actor{number}" if actors or scene else number for number in numbers.split("_")))
 
 
 def ffpp_layout(root: Path) -> list[Source]:
@@ -40,9 +40,8 @@ def ffpp_layout(root: Path) -> list[Source]:
             # METHOD/masks/videos holds the masks of the forgeries, as videos of the same names.
             if len(parts) < 5 or parts[3] != "videos" or parts[2] == "masks":
                 continue
-            method = parts[1]
-            identities = _identities(name, method in ("actors", "DeepFakeDetection"))
-            sources.append(Source(path, name, label, method, identities))
+            identities = _identities(name, parts[1].lower() in ("actors", "deepfakedetection"))
+            sources.append(Source(path, name, label, parts[1], identities))
     return sources
 
 

@@ -17,11 +17,12 @@ VIDEO_SUFFIXES = frozenset(
     ".mp4 .avi .mov .mkv .webm .m4v .mpg .mpeg .mpe .ts .m2t .3gp .3g2 .qt .f4v .wmv .asf".split()  # noqa: SIM905
 )
 PHOTO_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff"})
-NOT_READ = frozenset(
-    ".heic .heif .avif .gif .apng .jp2 .j2k .jxl .psd .dng .cr2 .cr3 .nef .arw .orf .rw2 .raf "  # noqa: SIM905
-    ".flv .mts .m2ts .vob .ogv .ogm .divx .m2v .mxf .y4m .rm .rmvb .dv .mj2 .ivf .h264 .h265 .hevc".split()
+OF_OTHER_KINDS = frozenset(
+    ".json .jsonl .csv .tsv .txt .md .rst .pdf .html .xml .yml .yaml .toml .ini .cfg .log .db .py .ipynb "  # noqa: SIM905
+    ".lock .sh .bat .npy .npz .pkl .pickle .mat .h5 .hdf5 .parquet .pt .pth .bin .dat .md5 .sha256 .srt .vtt .ass "
+    ".wav .mp3 .m4a .aac .flac .ogg".split()
 )
-"""Suffixes of video and photo formats that are not read."""
+"""Suffixes of files that lie beside videos and photos and are none."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,28 @@ def media(root: Path, below: str = "", suffixes: frozenset[str] = VIDEO_SUFFIXES
     found = (folder / name for folder, folders, files in _search(root / below) for name in (*folders, *files))
     for path in sorted(path for path in found if path.suffix.lower() in suffixes):
         yield path, shown(path.relative_to(root))
+
+
+def is_media(path: Path) -> bool:
+    """Tell whether a file is named like a video or photo that is read."""
+    return path.suffix.lower() in VIDEO_SUFFIXES | PHOTO_SUFFIXES
+
+
+def unknown_or_media(root: Path) -> Iterator[tuple[Path, str]]:
+    """Yield path and name of all that ``media`` finds in a folder, and of all files that may be of a format not read.
+
+    Those have a suffix that is none of OF_OTHER_KINDS; hidden files are left out. Raises OSError as ``media`` does.
+    """
+    found = []
+    for folder, folders, files in _search(root):
+        found += [path for name in folders if is_media(path := folder / name)]
+        found += [path for name in files if is_media(path := folder / name) or _may_be_media(path)]
+    for path in sorted(found):
+        yield path, shown(path.relative_to(root))
+
+
+def _may_be_media(path: Path) -> bool:
+    return not path.name.startswith(".") and path.suffix.lower() not in {"", *OF_OTHER_KINDS}
 
 
 def folders_below(root: Path) -> Iterator[Path]:

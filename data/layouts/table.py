@@ -42,7 +42,7 @@ def _rows(table: Path) -> Iterator[tuple[int, list[str], list[str]]]:
     try:
         header = _checked_header(next(reader, []))
         if others := [column or "one without a name" for column in header if column not in COLUMNS]:
-            say(f"{table}: columns that are not used: {', '.join(others)} (used are {', '.join(COLUMNS)})")
+            say(f"{table.name}: columns that are not used: {', '.join(others)} (used are {', '.join(COLUMNS)})")
         for cells in filter(None, reader):
             if len(cells) != len(header):
                 raise ValueError(f"{len(cells)} cells under {len(header)} columns: put a cell with a comma in quotes")

@@ -104,6 +104,11 @@ def test_an_unsteady_face_comes_after_steady_ones_however_large() -> None:
     assert [clip.steady for clip in clips] == [True, False, False]
 
 
+def test_in_a_shorter_last_stretch_a_face_is_steady_by_a_whole_clip_s_frames() -> None:
+    clips = next(face_clips(stream("f" * 8 + "." * 6, "f" * 14, sides=(90, 20)), 20))
+    assert [(clip.track, len(clip), clip.steady) for clip in clips] == [(1, 14, True), (0, 14, False)]
+
+
 @pytest.mark.parametrize(
     ("seen", "steady"),
     [("f" * 10 + "." * 10, True), ("f" * 9 + "." * 11, False), ("f.....f" + "." * 13, False), ("f" + "." * 5, True)],
@@ -128,7 +133,7 @@ def test_a_clip_spans_no_change_of_the_size() -> None:
 
 
 def test_a_clip_has_its_faces_bridged() -> None:
-    clip = FaceClip(7, 0, [EMPTY] * 10, seen_at([0, 1, 4, 9], 10))
+    clip = FaceClip(7, 0, [EMPTY] * 10, seen_at([0, 1, 4, 9], 10), 10)
     boxes, scores, valid = bridge(clip.faces)
     assert len(clip) == 10
     np.testing.assert_array_equal(clip.boxes, boxes)

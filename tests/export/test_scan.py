@@ -251,5 +251,5 @@ def test_a_link_as_output_is_refused(bundle_path, folder, tmp_path):
 def test_a_url_that_is_no_file_is_refused(bundle_path):
     with pytest.raises(StageError, match=r"memory://bucket/videos is not the URL of a video or photo"):
         detect([place("memory://bucket/videos")], bundle_path)
-    with pytest.raises(StageError, match=r"memory://bucket/a\.HEIC is of a format that is not read: convert it"):
+    with pytest.raises(StageError, match=r"memory://bucket/a\.HEIC is not the URL of a video or photo that is read"):
         detect([place("memory://bucket/a.HEIC")], bundle_path)

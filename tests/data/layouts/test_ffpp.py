@@ -17,6 +17,7 @@ FFPP = {
     "original_sequences/youtube/c40/videos/000.mp4": (0, "youtube", ("000",)),
     "original_sequences/youtube/c0/videos/000.mp4": (0, "youtube", ("000",)),
     "original_sequences/actors/c23/videos/01__exit_phone_room.mp4": (0, "actors", ("actor01",)),
+    "original_sequences/Actors/c23/videos/02__walking.mp4": (0, "Actors", ("actor02",)),
     "manipulated_sequences/Deepfakes/c23/videos/000_003.mp4": (1, "Deepfakes", ("000", "003")),
     "manipulated_sequences/Face2Face/raw/videos/003_000.mp4": (1, "Face2Face", ("003", "000")),
     "manipulated_sequences/SelfBlended/c23/videos/007_007.mp4": (1, "SelfBlended", ("007",)),

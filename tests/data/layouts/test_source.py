@@ -51,7 +51,7 @@ def test_media_are_found_below_a_folder_in_one_order(touch: Callable[..., Path])
 def test_names_that_are_no_utf8_are_spelled_out(touch: Callable[..., Path], rows: Callable[..., Any]) -> None:
     root = touch(*(os.fsdecode(b"manipulated_sequences/M\xfe/c23/videos/%s.mp4" % stem) for stem in (b"2__\xff", b"1")))
     assert rows(root) == {
-        r"manipulated_sequences/M\xfe/c23/videos/2__\xff.mp4": (1, r"M\xfe", ("2",)),
+        r"manipulated_sequences/M\xfe/c23/videos/2__\xff.mp4": (1, r"M\xfe", ("actor2",)),
         r"manipulated_sequences/M\xfe/c23/videos/1.mp4": (1, r"M\xfe", ("1",)),
     }
 
