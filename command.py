@@ -4,6 +4,7 @@ import functools
 import inspect
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import is_dataclass
@@ -79,9 +80,20 @@ def _problem(error: Exception) -> str | None:
     return None
 
 
+def _end_as_after_ctrl_c() -> None:
+    """Let the signals that end a process end it as Ctrl-C does, which removes its temporary files.
+
+    A signal that is ignored (nohup), or that a library handles, is left as it is.
+    """
+    for ending in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(ending) == signal.SIG_DFL:
+            signal.signal(ending, signal.default_int_handler)
+
+
 def call(app: Callable[[], Any]) -> None:
     """Run a command; bad input ends it with one line and exit code 1, never with a traceback."""
     try:
+        _end_as_after_ctrl_c()
         _open_closed_streams()
         _check_folder()
         _check_arguments(sys.argv[1:])
@@ -90,6 +102,7 @@ def call(app: Callable[[], Any]) -> None:
         interrupted = isinstance(exit_error, KeyboardInterrupt) or exit_error.code == INTERRUPTED  # as typer raises it
         if not interrupted:
             raise
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C would break into what ends the threads
         say("interrupted: call the same command again; it goes on where it can", everywhere=True)
         sys.exit(INTERRUPTED)
     except Exception as error:

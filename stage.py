@@ -133,8 +133,20 @@ def progress(items: Iterable[T], description: str, total: int | None = None) -> 
             say(f"{description}: {count} of {total or '?'}")
 
 
+_ENDING = threading.Event()
+"""In a worker: set once it was told to end."""
+
+
+def _do(function: Callable[..., T], *job: Any) -> T:
+    """In a worker: do a job, unless the process is about to end: what another job began would be left where it lies."""
+    if _ENDING.is_set():
+        sys.exit(1)
+    return function(*job)
+
+
 def _end_job(*_: object) -> None:
-    """In a worker: end its job, which removes its temporary files, and soon the process: it may have another job."""
+    """In a worker: end its job, which removes its temporary files, and soon the process."""
+    _ENDING.set()
     last = threading.Timer(1.0, os._exit, (1,))
     last.daemon = True
     last.start()
@@ -184,7 +196,7 @@ def in_processes(
     with ProcessPoolExecutor(workers, mp_context=spawn, initializer=_end_with_parent) as pool:
         try:
             with _ctrl_c_held_back():
-                futures = [pool.submit(function, *job) for job in jobs]
+                futures = [pool.submit(_do, function, *job) for job in jobs]
             return [future.result() for future in progress(futures, description)]
         except (BrokenProcessPool, SystemExit) as error:  # the job of a process that got SIGTERM ends with SystemExit
             # Python 3.11 would wait for ever for a process that was being started when the other died.
@@ -199,7 +211,7 @@ def in_processes(
 
 def out_of_memory(error: Exception) -> bool:
     """Tell whether an error reports a lack of memory: Python's own, or one that torch raises on any device."""
-    phrases = ("out of memory", "not enough memory", "can't allocate memory", "ALLOC_FAILED")
+    phrases = ("out of memory", "not enough memory", "can't allocate memory", "could not create a primitive", "ALLOC_F")
     return isinstance(error, MemoryError) or any(phrase in str(error) for phrase in phrases)
 
 

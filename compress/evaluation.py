@@ -22,7 +22,7 @@ from files import require_writable, written_whole
 from models.origin import Parent
 from models.run import Run
 from parsing import parse_json
-from stage import Scorer, StageError, WrongArgument, refuse_tf32, say
+from stage import Scorer, StageError, WrongArgument, printable, refuse_tf32, say
 
 COLUMNS = {
     "AUC": "auc",
@@ -127,22 +127,20 @@ def print_evaluation(evaluation: Evaluation) -> None:
     """Print the figures as a table with intervals below them, then the missing figures with the reasons, then notes."""
     levels = _levels(evaluation.metrics)
     how = evaluation.recompression or "crops as they are"
-    print(f"{evaluation.model.name} on the {evaluation.split} split of {evaluation.store}, {how}:")
+    print(printable(f"{evaluation.model.name} on the {evaluation.split} split of {evaluation.store}, {how}:"))
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for title in ("", "real", "fake", *COLUMNS):
         table.add_column(title, justify="right" if title else "left")
     for level, figures in levels.items():
         figure_cells = [_cell(figures, name) for name in COLUMNS.values()]
-        cells = [level, str(figures.real), str(figures.fake), *figure_cells]
+        cells = [printable(level), str(figures.real), str(figures.fake), *figure_cells]
         table.add_row(*map(Text, cells))  # in plain text, brackets are no markup
     Console(width=150, color_system=None).print(table)
     print(
         f"accuracy and F1 at its own threshold, {probability(evaluation.metrics.threshold)}; 95 % intervals by persons"
     )
-    for line in _reasons(levels):
-        print(line)
-    for note in evaluation.notes:
-        print(f"note: {note}")
+    for line in [*_reasons(levels), *(f"note: {note}" for note in evaluation.notes)]:
+        print(printable(line))
 
 
 def _sources(

@@ -18,7 +18,7 @@ from command import run_as_script
 from data.layouts import SPLITS
 from data.store import FORGED, Clip, ClipStore
 from files import check_output, require_writable, written_whole
-from stage import StageError, WrongArgument, say, some_of
+from stage import StageError, WrongArgument, printable, say, some_of
 
 SHEET_CLIPS, SHEET_FRAMES = 12, 4
 TITLE = "Contact sheet of a ClipStore"
@@ -105,12 +105,14 @@ def _thumbnail(picture: NDArray[np.uint8], valid: bool) -> Image.Image:
 def _print(counts: dict[str, Any]) -> None:
     table = Table("split", "label", "method", "status", "files", "clips")
     for group in counts["groups"]:
-        table.add_row(*(Text(str(value)) for value in group.values()))  # Text, as rich reads brackets in str as markup
+        table.add_row(
+            *(Text(printable(str(value))) for value in group.values())
+        )  # as rich reads brackets in str as markup
     Console(width=WIDTH, color_system=None).print(table)
     for reason, number in counts["reasons"].items():
-        print(f"{number} file{'' if number == 1 else 's'}: {reason}")
+        print(f"{number} file{'' if number == 1 else 's'}: {printable(reason)}")
     for note in counts["notes"]:
-        print(f"note: {note}")
+        print(f"note: {printable(note)}")
 
 
 def _default_sheet(store: Path) -> Path:

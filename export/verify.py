@@ -17,7 +17,7 @@ from export.parity import LEAST_SNR_DB, compare
 from export.rules import CropExample, CropPixels
 from export.runtimes import NotEvaluated, evaluated_by
 from files import sha256_of
-from stage import StageError
+from stage import StageError, printable
 
 
 def check_crops(bundle: Bundle) -> None:
@@ -77,8 +77,8 @@ def verify(
         print(json.dumps({"bundle": str(bundle), "files": files, "artifacts": results}))
         return
     for file, result in results.items():
-        print(f"{bundle / file}: {result}")
-    print(f"{bundle}: all {files} files are as they were exported")
+        print(printable(f"{bundle / file}: {result}"))
+    print(printable(f"{bundle}: all {files} files are as they were exported"))
 
 
 if __name__ == "__main__":

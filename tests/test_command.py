@@ -33,6 +33,10 @@ ROOT = Path(__file__).parents[1]
             "Apple's GPUs cannot compute this (no kernel for the MPS device): set PYTORCH_ENABLE_MPS_FALLBACK=1, with "
             "which the CPU does it",
         ),
+        (
+            RuntimeError("could not create a primitive"),
+            "there is not enough memory (could not create a primitive): close other programs, or take smaller settings",
+        ),
         (ImportError("libx.so: no"), "a package cannot be loaded (libx.so: no): install Pocketproof again"),
     ],
 )
@@ -183,11 +187,16 @@ def test_what_a_class_refuses_is_one_line() -> None:
         stretch("a", height=1)
 
 
-def test_an_interrupted_command_says_so(capsys: pytest.CaptureFixture[str]) -> None:
-    def interrupted() -> None:
-        raise KeyboardInterrupt
-
-    with pytest.raises(SystemExit) as ended:
-        call(interrupted)
-    assert ended.value.code == 130
-    assert capsys.readouterr().err == "interrupted: call the same command again; it goes on where it can\n"
+@pytest.mark.parametrize("kind", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_an_interrupted_command_says_so_and_ends_in_peace(kind: str) -> None:
+    work = f"""if True:
+        import atexit, signal
+        from command import call
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored under nohup
+        atexit.register(signal.raise_signal, signal.SIGINT)  # a second Ctrl-C
+        call(lambda: signal.raise_signal(signal.{kind}))
+    """
+    done = subprocess.run([sys.executable, "-c", work], cwd=ROOT, capture_output=True, text=True, check=False)
+    said = "interrupted: call the same command again; it goes on where it can\n"
+    assert (done.returncode, done.stderr) == (130, said)

@@ -61,6 +61,19 @@ def test_a_process_that_is_asked_to_end_is_the_same_clear_error() -> None:
         in_processes(signal.raise_signal, [(signal.SIGTERM,), (signal.SIGTERM,)], 1, "burn")
 
 
+def _told_to_end(begun: Path) -> None:
+    begun.touch()
+    signal.raise_signal(signal.SIGTERM)
+
+
+def test_a_process_that_is_asked_to_end_begins_no_other_job(tmp_path: Path) -> None:
+    """What that job began would be left where it lies, as the process ends within it."""
+    with pytest.raises(WorkerDied):
+        in_processes(_told_to_end, [(tmp_path / "first",), (tmp_path / "second",)], 1, "burn")
+    time.sleep(1.5)
+    assert [path.name for path in tmp_path.iterdir()] == ["first"]
+
+
 @pytest.mark.parametrize(("kind", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)])
 def test_a_stopped_command_stops_its_processes(kind: signal.Signals, code: int) -> None:
     work = (

@@ -50,9 +50,9 @@ def split_of(person: str) -> str:
 
 def film(photo: Path, target: Path) -> None:
     """Write a video of a photo of one face, if a face is found in it."""
-    pixels = cv2.cvtColor(cv2.imread(str(photo)), cv2.COLOR_BGR2RGB)
-    picture = Picture.of(np.asarray(pixels, np.uint8))
-    faces = DlibHog().detect(picture, whole(picture), 1.0)
+    pixels = cv2.imread(str(photo), cv2.IMREAD_COLOR_RGB)
+    picture = Picture.of(np.asarray(pixels, np.uint8)) if pixels is not None else None
+    faces = DlibHog().detect(picture, whole(picture), 1.0) if picture else []
     if not faces:
         say(f"{photo}: no face is found, so it is not filmed", everywhere=True)
         return

@@ -142,6 +142,16 @@ def test_odd_names_and_methods_are_printed_as_they_are(
     assert {group["method"] for group in counts["groups"]} == {f"[/red] {ODD}", "plain"}
 
 
+def test_nothing_that_a_terminal_would_obey_is_printed(
+    demo_store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = shutil.copytree(demo_store, tmp_path / "store")
+    info = json.loads((store / "store.json").read_text())
+    (store / "store.json").write_text(json.dumps(info | {"notes": ["one\x1b[31m\ntwo"]}))
+    inspect(store)
+    assert "\nnote: one [31m two\n" in capsys.readouterr().out
+
+
 def test_the_sheet_lies_beside_the_store_also_from_within(
     odd_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
