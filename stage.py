@@ -163,6 +163,8 @@ def _end_with_parent() -> None:
     """In a worker: leave Ctrl-C to the parent, and exit when it is killed, which a waiting worker never notices."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _end_job)
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as under nohup
+        signal.signal(signal.SIGHUP, _end_job)
     parent = multiprocessing.parent_process()
     assert parent is not None
 
