@@ -15,12 +15,14 @@ import typer.models
 from pydantic import BaseModel, ValidationError
 from pydantic_core import PydanticSerializationError
 
-from stage import StageError, T, WrongArgument, out_of_memory, reason_of, say
+from stage import StageError, T, WrongArgument, out_of_memory, reason_of, say, world_size
 
 LONGEST = 4096
 """Most characters that a command-line argument may have: those of a path in Linux."""
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as in shells."""
+ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""Signals that ask a process to end; the first is Ctrl-C's."""
 
 
 def _check_arguments(arguments: Iterable[str]) -> None:
@@ -83,9 +85,12 @@ def _problem(error: Exception) -> str | None:
 def _end_as_after_ctrl_c() -> None:
     """Let the signals that end a process end it as Ctrl-C does, which removes its temporary files.
 
-    A signal that is ignored (nohup), or that a library handles, is left as it is.
+    A signal that is ignored (nohup), or that a library handles, is left as it is. Processes that train together are
+    left out: while they wait for each other, in native code, Python answers no signal.
     """
-    for ending in (signal.SIGTERM, signal.SIGHUP):
+    if world_size() != "1":
+        return
+    for ending in ENDINGS[1:]:
         if signal.getsignal(ending) == signal.SIG_DFL:
             signal.signal(ending, signal.default_int_handler)
 
@@ -102,7 +107,8 @@ def call(app: Callable[[], Any]) -> None:
         interrupted = isinstance(exit_error, KeyboardInterrupt) or exit_error.code == INTERRUPTED  # as typer raises it
         if not interrupted:
             raise
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C would break into what ends the threads
+        for ending in ENDINGS:  # a second one would break into what ends the threads
+            signal.signal(ending, signal.SIG_IGN)
         say("interrupted: call the same command again; it goes on where it can", everywhere=True)
         sys.exit(INTERRUPTED)
     except Exception as error:

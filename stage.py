@@ -146,6 +146,7 @@ def _do(function: Callable[..., T], *job: Any) -> T:
 
 def _end_job(*_: object) -> None:
     """In a worker: end its job, which removes its temporary files, and soon the process."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the parent passes on what its group got already
     _ENDING.set()
     last = threading.Timer(1.0, os._exit, (1,))
     last.daemon = True

@@ -248,13 +248,16 @@ def quantize(
 def _data_source(store: ClipStore, source_run: Run, *others: Run) -> DataSource:
     """Return the data of a quantized run: the fingerprint of this store; notes and persons also of its parents.
 
+    How crops were cut is what the source run says of them: it was trained on these.
+
     Prints a note if the source run was trained on persons of the validation split of this, another, store.
     """
     if source_run.info.data.fingerprint != store.info.fingerprint:
         for line in seen_note([source_run.path.name], source_run.info.data.persons, store.clips("val"), "val"):
             say(line)
     source = data_source(store, source_run, *others)
-    return source.model_copy(update={"notes": list(dict.fromkeys([*source_run.info.data.notes, *source.notes]))})
+    notes = list(dict.fromkeys([*source_run.info.data.notes, *source.notes]))
+    return source.model_copy(update={"notes": notes, "crops": source_run.info.data.crops})
 
 
 def _train_and_write(

@@ -168,7 +168,10 @@ def teach(
         raise WrongArgument(
             "--cache keeps what frozen layers say: leave it out where none is frozen, or nothing trains"
         )
-    info = start.info("teacher", data_source(store), seed)
+    source = data_source(store)
+    if start.trained_steps and not schedule.epochs:
+        source = source.model_copy(update={"crops": start.crops})  # it was trained on these, and is not on others
+    info = start.info("teacher", source, seed)
     asked = asked_of(info, rule, schedule) | {"unfreeze": cut.unfreeze}
     compute = prepare_compute(schedule.precision)
     samples_of_part(schedule.batch_size, schedule.accumulate, compute.processes)

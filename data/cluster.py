@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import socket
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -112,11 +113,13 @@ def _connect(address: str, workers: int) -> Any:
     warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     options: dict[str, Any] = {"num_cpus": workers} if address == LOCAL else {}
+    at_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         _knock(_place_of(address))
         ray.init(address, include_dashboard=False, log_to_driver=False, logging_level="ERROR", **options)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         raise StageError(f"--ray {address}: no cluster answers there: {reason_of(error)}") from error
+    signal.signal(signal.SIGTERM, at_sigterm)  # Ray's own handler would end this process without a clear line
     return ray
 
 

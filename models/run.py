@@ -61,9 +61,9 @@ class RunInfo(BaseModel):
     def asked(self) -> dict[str, Any]:
         """Return the settings that a training depends on, for ``UnfinishedRun``.
 
-        Persons are left out: they follow from the store, and older runs do not record them.
+        Persons and crops are left out: they follow from the store, and older runs do not record them.
         """
-        return self.model_dump(exclude={"data": {"persons"}})
+        return self.model_dump(exclude={"data": {"persons", "crops"}})
 
     @property
     def integer(self) -> bool:

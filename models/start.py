@@ -29,6 +29,8 @@ class Start:
     """Optimizer steps of the head that was taken from a run; 0 for a new head."""
     persons: tuple[str, ...] = ()
     """Hashed names of the persons in that run's training data."""
+    crops: str | None = None
+    """How the crops that it was trained on were cut, if it says so."""
 
     @classmethod
     def of(cls, architecture: Architecture, given: Path | None, random: bool, seed: int) -> "Start":
@@ -49,8 +51,9 @@ class Start:
         detector = Detector(architecture, backbone)
         if run:
             steps = run.info.trained_steps if run.start(detector) else 0
-            persons = tuple(run.info.data.persons)
-            return cls(detector, run.info.weights, [run.as_parent()], run.info.preprocessing, steps, persons)
+            data, preprocessing = run.info.data, run.info.preprocessing
+            parents, persons = [run.as_parent()], tuple(data.persons)
+            return cls(detector, run.info.weights, parents, preprocessing, steps, persons, data.crops)
         if origin.source == "random":
             say(f"{name} starts from random weights, and its run says so")
         return cls(detector, origin, [], stated_preprocessing(given, name))

@@ -3,6 +3,7 @@
 import functools
 import inspect
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -187,6 +188,18 @@ def test_what_a_class_refuses_is_one_line() -> None:
         stretch("a", height=1)
 
 
+def test_a_process_that_trains_with_others_ends_at_once_when_it_is_told_to() -> None:
+    """It may wait for them in native code, where Python answers no signal."""
+    work = """if True:
+        import signal
+        from command import call
+        call(lambda: signal.raise_signal(signal.SIGTERM))
+    """
+    together = os.environ | {"WORLD_SIZE": "2"}
+    done = subprocess.run([sys.executable, "-c", work], cwd=ROOT, env=together, check=False)
+    assert done.returncode == -signal.SIGTERM
+
+
 @pytest.mark.parametrize("kind", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_an_interrupted_command_says_so_and_ends_in_peace(kind: str) -> None:
     work = f"""if True:
@@ -194,7 +207,8 @@ def test_an_interrupted_command_says_so_and_ends_in_peace(kind: str) -> None:
         from command import call
         signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
         signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored under nohup
-        atexit.register(signal.raise_signal, signal.SIGINT)  # a second Ctrl-C
+        for again in ("SIGINT", "SIGTERM", "SIGHUP"):
+            atexit.register(signal.raise_signal, getattr(signal, again))
         call(lambda: signal.raise_signal(signal.{kind}))
     """
     done = subprocess.run([sys.executable, "-c", work], cwd=ROOT, capture_output=True, text=True, check=False)

@@ -174,7 +174,7 @@ def _notes(
     if by_name and not note:  # a corpus's own note would say whom its files show
         notes += _named_by_files(layout, sources, selected)
     if selection.label:
-        notes += label_notes(sources, selection.label)
+        notes += label_notes(root, sources, selection.label)
     if layout == "ffpp":
         notes += compression_notes([source for source in sources if source in selected])
     if layout == "dfdc":

@@ -1,6 +1,7 @@
 """What a folder says of its files' labels, against ``--label``, which gives all of them one."""
 
 import csv
+import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePath
@@ -15,56 +16,76 @@ FOLDERS = {
     **{name.lower(): label for name, (label, _, _) in NAMES.items()},
 }
 """Label of the files in folders of these names, in capitals or not: those of the layouts."""
-WORDS = {"real": REAL, "original": REAL, "fake": FAKE, "manipulated": FAKE, "deepfake": FAKE, "synthesis": FAKE}
-"""Words in the names of folders that may tell the label of the files in them."""
+FAKES, REALS = re.compile("(deep)?fake|manipulat|synth|forge|swap"), re.compile("(real|original|genuine)s?$")
+"""Words in the names of folders that may tell the label of the files in them; the first also at a word's beginning."""
+
+
+def _number(label: str) -> int:
+    return FAKE if label == "fake" else REAL
 
 
 def refuse_other_labels(root: Path, sources: Sequence[Source], label: str) -> None:
     """Raise StageError if a folder's names or tables give some of ``sources`` another label than ``label``."""
-    number = FAKE if label == "fake" else REAL
     for source in sources:
-        for name in PurePath(source.name).parts[:-1]:
-            if FOLDERS.get(name.lower(), number) != number:
-                raise _refused(f"{source.name} lies in a folder {name}", label)
+        for name in (_name_of(root), *PurePath(source.name).parts[:-1]):
+            if FOLDERS.get(name.lower(), _number(label)) != _number(label):
+                raise _refused(f"{source.name} lies in a folder {name}", label, "give folders of one label")
+    paths = {source.path for source in sources}
     for folder in sorted(folders_below(root)):
-        for table in (folder / "metadata.json", *sorted(folder.glob("*.csv"))):
-            if table.is_file() and any(other != number for other in _labels_in(table)):
-                raise _refused(f"{table} says that some files are not {label}", label)
+        for table in sorted(path for path in folder.iterdir() if path.suffix.lower() in (".json", ".csv")):
+            for name, other in _labels_in(table):
+                if other != _number(label) and Path(os.path.normpath(folder / name)) in paths:
+                    raise _refused(
+                        f"{table} says that {PurePath(name)} is not {label}", label, "move the table out of the folder"
+                    )
 
 
-def _refused(found: str, label: str) -> StageError:
+def _name_of(folder: Path) -> str:
+    return folder.name if folder.name not in ("", "..") else folder.resolve().name
+
+
+def _refused(found: str, label: str, remedy: str) -> StageError:
     return StageError(
-        f"{found}, and --label {label} is for folders whose files are all {label}: leave it out (--methods takes a "
-        "part of a corpus), or give folders of one label"
+        f"{found}, and --label {label} is for files that are all {label}: leave --label out (--methods takes a part of "
+        f"a corpus), or {remedy}"
     )
 
 
-def _labels_in(table: Path) -> Iterator[int]:
-    """Yield the labels that DFDC's ``metadata.json`` or a csv gives; none if the file is something else."""
+def _labels_in(table: Path) -> Iterator[tuple[str, int]]:
+    """Yield paths from its folder and labels of what DFDC's ``metadata.json`` or a csv names, as far as it is one."""
     try:
-        if table.suffix == ".json":
-            entries = corpus_json(table)
-            found = [entry.get("label") for entry in entries.values() if isinstance(entry, dict)]
-        else:
-            with table.open(encoding="utf-8-sig", newline="") as file:
-                rows = csv.DictReader(file)
-                rows.fieldnames = [name.strip().lower() for name in rows.fieldnames or ()]
-                found = [row["label"] for row in rows] if {"path", "label"} <= {*rows.fieldnames} else []
-    except (StageError, ValueError, csv.Error, AttributeError):
+        for path, text in _entries(table):
+            if (label := LABELS.get(str(text).strip().lower())) is not None:
+                yield path, label
+    except (StageError, ValueError, csv.Error):
         return
-    yield from (LABELS[text] for entry in found if (text := str(entry).strip().lower()) in LABELS)
 
 
-def label_notes(sources: Sequence[Source], label: str) -> list[str]:
+def _entries(table: Path) -> Iterator[tuple[str, object]]:
+    if not table.is_file():
+        return
+    if table.name == "metadata.json":
+        entries = corpus_json(table)
+        for path, entry in entries.items() if isinstance(entries, dict) else ():
+            yield path, entry.get("label") if isinstance(entry, dict) else None
+    elif table.suffix.lower() == ".csv":
+        with table.open(encoding="utf-8-sig", errors="replace", newline="") as file:
+            rows = csv.DictReader(file)
+            rows.fieldnames = [name.strip().lower() for name in rows.fieldnames or ()]
+            if {"path", "label"} <= {*rows.fieldnames}:
+                yield from ((row["path"] or "", row["label"]) for row in rows)
+
+
+def label_notes(root: Path, sources: Sequence[Source], label: str) -> list[str]:
     """Return a note on the files in folders whose names have a word for the other label than ``label``."""
-    number = FAKE if label == "fake" else REAL
+    pattern = REALS if label == "fake" else FAKES
     names = [
         source.name
         for source in sources
         if any(
-            WORDS.get(word, number) != number
-            for folder in PurePath(source.name).parts[:-1]
-            for word in re.findall("[a-z]+", folder.lower())
+            pattern.match(word.lower())
+            for folder in (_name_of(root), *PurePath(source.name).parts[:-1])
+            for word in re.findall("[A-Z]?[a-z]+|[A-Z]+", folder)
         )
     ]
     if not names:

@@ -19,7 +19,8 @@ VIDEO_SUFFIXES = frozenset(
 PHOTO_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff"})
 OF_OTHER_KINDS = frozenset(
     ".json .jsonl .csv .tsv .txt .md .rst .pdf .html .xml .yml .yaml .toml .ini .cfg .log .db .py .ipynb "  # noqa: SIM905
-    ".lock .sh .bat .npy .npz .pkl .pickle .mat .h5 .hdf5 .parquet .pt .pth .bin .dat .md5 .sha256 .srt .vtt .ass "
+    ".lock .sh .bat .cff .bak .orig .docx .xlsx .pts .npy .npz .pkl .pickle .mat .h5 .hdf5 .parquet .pt .pth "
+    ".bin .dat .md5 .sha256 .srt .vtt .ass "
     ".wav .mp3 .m4a .aac .flac .ogg".split()
 )
 """Suffixes of files that lie beside videos and photos and are none."""
@@ -95,7 +96,11 @@ def unknown_or_media(root: Path) -> Iterator[tuple[Path, str]]:
 
 
 def _may_be_media(path: Path) -> bool:
-    return not path.name.startswith(".") and path.suffix.lower() not in {"", *OF_OTHER_KINDS}
+    return (
+        not path.name.startswith(".")
+        and not path.name.endswith("~")
+        and path.suffix.lower() not in {"", *OF_OTHER_KINDS}
+    )
 
 
 def folders_below(root: Path) -> Iterator[Path]:

@@ -9,6 +9,7 @@ import pytest
 
 from compress.distill import distill
 from compress.quantize import quantize
+from compress.teach import teach
 from data.store import ClipStore
 from export.evaluate import evaluate
 from export.export import export
@@ -49,7 +50,15 @@ def test_a_run_of_before_this_was_noted_is_taken(
     drawn_run: Callable[..., Path], wider_store: Path, tmp_path: Path
 ) -> None:
     quantize(drawn_run(tmp_path / "run", {"trained_steps": 0}), wider_store, tmp_path / "out", scheme="fp16")
-    assert Run(tmp_path / "out").info.data.crops == WIDER
+    assert Run(tmp_path / "out").info.data.crops is None
+
+
+def test_a_run_without_a_pass_was_trained_on_the_crops_of_the_run_that_it_starts_from(
+    teacher_run: Path, wider_store: Path, tmp_path: Path
+) -> None:
+    options = {"backbone": "test_vit", "weights": teacher_run, "epochs": 0}
+    teach("dino", wider_store, tmp_path / "run", **options)
+    assert Run(tmp_path / "run").info.data.crops == Run(teacher_run).info.data.crops != WIDER
 
 
 def test_figures_on_crops_cut_otherwise_are_noted(

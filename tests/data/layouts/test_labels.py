@@ -23,9 +23,10 @@ def test_folders_of_layouts_are_refused_as_files_of_the_other_label(
 ) -> None:
     file = capitals(file)
     root = touch(f"x/{file}", "x/a.mp4", "x/._000.mp4")
-    for folder in (root, root / "x"):
+    for folder in (root, root / "x", root / "x" / file.split("/")[0]):
         with pytest.raises(
-            StageError, match=rf"{file} lies in a folder {file.split('/')[0]}, and --label real is for folders whose"
+            StageError,
+            match=rf"{Path(file).name} lies in a folder {file.split('/')[0]}, and --label real is for files that",
         ):
             named(folder, "real")
     assert named((root / "x" / file).parent, "fake") == [Path(file).name]
@@ -36,16 +37,17 @@ def test_folders_of_layouts_are_refused_as_files_of_the_other_label(
     ("table", "content"),
     [
         ("metadata.json", '{"b.mp4": {"label": "FAKE", "original": null}, "c.mp4": 3}'),
-        ("labels.csv", "name,Path, Label\nx,a.mp4,real\nx,b.mp4,1\n"),
+        ("labels.csv", "name,Path, Label\nx,a.mp4,real\nx,./b.mp4,1\n"),
+        ("LABELS.CSV", "path,label\n\udcff,real\nb.mp4,fake\nc.mp4\n" + "x" * 200_000),
     ],
 )
 def test_tables_that_name_files_of_the_other_label_are_refused(
     touch: Callable[..., Path], table: str, content: str
 ) -> None:
     root = touch("yt/a.mp4", "yt/b.mp4")
-    (root / "yt" / table).write_text(content)
+    (root / "yt" / table).write_bytes(content.encode("utf-8", "surrogateescape"))
     for folder in (root, root / "yt"):
-        with pytest.raises(StageError, match=rf"yt/{table} says that some files are not real, and --label real"):
+        with pytest.raises(StageError, match=rf"yt/{table} says that b.mp4 is not real, .*, or move the table out"):
             named(folder, "real")
 
 
@@ -56,6 +58,8 @@ def test_tables_that_name_files_of_the_other_label_are_refused(
         ("metadata.json", "{"),
         ("metadata.json", "[]"),
         ("labels.csv", "path,label\nb.mp4,real\nb.mp4,0\nb.mp4\n"),
+        ("labels.csv", "path,label\nelsewhere/fake.mp4,fake\n/fake.mp4,1\n"),
+        ("other.json", '{"fake.mp4": {"label": "FAKE"}}'),
         ("labels.csv", "file,label\nb.mp4,fake\n"),
         ("labels.csv", "\0\udcff"),
         ("labels.csv", ""),
@@ -69,10 +73,10 @@ def test_other_tables_are_no_hindrance(touch: Callable[..., Path], table: str, c
 
 
 def test_folders_whose_names_may_tell_the_other_label_are_noted(touch: Callable[..., Path]) -> None:
-    root = touch("training_fake/a.mp4", "1_DeepFake/b.mp4", "c/fake.mp4", "Realtors/d.mp4")
+    root = touch("training_fakes/a.mp4", "FaceSwap-v2/b.mp4", "c/fake.mp4", "Realtors/d.mp4")
     notes = read_sources([root], Selection(label="real"))[1]
     assert (
-        "2 files are real by --label, though a folder's name may say otherwise: 1_DeepFake/b.mp4, "
-        "training_fake/a.mp4." in notes
+        "2 files are real by --label, though a folder's name may say otherwise: FaceSwap-v2/b.mp4, "
+        "training_fakes/a.mp4." in notes
     )
     assert not any("may say otherwise" in note for note in read_sources([root], Selection(label="fake"))[1])
