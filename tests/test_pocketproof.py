@@ -88,7 +88,7 @@ def test_empty_folder_is_one_line(tmp_path):
     (tmp_path / "corpus" / "real").mkdir(parents=True)
     done = _call("prepare", tmp_path / "corpus", "--out", tmp_path / "store")
     assert done.returncode == 1
-    assert done.stderr.startswith(f"error: {tmp_path / 'corpus'} holds no video (.3gp, .avi, ")
+    assert done.stderr.startswith(f"error: {tmp_path / 'corpus'} holds no video (.3g2, .3gp, ")
     assert len(done.stderr.splitlines()) == 1
 
 
