@@ -46,7 +46,7 @@ def test_tables_that_name_files_of_the_other_label_are_refused(
 ) -> None:
     root = touch("yt/a.mp4", "yt/b.mp4")
     (root / "yt" / table).write_bytes(content.encode("utf-8", "surrogateescape"))
-    for folder in (root, root / "yt"):
+    for folder in (root, root / "yt", root / "yt" / ".." / "yt"):
         with pytest.raises(StageError, match=rf"yt/{table} says that b.mp4 is not real, .*, or move the table out"):
             named(folder, "real")
 
