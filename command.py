@@ -15,7 +15,7 @@ import typer.models
 from pydantic import BaseModel, ValidationError
 from pydantic_core import PydanticSerializationError
 
-from stage import StageError, T, WrongArgument, out_of_memory, reason_of, say, world_size
+from stage import StageError, T, WrongArgument, do_nothing, out_of_memory, reason_of, say, world_size
 
 LONGEST = 4096
 """Most characters that a command-line argument may have: those of a path in Linux."""
@@ -92,7 +92,14 @@ def _end_as_after_ctrl_c() -> None:
         return
     for ending in ENDINGS[1:]:
         if signal.getsignal(ending) == signal.SIG_DFL:
-            signal.signal(ending, signal.default_int_handler)
+            signal.signal(ending, _interrupt)
+
+
+def _interrupt(*_: object) -> None:
+    """Raise KeyboardInterrupt once: a second one would break into what ends the workers."""
+    for ending in ENDINGS[1:]:
+        signal.signal(ending, do_nothing)
+    raise KeyboardInterrupt
 
 
 def call(app: Callable[[], Any]) -> None:
@@ -108,7 +115,7 @@ def call(app: Callable[[], Any]) -> None:
         if not interrupted:
             raise
         for ending in ENDINGS:  # a second one would break into what ends the threads
-            signal.signal(ending, signal.SIG_IGN)
+            signal.signal(ending, do_nothing)
         say("interrupted: call the same command again; it goes on where it can", everywhere=True)
         sys.exit(INTERRUPTED)
     except Exception as error:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import resource_tracker
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
@@ -144,9 +145,13 @@ def _do(function: Callable[..., T], *job: Any) -> T:
     return function(*job)
 
 
+def do_nothing(*_: object) -> None:
+    """Handle a signal that may be pending already, which Python complains of where it is to be ignored."""
+
+
 def _end_job(*_: object) -> None:
     """In a worker: end its job, which removes its temporary files, and soon the process."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the parent passes on what its group got already
+    signal.signal(signal.SIGTERM, do_nothing)  # the parent passes on what its group got already
     _ENDING.set()
     last = threading.Timer(1.0, os._exit, (1,))
     last.daemon = True
@@ -176,6 +181,14 @@ def _end_with_parent() -> None:
     threading.Thread(target=exit_after_parent, daemon=True).start()
 
 
+def _start_tracker() -> None:
+    """Start Python's tracker of semaphores so that it ignores SIGHUP, as it ignores Ctrl-C and SIGTERM by itself."""
+    if threading.current_thread() is threading.main_thread():
+        at_hangup = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        resource_tracker.ensure_running()
+        signal.signal(signal.SIGHUP, at_hangup)
+
+
 @contextlib.contextmanager
 def _ctrl_c_held_back() -> Iterator[None]:
     """Hold Ctrl-C back for a moment; processes started meanwhile hold it back until they ignore it."""
@@ -195,6 +208,7 @@ def in_processes(
     dies.
     """
     jobs = list(jobs)
+    _start_tracker()
     workers, spawn = min(workers, max(1, len(jobs))), multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=spawn, initializer=_end_with_parent) as pool:
         try:

@@ -30,14 +30,22 @@ def refuse_other_labels(root: Path, sources: Sequence[Source], label: str) -> No
         for name in (_name_of(root), *PurePath(source.name).parts[:-1]):
             if FOLDERS.get(name.lower(), _number(label)) != _number(label):
                 raise _refused(f"{source.name} lies in a folder {name}", label, "give folders of one label")
-    paths = {os.path.normpath(source.path) for source in sources}
+    paths = {os.path.abspath(source.path) for source in sources}  # noqa: PTH100  (without "..", links as they are)
     for folder in sorted(folders_below(root)):
         for table in sorted(path for path in folder.iterdir() if path.suffix.lower() in (".json", ".csv")):
             for name, other in _labels_in(table):
-                if other != _number(label) and os.path.normpath(folder / name) in paths:
+                if other != _number(label) and _path_in(folder, name) in paths:
                     raise _refused(
-                        f"{table} says that {PurePath(name)} is not {label}", label, "move the table out of the folder"
+                        f"{table} says that {PurePath(name.strip())} is not {label}",
+                        label,
+                        "move the table out of the folder",
                     )
+
+
+def _path_in(folder: Path, name: str) -> str:
+    """Return the absolute path of a file that a table in a folder names."""
+    path = os.path.abspath(folder / name)  # noqa: PTH100
+    return path if os.path.lexists(path) else os.path.abspath(folder / name.strip())  # noqa: PTH100
 
 
 def _name_of(folder: Path) -> str:

@@ -37,16 +37,17 @@ def test_folders_of_layouts_are_refused_as_files_of_the_other_label(
     ("table", "content"),
     [
         ("metadata.json", '{"b.mp4": {"label": "FAKE", "original": null}, "c.mp4": 3}'),
-        ("labels.csv", "name,Path, Label\nx,a.mp4,real\nx,./b.mp4,1\n"),
+        ("labels.csv", "name,Path, Label\nx,a.mp4,real\nx, ./b.mp4,1\n"),
         ("LABELS.CSV", "path,label\n\udcff,real\nb.mp4,fake\nc.mp4\n" + "x" * 200_000),
     ],
 )
 def test_tables_that_name_files_of_the_other_label_are_refused(
-    touch: Callable[..., Path], table: str, content: str
+    touch: Callable[..., Path], table: str, content: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = touch("yt/a.mp4", "yt/b.mp4")
     (root / "yt" / table).write_bytes(content.encode("utf-8", "surrogateescape"))
-    for folder in (root, root / "yt", root / "yt" / ".." / "yt"):
+    monkeypatch.chdir(root)
+    for folder in (root, root / "yt", root / "yt" / ".." / "yt", Path("yt")):
         with pytest.raises(StageError, match=rf"yt/{table} says that b.mp4 is not real, .*, or move the table out"):
             named(folder, "real")
 
