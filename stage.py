@@ -228,7 +228,9 @@ def in_processes(
 
 def out_of_memory(error: Exception) -> bool:
     """Tell whether an error reports a lack of memory: Python's own, or one that torch raises on any device."""
-    phrases = ("out of memory", "not enough memory", "can't allocate memory", "could not create a primitive", "ALLOC_F")
+    phrases = (
+        "out of memory", "not enough memory", "can't allocate memory", "ALLOC_FAILED", "could not create a primitive",
+    )  # fmt: skip
     return isinstance(error, MemoryError) or any(phrase in str(error) for phrase in phrases)
 
 

@@ -20,21 +20,18 @@ FAKES, REALS = re.compile("(deep)?fake|manipulat|synth|forge|swap"), re.compile(
 """Words in the names of folders that may tell the label of the files in them; the first also at a word's beginning."""
 
 
-def _number(label: str) -> int:
-    return FAKE if label == "fake" else REAL
-
-
 def refuse_other_labels(root: Path, sources: Sequence[Source], label: str) -> None:
     """Raise StageError if a folder's names or tables give some of ``sources`` another label than ``label``."""
     for source in sources:
         for name in (_name_of(root), *PurePath(source.name).parts[:-1]):
-            if FOLDERS.get(name.lower(), _number(label)) != _number(label):
+            if FOLDERS.get(name.lower(), source.label) != source.label:
                 raise _refused(f"{source.name} lies in a folder {name}", label, "give folders of one label")
-    paths = {os.path.abspath(source.path) for source in sources}  # noqa: PTH100  (without "..", links as they are)
+    # Absolute, without "..", and links as they are.
+    labels = {os.path.abspath(source.path): source.label for source in sources}  # noqa: PTH100
     for folder in sorted(folders_below(root)):
         for table in sorted(path for path in folder.iterdir() if path.suffix.lower() in (".json", ".csv")):
             for name, other in _labels_in(table):
-                if other != _number(label) and _path_in(folder, name) in paths:
+                if labels.get(_path_in(folder, name), other) != other:
                     raise _refused(
                         f"{table} says that {PurePath(name.strip())} is not {label}",
                         label,

@@ -17,13 +17,13 @@ VIDEO_SUFFIXES = frozenset(
     ".mp4 .avi .mov .mkv .webm .m4v .mpg .mpeg .mpe .ts .m2t .3gp .3g2 .qt .f4v .wmv .asf".split()  # noqa: SIM905
 )
 PHOTO_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff"})
-OF_OTHER_KINDS = frozenset(
+OF_OTHER_KINDS = frozenset({""}).union(
     ".json .jsonl .csv .tsv .txt .md .rst .pdf .html .xml .yml .yaml .toml .ini .cfg .log .db .py .ipynb "  # noqa: SIM905
     ".lock .sh .bat .cff .bak .orig .docx .xlsx .pts .npy .npz .pkl .pickle .mat .h5 .hdf5 .parquet .pt .pth "
     ".bin .dat .md5 .sha256 .srt .vtt .ass "
     ".wav .mp3 .m4a .aac .flac .ogg".split()
 )
-"""Suffixes of files that lie beside videos and photos and are none."""
+"""Suffixes of files that lie beside videos and photos and are none; files without a suffix are none either."""
 
 
 @dataclass(frozen=True)
@@ -96,11 +96,7 @@ def unknown_or_media(root: Path) -> Iterator[tuple[Path, str]]:
 
 
 def _may_be_media(path: Path) -> bool:
-    return (
-        not path.name.startswith(".")
-        and not path.name.endswith("~")
-        and path.suffix.lower() not in {"", *OF_OTHER_KINDS}
-    )
+    return not path.name.startswith(".") and not path.name.endswith("~") and path.suffix.lower() not in OF_OTHER_KINDS
 
 
 def folders_below(root: Path) -> Iterator[Path]:
