@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from parsing import refuse_url
+from parsing import refuse_url, require_utf8
 from stage import StageError
 
 NOT_WRITABLE = (
@@ -154,8 +154,9 @@ def _flush(path: Path) -> None:
 
 
 def check_output(out: Path) -> None:
-    """Raise StageError for a URL, a link (it would be replaced, its target left as it is) or a path in a bundle."""
+    """Raise StageError for a URL, a name that is not UTF-8, a link (it would be replaced) or a path in a bundle."""
     refuse_url(out)
+    require_utf8(out)
     if out.is_symlink():
         raise StageError(f"{out} is a link: give the path that it leads to")
     for folder in Path(os.path.realpath(out)).parents:

@@ -21,6 +21,14 @@ def refuse_url(path: Path) -> None:
         raise WrongArgument(f"{path} is a URL, and a path of this machine is needed: fetch it, or write here first")
 
 
+def require_utf8(path: Path) -> None:
+    """Raise StageError for a name that is not valid UTF-8: libraries that read and write weights take no other."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise StageError(f"{str(path)!a} is not valid UTF-8: rename it, or give another path") from error
+
+
 def load_tensors(path: Path) -> Any:
     """Read what a .safetensors or torch file holds, without unpickling anything but tensors and plain containers.
 
@@ -88,9 +96,11 @@ def parse_json(text: str | bytes) -> Any:
 def read_json(path: Path, schema: type[Schema], version: int, missing: str, mend: str = "") -> Schema:
     """Read a JSON file that Pocketproof wrote, as its schema.
 
-    Raises StageError: with the text ``missing`` if there is no file, with the reason if it cannot be read, or with what
-    is wrong in it, followed by ``mend``. The version is checked first, as other versions may have any form.
+    Raises StageError: for a name that is not UTF-8, with the text ``missing`` if there is no file, with the reason if
+    it cannot be read, or with what is wrong in it, followed by ``mend``. The version is checked first, as other
+    versions may have any form.
     """
+    require_utf8(path)
     mend = mend and f": {mend}"
     try:
         text = path.read_bytes()

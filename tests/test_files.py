@@ -240,6 +240,13 @@ def test_nothing_is_written_into_a_bundle(name: str, tmp_path: Path) -> None:
     check_output(tmp_path / name)
 
 
+def test_nothing_is_written_under_a_name_that_is_not_utf_8(tmp_path: Path) -> None:
+    with pytest.raises(
+        StageError, match=r"^'.+/run\\udcff/report' is not valid UTF-8: rename it, or give another path$"
+    ):
+        check_output(tmp_path / os.fsdecode(b"run\xff") / "report")
+
+
 def test_a_path_below_a_file_or_a_broken_link_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "link").symlink_to(tmp_path / "gone")

@@ -1,11 +1,14 @@
 """What users' files may hold, and what is refused."""
 
+import os
 import pickle
 from pathlib import Path
 
 import pytest
+from pydantic import BaseModel
 
-from parsing import OutOfRange, load_tensors, parse_json
+from parsing import OutOfRange, load_tensors, parse_json, read_json
+from stage import StageError
 
 
 def test_json_has_no_infinities_and_no_numbers_of_which_two_overflow(tmp_path: Path) -> None:
@@ -15,6 +18,14 @@ def test_json_has_no_infinities_and_no_numbers_of_which_two_overflow(tmp_path: P
     numbers = parse_json('{"a": [1.5, -2e3, 7, 0, 1e100]}')["a"]
     assert numbers == [1.5, -2000.0, 7, 0, 1e100]
     assert [type(number) for number in numbers] == [float, float, int, int, float]
+
+
+def test_no_run_or_bundle_is_read_under_a_name_that_is_not_utf_8(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"run\xff")
+    folder.mkdir()
+    (folder / "a.json").write_text('{"schema_version": 1}')
+    with pytest.raises(StageError, match=r"^'.+/run\\udcff/a\.json' is not valid UTF-8: rename it"):
+        read_json(folder / "a.json", BaseModel, 1, "no file")
 
 
 def test_a_pickle_is_refused_without_a_word_on_how_to_unpickle_it(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ from data.prepare import prepare
 from data.video import write_video
 from export.export import export
 from files import written_whole
-from stage import LowPrecision, in_processes, say
+from stage import LowPrecision, StageError, in_processes, say
 
 STUDENT, TEACHER, LARGE_TEACHER = "repvit_m0_9", "tf_efficientnet_lite0", "vit_base_patch14_dinov2"
 SIZE, FRAMES = 224, 20
@@ -158,6 +158,8 @@ def headline(
 
     Example: **python -m benchmarks.studies.headline ../shared/data/faces ../shared/data/talking --out headline**
     """
+    if not any(videos.glob("*.mp4")):
+        raise StageError(f"{videos} holds no .mp4: give a folder of videos")
     paths = make_runs(make_corpus(photos, videos, out / "corpus"), out)
     bundles = make_bundles(paths, out)
     if not (out / "reference.json").exists():
