@@ -57,9 +57,9 @@ def notes_of(
     lost = {status: count for status, count in store.info.videos.items() if status != "ok" and count}
     if lost:
         counts = ", ".join(f"{count} {status}" for status, count in lost.items())
-        notes.append(f"Input files that gave no clip: {counts}; the reasons are in {store.path.name}/videos.parquet.")
+        notes.append(f"Input files that gave no clip: {counts}; the reasons are in {store.name}/videos.parquet.")
     if set_elsewhere := [s for s in subjects if s.threshold_store not in (None, store.info.fingerprint)]:
-        notes.append(f"Thresholds were set on another store than {store.path.name}: {_named(set_elsewhere)}.")
+        notes.append(f"Thresholds were set on another store than {store.name}: {_named(set_elsewhere)}.")
     for crops in dict.fromkeys(subject.crops for subject in subjects):
         notes += crops_notes([_named(subject for subject in subjects if subject.crops == crops)], crops, store)
     rows_by_persons: dict[tuple[str, ...], list[str]] = {}

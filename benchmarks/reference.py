@@ -198,8 +198,8 @@ def _measure(
 
 def _notes(run: Run, store: ClipStore, device: str) -> list[str]:
     notes = list(store.info.notes)
-    notes += crops_notes([run.path.name], run.info.data.crops, store)
-    notes += seen_note([run.path.name], run.info.data.persons, store.clips("test"), "test")
+    notes += crops_notes([run.name], run.info.data.crops, store)
+    notes += seen_note([run.name], run.info.data.persons, store.clips("test"), "test")
     if device == "cpu":
         notes.append("The reference was measured on the CPU, not on a GPU.")
     if run.info.weights.source == "random":

@@ -113,7 +113,7 @@ def _macs(task: Task) -> int | None:
     from models.detector import Detector
     from models.run import Run
 
-    network = pixel_detector(Run(task.path)).network
+    network = pixel_detector(Run(task.path), scheme="fp32").network
     assert isinstance(network, Detector)
     return macs_of(network, *network.example(task.frames)) // (task.frames if task.per == "clip" else 1)
 

@@ -19,7 +19,7 @@ from compress.scoring import PictureSource, Takes, probability, score_clip_list
 from data.recompress import RecompressedStore, Recompression, depth_of
 from data.store import ClipStore
 from files import require_writable, written_whole
-from models.origin import Parent
+from models.origin import DataSource, Parent
 from models.run import Run
 from parsing import parse_json
 from stage import Scorer, StageError, WrongArgument, printable, refuse_tf32, say
@@ -48,11 +48,9 @@ class Evaluated:
     """The device on which it computes."""
     folder: Path
     """The folder in which its evaluations, and no other model's, are saved unless another is asked for."""
+    data: DataSource
+    """On what it was trained."""
     notes: tuple[str, ...] = ()
-    persons: tuple[str, ...] = ()
-    """Hashed names of the persons in its training data (``DataSource``)."""
-    crops: str | None = None
-    """How the crops that it was trained on were cut (``DataSource``)."""
 
     @classmethod
     def of_run(cls, path: Path, store: ClipStore) -> "Evaluated":
@@ -70,9 +68,7 @@ class Evaluated:
         refuse_tf32()
         scorer = torch_scorer(pixel_detector(run).to(device), device)
         folder = path / "evaluations"
-        data = run.info.data
-        name, persons = path.resolve().name, tuple(data.persons)
-        return cls(name, run.sha256, scorer, takes(run.info), threshold, str(device), folder, (), persons, data.crops)
+        return cls(run.name, run.sha256, scorer, takes(run.info), threshold, str(device), folder, run.info.data)
 
 
 class Evaluation(BaseModel):
@@ -162,7 +158,7 @@ def _sources(
 
 def _name(store: ClipStore, split: str, recompression: str | None) -> str:
     """Return the name of a model's evaluation that distinguishes it from its others."""
-    return "-".join(filter(None, (store.path.resolve().name, store.info.fingerprint[:8], split, recompression)))
+    return "-".join(filter(None, (store.name, store.info.fingerprint[:8], split, recompression)))
 
 
 def _refuse_another_models(target: Path, model: Evaluated) -> None:
@@ -197,7 +193,8 @@ def evaluations(
     evaluation under that name.
     """
     clips = store.clips(split, both=False)
-    seen_notes = seen_note([model.name], model.persons, clips, split) if split == "test" else []
+    seen_on_purpose = split != "test" and model.data.fingerprint == store.info.fingerprint
+    seen_notes = [] if seen_on_purpose else seen_note([model.name], model.data.persons, clips, split)
     sources = _sources(store, model.takes, recompressions, depth_weights)
     targets = [(out or model.folder) / f"{_name(store, split, name)}.json" for name, _ in sources]
     require_writable(targets[0], "--out")
@@ -208,12 +205,12 @@ def evaluations(
         scores = score_clip_list(model.scorer, pictures, clips, description, model.takes)
         evaluation = Evaluation(
             model=Parent(name=model.name, sha256=model.sha256),
-            store=store.path.resolve().name,
+            store=store.name,
             fingerprint=store.info.fingerprint,
             split=split,
             recompression=name,
             device=model.device,
-            notes=[*store.info.notes, *model.notes, *crops_notes([model.name], model.crops, store), *seen_notes],
+            notes=[*store.info.notes, *model.notes, *crops_notes([model.name], model.data.crops, store), *seen_notes],
             metrics=scores.metrics(model.threshold),
         )
         try:

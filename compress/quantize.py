@@ -253,7 +253,7 @@ def _data_source(store: ClipStore, source_run: Run, *others: Run) -> DataSource:
     Prints a note if the source run was trained on persons of the validation split of this, another, store.
     """
     if source_run.info.data.fingerprint != store.info.fingerprint:
-        for line in seen_note([source_run.path.name], source_run.info.data.persons, store.clips("val"), "val"):
+        for line in seen_note([source_run.name], source_run.info.data.persons, store.clips("val"), "val"):
             say(line)
     source = data_source(store, source_run, *others)
     notes = list(dict.fromkeys([*source_run.info.data.notes, *source.notes]))

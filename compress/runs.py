@@ -100,9 +100,7 @@ def crops_notes(names: Iterable[str], crops: str | None, store: ClipStore) -> li
     """Return a note if a store's crops are cut otherwise than ``crops``, with which the named models were trained."""
     if crops in (None, store.crops):
         return []
-    return [
-        f"{', '.join(names)}: trained on crops cut otherwise ({crops}) than those of {store.path.name} ({store.crops})."
-    ]
+    return [f"{', '.join(names)}: trained on crops cut otherwise ({crops}) than those of {store.name} ({store.crops})."]
 
 
 def check_measured_splits(store: ClipStore) -> None:

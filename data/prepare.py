@@ -171,8 +171,8 @@ def _missing_label_notes(info: StoreInfo) -> list[str]:
     """Return a note for each of val and test that lacks a label though its share is above 0."""
     shares = dict(zip(SPLITS, info.settings.ratios, strict=True))
     remedy = (
-        "other --ratios, --seed or --forge may mend it, or other splits where a table gives them; persons who are in "
-        "one video are kept in one split."
+        f"other --ratios{' or --seed' if info.settings.forge else ', --seed or --forge'} may mend it, or other splits "
+        "where a table gives them; persons who are in one video are kept in one split."
     )
     for label in ("real", "fake"):
         if not any(counts[label] for counts in info.clips.values()):

@@ -73,10 +73,11 @@ def _in_two_splits(first: Source, second: Source, why: str) -> StageError:
 def split_sources(sources: Sequence[Source], ratios: tuple[float, float, float], seed: int) -> list[str | None]:
     """Return the split of each source, identity-disjoint, with shares of videos as near to ``ratios`` as groups allow.
 
-    A group with a prescribed split gets it as a whole; the others fill up the shares. If a split then lacks a label, as
-    fakes link most persons to one another (all celebrities of Celeb-DF), the persons of the largest group are split one
-    by one, provided that this helps; a source that shows persons of two splits is then left out (None). Failing that,
-    as persons are few, each split gets one group of each label before the shares are filled.
+    A group with a prescribed split gets it as a whole; the others fill up the shares. If a split then lacks a label
+    that the corpus has, as fakes link most persons to one another (all celebrities of Celeb-DF), the persons of the
+    largest group are split one by one, provided that this helps; a source that shows persons of two splits is then left
+    out (None), though none in a corpus of one label. Failing that, as persons are few, each split gets one group of
+    each label before the shares are filled.
 
     Raises StageError if one group has two prescribed splits. The result depends on ``seed`` and the identities only,
     not on the order of the sources. If a few files come or go, nearly all persons stay in their splits.
@@ -96,14 +97,14 @@ def split_sources(sources: Sequence[Source], ratios: tuple[float, float, float],
     by_groups = _filled_up(splits, unassigned, ratios, labels)
     if not unassigned or not lacks_label(labels, by_groups, ratios):
         return by_groups
-    largest = max(unassigned, key=len)
-    splits_without_largest = list(splits)
-    for index, split in _by_persons(sources, largest, ratios, seed).items():
-        splits_without_largest[index] = split
-    others = [group for group in unassigned if group is not largest]
-    by_persons = _filled_up(splits_without_largest, others, ratios, labels)
-    one_of_each = _filled_up(splits, unassigned, ratios, labels, one_of_each=True)
-    attempts = [by_persons, one_of_each]
+    attempts = [_filled_up(splits, unassigned, ratios, labels, one_of_each=True)]
+    if {REAL, FAKE} <= set(labels):
+        largest = max(unassigned, key=len)
+        splits_without_largest = list(splits)
+        for index, split in _by_persons(sources, largest, ratios, seed).items():
+            splits_without_largest[index] = split
+        others = [group for group in unassigned if group is not largest]
+        attempts.insert(0, _filled_up(splits_without_largest, others, ratios, labels))
     return next((attempt for attempt in attempts if not lacks_label(labels, attempt, ratios)), by_groups)
 
 
@@ -184,11 +185,10 @@ def _filled_up(
 
 
 def lacks_label(labels: Sequence[int], splits: Sequence[str | None], ratios: tuple[float, float, float]) -> bool:
-    """Tell whether a split with a share above 0 lacks one of the two labels though the corpus has both."""
+    """Tell whether a split with a share above 0 lacks a label that the corpus has."""
     present = set(zip(splits, labels, strict=True))
     used_splits = [split for split, ratio in zip(SPLITS, ratios, strict=True) if ratio]
-    has_both = set(labels) == {REAL, FAKE}
-    return has_both and any((split, label) not in present for split in used_splits for label in (REAL, FAKE))
+    return any((split, label) not in present for split in used_splits for label in set(labels))
 
 
 def _by_persons(

@@ -151,7 +151,7 @@ class ClipStore:
     """A finished store on disk. Raises StageError if it is missing, unfinished or of another version."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path, self.name = path, path.resolve().name
         missing = f"{path} is not a ClipStore: it has no store.json; make one with pocketproof prepare"
         self.info = read_json(path / "store.json", StoreInfo, SCHEMA_VERSION, missing, "prepare the store again")
         self.size = self.info.settings.crop.size

@@ -15,7 +15,7 @@ from data.parquet import Row, RowWriter
 from data.remote import is_remote
 from data.schemas import CLIP_SCHEMA, VIDEO_SCHEMA
 from data.store import Status, StoreInfo, StoreSettings, clip_file
-from files import aside_of, put_in_place, sha256_of
+from files import aside_of, put_in_place, remove, sha256_of
 from resuming import Lock, go_on_with, unfinished_of
 
 MODIFIED = "modified_ns"
@@ -46,6 +46,9 @@ class Unfinished:
         rows = [{name: row[name] for name in row if name != MODIFIED} for row in noted_rows if row is not None]
         assert len(rows) == len(sources)
         rows.sort(key=lambda row: str(row["video_id"]))
+        for row in rows:
+            if not row["clips"]:  # its file may have given clips before it was replaced
+                remove(clip_file(self.folder, row["video_id"]))
         with RowWriter(self.folder / "videos.parquet", VIDEO_SCHEMA) as videos_file:
             videos_file.write(*rows)
         info = store_info(self.settings, notes, rows, sha256_of(self.folder / "videos.parquet"))

@@ -123,7 +123,7 @@ def _threshold_fields(file: str, gated: Gated, source: SourceRun, store: ClipSto
     Raises UnfitArtifact if it gives a validation clip a score that is not a number.
     """
     if gated.scorer is None:
-        origin = f"validation scores of {source.run.path.name} in torch: it cannot run here"
+        origin = f"validation scores of {source.run.name} in torch: it cannot run here"
         return {"threshold": source.threshold, "threshold_from": origin, "validation": None}
     try:
         val = score_split(gated.scorer, store, "val", takes(source.run.info))

@@ -29,6 +29,7 @@ def artifact_of(path: Path, file: str | None, store: ClipStore) -> Evaluated:
     if rule.per == "clip":
         check_length(path / artifact.file, rule.frames, store)
     evaluator, resolved = evaluated_by(artifact.runtime), path.resolve()
+    crops = bundle.manifest.crop.rule.described(bundle.manifest.crop.detector)
     return Evaluated(
         name=artifact.file,
         sha256=artifact.sha256,
@@ -37,9 +38,8 @@ def artifact_of(path: Path, file: str | None, store: ClipStore) -> Evaluated:
         threshold=artifact.threshold.value,
         device="cpu",
         folder=resolved.with_name(f"{resolved.name}.evaluations") / artifact.file,
+        data=bundle.manifest.data.model_copy(update={"crops": crops}),  # older bundles do not say it there
         notes=(f"{artifact.file} was evaluated {evaluator}.",) if evaluator else (),
-        persons=tuple(bundle.manifest.data.persons),
-        crops=bundle.manifest.crop.rule.described(bundle.manifest.crop.detector),
     )
 
 

@@ -148,7 +148,7 @@ class Run:
     """A run on disk. Raises StageError if the folder is missing, unfinished, damaged or of another schema version."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path, self.name = path, path.resolve().name
         missing = f"{path} is not a run: it has no readable model.json"
         self.info = read_json(path / "model.json", RunInfo, SCHEMA_VERSION, missing)
 
@@ -219,4 +219,4 @@ class Run:
 
     def as_parent(self) -> Parent:
         """Return this run's name and hash, as a child run records them."""
-        return Parent(name=self.path.resolve().name, sha256=self.sha256)
+        return Parent(name=self.name, sha256=self.sha256)

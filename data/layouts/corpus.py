@@ -218,8 +218,8 @@ def _overlooked_notes(root: Path, sources: Sequence[Source]) -> list[str]:
     if not names:
         return []
     return [
-        f"{len(names)} files of {root.name} were not taken: their folder or suffix is none that its layout reads: "
-        f"{some_of(names)}."
+        f"{len(names)} files of {root.resolve().name} were not taken: their folder or suffix is none that its layout "
+        f"reads: {some_of(names)}."
     ]
 
 

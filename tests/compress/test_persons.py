@@ -87,6 +87,13 @@ def test_figures_of_persons_that_were_trained_on_say_so(
     evaluated = Evaluated.of_run(run, opened_store)
     (found,) = evaluations(evaluated, opened_store)
     assert not any("may be too good" in note for note in found.notes)
+    persons_of = {split: len(hashed(opened_store.clips(split))) for split in ("train", "val")}
+    for split, number in persons_of.items():
+        (found,) = evaluations(evaluated, opened_store, split)
+        assert not any("may be too good" in note for note in found.notes)
+        trained_elsewhere = replace(evaluated, data=evaluated.data.model_copy(update={"fingerprint": "x"}))
+        (found,) = evaluations(trained_elsewhere, opened_store, split)
+        assert [note for note in found.notes if note.startswith(f"{number} of {number} persons of the {split} split")]
     mine = Run(run).info.data.persons[0]
     (run / "model.json").write_text(model.replace(mine, known[0]))
     (found,) = evaluations(Evaluated.of_run(run, opened_store), opened_store)

@@ -69,6 +69,19 @@ def test_a_file_that_changed_since_it_was_done_is_done_again(
     assert (tmp_path / "store" / "clips" / clips.name).stat().st_mtime_ns > before
 
 
+def test_clips_of_a_file_that_was_replaced_by_one_without_a_face_are_not_kept(
+    small_corpus: Path, resumable: Path, tmp_path: Path
+) -> None:
+    corpus = shutil.copytree(small_corpus, tmp_path / "corpus")
+    (done,) = [path for path in sorted(resumable.glob("rows/*.json")) if json.loads(path.read_text())["clips"]][:1]
+    assert (resumable / "clips" / f"{done.stem}.parquet").exists()
+    source = corpus / json.loads(done.read_text())["path"]
+    source.write_bytes(bytes(source.stat().st_size))
+    info = made(corpus, tmp_path / "store")
+    assert info.videos["unreadable"] == 1
+    assert len(list((tmp_path / "store/clips").iterdir())) == info.videos["ok"]
+
+
 def test_files_that_go_away_meanwhile_stop_it_and_what_is_done_is_kept(
     demo_control: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -169,9 +169,13 @@ def test_a_malformed_note_is_refused(tmp_path: Path, content: bytes) -> None:
         corpus_note(tmp_path)
 
 
-def test_videos_and_photos_that_a_layout_does_not_take_are_noted(touch: Callable[..., Path]) -> None:
+def test_videos_and_photos_that_a_layout_does_not_take_are_noted(
+    touch: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     root = touch("real/a.mp4", "fake/b.mp4", "real/c.heic", "extra/d.mp4", "real/e.3GPP", "real/notes.txt", "real/.x.y")
     _, notes = read_sources([root], Selection())
+    monkeypatch.chdir(root)
+    assert read_sources([Path()], Selection())[1] == notes
     assert notes[-1:] == [
         f"3 files of {root.name} were not taken: their folder or suffix is none that its layout reads: extra/d.mp4, "
         "real/c.heic, real/e.3GPP."
