@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parsing import refuse_url, require_utf8
-from stage import StageError
+from stage import StageError, reason_of
 
 NOT_WRITABLE = (
     *(errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY, errno.EBUSY),
@@ -187,7 +187,19 @@ def refuse_existing(out: Path) -> None:
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise StageError(f"{out} already exists: remove it or give another --out")
     if out.is_dir():
+        _remove_empty(out)
+
+
+def _remove_empty(out: Path) -> None:
+    """Remove an empty folder. Raises StageError for the current one, and for one that the system keeps (a mount)."""
+    try:
+        if out.samefile(Path.cwd()):
+            raise OSError(errno.EBUSY, "it is the current one")
         out.rmdir()
+    except OSError as error:
+        raise StageError(
+            f"{out} is an empty folder that cannot be replaced ({reason_of(error)}): give a path in it"
+        ) from error
 
 
 def sha256_of(path: Path) -> str:

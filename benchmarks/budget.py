@@ -27,6 +27,7 @@ from data.picture import Picture
 from data.tracks import Tracker
 from data.video import Video
 from export.runtimes import Method, Runtime, open_artifact, scorer_of
+from files import writing
 from stage import Modality, Per, Scheme, StageError
 
 if TYPE_CHECKING:
@@ -253,7 +254,9 @@ def main() -> None:
     task = BudgetTask.model_validate_json(task_file.read_text())
     cv2.setNumThreads(task.threads)
     with bound_to(task.cores):
-        result_file.write_text(task.measured().model_dump_json())
+        result = task.measured()
+    with writing(result_file):
+        result_file.write_text(result.model_dump_json())
 
 
 if __name__ == "__main__":

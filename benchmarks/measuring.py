@@ -48,7 +48,8 @@ def answer_of(module: str, task: BaseModel, kind: type[Answer], environment: Map
     """
     with tempfile.TemporaryDirectory() as folder:
         task_file, result_file = Path(folder) / "task.json", Path(folder) / "result.json"
-        task_file.write_text(task.model_dump_json())
+        with writing(task_file):
+            task_file.write_text(task.model_dump_json())
         command = [sys.executable, "-W", "ignore", "-m", module, str(task_file), str(result_file)]
         read_end, write_end = os.pipe()  # closed when this process ends, however it does: see ``end_with_parent``
         try:

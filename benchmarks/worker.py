@@ -15,6 +15,7 @@ from benchmarks.task import Measurement, Scores, Task, Timing, end_with_parent
 from benchmarks.timing import device_mb, peak_mb, resident_mb, sustained, time_batches, time_runs
 from export.golden import Inputs
 from export.runtimes import Runtime, import_runtime, load_artifact
+from files import writing
 from stage import Scorer, reason_of, refuse_tf32
 
 WARM_UPS = 3
@@ -162,7 +163,8 @@ def main() -> None:
     end_with_parent()
     task_file, result_file = map(Path, sys.argv[1:3])
     result = measure(Task.model_validate_json(task_file.read_text()))
-    result_file.write_text(result.model_dump_json())
+    with writing(result_file):
+        result_file.write_text(result.model_dump_json())
 
 
 if __name__ == "__main__":

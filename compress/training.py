@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from compress.auc import auc
 from compress.averaging import MovingAverage
 from compress.batch_norms import settle_batch_norms
+from compress.caches import clips_fingerprint
 from compress.checkpoints import (
     Position,
     load_checkpoint,
@@ -65,8 +66,9 @@ def fit(compute: Compute, task: Task, schedule: Schedule, seed: int, unfinished:
     training = _Training(compute, task, schedule, seed, unfinished)
     position = training.position
     say(f"training in {compute.processes} process{'es' * (compute.processes > 1)} on {compute.device.type}")
-    while position.passes < training.passes and position.stale < schedule.patience:
-        training.run_pass()
+    with contextlib.closing(training.log):
+        while position.passes < training.passes and position.stale < schedule.patience:
+            training.run_pass()
     if position.best_weights:
         load_trained(task.objective, position.best_weights)
     task.objective.eval()
@@ -242,6 +244,7 @@ class _Training:
                 "unreadable": unreadable,
                 "average": self.average.values,
                 "where": self.compute.where,
+                "clips": clips_fingerprint(self.task.views),
             }
             save_checkpoint(self.unfinished.checkpoint, self.position, states)
 
@@ -258,6 +261,12 @@ class _Training:
             raise StageError(
                 f"{self.unfinished.out} was begun by {states.get('where')} and would go on with {self.compute.where}: "
                 f"go on with the former, or remove {self.unfinished.folder}"
+            )
+        clips = clips_fingerprint(self.task.views)
+        if states.get("clips", clips) != clips:  # older checkpoints do not say
+            raise StageError(
+                f"{self.unfinished.out} was begun on other clips: files of {self.task.views.store.path} were damaged, "
+                f"lost or repaired since; put them back as they were, or remove {self.unfinished.folder} to begin anew"
             )
         load_trained(self.task.objective, states["weights"])
         self.average.restore(states["average"])
@@ -284,3 +293,8 @@ class _Log:
         if self._writer is not None:
             for name, value in values.items():
                 self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Write what is pending, and end the thread that writes it: it would complain once the folder is gone."""
+        if self._writer is not None:
+            self._writer.close()

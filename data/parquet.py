@@ -61,10 +61,11 @@ def read_rows(source: Path | bytes, schema: pa.Schema, columns: list[str] | None
     """
     try:
         parquet_source = pa.BufferReader(source) if isinstance(source, bytes) else source
-        with pq.ParquetFile(parquet_source, page_checksum_verification=True) as file:
+        with pq.ParquetFile(parquet_source, page_checksum_verification=True, pre_buffer=False) as file:
             if not file.schema_arrow.equals(schema):
                 raise ValueError("its columns are others")
-            rows: list[Row] = file.read(columns=columns).to_pylist()
+            # Without threads: they make small files no faster, and where none may start, the file would look damaged.
+            rows: list[Row] = file.read(columns=columns, use_threads=False).to_pylist()
     except OSError as error:
         raise ValueError(os.strerror(error.errno) if error.errno else reason_of(error)) from error
     except pa.ArrowException as error:

@@ -265,8 +265,8 @@ class ClipStore:
         file = self.file_of(clip.video_id)
         try:
             self._verify(file)
-            parquet_file = pq.ParquetFile(file, memory_map=True)  # PNG has checksums of its own
-            pictures = parquet_file.read_row_group(clip.row, columns=[modality])[modality][0].values
+            parquet_file = pq.ParquetFile(file, memory_map=True, pre_buffer=False)  # PNG has own checksums
+            pictures = parquet_file.read_row_group(clip.row, columns=[modality], use_threads=False)[modality][0].values
             if pictures is None or len(pictures) != self.frames:
                 raise StageError(f"clip {clip.clip_id} has no {modality} of each frame")
             numbers = range(len(pictures)) if frames is None else frames

@@ -42,7 +42,7 @@ def write(graphs: Sequence["Graph"], path: Path, ort: bool = False) -> dict[str,
     import onnx
 
     operators, checks = {}, []
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         for graph in graphs:
             model = _convert(graph)
             rewrite(model)

@@ -105,6 +105,24 @@ def test_only_nothing_or_an_empty_folder_is_not_refused(tmp_path: Path) -> None:
             refuse_existing(tmp_path / name)
 
 
+def test_an_empty_folder_that_one_stands_in_or_that_is_a_mount_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for out in (tmp_path, Path(), Path("../") / tmp_path.name):
+        with pytest.raises(StageError, match=r"is an empty folder that cannot be replaced \(it is the current one\)"):
+            refuse_existing(out)
+    mount = tmp_path / "mount"
+    mount.mkdir()
+
+    def busy(path: Path) -> None:
+        raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), str(path))
+
+    monkeypatch.setattr(Path, "rmdir", busy)
+    with pytest.raises(StageError, match=r"mount is an empty folder that cannot be replaced \(Device or resource busy"):
+        refuse_existing(mount)
+
+
 def test_hash_and_size_of_a_file(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"abc")
     assert sha256_of(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from compress import training
 from compress.checkpoints import Position, load_checkpoint, save_checkpoint
 from compress.distill import distill
 from compress.teach import teach
+from data.store import ClipStore
 from stage import StageError
 from tests.compress.interrupted import InterruptedAfter
 
@@ -99,6 +101,14 @@ def test_other_settings_lose_no_work_and_a_spoiled_checkpoint_is_named(
         StageError, match=r"begun by 3 processes on cpu in fp32 and would go on with 1 processes on cpu"
     ):
         teach("dino", demo_store, tmp_path / "run", **TEACHER)
+    save_checkpoint(checkpoint, position, states)
+    store = shutil.copytree(demo_store, tmp_path / "store")
+    lost = store / "clips" / f"{ClipStore(store).clips('train')[0].video_id}.parquet"
+    lost.rename(tmp_path / lost.name)
+    with pytest.raises(
+        StageError, match=r"run was begun on other clips: files of .+store were damaged, lost or repaired"
+    ):
+        teach("dino", store, tmp_path / "run", **TEACHER)
     checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
     with pytest.raises(StageError, match=r"last.pt cannot be read \(.*\): remove .*checkpoints to start anew"):
         teach("dino", demo_store, tmp_path / "run", **TEACHER)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -57,6 +58,7 @@ def test_student_of_crops_of_another_size_is_refused(demo_corpus, teacher_run, t
 def test_a_loss_that_is_not_a_number_ends_training_with_one_line(demo_store, teacher_run, tmp_path):
     with pytest.raises(StageError, match=r"the loss is not a number after \d steps: give a smaller --learning-rate"):
         distill(demo_store, tmp_path / "run", teacher_run, student="test_vit", learning_rate=1e20, epochs=3)
+    assert not [thread for thread in threading.enumerate() if type(thread).__module__.startswith("tensorboard")]
 
 
 class Colours(torch.nn.Linear):

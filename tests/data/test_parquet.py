@@ -1,5 +1,7 @@
 """Tests for Parquet files: what is written is read again, and a full disk is named with the file."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -59,10 +61,16 @@ def test_rows_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         writer.write({"label": "fake"})
 
 
-def test_no_row_no_file(tmp_path: Path) -> None:
-    with RowWriter(tmp_path / "a.parquet", CLIP_SCHEMA):
-        pass
-    assert not list(tmp_path.iterdir())
+def test_a_file_is_read_without_threads_which_a_container_may_refuse(demo_store: Path) -> None:
+    code = (
+        "import pathlib, sys, psutil, data.store\n"
+        "before = psutil.Process().num_threads()\n"
+        "store = data.store.ClipStore(pathlib.Path(sys.argv[1]))\n"
+        "assert store.pixels(store.clips('train')[0]).size\n"
+        "print(psutil.Process().num_threads() - before)\n"
+    )
+    line = [sys.executable, "-W", "ignore", "-c", code, str(demo_store)]
+    assert subprocess.check_output(line, cwd=Path(__file__).parents[2], text=True) == "0\n"
 
 
 def test_a_path_that_leads_nowhere_is_said_to(tmp_path: Path) -> None:
