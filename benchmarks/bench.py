@@ -145,9 +145,9 @@ def bench(
     if against.fingerprint != store.info.fingerprint:
         raise StageError(f"{reference} was measured on another store than {data}: measure it again")
     baseline = gate.read(phone.phone.name if phone else machine.name, store.info.fingerprint)
-    clip.check()
     corpora = Corpora(store, against.split, control)
     subjects = _list_checked(path, counts, corpora, machine.name)
+    clip.check(subjects, store)
     diagnoses = _diagnoses(path)
     with KeptMeasurements(out, machine.model_dump_json()) as kept:
         if phone:

@@ -64,6 +64,7 @@ class BudgetTask(BaseModel):
     flow: str
     """Name of the estimator of optical flow."""
     video: Path
+    flow_weights: Path | None
     depth_weights: Path | None
 
     def empty(self, reason: str) -> Budget:
@@ -177,7 +178,7 @@ class Steps:
         from data.depth import DepthAnything, depth_pictures
 
         torch.set_num_threads(self.task.threads)
-        network = DepthAnything(folder=self.task.depth_weights, on_cpu=True)
+        network = DepthAnything(folder=self.task.depth_weights)
         self.notes.append(f"depth by the weights {network.weights.name}")
         return self.timed("depth", lambda: depth_pictures(network(rgb), valid), warm=lambda: network(rgb[:1]))
 
@@ -185,7 +186,12 @@ class Steps:
         from data.flow import flow_estimator
         from data.modalities import flow_pictures
 
-        estimate, rule = flow_estimator(self.task.flow), self.task.rule
+        if weights := self.task.flow_weights:
+            import torch
+
+            torch.set_num_threads(self.task.threads)
+            self.notes.append(f"flow by the weights {weights.name}")
+        estimate, rule = flow_estimator(self.task.flow, weights), self.task.rule
         frames = [picture.rgb for picture in clip.pictures]
         return self.timed("flow", lambda: flow_pictures(rgb, frames, clip.boxes, rule, estimate))
 

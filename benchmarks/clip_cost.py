@@ -1,5 +1,6 @@
 """The clip budget of a report: the options of ``bench`` that ask for it, and the choice of rows to measure."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -29,17 +30,30 @@ class ClipCost:
     depth_weights: Annotated[
         Path | None, typer.Option(help="With --video: folder of Depth Anything V2's weights, for teachers of depth.")
     ] = None
+    flow_weights: Annotated[
+        Path | None, typer.Option(help="With --video: weights of RAFT, which made the store's flow.")
+    ] = None
 
-    def check(self) -> None:
-        """Raise StageError if a file cannot be used, WrongArgument if weights are given without a video."""
-        if self.depth_weights and not self.video:
-            raise WrongArgument(
-                "--depth-weights is for --video, which times a depth network: leave it out, or give --video"
-            )
+    def check(self, subjects: list[Subject], store: ClipStore) -> None:
+        """Raise StageError if a file cannot be used, WrongArgument for weights that are missing or superfluous."""
+        for option, weights in (("--depth-weights", self.depth_weights), ("--flow-weights", self.flow_weights)):
+            if weights and not self.video:
+                raise WrongArgument(f"{option} is for --video, which times networks: leave it out, or give --video")
         if self.video:
             Video(self.video).close()
+            self._check_flow(subjects, store)
         if self.depth_weights:
             DepthAnything(folder=self.depth_weights)
+
+    def _check_flow(self, subjects: list[Subject], store: ClipStore) -> None:
+        """Raise WrongArgument unless there are weights for flow of RAFT, where one looks at it, and for no other."""
+        name, _, sha256 = (store.info.settings.flow or "").partition(" ")
+        if self.flow_weights and sha256_of(self.flow_weights) != sha256:
+            raise WrongArgument(f"--flow-weights {self.flow_weights} did not make the flow of {store.path}")
+        if sha256 and not self.flow_weights and any("flow" in subject.takes.modalities for subject in subjects):
+            raise WrongArgument(
+                f"--video times the flow of {store.path} too, which {name} made: give its weights, --flow-weights"
+            )
 
     def measure(self, subjects: list[Subject], store: ClipStore, kept: KeptMeasurements) -> list[Budget]:
         """Return the budget of each timed artifact and fp32 run, on the first number of threads; [] without a video."""
@@ -65,6 +79,7 @@ class ClipCost:
                 rule=store.info.settings.crop,
                 flow=(store.info.settings.flow or "dis").partition(" ")[0],
                 video=self.video,
+                flow_weights=self.flow_weights,
                 depth_weights=self.depth_weights,
             )
             for subject in timed
@@ -72,13 +87,16 @@ class ClipCost:
             if subject.row.kind == "artifact" or subject.row.scheme == "fp32"
             if subject.row.runtime != "coreml" or subject.units == "all"
         ]
-        hashes = " ".join(sha256_of(path) for path in (self.video, self.depth_weights) if path)
+        hashes = " ".join(sha256_of(path) for path in (self.video, self.depth_weights, self.flow_weights) if path)
         return [_measure(task, hashes, kept) for task in progress(tasks, "budget")]
 
 
 def measure_budget(task: BudgetTask) -> Budget:
-    """Measure a budget in a fresh process. Raises StageError if the worker fails, or if the model's file changed."""
-    budget = answer_of("benchmarks.budget", task, Budget)
+    """Measure a budget in a fresh process, all of it on the CPU, where the first steps of each are.
+
+    Raises StageError if the worker fails, or if the model's file changed.
+    """
+    budget = answer_of("benchmarks.budget", task, Budget, os.environ | {"CUDA_VISIBLE_DEVICES": ""})
     refuse_changed(task.path, task.sha256)
     return budget
 

@@ -118,16 +118,16 @@ def _find_weights(size: str | None, folder: Path | None) -> tuple[Path, DepthWei
 class DepthAnything:
     """Depth Anything V2, on a GPU if there is one, with weights of a published size or from a transformers folder.
 
-    ``on_cpu``: use the CPU even if there is a GPU. Raises StageError if both ``size`` and ``folder`` are given, if the
-    size is unknown, or if the weights are missing, damaged or not safetensors.
+    Raises StageError if both ``size`` and ``folder`` are given, if the size is unknown, or if the weights are missing,
+    damaged or not safetensors.
     """
 
-    def __init__(self, size: str | None = None, folder: Path | None = None, on_cpu: bool = False) -> None:
+    def __init__(self, size: str | None = None, folder: Path | None = None) -> None:
         import torch
 
         refuse_tf32()
         files, self.weights = _find_weights(size, folder)
-        self._device = "cuda" if torch.cuda.is_available() and not on_cpu else "cpu"
+        self._device = "cuda" if torch.cuda.is_available() else "cpu"
         network, self._processor = _load(files)
         self._network = network.to(self._device)
 

@@ -9,14 +9,14 @@ NO_INT8 = "No int8 artifact was measured for both latency and accuracy."
 def _fastest(report: Report, int8: bool) -> Row | None:
     """Return the fastest artifact with a measured accuracy at the fewest threads.
 
-    Those that take a whole clip come last: where clips overlap, they take longer per frame than was measured. Of one
-    artifact on one machine, a row with a speedup comes first: several reports may hold it. ``int8``: among the int8
-    schemes, else among all others. None if there is none.
+    Those that take a whole clip come last, as where clips overlap they take longer per frame than was measured, and
+    those that take several samples at once after the others. Of one artifact on one machine, a row with a speedup comes
+    first: several reports may hold it. ``int8``: among the int8 schemes, else among all others. None if there is none.
     """
     candidates = sorted(
-        (row.threads, row.whole_clip, row.latency_ms.p50, row.bytes, index)
+        (row.threads, row.whole_clip, row.batch, row.latency_ms.p50, row.bytes, index)
         for index, row in enumerate(report.rows)
-        if (row.kind, row.status, row.batch) == ("artifact", "measured", 1) and row.scheme.startswith("int8") == int8
+        if (row.kind, row.status) == ("artifact", "measured") and row.scheme.startswith("int8") == int8
         if row.latency_ms and row.auc is not None
     )
     rows = [report.rows[index] for *_, index in candidates]
@@ -42,7 +42,8 @@ def _cost(best: Row, where: str) -> str:
     own_threads = best.runtime == "coreml"  # Core ML chooses its number of threads
     place = where if own_threads else f"{where}, {threads_of(best.threads)}"
     cost = f"{best.name} ({text['Runtime']}, {best.scheme}, {place})"
-    cost += f" takes {text['p50, ms']} ms per frame and {text['Size, MB']} MB ({best.bytes:,} bytes)"
+    at_once = f", {best.batch} at once," if best.batch > 1 else ""
+    cost += f" takes {text['p50, ms']} ms per frame{at_once} and {text['Size, MB']} MB ({best.bytes:,} bytes)"
     if best.speedup is not None:
         cost += f": {text['Speedup']} as fast as the fp32 teacher {best.speedup_over}"
         cost += f" on {threads_of(best.threads)}" if own_threads else ""

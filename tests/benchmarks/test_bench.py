@@ -14,6 +14,7 @@ from benchmarks.reference import read_reference, reference
 from benchmarks.rows import check_fits, list_subjects
 from benchmarks.schema import Report, read_report
 from benchmarks.worker import measure
+from compress.quantize import quantize
 from compress.runs import diagnosis_of, pixel_detector, torch_scorer
 from compress.scoring import Takes, score_split
 from data.prepare import prepare
@@ -49,7 +50,9 @@ def report(
         patch.setattr("benchmarks.rounds.measure_apart", measure)
         patch.setattr("benchmarks.rounds.os.cpu_count", lambda: 1)
         patch.setattr("benchmarks.worker.LEAST_SECONDS", 0.0)
-        bench([bundle_path, random_run, student_run], demo_store, reference_file, out, **options)
+        autocast_run = out.with_name("cast")
+        quantize(student_run, demo_store, autocast_run, "autocast")
+        bench([bundle_path, random_run, student_run, autocast_run], demo_store, reference_file, out, **options)
     assert sorted(p.name for p in out.iterdir()) == ["report.html", "report.json", "report.md"]
     assert set(json.loads((out / "report.json").read_text())["rows"][0]) == ROW_KEYS
     return read_report(out / "report.json")
@@ -61,8 +64,15 @@ def _row(report, name, scheme):
 
 def test_every_artifact_and_run_has_its_rows(report):
     names = [(row.name, row.scheme) for row in report.rows]
-    assert len(names) == 6 + 2 + 2
+    assert len(names) == 6 + 2 + 2 + 1
     assert {("large", "fp32"), ("large", "autocast"), ("student", "fp32"), ("student", "autocast")} <= set(names)
+
+
+def test_a_run_that_was_quantized_to_autocast_is_that_of_its_fp32_run(report):
+    cast, derived = _row(report, "cast", "autocast"), _row(report, "student", "autocast")
+    if derived.latency_ms:
+        assert (cast.status, cast.macs) == ("measured", derived.macs)
+        assert cast.auc == pytest.approx(derived.auc, abs=0.02)
 
 
 def test_core_ml_is_evaluated_and_not_timed_off_a_mac(report, bundle_path, opened_store):

@@ -1,6 +1,9 @@
 """What a whole clip costs: its steps, and the time of each."""
 
 import itertools
+import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,15 +13,15 @@ import numpy as np
 import pytest
 
 from benchmarks.budget import BudgetTask, Steps, first_clip
-from benchmarks.clip_cost import measure_budget
+from benchmarks.clip_cost import ClipCost, measure_budget
 from data.crops import CropRule
-from data.depth import DepthAnything
+from data.store import ClipStore
 from data.tracks import STRIDE
 from data.video import Video, write_video
 from export.bundle import Bundle
 from files import sha256_of
 from models.run import Run
-from stage import StageError
+from stage import StageError, WrongArgument
 from tests.export.clip_student import NAME, clip_bundle
 
 FRAMES = 4
@@ -36,7 +39,7 @@ def task_of(path: Path, video: Path, **changes: object) -> BudgetTask:
             "row": path.name, "path": path, "sha256": sha256, "runtime": "torch", "method": "forward", "scheme": "fp32",
             "machine": "here", "threads": 1, "cores": None, "teacher": False, "modalities": ("rgb",), "per": "frame",
             "frames": FRAMES, "detector": "dlib", "rule": CropRule(size=64), "flow": "dis", "video": video,
-            "depth_weights": None,
+            "flow_weights": None, "depth_weights": None,
         }
         | changes
     )  # fmt: skip
@@ -67,18 +70,12 @@ def test_steps_of_a_clip_student_and_what_each_is_given(demo_store, tmp_path_fac
     assert list(found) == ["decode", "faces", "crop", "score"]
 
 
-def test_steps_of_a_teacher_of_depth_and_flow(drawn_run, tiny_depth, video, tmp_path, monkeypatch):
-    asked = []
-    depth = DepthAnything.__init__
-    monkeypatch.setattr(
-        DepthAnything, "__init__", lambda self, **options: asked.append(options) or depth(self, **options)
-    )
+def test_steps_of_a_teacher_of_depth_and_flow(drawn_run, tiny_depth, video, tmp_path):
     run = drawn_run(tmp_path / "run", modalities=("rgb", "depth", "flow"))
     changes = {"modalities": ("rgb", "depth", "flow"), "depth_weights": tiny_depth, "teacher": True}
     budget = task_of(run or tmp_path / "run", video, **changes).measured()
     assert [stage.name for stage in budget.stages] == ["decode", "faces", "crop", "depth", "flow", "score"]
     assert budget.notes == [f"depth by the weights {tiny_depth.name}"]
-    assert asked == [{"folder": tiny_depth, "on_cpu": True}]  # where all other steps are
     assert budget.teacher and budget.picture == (480, 360)
 
 
@@ -145,7 +142,29 @@ def test_a_video_without_a_face_is_said(student_run, tmp_path):
 
 def test_a_budget_is_of_what_its_row_names(student_run, video, monkeypatch):
     found = task_of(student_run, video).empty("")
-    monkeypatch.setattr("benchmarks.clip_cost.answer_of", lambda *_: found)
+    environments = []
+    monkeypatch.setattr("benchmarks.clip_cost.answer_of", lambda *task: environments.append(task[3]) or found)
     assert measure_budget(task_of(student_run, video)) == found
+    assert environments == [os.environ | {"CUDA_VISIBLE_DEVICES": ""}]  # networks run where all other steps are
     with pytest.raises(StageError, match=rf"{student_run} was changed while it was measured"):
         measure_budget(task_of(student_run, video, sha256="0" * 64))
+
+
+def test_weights_of_flow_are_those_that_made_the_store_s_and_are_asked_for(demo_store, video, tmp_path):
+    store = shutil.copytree(demo_store, tmp_path / "store")
+    weights, other = tmp_path / "raft.pth", tmp_path / "other.pth"
+    weights.write_bytes(b"weights")
+    other.write_bytes(b"others")
+    info = json.loads((store / "store.json").read_text())
+    info["settings"]["flow"] = f"raft {sha256_of(weights)}"
+    (store / "store.json").write_text(json.dumps(info))
+    of_flow, of_rgb = ([SimpleNamespace(takes=SimpleNamespace(modalities=(name,)))] for name in ("flow", "rgb"))
+    ClipCost(video, flow_weights=weights).check(of_flow, ClipStore(store))
+    ClipCost(video).check(of_rgb, ClipStore(store))
+    ClipCost().check(of_flow, ClipStore(store))
+    with pytest.raises(WrongArgument, match=r"the flow of .*store too, which raft made: give its weights, --flow-wei"):
+        ClipCost(video).check(of_flow, ClipStore(store))
+    with pytest.raises(WrongArgument, match=r"--flow-weights .*other.pth did not make the flow of .*store$"):
+        ClipCost(video, flow_weights=other).check(of_flow, ClipStore(store))
+    with pytest.raises(WrongArgument, match=r"--flow-weights is for --video, which times networks: leave it out"):
+        ClipCost(flow_weights=weights).check(of_flow, ClipStore(store))

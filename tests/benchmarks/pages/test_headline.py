@@ -83,6 +83,13 @@ def test_headline_of_a_clip_student_takes_its_file_in_steps(report: Report) -> N
     assert headline(report).startswith("student-whole-clip-int8.pte (")
 
 
+def test_headline_of_files_that_take_several_samples_at_once_says_so(report: Report) -> None:
+    report.rows.insert(0, measured("student-int8.onnx", 3.0, 5_000_000, scheme="int8", batch=8))
+    assert headline(report).startswith("student-int8.pte (")
+    report.rows = report.rows[:1]
+    assert " takes 3.00 ms per frame, 8 at once, and 5.00 MB" in headline(report)
+
+
 @pytest.mark.parametrize("order", [1, -1])
 def test_headline_of_two_reports_of_one_machine_takes_the_row_with_a_speedup(report: Report, order: int) -> None:
     nothing = dict.fromkeys(("speedup_over", "speedup", "size_ratio"))
