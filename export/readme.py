@@ -44,6 +44,7 @@ def readme(manifest: Manifest) -> str:
         width=embeds[0].output.shape[-1] if embeds else None,
         minimum_os=MINIMUM_OS,
         batch=(onnx and onnx.batch) or 1,
+        dynamic=onnx is not None and onnx.batch is None,
         file=file,
         stem=lambda runtime: PurePath(file(runtime)).stem,
         rules=rules,

@@ -87,6 +87,8 @@ def test_a_program_of_any_batch(demo_store, int8_run, bundle_path, real_crops, t
     assert artifact.batch is None and artifact.programs[0].inputs[0].shape == [None, 64, 64, 3]
     alone = Bundle(bundle_path)
     expected = alone.load(alone.artifact("test_byobnet-int8.onnx"))(real_crops)
+    text = (made.path / "README.md").read_text()
+    assert "take any number of crops at once" in text and "longArrayOf(1, 64, 64, 3)" in text
     session = onnxruntime.InferenceSession(str(made.path / artifact.file), exact_sums())
     for count in (1, 2, 24):
         (found,) = session.run(None, {"pixels": real_crops[:count]})

@@ -258,6 +258,17 @@ def test_the_readme_names_every_file_and_input(name, request):
         for program in artifact.programs:
             assert all(given.name in text for given in program.inputs) and program.output.name in text
     assert manifest.crop.text in text and manifest.clip.text in text and "{{" not in text and "THE-MODEL" not in text
+    clip, size = manifest.clip, manifest.crop.rule.size
+    if name == "bundle_path":
+        assert f"Here `frames` is {clip.frames}." in text
+        return
+    assert f"Here `frames` is {clip.frames} and `hop` is {clip.hop}." in text
+    assert f"`pixels`, [1, {clip.frames}, {size}, {size}, 3] of bytes" in text
+    steps = {artifact.runtime: artifact.file for artifact in manifest.artifacts if artifact.method == "steps"}
+    folders = {"coreml": "`embed.mlpackage` and `score.mlpackage` of the folder `{}`", "executorch": "(path)  // of {}"}
+    folders["onnxruntime"] = "(embedPath, options)  // of {}/embed.onnx"
+    for runtime, file in steps.items():
+        assert folders[runtime].format(file) in text
 
 
 def test_onnx_runtime_tells_nobody_of_a_bundle(bundle_path, without_torch, tmp_path):
