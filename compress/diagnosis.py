@@ -16,6 +16,17 @@ from compress.int8 import graph_of, layers_of, observers_of
 from models.detector import Detector, per_picture
 
 
+def _of_parameters_alone(graph: GraphModule) -> bool:
+    """Tell whether a layer or a rounding takes no picture, as in a relative position bias that is computed."""
+    of_pictures: set[Node] = set()
+    for node in graph.graph.nodes:
+        is_size = node.target == torch.ops.aten.sym_size.int
+        if node.op == "placeholder" or (not is_size and of_pictures.intersection(node.all_input_nodes)):
+            of_pictures.add(node)
+    rounded = [node for _, node, _ in observers_of(graph) if node.op != "get_attr"]
+    return not of_pictures.issuperset([*rounded, *layers_of(graph)])
+
+
 class _Layers(Interpreter):
     """Runs a simulated int8 graph and records the output of each layer."""
 
@@ -75,7 +86,8 @@ class _Exact(_Layers):
         """Run one operation."""
         if self._is_rounding(n):
             value = self.env[n.all_input_nodes[0]]
-            return value if n.all_input_nodes[0].op == "get_attr" else self._round(n, value)
+            of_weight = any(user in self.layers and user.args[1] is n for user in n.users)
+            return value if of_weight or n.all_input_nodes[0].op == "get_attr" else self._round(n, value)
         value = super().run_node(n)
         if n in self.layers:
             self._latest, self._rounded = self.layers[n], {}
@@ -112,6 +124,8 @@ def layer_noise(program: Detector, batches: Iterable[tuple[Tensor, ...]]) -> lis
     """
     graph = graph_of(program)
     graph.requires_grad_(False)
+    if _of_parameters_alone(graph):  # there the gradient is of all samples together
+        batches = (sample for batch in batches for sample in zip(*(part.split(1) for part in batch), strict=True))
     power, error, noise = (defaultdict[str, float](float) for _ in range(3))
     logit_batches: list[Tensor] = []
     for pictures, *valid in batches:

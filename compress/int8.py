@@ -97,11 +97,14 @@ class Rounding(ObserverBase):  # type: ignore[misc]
         return self.scale, self.zero_point.long()
 
 
-def traced(detector: Detector, dynamic_batch: bool = True) -> GraphModule:
-    """Return a fused detector's backbone as a graph of ATen operations: float32 [N, 3, S, S] -> [N, D]."""
+def traced(detector: Detector) -> GraphModule:
+    """Return a fused detector's backbone as a graph of ATen operations: float32 [N, 3, S, S] -> [N, D], for any N.
+
+    Scales are known by the names of its nodes, which a trace of a fixed N would name otherwise in some networks.
+    """
     size = detector.architecture.size
-    example = torch.zeros(2 if dynamic_batch else 1, 3, size, size)
-    shapes = ({0: torch.export.Dim("batch", min=1)},) if dynamic_batch else None
+    example = torch.zeros(2, 3, size, size)
+    shapes = ({0: torch.export.Dim("batch", min=1)},)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         graph = torch.export.export(detector.backbone.eval(), (example,), dynamic_shapes=shapes).module()
@@ -139,7 +142,7 @@ def floating(graph: GraphModule, layers: Collection[str]) -> set[str]:
     return float_nodes
 
 
-def _prepare(detector: Detector, float_layers: Collection[str], dynamic_batch: bool) -> GraphModule:
+def _prepare(detector: Detector, float_layers: Collection[str]) -> GraphModule:
     """Return the graph of a fused detector's backbone with an observer at every tensor that will be quantized."""
     # Imported here, because it takes seconds and float runs do not need it.
     from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
@@ -147,7 +150,7 @@ def _prepare(detector: Detector, float_layers: Collection[str], dynamic_batch: b
         get_symmetric_quantization_config,
     )
 
-    graph = traced(detector, dynamic_batch)
+    graph = traced(detector)
     float_nodes = floating(graph, float_layers)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -184,7 +187,7 @@ def observe(detector: Detector, batches: Iterable[Tensor]) -> dict[ObserverName,
     XNNPACK's quantizer also rounds before every ReLU6, and would spend most of its steps on values that the clamp
     discards.
     """
-    graph = _prepare(detector, [], dynamic_batch=True)
+    graph = _prepare(detector, [])
     shared: dict[int, Candidates] = {}
     observed = {}
     for name, node, observer in list(observers_of(graph)):
@@ -232,14 +235,12 @@ def graph_of(program: Detector) -> GraphModule:
     return program.backbone
 
 
-def simulated(
-    detector: Detector, tensors: Tensors, float_layers: Collection[str] = (), dynamic_batch: bool = True
-) -> Detector:
+def simulated(detector: Detector, tensors: Tensors, float_layers: Collection[str] = ()) -> Detector:
     """Return a fused detector with its backbone replaced by a float32 simulation of the int8 program.
 
     Raises StageError if ``tensors`` does not belong to this network.
     """
-    graph = _prepare(detector, float_layers, dynamic_batch)
+    graph = _prepare(detector, float_layers)
     set_numbers(graph, tensors)
     return detector.with_parts(backbone=_always_eval(graph))
 
@@ -261,19 +262,19 @@ def set_numbers(graph: GraphModule, tensors: Tensors) -> None:
         setattr(graph, name, Rounding(observer, quantization))
 
 
-def quantized(detector: Detector, quantization: Quantization, dynamic_batch: bool = True) -> Detector:
+def quantized(detector: Detector, quantization: Quantization) -> Detector:
     """Return a fused detector with its backbone replaced by an int8 program.
 
     Raises StageError if ``quantization`` does not belong to this network.
     """
-    simulation = simulated(detector, quantization.tensors, quantization.float_layers, dynamic_batch)
+    simulation = simulated(detector, quantization.tensors, quantization.float_layers)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = convert_pt2e(graph_of(simulation))
     return detector.with_parts(backbone=_always_eval(program))
 
 
-def rebuild(run: Run, dynamic_batch: bool) -> Detector:
+def rebuild(run: Run) -> Detector:
     """Return the int8 program of a run, rebuilt from its float weights and ``quantization.json``.
 
     Raises StageError if a file is missing or damaged, or if they do not fit each other.
@@ -282,4 +283,4 @@ def rebuild(run: Run, dynamic_batch: bool) -> Detector:
         quantization = Quantization.model_validate_json(run.read("quantization.json"))
     except ValidationError as error:
         raise StageError(f"{run.path / 'quantization.json'} is not valid: {reason_of(error)}") from error
-    return quantized(run.detector(), quantization, dynamic_batch)
+    return quantized(run.detector(), quantization)

@@ -34,20 +34,18 @@ def takes(info: RunInfo) -> Takes:
     return Takes(info.architecture.modalities, info.architecture.per)
 
 
-def pixel_detector(
-    run: Run, dynamic_batch: bool = True, scheme: Scheme | None = None, inputs: Sequence[NDArray[Any]] = ()
-) -> PixelDetector:
+def pixel_detector(run: Run, scheme: Scheme | None = None, inputs: Sequence[NDArray[Any]] = ()) -> PixelDetector:
     """Return a run's fused network in eval mode: pixels -> P(fake), float32 [N].
 
-    ``scheme``: other than the run's own, for an fp32 run. An int8 run is rebuilt as an integer program; with
-    ``dynamic_batch`` false it takes one picture at a time, as the exporters need. Fusing is checked on ``inputs``, as
-    ``Scorer`` takes them, or else on zeros. Raises StageError if the run is damaged or fusing changes its outputs.
+    ``scheme``: other than the run's own, for an fp32 run. An int8 run is rebuilt as an integer program. Fusing is
+    checked on ``inputs``, as ``Scorer`` takes them, or else on zeros. Raises StageError if the run is damaged or fusing
+    changes its outputs.
     """
     info = run.info
     if info.integer:
         from compress.int8 import rebuild  # torchao takes seconds to import, and float runs do not need it
 
-        return PixelDetector(rebuild(run, dynamic_batch), info.preprocessing)
+        return PixelDetector(rebuild(run), info.preprocessing)
     detector = run.detector()
     example = detector.example(frames=1)
     if inputs:

@@ -67,9 +67,9 @@ class Job:
 
 
 @functools.cache
-def _detector(run: Path, scheme: Scheme, one_picture: bool) -> PixelDetector:
+def _detector(run: Path, scheme: Scheme) -> PixelDetector:
     """Load a run once per worker process, however many of its artifacts that process writes."""
-    return pixel_detector(Run(run), dynamic_batch=not one_picture, scheme=scheme)
+    return pixel_detector(Run(run), scheme)
 
 
 def _write(graphs: list[Graph], form: Form, path: Path) -> dict[str, Any]:
@@ -97,8 +97,7 @@ def write_artifact(job: Job, folder: Path, inputs: Inputs, frames: int) -> Writt
     info, form = job.info, job.form
     # Core ML converts float32 to float16 itself, and keeps what must not overflow.
     scheme: Scheme = "fp32" if form.runtime == "coreml" and info.scheme in coreml.HALF else info.scheme
-    one_picture = form.batch == 1 and form.method != "clip"
-    graphs = graphs_of(_detector(job.source.run.path, scheme, one_picture), info, form, frames)
+    graphs = graphs_of(_detector(job.source.run.path, scheme), info, form, frames)
     scores = scorer_of(in_torch(graphs), form.method)(*inputs)
     fields = _write(graphs, form, folder / job.file)
     operators = fields.pop("operators")

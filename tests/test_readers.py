@@ -166,7 +166,7 @@ def test_figures_of_a_run(int8, data):
 def test_quantization_json(int8, data):
     text = data.draw(spoiled_json((int8.path / "quantization.json").read_text()))
     with int8.with_file("quantization.json", text.encode()) as path, one_line():
-        rebuild(Run(path), dynamic_batch=False)
+        rebuild(Run(path))
 
 
 @settings(max_examples=20)

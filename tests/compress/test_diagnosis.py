@@ -41,8 +41,8 @@ def _rounding_alone(detector, tensors, layer):
     """Return the program in which only a layer's weights, and what follows until the next layer, are rounded."""
     program = simulated(detector, tensors)
     graph = graph_of(program)
-    layers, latest = layers_of(graph), "stem"
-    owner = {}
+    layers, owner = layers_of(graph), {}
+    latest = next(iter(layers.values()))
     for node in graph.graph.nodes:
         latest = layers.get(node, latest)
         owner[node.name] = latest
@@ -106,7 +106,23 @@ class Residual(nn.Module):
         return (given + self.project(given)).flatten(1)
 
 
-@pytest.mark.parametrize(("network", "layers"), [(Passing, ["stem"]), (Residual, ["stem", "project"])])
+class Biased(nn.Module):
+    """float32 [N, 3, 32, 32] -> [N, 8]: a sum with what is computed from parameters alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.position = nn.Conv2d(3, 8, SIZE), nn.Linear(60, 8)
+        self.places = nn.Parameter(torch.randn(1, 60))
+
+    def forward(self, pictures):
+        """Add a bias without an axis of pictures, as a relative position bias is."""
+        return self.stem(pictures).flatten(1) + self.position(self.places.relu())
+
+
+@pytest.mark.parametrize(
+    ("network", "layers"),
+    [(Passing, ["stem"]), (Residual, ["stem", "project"]), (Biased, ["stem", "position"])],
+)
 def test_each_rounding_counts_once_and_for_its_own_layer(network, layers):
     torch.manual_seed(0)
     detector = Detector(Architecture(backbone="test_byobnet", size=SIZE, fused=True), network()).eval()

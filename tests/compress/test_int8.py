@@ -26,10 +26,10 @@ from tests.compress.small_network import small_detector, some_pictures
 from tests.conftest import forget_hashes
 
 
-def _scores(run_path, crops, dynamic_batch=True):
+def _scores(run_path, crops, one_by_one=False):
     with torch.inference_mode():
-        detector = pixel_detector(Run(run_path), dynamic_batch)
-        batches = [crops] if dynamic_batch else [crop[None] for crop in crops]
+        detector = pixel_detector(Run(run_path))
+        batches = [crop[None] for crop in crops] if one_by_one else [crops]
         return np.concatenate([detector(torch.from_numpy(batch)).numpy() for batch in batches])
 
 
@@ -58,13 +58,13 @@ def test_int8_is_near_its_float_source(student_run, int8_run, real_crops):
 def test_rebuilding_gives_the_same_scores_every_time_and_at_batch_one(int8_run, real_crops):
     first = _scores(int8_run, real_crops)
     np.testing.assert_array_equal(first, _scores(int8_run, real_crops))
-    np.testing.assert_allclose(first, _scores(int8_run, real_crops, dynamic_batch=False), atol=1e-5)
+    np.testing.assert_allclose(first, _scores(int8_run, real_crops, one_by_one=True), atol=1e-5)
 
 
 def test_weights_are_rounded_to_their_stored_scales(int8_run):
     run = Run(int8_run)
     quantization = Quantization.model_validate_json(run.read("quantization.json"))
-    program = pixel_detector(run, dynamic_batch=False).network.backbone
+    program = pixel_detector(run).network.backbone
     stored = [value for value in program.state_dict().values() if value.dtype == torch.int8]
     per_channel = {name: tensor for name, tensor in quantization.tensors.items() if name.endswith("_weight")}
     assert len(stored) == len(per_channel) and "head_weight" not in per_channel

@@ -50,7 +50,7 @@ def sources(student_run, int8_run, tiny_run, opened_store):
 
 @pytest.fixture(scope="module")
 def detectors(sources):
-    return {name: pixel_detector(source.run, dynamic_batch=False) for name, source in sources.items()}
+    return {name: pixel_detector(source.run) for name, source in sources.items()}
 
 
 MISTAKES = ("channels swapped", "normalized twice", "transposed")
