@@ -54,7 +54,8 @@ def _chosen_serial() -> str:
     if done.returncode:
         raise StageError(f"adb devices failed: {last_line(done.stderr, f'exit code {done.returncode}')}")
     lines = done.stdout.partition("List of devices attached")[2].splitlines()
-    states = dict(line.split(maxsplit=1) for line in lines if len(line.split()) > 1)
+    # A wireless phone's name may hold spaces.
+    states = dict(line.split("\t", maxsplit=1) for line in lines if "\t" in line)
     phones = ", ".join(f"{serial} ({state.strip()})" for serial, state in states.items())
     wanted = os.environ.get("ANDROID_SERIAL")
     if not states:

@@ -169,7 +169,8 @@ def _fill_row(row: Row, rounds: Sequence[Sequence[RunnerTimes]], frames_per_run:
     row.repeats = sum(programs[0].runs for programs in rounds)
     row.throughput = 1e3 / float(np.mean([per_frame([times.mean_ms for times in programs]) for programs in rounds]))
     row.load_ms = sum(_all_or_none([times.load_ms for times in first])) or None
-    row.first_run_ms = sum(_all_or_none([times.first_run_ms for times in first])) or None
+    # Elsewhere a first run of two programs is of all frames of a clip: a runner's is of one.
+    row.first_run_ms = first[0].first_run_ms if len(first) == 1 else None
     row.peak_memory_mb = max(_all_or_none([times.peak_memory_mb for times in first]), default=None)
 
 

@@ -118,9 +118,20 @@ def _connect(address: str, workers: int) -> Any:
         _knock(_place_of(address))
         ray.init(address, include_dashboard=False, log_to_driver=False, logging_level="ERROR", **options)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-        raise StageError(f"--ray {address}: no cluster answers there: {reason_of(error)}") from error
+        raise StageError(f"--ray {address}: {_why_not_connected(address, error)}") from error
     signal.signal(signal.SIGTERM, at_sigterm)  # Ray's own handler would end this process without a clear line
     return ray
+
+
+def _why_not_connected(address: str, error: Exception) -> str:
+    """Return what is wrong, with the mend where Ray's own error does not name it."""
+    reason = reason_of(error)
+    if address == LOCAL:
+        place = getattr(error, "filename", None)  # Ray keeps a token in the home folder
+        return f"Ray cannot be started here: {reason}{f': {place}; set HOME to a folder that is kept' if place else ''}"
+    # Once it has made a token, as --ray local does, Ray starts clusters that ask for it, and hands it only to ``auto``.
+    asks = "; if it asks for a token, set RAY_AUTH_MODE=token" if "Failed to connect" in reason else ""
+    return f"no cluster answers there: {reason}{asks}"
 
 
 def _place_of(address: str) -> str:

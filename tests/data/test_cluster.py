@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -85,6 +86,39 @@ def test_auto_does_not_wait_for_a_cluster_that_has_died(
     said = ended(started(corpus, tmp_path / "store", "--ray=auto"), code=1)
     assert said == "error: --ray auto: no cluster answers there: Connection refused\n"
     assert time.monotonic() - since < 60
+
+
+@pytest.mark.parametrize(
+    ("address", "error", "said"),
+    [
+        (
+            "local",
+            FileNotFoundError(2, "No such file or directory", "/nohome"),
+            "Ray cannot be started here: No such file or directory: /nohome; set HOME to a folder that is kept",
+        ),
+        ("local", RuntimeError("no port is free"), "Ray cannot be started here: no port is free"),
+        (
+            "head",
+            ConnectionError("Failed to connect to Ray cluster"),
+            "no cluster answers there: Failed to connect to Ray cluster; if it asks for a token, set "
+            "RAY_AUTH_MODE=token",
+        ),
+    ],
+)
+def test_why_ray_was_not_connected_is_said(
+    address: str, error: Exception, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ray = ModuleType("ray")
+
+    def init(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(ray, "init", init, raising=False)
+    monkeypatch.setattr(ray, "data", ModuleType("ray.data"), raising=False)
+    for name in ("ray", "ray.data"):
+        monkeypatch.setitem(sys.modules, name, ray)
+    with pytest.raises(StageError, match=f"^--ray {address}: {said}$"):
+        list(on_ray(len, [("a",)], address, 1, "prepare"))
 
 
 def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
