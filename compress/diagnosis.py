@@ -125,7 +125,7 @@ def layer_noise(program: Detector, batches: Iterable[tuple[Tensor, ...]]) -> lis
     graph = graph_of(program)
     graph.requires_grad_(False)
     if _of_parameters_alone(graph):  # there the gradient is of all samples together
-        batches = (sample for batch in batches for sample in zip(*(part.split(1) for part in batch), strict=True))
+        batches = (tuple(part[[n]] for part in batch) for batch in batches for n in range(len(batch[0])))
     power, error, noise = (defaultdict[str, float](float) for _ in range(3))
     logit_batches: list[Tensor] = []
     for pictures, *valid in batches:
