@@ -11,7 +11,7 @@ import platform
 import re
 import shutil
 from collections.abc import Iterable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import numpy as np
 from numpy.typing import NDArray
@@ -221,6 +221,16 @@ def bytes_of(path: Path) -> int:
     if not path.is_dir():
         return path.stat().st_size
     return sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
+
+
+def shown(path: PurePath) -> str:
+    """Return a path or URL as valid UTF-8: each invalid byte is written as backslash, x and two hex digits."""
+    return os.fsencode(str(path)).decode("utf-8", "backslashreplace")
+
+
+def name_of(path: Path) -> str:
+    """Return a file's or folder's own name as valid UTF-8, also where the path is a link or ends in a dot."""
+    return shown(PurePath(path.resolve().name))
 
 
 def shortest_names(paths: Iterable[Path]) -> dict[Path, str]:

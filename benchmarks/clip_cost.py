@@ -48,6 +48,8 @@ class ClipCost:
     def _check_flow(self, subjects: list[Subject], store: ClipStore) -> None:
         """Raise WrongArgument unless there are weights for flow of RAFT, where one looks at it, and for no other."""
         name, _, sha256 = (store.info.settings.flow or "").partition(" ")
+        if self.flow_weights and not self.flow_weights.is_file():
+            raise WrongArgument(f"--flow-weights {self.flow_weights} is not a file")
         if self.flow_weights and sha256_of(self.flow_weights) != sha256:
             raise WrongArgument(f"--flow-weights {self.flow_weights} did not make the flow of {store.path}")
         if sha256 and not self.flow_weights and any("flow" in subject.takes.modalities for subject in subjects):

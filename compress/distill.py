@@ -1,6 +1,6 @@
 """Distill a teacher into a student, which imitates the teacher's outputs; these are computed once per picture."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -184,7 +184,7 @@ def distill(
     start = Start.of(architecture, Path(weights) if weights not in (None, "hub") else None, weights is None, seed)
     teachers = [run] if run else []
     info = start.info("student", data_source(store, *teachers), seed, *(entry.as_parent() for entry in teachers))
-    asked = asked_of(info, rule, schedule) | {"loss": loss_weights}
+    asked = asked_of(info, training) | {"schedule": asdict(schedule), "loss": loss_weights}
     compute = prepare_compute(schedule.precision)
     check_related(loss_weights, samples_of_part(schedule.batch_size, schedule.accumulate, compute.processes))
     example = example_outputs(start.detector, store.frames, "dense" in loss_weights and kind == "frame")

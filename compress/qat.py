@@ -144,6 +144,10 @@ class QatSettings:
         """Whether the run is its own teacher."""
         return self.teacher is self.run
 
+    def views_for(self, run: Run) -> Views:
+        """Return the views that the training draws, as pictures of the modalities that a run looks at."""
+        return Views(self.store, self.rule, modalities=run.info.architecture.modalities)
+
     @classmethod
     def of(cls, run: Run, teacher: Run | None, store: ClipStore, passes: int, seed: int) -> "QatSettings":
         """Return settings that continue a run's training with its own views, batch size and accumulation.
@@ -173,15 +177,14 @@ def train_rounded(
     about them.
     """
     compute = _compute()
-    run, teacher, store, rule = settings.run, settings.teacher, settings.store, settings.rule
-    views = Views(store, rule, modalities=run.info.architecture.modalities)
-    teacher_views = Views(store, rule, modalities=teacher.info.architecture.modalities)
-    epochs = settings.passes // rule.views
+    run, teacher = settings.run, settings.teacher
+    views, teacher_views = settings.views_for(run), settings.views_for(teacher)
+    epochs = settings.passes // settings.rule.views
     schedule = Schedule(
         epochs, settings.batch_size, LEARNING_RATE, settings.accumulate, patience=settings.passes, precision="fp32"
     )
     program = trainable(calibrated)
-    example = example_outputs(program, store.frames, with_maps=False)
+    example = example_outputs(program, settings.store.frames, with_maps=False)
     teacher_outputs = TeacherOutputs(teacher, views, teacher_views, example, compute, cache=None)
     objective = StudentObjective(program, settings.losses, None, teacher_outputs.layout, example)
     task = student_task(PixelDetector(program, run.info.preprocessing), objective, teacher_outputs, views, compute)

@@ -29,6 +29,7 @@ from compress.int8 import Quantization
 from compress.persons import seen_note
 from compress.qat import QatSettings, train_rounded
 from compress.runs import data_source, own_metrics, takes
+from compress.schedule import asked_of
 from compress.scoring import ClipScores, Takes
 from compress.unquantized import Unquantized
 from data.store import ClipStore
@@ -264,10 +265,8 @@ def _train_and_write(
     out: Path, source: Unquantized, info: RunInfo, crops: int, settings: QatSettings
 ) -> tuple[Quantized, dict[str, Any]]:
     """Train and write an int8-qat run, or resume an interrupted one; return the result and the run's metrics."""
-    asked = {
-        "run": info.asked(),
+    asked = asked_of(info, settings.views_for(settings.run)) | {
         "crops": crops,
-        "rule": settings.rule.model_dump(),
         "passes": settings.passes,
         "losses": settings.losses,
         "data": source.store.info.fingerprint,

@@ -1,16 +1,17 @@
 """The training schedule of teachers and students: length, learning rate, batches, and their options."""
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import torch
 import typer
 from torch import Tensor
 
+from compress.caches import clips_fingerprint
 from compress.compute import Precision
 from data.batches import Batch, balanced_batches, label_shares, natural_batches
-from data.views import ViewRule, Views
+from data.views import Views
 from models.run import RunInfo
 from stage import Per
 
@@ -68,9 +69,12 @@ class Schedule:
         return list(make_batches(views, self.batch_size, (seed, number), per, number % views.rule.views))
 
 
-def asked_of(info: RunInfo, rule: ViewRule, schedule: Schedule) -> dict[str, Any]:
-    """Return all settings that a training depends on, for ``UnfinishedRun`` to compare when it resumes."""
-    return {"run": info.asked(), "rule": rule.model_dump(), "schedule": asdict(schedule)}
+def asked_of(info: RunInfo, views: Views) -> dict[str, Any]:
+    """Return what a training depends on besides its length, for ``UnfinishedRun`` to compare when it resumes.
+
+    The clips are those that can be read: others would have other numbers, and the training other batches.
+    """
+    return {"run": info.asked(), "rule": views.rule.model_dump(), "clips": clips_fingerprint(views)}
 
 
 def class_weights(balance: str, views: Views, per: Per) -> Tensor | None:

@@ -1,6 +1,6 @@
 """Fine-tune a teacher: a timm backbone, frozen except for its last blocks, and a head over frames or whole clips."""
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -172,7 +172,7 @@ def teach(
     if start.trained_steps and not schedule.epochs:
         source = source.model_copy(update={"crops": start.crops})  # it was trained on these, and is not on others
     info = start.info("teacher", source, seed)
-    asked = asked_of(info, rule, schedule) | {"unfreeze": cut.unfreeze}
+    asked = asked_of(info, training) | {"schedule": asdict(schedule), "unfreeze": cut.unfreeze}
     compute = prepare_compute(schedule.precision)
     samples_of_part(schedule.batch_size, schedule.accumulate, compute.processes)
     with UnfinishedRun(out, asked) as unfinished:

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from compress.auc import auc
 from compress.averaging import MovingAverage
 from compress.batch_norms import settle_batch_norms
-from compress.caches import clips_fingerprint
 from compress.checkpoints import (
     Position,
     load_checkpoint,
@@ -244,7 +243,6 @@ class _Training:
                 "unreadable": unreadable,
                 "average": self.average.values,
                 "where": self.compute.where,
-                "clips": clips_fingerprint(self.task.views),
             }
             save_checkpoint(self.unfinished.checkpoint, self.position, states)
 
@@ -261,12 +259,6 @@ class _Training:
             raise StageError(
                 f"{self.unfinished.out} was begun by {states.get('where')} and would go on with {self.compute.where}: "
                 f"go on with the former, or remove {self.unfinished.folder}"
-            )
-        clips = clips_fingerprint(self.task.views)
-        if states.get("clips", clips) != clips:  # older checkpoints do not say
-            raise StageError(
-                f"{self.unfinished.out} was begun on other clips: files of {self.task.views.store.path} were damaged, "
-                f"lost or repaired since; put them back as they were, or remove {self.unfinished.folder} to begin anew"
             )
         load_trained(self.task.objective, states["weights"])
         self.average.restore(states["average"])

@@ -20,21 +20,19 @@ from data.crops import CropRule
 from data.faces import DETECTORS
 from data.forge import WEAKEST
 from data.journal import KILLER, Journal, in_noted_processes
-from data.layouts import SPLITS, Selection, Source, read_sources
+from data.layouts import Selection, Source, read_sources
 from data.modalities import Modalities, ModalityOptions
 from data.parquet import Row, RowWriter
 from data.prepare_video import Recipe, prepare_video, without_clips
 from data.remote import at_hand, is_remote, place, refuse_occupied, upload
 from data.schemas import CLIP_SCHEMA
-from data.splits import lacks_label, parse_ratios, split_sources
+from data.splits import in_one_split_notes, left_out_notes, missing_label_notes, parse_ratios, split_sources
 from data.store import ClipStore, Start, StoreInfo, StoreSettings, clip_file
 from data.unfinished import Unfinished, clips_of, is_done, note
 from data.views import WeakestForgery, check_weakest_forgery
 from files import refuse_existing, written_whole
 from stage import Seed, StageError, WrongArgument, say
 
-MANY_FILES = 10
-"""Least number of a method's files of which chance alone would not put all into one split."""
 Job = tuple[Source, str, Recipe, bool, Path]
 """Source, its split, recipe, whether its file was found, and the folder of the unfinished store."""
 
@@ -167,56 +165,8 @@ def _frames_of(sources: list[Source], frames: int | None, modalities: Modalities
     return length
 
 
-def _missing_label_notes(info: StoreInfo) -> list[str]:
-    """Return a note for each of val and test that lacks a label though its share is above 0."""
-    shares = dict(zip(SPLITS, info.settings.ratios, strict=True))
-    remedy = (
-        f"other --ratios{' or --seed' if info.settings.forge else ', --seed or --forge'} may mend it, or other splits "
-        "where a table gives them; persons who are in one video are kept in one split."
-    )
-    for label in ("real", "fake"):
-        if not any(counts[label] for counts in info.clips.values()):
-            remedy = f"give a source of {label} files as well{', or --forge' if label == 'fake' else ''}."
-    return [
-        f"The {split} split has {counts['real']} real and {counts['fake']} fake clips, and teach and distill need "
-        f"both: {remedy}"
-        for split, counts in info.clips.items()
-        if split != "train" and shares[split] and not all(counts.values())
-    ]
-
-
-def _left_out_notes(splits: list[str | None]) -> list[str]:
-    """Return a note on the number of files that have no split, if there are any."""
-    left_out = splits.count(None)
-    if not left_out:
-        return []
-    return [
-        "Fakes link most persons, so that a split would lack a label: the persons were split one by one, and "
-        f"{left_out} of {len(splits)} files, which show persons of two splits, are left out."
-    ]
-
-
-def _in_one_split(sources: list[Source], splits: list[str | None], ratios: tuple[float, float, float]) -> list[str]:
-    """Return a note for each method whose files, though many, are all in one split: fakes link their persons."""
-    if lacks_label([source.label for source in sources], splits, ratios):  # they were not split for want of persons
-        remedy = "They are too few to be split one by one at these --ratios: larger shares, as 0.5,0.25,0.25, may do."
-    else:
-        remedy = "In a store of its own its persons are split one by one."
-    notes = []
-    for method in sorted({source.method for source in sources}):
-        files = [index for index, source in enumerate(sources) if source.method == method]
-        used = {splits[index] for index in files if splits[index]}
-        drawn = any(sources[index].split is None for index in files)
-        if drawn and len(files) >= MANY_FILES and len(used) == 1 and sum(ratio > 0 for ratio in ratios) > 1:
-            notes.append(
-                f"All {len(files)} files of {method} are in {used.pop()}, as their persons are kept in one split: "
-                f"figures of the other splits are not of it. {remedy}"
-            )
-    return notes
-
-
-def _report(out: Path, info: StoreInfo, notes: list[str]) -> None:
-    """Print what is in a new store. Raises StageError if it holds no clip."""
+def _report(out: Path, info: StoreInfo, notes: list[str], labels: set[int]) -> None:
+    """Print what is in a new store, made of files of ``labels``. Raises StageError if it holds no clip."""
     statuses = ", ".join(f"{count} {status}" for status, count in info.videos.items())
     say(f"{out}: {sum(info.videos.values())} files ({statuses}); clips by split: {info.clips}")
     for line in notes:
@@ -225,7 +175,7 @@ def _report(out: Path, info: StoreInfo, notes: list[str]) -> None:
         raise StageError(
             f"no file of {sum(info.videos.values())} gave a clip: the reasons are in {out / 'videos.parquet'}"
         )
-    for line in _missing_label_notes(info):
+    for line in missing_label_notes(info, labels):
         say(f"note: {line}")
 
 
@@ -287,12 +237,12 @@ def prepare(
     DETECTORS[detector]()  # raises here, once, if its extra is not installed
     recipe = Recipe(settings, modalities)
     splits = split_sources(sources, split_ratios, seed)
-    notes += _left_out_notes(splits) + _in_one_split(sources, splits, split_ratios)
+    notes += left_out_notes(splits) + in_one_split_notes(sources, splits, split_ratios)
     make = functools.partial(
         _build, sources=list(zip(sources, splits, strict=True)), recipe=recipe, notes=notes, workers=workers, ray=ray
     )
     info = _make_and_upload(out, settings, make) if is_remote(out) else make(out)
-    _report(out, info, notes)
+    _report(out, info, notes, {entry.label for entry in sources})
     return info
 
 

@@ -30,7 +30,7 @@ from data.layouts import FAKE, REAL, SPLITS
 from data.parquet import Row, read_rows
 from data.png import decode_png
 from data.schemas import CLIP_SCHEMA, VIDEO_SCHEMA
-from files import sha256_of
+from files import name_of, sha256_of
 from parsing import read_json
 from stage import Modality, StageError, progress, reason_of, say
 
@@ -151,7 +151,7 @@ class ClipStore:
     """A finished store on disk. Raises StageError if it is missing, unfinished or of another version."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self.name = path, path.resolve().name
+        self.path, self.name = path, name_of(path)
         missing = f"{path} is not a ClipStore: it has no store.json; make one with pocketproof prepare"
         self.info = read_json(path / "store.json", StoreInfo, SCHEMA_VERSION, missing, "prepare the store again")
         self.size = self.info.settings.crop.size

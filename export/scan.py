@@ -15,14 +15,14 @@ import pyarrow.parquet as pq
 
 from data.cluster import on_ray
 from data.journal import KILLER, Journal, in_noted_processes
-from data.layouts import is_media, shown, unknown_or_media
+from data.layouts import is_media, unknown_or_media
 from data.parquet import Row, read_rows
 from data.picture import UnreadableVideo
 from data.remote import is_remote
 from export.bundle import MANIFEST, Bundle
 from export.manifest import Artifact
 from export.scorer import NothingToScore, VideoScorer
-from files import written_whole
+from files import shown, written_whole
 from resuming import Lock, go_on_with, unfinished_of
 from stage import StageError, reason_of, say, some_of
 

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 
 from data.clips import FaceClip, face_clips
 from data.faces import DETECTORS
-from data.layouts import is_photo, shown
+from data.layouts import is_photo
 from data.photo import Photo
 from data.remote import fetched
 from data.tracks import Seen, Tracker
@@ -22,6 +22,7 @@ from export.bundle import Bundle
 from export.manifest import Artifact, Manifest
 from export.runtimes import Loaded, ProgramName, Programs, evaluated_by, scorer_of
 from export.stopwatch import Stopwatch
+from files import shown
 from stage import Scorer, StageError
 
 

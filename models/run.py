@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
-from files import put_in_place, sha256_of, written_whole
+from files import name_of, put_in_place, sha256_of, written_whole
 from models.detector import Architecture, Detector, Preprocessing
 from models.origin import DataSource, Parent, Weights
 from parsing import read_json
@@ -102,6 +102,7 @@ def save_run(out: Path, info: RunInfo, detector: Detector, metrics: dict[str, An
 
 MEANING = {
     "fingerprint": "the store was another",
+    "clips": "clip files of the store were damaged, lost or repaired since",
     **dict.fromkeys(("parents", "trained_steps", "weights"), "what it starts from or learns from was another"),
 }
 
@@ -148,7 +149,7 @@ class Run:
     """A run on disk. Raises StageError if the folder is missing, unfinished, damaged or of another schema version."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self.name = path, path.resolve().name
+        self.path, self.name = path, name_of(path)
         missing = f"{path} is not a run: it has no readable model.json"
         self.info = read_json(path / "model.json", RunInfo, SCHEMA_VERSION, missing)
 

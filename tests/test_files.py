@@ -15,6 +15,7 @@ from files import (
     OF_BUNDLES,
     bytes_of,
     check_output,
+    name_of,
     put_in_place,
     refuse_existing,
     require_writable,
@@ -263,6 +264,14 @@ def test_nothing_is_written_under_a_name_that_is_not_utf_8(tmp_path: Path) -> No
         StageError, match=r"^'.+/run\\udcff/report' is not valid UTF-8: rename it, or give another path$"
     ):
         check_output(tmp_path / os.fsdecode(b"run\xff") / "report")
+
+
+def test_names_are_valid_utf_8_and_never_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    odd = tmp_path / os.fsdecode(b"run\xff")
+    odd.mkdir()
+    (tmp_path / "link").symlink_to(odd)
+    monkeypatch.chdir(odd)
+    assert {name_of(path) for path in (odd, tmp_path / "link", Path(), Path("../link/."))} == {"run\\xff"}
 
 
 def test_a_path_below_a_file_or_a_broken_link_cannot_be_written(tmp_path: Path) -> None:

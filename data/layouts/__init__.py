@@ -8,7 +8,6 @@ from data.layouts.source import (
     Source,
     is_media,
     is_photo,
-    shown,
     unknown_or_media,
 )
 
@@ -23,6 +22,5 @@ __all__ = [
     "is_media",
     "is_photo",
     "read_sources",
-    "shown",
     "unknown_or_media",
 ]

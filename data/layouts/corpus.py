@@ -20,6 +20,7 @@ from data.layouts.folder import folder_layout
 from data.layouts.labels import label_notes, refuse_other_labels
 from data.layouts.source import PHOTO_SUFFIXES, VIDEO_SUFFIXES, Source, folders_below, unknown_or_media
 from data.layouts.table import csv_layout
+from files import name_of
 from parsing import parse_json
 from stage import StageError, WrongArgument, some_of
 
@@ -218,7 +219,7 @@ def _overlooked_notes(root: Path, sources: Sequence[Source]) -> list[str]:
     if not names:
         return []
     return [
-        f"{len(names)} files of {root.resolve().name} were not taken: their folder or suffix is none that its layout "
+        f"{len(names)} files of {name_of(root)} were not taken: their folder or suffix is none that its layout "
         f"reads: {some_of(names)}."
     ]
 

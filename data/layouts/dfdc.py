@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
-from data.layouts.source import FAKE, REAL, VIDEO_SUFFIXES, Source, corpus_json, media, shown
+from data.layouts.source import FAKE, REAL, VIDEO_SUFFIXES, Source, corpus_json, media
+from files import shown
 from stage import StageError, some_of
 
 PERSONS_NOTE = (

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
+from files import shown
 from parsing import parse_json
 from stage import StageError, reason_of
 
@@ -122,11 +123,6 @@ def _search(root: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
             yield Path(folder), folders, files
             links = (path for name in sorted(folders) if (path := Path(folder, name)).is_symlink())
             pending += [link for link in links if not Path(real_path).is_relative_to(os.path.realpath(link))]
-
-
-def shown(path: PurePath) -> str:
-    """Return a path or URL as valid UTF-8: each invalid byte is written as backslash, x and two hex digits."""
-    return os.fsencode(str(path)).decode("utf-8", "backslashreplace")
 
 
 def corpus_json(path: Path) -> Any:

@@ -166,5 +166,7 @@ def test_weights_of_flow_are_those_that_made_the_store_s_and_are_asked_for(demo_
         ClipCost(video).check(of_flow, ClipStore(store))
     with pytest.raises(WrongArgument, match=r"--flow-weights .*other.pth did not make the flow of .*store$"):
         ClipCost(video, flow_weights=other).check(of_flow, ClipStore(store))
+    with pytest.raises(WrongArgument, match=r"--flow-weights gone is not a file"):
+        ClipCost(video, flow_weights=Path("gone")).check(of_flow, ClipStore(store))
     with pytest.raises(WrongArgument, match=r"--flow-weights is for --video, which times networks: leave it out"):
         ClipCost(flow_weights=weights).check(of_flow, ClipStore(store))

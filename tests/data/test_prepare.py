@@ -4,7 +4,6 @@ import io
 import json
 import os
 import shutil
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,7 @@ from PIL import Image
 
 from data.faces import iou
 from data.inspect import inspect
-from data.layouts import Source
-from data.prepare import _in_one_split, prepare
+from data.prepare import prepare
 from data.store import ClipStore
 from data.video import Video, write_video
 from tests.data.commands import files, made, photos_below, videos_of
@@ -182,20 +180,6 @@ def test_nothing_is_left_beside_the_store(messy_store: Path) -> None:
 def test_one_process_and_two_give_equal_bytes(small_corpus: Path, whole: dict[str, bytes], tmp_path: Path) -> None:
     made(small_corpus, tmp_path / "store", workers=1)
     assert files(tmp_path / "store") == whole
-
-
-def test_a_method_that_is_in_one_split_as_a_whole_is_noted() -> None:
-    of_one = [Source(Path(f"{n}"), f"{n}", 1, "DFD", ("a", f"b{n}")) for n in range(12)]
-    others = [Source(Path(f"o{n}"), f"o{n}", n % 2, "youtube", (f"o{n}",)) for n in range(12)]
-    splits: list[str | None] = [*["train"] * 12, *["train", "val", "test"] * 4]
-    (note,) = _in_one_split([*of_one, *others], splits, (0.7, 0.1, 0.2))
-    assert note.startswith("All 12 files of DFD are in train, as their persons are kept in one split: figures of the")
-    assert note.endswith(" In a store of its own its persons are split one by one.")
-    (note,) = _in_one_split(of_one + others[1::2] + others[:1], ["train"] * 19, (0.7, 0.1, 0.2))
-    assert note.endswith(" too few to be split one by one at these --ratios: larger shares, as 0.5,0.25,0.25, may do.")
-    prescribed = [replace(source, split="train") for source in of_one]
-    assert _in_one_split([*prescribed, *others], splits, (0.7, 0.1, 0.2)) == []
-    assert _in_one_split(of_one, ["test"] * 12, (0, 0, 1)) == []
 
 
 def test_photos_with_a_label_and_identities_become_clips_of_one_frame(
