@@ -20,9 +20,10 @@ from compress.int8 import (
 )
 from compress.quantize import quantize
 from compress.runs import pixel_detector
+from models.detector import Architecture, Detector
 from models.run import Run
 from stage import StageError
-from tests.compress.small_network import small_detector, some_pictures
+from tests.compress.small_network import SIZE, SmallNetwork, small_detector, some_pictures
 from tests.conftest import forget_hashes
 
 
@@ -81,6 +82,27 @@ def test_weights_are_rounded_to_their_stored_scales(int8_run):
     # A half may be rounded either way: the program multiplies by 1 / scale.
     of_shape = [integers.float() for integers in stored if integers.shape == expected.shape]
     assert any((expected - i).abs().max() <= 1 and (expected != i).float().mean() < 0.01 for i in of_shape)
+
+
+class Counting(SmallNetwork):
+    """float32 [N, 3, 32, 32] -> [N, 8], computed with N in numbers that a trace of one picture would not have."""
+
+    def forward(self, pictures):
+        """Join all pictures and part them again."""
+        number = pictures.shape[0]
+        joined = super().forward(pictures).reshape(1, number * 8)
+        return (joined + joined).reshape(number, 8)
+
+
+def test_a_program_is_exported_for_one_picture_whatever_its_network_does_with_their_number():
+    torch.manual_seed(0)
+    detector = Detector(Architecture(backbone="test_byobnet", size=SIZE, fused=True), Counting()).eval()
+    pictures = some_pictures(16)
+    program = quantized(detector, _quantization(observe(detector, [pictures])["minmax"], [], "minmax"))
+    exported = torch.export.export(program, (pictures[:1],))
+    with torch.inference_mode():
+        torch.testing.assert_close(exported.module()(pictures[:1]), program(pictures)[:1])
+    assert not [node for node in exported.graph.nodes if "sym_size" in node.name]
 
 
 @pytest.mark.parametrize("observer", ["minmax", "mse"])
