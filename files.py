@@ -11,12 +11,12 @@ import platform
 import re
 import shutil
 from collections.abc import Iterable, Iterator
-from pathlib import Path, PurePath
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from parsing import refuse_url, require_utf8
+from parsing import refuse_url, require_utf8, shown
 from stage import StageError, reason_of
 
 NOT_WRITABLE = (
@@ -223,14 +223,9 @@ def bytes_of(path: Path) -> int:
     return sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
 
 
-def shown(path: PurePath) -> str:
-    """Return a path or URL as valid UTF-8: each invalid byte is written as backslash, x and two hex digits."""
-    return os.fsencode(str(path)).decode("utf-8", "backslashreplace")
-
-
 def name_of(path: Path) -> str:
     """Return a file's or folder's own name as valid UTF-8, also where the path is a link or ends in a dot."""
-    return shown(PurePath(path.resolve().name))
+    return shown(path.resolve().name)
 
 
 def shortest_names(paths: Iterable[Path]) -> dict[Path, str]:

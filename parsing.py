@@ -4,8 +4,9 @@ This module stands beside ``stage.py``: every room uses it and it uses none of t
 """
 
 import json
+import os
 import re
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -21,12 +22,17 @@ def refuse_url(path: Path) -> None:
         raise WrongArgument(f"{path} is a URL, and a path of this machine is needed: fetch it, or write here first")
 
 
+def shown(path: PurePath | str) -> str:
+    """Return a path or URL as valid UTF-8: each invalid byte is written as backslash, x and two hex digits."""
+    return os.fsencode(str(path)).decode("utf-8", "backslashreplace")
+
+
 def require_utf8(path: Path) -> None:
     """Raise StageError for a name that is not valid UTF-8: libraries that read and write weights take no other."""
     try:
         str(path).encode()
     except UnicodeEncodeError as error:
-        raise StageError(f"{str(path)!a} is not valid UTF-8: rename it, or give another path") from error
+        raise StageError(f"{shown(path)} is not valid UTF-8: rename it, or give another path") from error
 
 
 def load_tensors(path: Path) -> Any:

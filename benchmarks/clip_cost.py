@@ -47,7 +47,7 @@ class ClipCost:
 
     def _check_flow(self, subjects: list[Subject], store: ClipStore) -> None:
         """Raise WrongArgument unless there are weights for flow of RAFT, where one looks at it, and for no other."""
-        name, _, sha256 = (store.info.settings.flow or "").partition(" ")
+        name, sha256 = store.info.settings.flow_and_weights
         if self.flow_weights and not self.flow_weights.is_file():
             raise WrongArgument(f"--flow-weights {self.flow_weights} is not a file")
         if self.flow_weights and sha256_of(self.flow_weights) != sha256:
@@ -79,7 +79,7 @@ class ClipCost:
                 frames=store.frames,
                 detector=store.info.settings.detector,
                 rule=store.info.settings.crop,
-                flow=(store.info.settings.flow or "dis").partition(" ")[0],
+                flow=store.info.settings.flow_and_weights[0],
                 video=self.video,
                 flow_weights=self.flow_weights,
                 depth_weights=self.depth_weights,

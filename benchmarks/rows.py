@@ -121,8 +121,8 @@ def _artifact_subject(
         times_a_frame=clip.frames / clip.hop if artifact.method == "clip" else 1.0,
         units=units or "all",
         threshold_store=bundle.manifest.data.fingerprint,
-        crops=bundle.manifest.crop.rule.described(bundle.manifest.crop.detector),
-        persons=tuple(bundle.manifest.data.persons),
+        crops=bundle.manifest.trained_on.crops,
+        persons=tuple(bundle.manifest.trained_on.persons),
     )
 
 

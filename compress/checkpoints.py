@@ -1,5 +1,6 @@
 """Checkpoints of a training, with which an interrupted one ends with the weights of an uninterrupted one."""
 
+import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from data.views import Views
 from files import written_whole
+from models.run import RunInfo
 from parsing import load_tensors
 from stage import StageError, reason_of
 
@@ -35,6 +38,16 @@ class Position:
     unreadable: list[int] = field(default_factory=list)
     """Views that could not be read when the current pass began; its batches depend on them."""
     speed: dict[str, Any] = field(default_factory=dict)
+
+
+def asked_of(info: RunInfo, views: Views) -> dict[str, Any]:
+    """Return what a training depends on besides its schedule, for ``UnfinishedRun`` to compare when it resumes.
+
+    The clips are those that can be read: others would have other numbers, and the training other batches.
+    """
+    clips = "\n".join(view.clip.clip_id for view in views.views if not view.number and not view.forged)
+    sha256 = hashlib.sha256(clips.encode()).hexdigest()
+    return {"run": info.asked(), "rule": views.rule.model_dump(), "clips": sha256}
 
 
 def trained_state(module: nn.Module) -> dict[str, Tensor]:

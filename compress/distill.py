@@ -10,10 +10,11 @@ from torch import Tensor
 
 from command import run_as_script, takes_options
 from compress.caches import CacheFolder, default_cache
+from compress.checkpoints import asked_of
 from compress.compute import Compute, prepare_compute, samples_of_part
 from compress.objective import CLASSIFICATION, StudentObjective, check_related, parse_losses
 from compress.runs import check_measured_splits, check_store, crops_notes, data_source, finish_run, torch_scorer
-from compress.schedule import BatchSize, Schedule, asked_of, class_weights
+from compress.schedule import BatchSize, Schedule, class_weights
 from compress.scoring import Takes, from_pixels
 from compress.teacher_outputs import TeacherOutputs
 from compress.training import Task, fit

@@ -20,6 +20,7 @@ from compress.calibration import (
     logits,
     match_logits,
 )
+from compress.checkpoints import asked_of
 from compress.compute import require_one_process
 from compress.diagnosis import islands
 from compress.distill import load_teacher
@@ -29,7 +30,6 @@ from compress.int8 import Quantization
 from compress.persons import seen_note
 from compress.qat import QatSettings, train_rounded
 from compress.runs import data_source, own_metrics, takes
-from compress.schedule import asked_of
 from compress.scoring import ClipScores, Takes
 from compress.unquantized import Unquantized
 from data.store import ClipStore
@@ -269,7 +269,6 @@ def _train_and_write(
         "crops": crops,
         "passes": settings.passes,
         "losses": settings.losses,
-        "data": source.store.info.fingerprint,
     }
     with UnfinishedRun(out, asked) as unfinished:
         result = static_int8(

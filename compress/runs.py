@@ -37,9 +37,9 @@ def takes(info: RunInfo) -> Takes:
 def pixel_detector(run: Run, scheme: Scheme | None = None, inputs: Sequence[NDArray[Any]] = ()) -> PixelDetector:
     """Return a run's fused network in eval mode: pixels -> P(fake), float32 [N].
 
-    ``scheme``: other than the run's own, for an fp32 run. An int8 run is rebuilt as an integer program. Fusing is
-    checked on ``inputs``, as ``Scorer`` takes them, or else on zeros. Raises StageError if the run is damaged or fusing
-    changes its outputs.
+    ``scheme``: of a float run, in place of its own. An int8 run is rebuilt as an integer program. Fusing is checked on
+    ``inputs``, as ``Scorer`` takes them, or else on zeros. Raises StageError if the run is damaged or if fusing changes
+    its outputs.
     """
     info = run.info
     if info.integer:

@@ -2,17 +2,15 @@
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 import typer
 from torch import Tensor
 
-from compress.caches import clips_fingerprint
 from compress.compute import Precision
 from data.batches import Batch, balanced_batches, label_shares, natural_batches
 from data.views import Views
-from models.run import RunInfo
 from stage import Per
 
 BatchSize = Annotated[int | None, typer.Option(help="Frames or clips of a step, over all processes.", min=2, max=2**16)]
@@ -67,14 +65,6 @@ class Schedule:
         """Return the batches of pass ``number``, the same in every process."""
         make_batches = balanced_batches if self.balance == "batches" else natural_batches
         return list(make_batches(views, self.batch_size, (seed, number), per, number % views.rule.views))
-
-
-def asked_of(info: RunInfo, views: Views) -> dict[str, Any]:
-    """Return what a training depends on besides its length, for ``UnfinishedRun`` to compare when it resumes.
-
-    The clips are those that can be read: others would have other numbers, and the training other batches.
-    """
-    return {"run": info.asked(), "rule": views.rule.model_dump(), "clips": clips_fingerprint(views)}
 
 
 def class_weights(balance: str, views: Views, per: Per) -> Tensor | None:

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from command import run_as_script, takes_options
 from compress import losses
 from compress.caches import CacheFolder, default_cache
+from compress.checkpoints import asked_of
 from compress.compute import Compute, prepare_compute, samples_of_part
 from compress.features import Cut, Features
 from compress.runs import check_measured_splits, data_source, finish_run
-from compress.schedule import BatchSize, Schedule, asked_of, class_weights
+from compress.schedule import BatchSize, Schedule, class_weights
 from compress.training import Task, fit
 from data.batches import Batch
 from data.store import ClipStore

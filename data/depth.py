@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from files import sha256_of
+from files import name_of, sha256_of
 from parsing import card_licence
 from stage import StageError, WrongArgument, reason_of, refuse_tf32
 
@@ -111,7 +111,7 @@ def _find_weights(size: str | None, folder: Path | None) -> tuple[Path, DepthWei
     if folder is None:
         name, licence = published.repository, published.licence
         return files, DepthWeights(source="hub", name=name, sha256=sha256, licence=licence)
-    name, licence = folder.resolve().name, card_licence(folder)
+    name, licence = name_of(folder), card_licence(folder)
     return files, DepthWeights(source="folder", name=name, sha256=sha256, licence=licence)
 
 

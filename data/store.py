@@ -66,6 +66,12 @@ class StoreSettings(BaseModel):
     seed: NonNegativeInt
     sources_sha256: str
 
+    @property
+    def flow_and_weights(self) -> tuple[str, str]:
+        """Name of the estimator of flow (the default without flow) and its weights' SHA-256 (empty without any)."""
+        name, _, sha256 = (self.flow or "dis").partition(" ")
+        return name, sha256
+
 
 class StoreInfo(BaseModel):
     """The content of ``store.json``."""

@@ -29,7 +29,6 @@ def artifact_of(path: Path, file: str | None, store: ClipStore) -> Evaluated:
     if rule.per == "clip":
         check_length(path / artifact.file, rule.frames, store)
     evaluator, resolved = evaluated_by(artifact.runtime), path.resolve()
-    crops = bundle.manifest.crop.rule.described(bundle.manifest.crop.detector)
     return Evaluated(
         name=artifact.file,
         sha256=artifact.sha256,
@@ -38,7 +37,7 @@ def artifact_of(path: Path, file: str | None, store: ClipStore) -> Evaluated:
         threshold=artifact.threshold.value,
         device="cpu",
         folder=resolved.with_name(f"{resolved.name}.evaluations") / artifact.file,
-        data=bundle.manifest.data.model_copy(update={"crops": crops}),  # older bundles do not say it there
+        data=bundle.manifest.trained_on,
         notes=(f"{artifact.file} was evaluated {evaluator}.",) if evaluator else (),
     )
 

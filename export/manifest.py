@@ -201,6 +201,11 @@ class Manifest(Frozen):
     tools: dict[str, str]
     """Versions on the exporting machine."""
 
+    @property
+    def trained_on(self) -> DataSource:
+        """What its models were trained on, with how the crops were cut, which older bundles say elsewhere."""
+        return self.data.model_copy(update={"crops": self.crop.rule.described(self.crop.detector)})
+
     @model_validator(mode="after")
     def _of_one_kind(self) -> "Manifest":
         """Refuse parts that contradict each other."""

@@ -22,7 +22,8 @@ from data.remote import is_remote
 from export.bundle import MANIFEST, Bundle
 from export.manifest import Artifact
 from export.scorer import NothingToScore, VideoScorer
-from files import shown, written_whole
+from files import written_whole
+from parsing import shown
 from resuming import Lock, go_on_with, unfinished_of
 from stage import StageError, reason_of, say, some_of
 

@@ -22,7 +22,7 @@ from export.bundle import Bundle
 from export.manifest import Artifact, Manifest
 from export.runtimes import Loaded, ProgramName, Programs, evaluated_by, scorer_of
 from export.stopwatch import Stopwatch
-from files import shown
+from parsing import shown
 from stage import Scorer, StageError
 
 

@@ -11,10 +11,10 @@ import timm
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from torch import Tensor, nn
 
-from files import sha256_of
+from files import name_of, sha256_of
 from models.detector import Preprocessing, create_backbone
 from models.origin import Weights
-from parsing import card_licence, load_tensors, parse_json
+from parsing import card_licence, load_tensors, parse_json, shown
 from stage import StageError, WrongArgument, reason_of, say, some_of
 
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -171,10 +171,10 @@ def _from_path(name: str, size: int, path: Path) -> tuple[nn.Module, Weights]:
     if not path.is_dir():
         backbone = _from_file(name, size, path)
         licence = "unknown: of the file"
-        return backbone, Weights(source="file", name=path.name, sha256=sha256_of(path), licence=licence)
+        return backbone, Weights(source="file", name=shown(path.name), sha256=sha256_of(path), licence=licence)
     file, licence = _file_in(path), card_licence(path)
     backbone = _from_file(name, size, file)
-    return backbone, Weights(source="folder", name=path.resolve().name, sha256=sha256_of(file), licence=licence)
+    return backbone, Weights(source="folder", name=name_of(path), sha256=sha256_of(file), licence=licence)
 
 
 def stated_preprocessing(given: Path | None, name: str) -> Preprocessing:

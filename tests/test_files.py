@@ -260,9 +260,7 @@ def test_nothing_is_written_into_a_bundle(name: str, tmp_path: Path) -> None:
 
 
 def test_nothing_is_written_under_a_name_that_is_not_utf_8(tmp_path: Path) -> None:
-    with pytest.raises(
-        StageError, match=r"^'.+/run\\udcff/report' is not valid UTF-8: rename it, or give another path$"
-    ):
+    with pytest.raises(StageError, match=r"^.+/run\\xff/report is not valid UTF-8: rename it, or give another path$"):
         check_output(tmp_path / os.fsdecode(b"run\xff") / "report")
 
 

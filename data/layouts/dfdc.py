@@ -5,7 +5,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from data.layouts.source import FAKE, REAL, VIDEO_SUFFIXES, Source, corpus_json, media
-from files import shown
+from parsing import shown
 from stage import StageError, some_of
 
 PERSONS_NOTE = (

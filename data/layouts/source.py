@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
-from files import shown
-from parsing import parse_json
+from parsing import parse_json, shown
 from stage import StageError, reason_of
 
 REAL, FAKE = 0, 1

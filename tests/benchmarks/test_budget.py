@@ -1,9 +1,7 @@
 """What a whole clip costs: its steps, and the time of each."""
 
 import itertools
-import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,15 +11,14 @@ import numpy as np
 import pytest
 
 from benchmarks.budget import BudgetTask, Steps, first_clip
-from benchmarks.clip_cost import ClipCost, measure_budget
+from benchmarks.clip_cost import measure_budget
 from data.crops import CropRule
-from data.store import ClipStore
 from data.tracks import STRIDE
 from data.video import Video, write_video
 from export.bundle import Bundle
 from files import sha256_of
 from models.run import Run
-from stage import StageError, WrongArgument
+from stage import StageError
 from tests.export.clip_student import NAME, clip_bundle
 
 FRAMES = 4
@@ -148,25 +145,3 @@ def test_a_budget_is_of_what_its_row_names(student_run, video, monkeypatch):
     assert environments == [os.environ | {"CUDA_VISIBLE_DEVICES": ""}]  # networks run where all other steps are
     with pytest.raises(StageError, match=rf"{student_run} was changed while it was measured"):
         measure_budget(task_of(student_run, video, sha256="0" * 64))
-
-
-def test_weights_of_flow_are_those_that_made_the_store_s_and_are_asked_for(demo_store, video, tmp_path):
-    store = shutil.copytree(demo_store, tmp_path / "store")
-    weights, other = tmp_path / "raft.pth", tmp_path / "other.pth"
-    weights.write_bytes(b"weights")
-    other.write_bytes(b"others")
-    info = json.loads((store / "store.json").read_text())
-    info["settings"]["flow"] = f"raft {sha256_of(weights)}"
-    (store / "store.json").write_text(json.dumps(info))
-    of_flow, of_rgb = ([SimpleNamespace(takes=SimpleNamespace(modalities=(name,)))] for name in ("flow", "rgb"))
-    ClipCost(video, flow_weights=weights).check(of_flow, ClipStore(store))
-    ClipCost(video).check(of_rgb, ClipStore(store))
-    ClipCost().check(of_flow, ClipStore(store))
-    with pytest.raises(WrongArgument, match=r"the flow of .*store too, which raft made: give its weights, --flow-wei"):
-        ClipCost(video).check(of_flow, ClipStore(store))
-    with pytest.raises(WrongArgument, match=r"--flow-weights .*other.pth did not make the flow of .*store$"):
-        ClipCost(video, flow_weights=other).check(of_flow, ClipStore(store))
-    with pytest.raises(WrongArgument, match=r"--flow-weights gone is not a file"):
-        ClipCost(video, flow_weights=Path("gone")).check(of_flow, ClipStore(store))
-    with pytest.raises(WrongArgument, match=r"--flow-weights is for --video, which times networks: leave it out"):
-        ClipCost(flow_weights=weights).check(of_flow, ClipStore(store))

@@ -105,7 +105,7 @@ def test_other_settings_lose_no_work_and_a_spoiled_checkpoint_is_named(
     store = shutil.copytree(demo_store, tmp_path / "store")
     lost = store / "clips" / f"{ClipStore(store).clips('train')[0].video_id}.parquet"
     lost.rename(tmp_path / lost.name)
-    with pytest.raises(StageError, match=r"clip files of the store were damaged, lost or repaired since"):
+    with pytest.raises(StageError, match=r"its clips were others: of another store, or files were damaged"):
         teach("dino", store, tmp_path / "run", **TEACHER)
     checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
     with pytest.raises(StageError, match=r"last.pt cannot be read \(.*\): remove .*checkpoints to start anew"):

@@ -11,8 +11,7 @@ from scipy.sparse import coo_array  # type: ignore[import-untyped]
 from scipy.sparse.csgraph import connected_components  # type: ignore[import-untyped]
 
 from data.layouts import SPLITS, Source
-from data.splits import groups_of, in_one_split_notes, missing_label_notes, parse_ratios, split_sources
-from data.store import ClipStore
+from data.splits import groups_of, parse_ratios, split_sources
 from stage import StageError
 
 SEEDS = range(150)
@@ -246,61 +245,3 @@ def test_other_ratios_are_refused(text: str) -> None:
         StageError, match=rf"--ratios '{text}': give three shares for train, val and test that sum to 1"
     ):
         parse_ratios(text)
-
-
-def test_a_method_that_is_in_one_split_as_a_whole_is_noted() -> None:
-    of_one = [Source(Path(f"{n}"), f"{n}", 1, "DFD", ("a", f"b{n}")) for n in range(12)]
-    others = [Source(Path(f"o{n}"), f"o{n}", n % 2, "youtube", (f"o{n}",)) for n in range(12)]
-    splits: list[str | None] = [*["train"] * 12, *["train", "val", "test"] * 4]
-    (note,) = in_one_split_notes([*of_one, *others], splits, (0.7, 0.1, 0.2))
-    assert note.startswith("All 12 files of DFD are in train, as their persons are kept in one split: figures of the")
-    assert note.endswith(" In a store of these and their originals alone, they are split one by one.")
-    (note,) = in_one_split_notes(of_one + others[1::2] + others[:1], ["train"] * 19, (0.7, 0.1, 0.2))
-    assert note.endswith(" too few to be split one by one at these --ratios: larger shares, as 0.5,0.25,0.25, may do.")
-    prescribed = [replace(source, split="train") for source in of_one]
-    assert in_one_split_notes([*prescribed, *others], splits, (0.7, 0.1, 0.2)) == []
-    assert in_one_split_notes(of_one, ["test"] * 12, (0, 0, 1)) == []
-    of_label = [replace(source, label=1) for source in of_one]
-    for alone in (of_label, [replace(source, identities=("a",)) for source in of_one] + others):
-        (note,) = in_one_split_notes(alone, ["train"] * len(of_one) + splits[12 : len(alone)], (0.7, 0.1, 0.2))
-        assert note.endswith(" Files of other persons would fill them.")
-
-
-@pytest.mark.parametrize(
-    ("clips", "labels", "forge", "remedy"),
-    [
-        ({"train": (9, 9), "val": (1, 0), "test": (2, 2)}, {0, 1}, 0, "other --ratios, --seed or --forge may mend it"),
-        (
-            {"train": (9, 0), "val": (0, 0), "test": (2, 2)},
-            {0},
-            1,
-            "other --ratios or --seed may mend it, files of oth",
-        ),
-        ({"train": (9, 0), "val": (1, 0), "test": (2, 0)}, {0}, 0, "give a source of fake files as well, or --forge."),
-        (
-            {"train": (9, 0), "val": (0, 0), "test": (0, 0)},
-            {0},
-            1,
-            "other --ratios or --seed may mend it, files of oth",
-        ),
-        ({"train": (0, 9), "val": (0, 1), "test": (0, 2)}, {1}, 0, "give a source of real files as well."),
-        (
-            {"train": (9, 0), "val": (1, 0), "test": (2, 0)},
-            {0, 1},
-            0,
-            "no fake file gave a clip, for the reasons in vi",
-        ),
-    ],
-)
-def test_what_mends_a_split_that_lacks_a_label(
-    clips: dict[str, tuple[int, int]], labels: set[int], forge: int, remedy: str, opened_store: ClipStore
-) -> None:
-    info = opened_store.info.model_copy(
-        update={
-            "clips": {split: dict(zip(("real", "fake"), counts, strict=True)) for split, counts in clips.items()},
-            "settings": opened_store.info.settings.model_copy(update={"forge": forge, "ratios": (0.7, 0.1, 0.2)}),
-        }
-    )
-    notes = missing_label_notes(info, labels)
-    assert notes[0].partition("need both: ")[2].startswith(remedy)
-    assert len(notes) == sum(not all(counts) for split, counts in clips.items() if split != "train")

@@ -258,11 +258,13 @@ def test_the_readme_names_every_file_and_input(name, request):
         for program in artifact.programs:
             assert all(given.name in text for given in program.inputs) and program.output.name in text
     assert manifest.crop.text in text and manifest.clip.text in text and "{{" not in text and "THE-MODEL" not in text
+    hop = f" and `hop` is {manifest.clip.hop}" if manifest.clip.per == "clip" else ""
+    assert f"Here `frames` is {manifest.clip.frames}{hop}." in text
+
+
+def test_the_readme_names_the_folder_whose_two_programs_belong_together(clip_bundle_path):
+    text, manifest = (clip_bundle_path / "README.md").read_text(), Bundle(clip_bundle_path).manifest
     clip, size = manifest.clip, manifest.crop.rule.size
-    if name == "bundle_path":
-        assert f"Here `frames` is {clip.frames}." in text
-        return
-    assert f"Here `frames` is {clip.frames} and `hop` is {clip.hop}." in text
     assert f"`pixels`, [1, {clip.frames}, {size}, {size}, 3] of bytes" in text
     steps = {artifact.runtime: artifact.file for artifact in manifest.artifacts if artifact.method == "steps"}
     folders = {"coreml": "`embed.mlpackage` and `score.mlpackage` of the folder `{}`", "executorch": "(path)  // of {}"}

@@ -23,8 +23,8 @@ def offline(monkeypatch, tmp_path):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
 
 
-@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
-def test_file_gives_its_weights(tmp_path, suffix):
+@pytest.mark.parametrize(("suffix", "name"), [(".safetensors",) * 2, (".pth",) * 2, ("\udcff.pth", "\\xff.pth")])
+def test_file_gives_its_weights(tmp_path, suffix, name):
     torch.manual_seed(1)
     source = create_backbone("test_vit", 64)
     path = tmp_path / f"weights{suffix}"
@@ -35,7 +35,7 @@ def test_file_gives_its_weights(tmp_path, suffix):
     loaded, weights = backbone_with_weights("test_vit", 64, path, random=False)
     pictures = torch.randn(1, 3, 64, 64)
     torch.testing.assert_close(loaded.eval()(pictures), source.eval()(pictures))
-    assert (weights.source, weights.sha256) == ("file", sha256_of(path))
+    assert (weights.source, weights.name, weights.sha256) == ("file", f"weights{name}", sha256_of(path))
 
 
 @pytest.mark.parametrize("meta_names", [False, True])

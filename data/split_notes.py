@@ -1,0 +1,74 @@
+"""What a user must know of a store's splits: a label that one lacks, files that are left out, methods in one alone."""
+
+from collections.abc import Collection, Sequence
+
+from data.layouts import FAKE, REAL, SPLITS, Source
+from data.splits import lacks_label
+from data.store import StoreInfo
+
+MANY_FILES = 10
+"""Least number of a method's files of which chance alone would not put all into one split."""
+
+
+def missing_label_notes(info: StoreInfo, labels: Collection[int]) -> list[str]:
+    """Return a note for each of val and test that lacks a label though its share is above 0.
+
+    ``labels``: those of the input files.
+    """
+    shares, forge = dict(zip(SPLITS, info.settings.ratios, strict=True)), info.settings.forge
+    remedy = (
+        f"other --ratios{' or --seed' if forge else ', --seed or --forge'} may mend it, files of other persons, or "
+        "other splits where a table gives them; persons who are in one video are kept in one split."
+    )
+    for name, label in (("real", REAL), ("fake", FAKE)):
+        if any(counts[name] for counts in info.clips.values()):
+            continue
+        if label in labels:
+            remedy = f"no {name} file gave a clip, for the reasons in videos.parquet."
+        elif label == REAL or not forge:
+            remedy = f"give a source of {name} files as well{', or --forge' if label == FAKE else ''}."
+    return [
+        f"The {split} split has {counts['real']} real and {counts['fake']} fake clips, and teach and distill need "
+        f"both: {remedy}"
+        for split, counts in info.clips.items()
+        if split != "train" and shares[split] and not all(counts.values())
+    ]
+
+
+def left_out_notes(splits: Sequence[str | None]) -> list[str]:
+    """Return a note on the number of files that have no split, if there are any."""
+    left_out = sum(split is None for split in splits)
+    if not left_out:
+        return []
+    return [
+        "Fakes link most persons, so that a split would lack a label: the persons were split one by one, and "
+        f"{left_out} of {len(splits)} files, which show persons of two splits, are left out."
+    ]
+
+
+def in_one_split_notes(
+    sources: Sequence[Source], splits: Sequence[str | None], ratios: tuple[float, float, float]
+) -> list[str]:
+    """Return a note for each method whose files, though many, are all in one split: persons link them."""
+    labels = [source.label for source in sources]
+    notes = []
+    for method in sorted({source.method for source in sources}):
+        files = [index for index, source in enumerate(sources) if source.method == method]
+        used = {splits[index] for index in files if splits[index]}
+        drawn = any(sources[index].split is None for index in files)
+        if not drawn or len(files) < MANY_FILES or len(used) != 1 or sum(ratio > 0 for ratio in ratios) == 1:
+            continue
+        persons = {person for index in files for person in sources[index].identities}
+        if len(persons) == 1 or len(set(labels)) == 1:
+            remedy = "Files of other persons would fill them."
+        elif lacks_label(labels, splits, ratios):
+            remedy = (
+                "They are too few to be split one by one at these --ratios: larger shares, as 0.5,0.25,0.25, may do."
+            )
+        else:
+            remedy = "In a store of these and their originals alone, they are split one by one."
+        notes.append(
+            f"All {len(files)} files of {method} are in {used.pop()}, as their persons are kept in one split: figures "
+            f"of the other splits are not of it. {remedy}"
+        )
+    return notes
