@@ -100,7 +100,8 @@ class Rounding(ObserverBase):  # type: ignore[misc]
 def traced(detector: Detector) -> GraphModule:
     """Return a fused detector's backbone as a graph of ATen operations: float32 [N, 3, S, S] -> [N, D], for any N.
 
-    Scales are known by the names of its nodes, which a trace of a fixed N would name otherwise in some networks.
+    Scales are known by the names of its nodes, which a trace of a fixed N would name otherwise in some networks. Raises
+    StageError for a network that computes weights of layers anew for each picture.
     """
     size = detector.architecture.size
     example = torch.zeros(2, 3, size, size)
@@ -113,6 +114,11 @@ def traced(detector: Detector) -> GraphModule:
         if node.target == aten.relu6.default:  # the form that the quantizer and the runtimes support
             node.target, node.args = aten.hardtanh.default, (node.args[0], 0.0, 6.0)
     graph.recompile()
+    if computed := [node for node in graph.graph.nodes if node.target in LAYERS and node.args[1].op != "get_attr"]:
+        raise StageError(
+            f"{detector.architecture.backbone} computes the weights of {len(computed)} layers anew for each picture "
+            "(as weight standardization does), which int8 cannot keep: give --scheme fp16, or another student"
+        )
     return graph
 
 

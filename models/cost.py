@@ -1,6 +1,8 @@
 """Cost of a network independent of the machine: parameters, multiply-accumulates, activations."""
 
+import contextlib
 import copy
+from collections.abc import Iterator
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -51,9 +53,23 @@ def _activation_mb(network: nn.Module, inputs: tuple[Tensor, ...]) -> float:
 def macs_of(network: nn.Module, *inputs: Tensor) -> int:
     """Return the multiply-accumulates of one forward pass on ``inputs``, as ``Cost.macs`` counts them."""
     # SDPBackend.MATH, because FlopCounterMode has no formula for the CPU's fused attention and would count 0 for it.
-    with torch.no_grad(), FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+    with _frozen(network), FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         network(*inputs)
     return int(counter.get_total_flops()) // 2
+
+
+@contextlib.contextmanager
+def _frozen(network: nn.Module) -> Iterator[None]:
+    """Let no parameter require a gradient: FlopCounterMode fails on views of those that do, also under ``no_grad``."""
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    try:
+        for parameter in trained:
+            parameter.requires_grad_(False)
+        with torch.no_grad():
+            yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
 
 
 def cost_of(network: nn.Module, *inputs: Tensor) -> Cost:

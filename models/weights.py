@@ -9,6 +9,7 @@ from typing import Any
 import huggingface_hub
 import timm
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from timm.models import clean_state_dict
 from torch import Tensor, nn
 
 from files import name_of, sha256_of
@@ -18,12 +19,15 @@ from parsing import card_licence, load_tensors, parse_json, shown
 from stage import StageError, WrongArgument, reason_of, say, some_of
 
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
+AVERAGED = ("state_dict_ema", "model_ema")
+"""Keys of checkpoints that hold moving averages of the weights, which timm's own loader prefers too."""
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """Return the state dict in a safetensors file, or in a torch file restricted to tensors.
+    """Return the state dict in a safetensors file, or in a torch file or checkpoint restricted to tensors.
 
-    Raises StageError if the file is missing, damaged, or would have to be unpickled without restriction.
+    Prefixes of compiled and distributed networks are taken off, as timm does. Raises StageError if the file is missing,
+    damaged, holds values that are not numbers, or would have to be unpickled without restriction.
     """
     if not path.is_file():
         raise StageError(
@@ -33,12 +37,17 @@ def read_state(path: Path) -> dict[str, Tensor]:
         state = load_tensors(path)
     except ValueError as error:
         raise StageError(f"{path} holds no weights that can be read safely: {reason_of(error)}") from error
-    for key in ("state_dict", "model"):
+    for key in (*AVERAGED, "state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
+            if key in AVERAGED:
+                say(f"{path}: its averaged weights are taken ({key})")
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise StageError(f"{path} is not a state dict: expected names and tensors")
-    return state
+    if not_numbers := [name for name, value in state.items() if value.is_floating_point() and value.isnan().any()]:
+        raise StageError(f"{path} holds values that are not numbers: {some_of(not_numbers)}")
+    cleaned: dict[str, Tensor] = clean_state_dict(state)
+    return cleaned
 
 
 @dataclass(frozen=True)
@@ -101,6 +110,8 @@ def _check(fit: _Fit, misfit: str) -> None:
         reasons.append(f"{len(fit.missing)} of {fit.total} tensors missing ({some_of(fit.missing)})")
     if fit.other_shape:
         reasons.append(f"{len(fit.other_shape)} of {fit.total} tensors of another shape ({some_of(fit.other_shape)})")
+    if fit.missing and fit.unknown:
+        reasons.append(f"it has others ({some_of(fit.unknown)})")
     if reasons:
         raise StageError(f"{misfit}: {'; '.join(reasons)}; give weights of this backbone")
 

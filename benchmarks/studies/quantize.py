@@ -47,8 +47,10 @@ def settings(run: Run, store: ClipStore) -> Iterator[dict[str, Any]]:
     validation = drawn_inputs(run, model_takes, store, "val", VALIDATION_CROPS, seed=1)
     fused = fuse(run.detector(), *validation[0])
     fp32_logits = logits(fused, validation)
-    for crops in CROPS:
-        pictures = backbone_pictures(drawn_inputs(run, model_takes, store, "train", crops, seed=0))
+    drawn = [drawn_inputs(run, model_takes, store, "train", crops, seed=0) for crops in CROPS]
+    # A small store gives fewer than are asked for.
+    for crops, inputs in {sum(len(pictures) for pictures, *_ in inputs): inputs for inputs in drawn}.items():
+        pictures = backbone_pictures(inputs)
         for strength in (0.0, STRENGTH):
             detector = equalize(fused, pictures, strength)
             for observer, tensors in observe(detector, pictures).items():

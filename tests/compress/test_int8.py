@@ -20,7 +20,7 @@ from compress.int8 import (
 )
 from compress.quantize import quantize
 from compress.runs import pixel_detector
-from models.detector import Architecture, Detector
+from models.detector import Architecture, Detector, create_backbone
 from models.run import Run
 from stage import StageError
 from tests.compress.small_network import SIZE, SmallNetwork, small_detector, some_pictures
@@ -103,6 +103,13 @@ def test_a_program_is_exported_for_one_picture_whatever_its_network_does_with_th
     with torch.inference_mode():
         torch.testing.assert_close(exported.module()(pictures[:1]), program(pictures)[:1])
     assert not [node for node in exported.graph.nodes if "sym_size" in node.name]
+
+
+def test_a_network_that_computes_its_weights_is_refused():
+    backbone = create_backbone("test_nfnet", SIZE)
+    detector = Detector(Architecture(backbone="test_nfnet", size=SIZE, fused=True), backbone).eval()
+    with pytest.raises(StageError, match=r"^test_nfnet computes the weights of \d+ layers anew .* give --scheme fp16"):
+        observe(detector, [some_pictures(4)])
 
 
 @pytest.mark.parametrize("observer", ["minmax", "mse"])

@@ -4,8 +4,10 @@ import pytest
 import timm
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
-from models.cost import cost_of
+from models.cost import cost_of, macs_of
 from models.megatron import Megatron, MegatronSettings
 
 PICTURE = torch.zeros(1, 3, 64, 64)
@@ -33,6 +35,15 @@ def test_macs_of_megatron_are_the_closed_form():
 def test_macs_of_a_grouped_convolution():
     convolution = nn.Conv2d(8, 16, 3, stride=2, padding=1, groups=4)
     assert cost_of(convolution, torch.zeros(1, 8, 10, 10)).macs == 5 * 5 * 16 * (8 // 4) * 9
+
+
+def test_a_network_that_pools_by_a_learned_query_is_counted_and_stays_trainable():
+    vit, counter = timm.create_model("test_vit3", num_classes=0, img_size=64), FlopCounterMode(display=False)
+    macs = macs_of(vit.eval(), PICTURE)
+    assert all(parameter.requires_grad for parameter in vit.parameters())
+    with torch.no_grad(), counter, sdpa_kernel(SDPBackend.MATH):
+        vit.requires_grad_(False)(PICTURE)
+    assert macs == cost_of(vit, PICTURE).macs == counter.get_total_flops() // 2 > 10**6
 
 
 def test_shared_parameters_count_once_and_frozen_ones_are_told_apart():

@@ -73,6 +73,33 @@ def _state(name="test_vit"):
     return create_backbone(name, 64).state_dict()
 
 
+@pytest.mark.parametrize(
+    ("wrapped", "taken"),
+    [
+        (lambda state, other: {"state_dict": other, "state_dict_ema": state, "epoch": 3}, "state_dict_ema"),
+        (lambda state, other: {"model_ema": state, "epoch": 3}, "model_ema"),
+        (lambda state, _: {"model": {f"module.{name}": tensor for name, tensor in state.items()}}, ""),
+        (lambda state, _: {f"_orig_mod.module.{name}": tensor for name, tensor in state.items()}, ""),
+    ],
+)
+def test_a_checkpoint_gives_what_timm_s_own_loader_takes_of_it(tmp_path, capfd, wrapped, taken):
+    state = _state()
+    torch.save(wrapped(state, {name: tensor + 1 for name, tensor in state.items()}), tmp_path / "last.pth.tar")
+    loaded, _ = backbone_with_weights("test_vit", 64, tmp_path / "last.pth.tar", random=False)
+    torch.testing.assert_close(dict(loaded.state_dict()), dict(state))
+    expected = timm.models.load_state_dict(str(tmp_path / "last.pth.tar"))
+    assert all(torch.equal(state[name], expected[name]) for name in state)
+    assert capfd.readouterr().err.endswith(f"its averaged weights are taken ({taken})\n" if taken else "")
+
+
+def test_weights_that_are_not_numbers_are_refused_by_name(tmp_path):
+    state = _state()
+    state["norm.weight"] = torch.full((64,), float("nan"))
+    save_file(state, tmp_path / "nan.safetensors")
+    with pytest.raises(StageError, match=r"nan.safetensors holds values that are not numbers: norm.weight$"):
+        backbone_with_weights("test_vit", 64, tmp_path / "nan.safetensors", random=False)
+
+
 def test_missing_tensors_are_counted_and_named(tmp_path):
     state = _state()
     gone = [key for key in state if "blocks.2.attn" in key]
@@ -107,7 +134,8 @@ def test_tensors_of_another_shape_are_counted_and_shown(tmp_path):
 
 def test_weights_of_another_network_are_refused(tmp_path):
     save_file(_state("test_byobnet"), tmp_path / "other.safetensors")
-    with pytest.raises(StageError, match=r"other.safetensors does not fit test_vit: (\d+) of \1 tensors missing"):
+    message = r"does not fit test_vit: (\d+) of \1 tensors missing \(.*\); it has others \(stages.0.0.conv1_kxk"
+    with pytest.raises(StageError, match=message):
         backbone_with_weights("test_vit", 64, tmp_path / "other.safetensors", random=False)
 
 
