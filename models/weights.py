@@ -27,7 +27,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
     """Return the state dict in a safetensors file, or in a torch file or checkpoint restricted to tensors.
 
     Prefixes of compiled and distributed networks are taken off, as timm does. Raises StageError if the file is missing,
-    damaged, holds values that are not numbers, or would have to be unpickled without restriction.
+    damaged, or would have to be unpickled without restriction.
     """
     if not path.is_file():
         raise StageError(
@@ -38,16 +38,20 @@ def read_state(path: Path) -> dict[str, Tensor]:
     except ValueError as error:
         raise StageError(f"{path} holds no weights that can be read safely: {reason_of(error)}") from error
     for key in (*AVERAGED, "state_dict", "model"):
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
-            if key in AVERAGED:
-                say(f"{path}: its averaged weights are taken ({key})")
-    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+        inner = state.get(key) if isinstance(state, dict) else None
+        if key in AVERAGED and _is_state(inner):
+            say(f"{path}: its averaged weights are taken ({key})")
+            state = inner
+        elif key not in AVERAGED and isinstance(inner, dict):
+            state = inner
+    if not _is_state(state):
         raise StageError(f"{path} is not a state dict: expected names and tensors")
-    if not_numbers := [name for name, value in state.items() if value.is_floating_point() and value.isnan().any()]:
-        raise StageError(f"{path} holds values that are not numbers: {some_of(not_numbers)}")
     cleaned: dict[str, Tensor] = clean_state_dict(state)
     return cleaned
+
+
+def _is_state(value: Any) -> bool:
+    return isinstance(value, dict) and bool(value) and all(isinstance(tensor, Tensor) for tensor in value.values())
 
 
 @dataclass(frozen=True)
@@ -125,7 +129,7 @@ def _say_unused(fit: _Fit, name: str, path: Path) -> None:
 
 
 def _from_file(name: str, size: int, path: Path) -> nn.Module:
-    """Return a backbone with the weights of a file. Raises StageError if they do not fit."""
+    """Return a backbone with the weights of a file. Raises StageError if they do not fit, or are not numbers."""
     state = read_state(path)
     misfit = f"{path} does not fit {name}"
     with _observed_loading() as fits:
@@ -134,6 +138,8 @@ def _from_file(name: str, size: int, path: Path) -> nn.Module:
         except Exception as error:  # timm's filters raise various errors for foreign tensors
             raise StageError(f"{misfit}: {reason_of(error)}; give weights of this backbone") from error
     _check(fits[-1], misfit)
+    if not_numbers := [tensor for tensor, value in backbone.state_dict().items() if value.isnan().any()]:
+        raise StageError(f"{path} holds values that are not numbers: {some_of(not_numbers)}")
     _say_unused(fits[-1], name, path)
     return backbone
 

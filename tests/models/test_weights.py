@@ -92,8 +92,18 @@ def test_a_checkpoint_gives_what_timm_s_own_loader_takes_of_it(tmp_path, capfd, 
     assert capfd.readouterr().err.endswith(f"its averaged weights are taken ({taken})\n" if taken else "")
 
 
+@pytest.mark.parametrize("averaged", [{}, {"decay": 0.99, "module": {"a": torch.zeros(1)}}])
+def test_averaged_weights_in_a_form_of_their_own_are_left_alone(tmp_path, capfd, averaged):
+    torch.save({"model": _state(), "model_ema": averaged}, tmp_path / "last.pth")
+    loaded, _ = backbone_with_weights("test_vit", 64, tmp_path / "last.pth", random=False)
+    torch.testing.assert_close(dict(loaded.state_dict()), dict(_state()))
+    assert capfd.readouterr().err == ""
+
+
 def test_weights_that_are_not_numbers_are_refused_by_name(tmp_path):
-    state = _state()
+    state = _state() | {"head.bias": torch.full((2,), float("nan"))}  # which no detector has
+    save_file(state, tmp_path / "head.safetensors")
+    backbone_with_weights("test_vit", 64, tmp_path / "head.safetensors", random=False)
     state["norm.weight"] = torch.full((64,), float("nan"))
     save_file(state, tmp_path / "nan.safetensors")
     with pytest.raises(StageError, match=r"nan.safetensors holds values that are not numbers: norm.weight$"):
