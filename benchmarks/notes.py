@@ -54,6 +54,8 @@ def notes_of(
     for subject in subjects:
         if subject.teacher and subject.meaningless:
             notes.append(f"{subject.row.name} ({subject.row.model}): {subject.meaningless}.")
+    if from_nothing := [s for s in subjects if s.random_start and not s.meaningless]:
+        notes.append(f"Trained from random weights: {_named(from_nothing)}.")
     lost = {status: count for status, count in store.info.videos.items() if status != "ok" and count}
     if lost:
         counts = ", ".join(f"{count} {status}" for status, count in lost.items())

@@ -40,6 +40,8 @@ class Subject:
     """Why the scores would mean nothing, for example untrained weights; None if they mean something."""
     student: str | None
     """Hash of the fp32 run that this row is, or was made from."""
+    random_start: bool = False
+    """Whether its training started from random weights."""
     takes: Takes = field(default_factory=Takes)
     frames: int | None = None
     """The length of the clips that a clip artifact takes, or that a clip run was trained on."""
@@ -115,6 +117,7 @@ def _artifact_subject(
         threshold=artifact.threshold,
         meaningless=None,
         student=artifact.student,
+        random_start=bundle.manifest.weights.source == "random",
         takes=Takes(per=clip.per),
         frames=clip.frames if clip.per == "clip" else None,
         artifact=artifact,
@@ -169,6 +172,7 @@ def _run_subjects(path: Path, machine: str, threads: int) -> Iterator[Subject]:
             threshold=None,
             meaningless=info.meaningless,
             student=student,
+            random_start=info.weights.source == "random",
             takes=model_takes,
             frames=info.data.frames if model_takes.per == "clip" else None,
             crops=info.data.crops,

@@ -132,9 +132,8 @@ def print_evaluation(evaluation: Evaluation) -> None:
         cells = [printable(level), str(figures.real), str(figures.fake), *figure_cells]
         table.add_row(*map(Text, cells))  # in plain text, brackets are no markup
     Console(width=150, color_system=None).print(table)
-    print(
-        f"accuracy and F1 at its own threshold, {probability(evaluation.metrics.threshold)}; 95 % intervals by persons"
-    )
+    by_persons = "; 95 % intervals by persons" if any(figures.intervals for figures in levels.values()) else ""
+    print(f"accuracy and F1 at its own threshold, {probability(evaluation.metrics.threshold)}{by_persons}")
     for line in [*_reasons(levels), *(f"note: {note}" for note in evaluation.notes)]:
         print(printable(line))
 

@@ -20,3 +20,14 @@ def test_notes_name_rows_of_models_whose_crops_were_cut_otherwise(opened_store):
     assert cut == [
         f"c.onnx, d.pte: trained on crops cut otherwise (margin 2) than those of demo ({opened_store.crops})."
     ]
+
+
+def test_notes_name_models_that_were_trained_from_random_weights(opened_store):
+    subjects = [
+        Subject(measured(name, 4.0, 10), Path(name), False, None, meaningless, None, random_start=from_random)
+        for name, meaningless, from_random in (
+            ("a.onnx", None, True), ("a.onnx", None, True), ("b", None, False), ("c", "never trained", True),
+        )
+    ]  # fmt: skip
+    notes = notes_of(subjects, opened_store, "test", SimpleNamespace(notes=[]), None)
+    assert [note for note in notes if "random" in note] == ["Trained from random weights: a.onnx."]
