@@ -86,8 +86,7 @@ class _Exact(_Layers):
         """Run one operation."""
         if self._is_rounding(n):
             value = self.env[n.all_input_nodes[0]]
-            of_weight = any(user in self.layers and user.args[1] is n for user in n.users)
-            return value if of_weight or n.all_input_nodes[0].op == "get_attr" else self._round(n, value)
+            return value if n.all_input_nodes[0].op == "get_attr" else self._round(n, value)
         value = super().run_node(n)
         if n in self.layers:
             self._latest, self._rounded = self.layers[n], {}
