@@ -1,4 +1,4 @@
-# make demo | test | lint | clean. Needs Python 3.11 or newer and make; everything else goes into .venv.
+# make demo | test | lint | clean. Needs Python 3.11 to 3.13 and make; everything else goes into .venv.
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.13 || command -v python3)
 BIN := .venv/bin
 

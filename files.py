@@ -26,6 +26,8 @@ NOT_WRITABLE = (
 """Error numbers of a file or folder that cannot be put in place: it is not permitted, or does not fit."""
 OF_BUNDLES = ("manifest.json", "SHA256SUMS")
 """Files that every bundle holds: nothing may be written into a folder that has both."""
+LEFT_BY_SYSTEMS = (".DS_Store", "Thumbs.db", "desktop.ini")
+"""Files that file managers leave in folders: no folder is another one for them."""
 NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
 """Error numbers of file systems on which a file cannot have a second name (hard link)."""
 
@@ -202,6 +204,11 @@ def _remove_empty(out: Path) -> None:
         ) from error
 
 
+def files_in(folder: Path) -> list[Path]:
+    """Return the files of a folder and those below it, sorted, without those that file managers leave there."""
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in LEFT_BY_SYSTEMS)
+
+
 def sha256_of(path: Path) -> str:
     """Return the hexadecimal SHA-256 of a file, or of a folder's files in the order of their relative paths.
 
@@ -211,7 +218,7 @@ def sha256_of(path: Path) -> str:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     digest = hashlib.sha256()
-    for file_path in sorted(p for p in path.rglob("*") if p.is_file()):
+    for file_path in files_in(path):
         digest.update(f"{file_path.relative_to(path).as_posix()}\0{sha256_of(file_path)}\n".encode())
     return digest.hexdigest()
 
@@ -220,7 +227,7 @@ def bytes_of(path: Path) -> int:
     """Return the size in bytes of a file, or of all files in a folder. Raises FileNotFoundError if it is missing."""
     if not path.is_dir():
         return path.stat().st_size
-    return sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
+    return sum(file.stat().st_size for file in files_in(path))
 
 
 def name_of(path: Path) -> str:

@@ -3,6 +3,7 @@
 This module stands beside ``stage.py``: every room uses it and it uses none of them.
 """
 
+import argparse
 import json
 import os
 import re
@@ -38,13 +39,17 @@ def require_utf8(path: Path) -> None:
 def load_tensors(path: Path) -> Any:
     """Read what a .safetensors or torch file holds, without unpickling anything but tensors and plain containers.
 
-    Raises ValueError with the reason if the file is damaged or would have to be unpickled without restriction.
+    An ``argparse.Namespace`` counts as such: timm's training script saves its arguments beside the weights. Raises
+    ValueError with the reason if the file is damaged or would have to be unpickled without restriction.
     """
     import torch
     from safetensors.torch import load_file
 
     try:
-        return load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, "cpu", weights_only=True)
     except Exception as error:  # a damaged pickle makes its reader raise nearly anything
         # Torch itself would tell the user how to unpickle it without restriction.
         unsafe = "weights_only" in str(error)

@@ -12,9 +12,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import resource_tracker
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
@@ -53,6 +54,10 @@ STATIC_INT8 = ("int8", "int8-qat")
 Seed = Annotated[int, typer.Option(help="Seed of everything that is drawn at random.", min=0, max=2**32 - 1)]
 
 
+CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+"""Where Linux says how many microseconds of processor time a container may use in each period of so many."""
+
+
 class StageError(Exception):
     """The requested work cannot be done. The text is one line: what is wrong, where, and how to mend it."""
 
@@ -83,6 +88,16 @@ def last_line(text: str, default: str) -> str:
 def some_of(names: Sequence[str]) -> str:
     """Return the first three names, joined by commas, with "..." if there are more."""
     return ", ".join([*names[:3], *(["..."] if len(names) > 3 else [])])
+
+
+def usable_cores() -> int:
+    """Return how many processors this process may use: by its affinity, and its container's quota (cgroup v2)."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = CPU_QUOTA.read_text(encoding="ascii").split()
+        return min(allowed, max(1, round(int(quota) / int(period))))
+    except (OSError, ValueError):  # no quota ("max"), another system
+        return allowed
 
 
 def world_size() -> str:
@@ -214,15 +229,19 @@ def in_processes(
         try:
             with _ctrl_c_held_back():
                 futures = [pool.submit(_do, function, *job) for job in jobs]
-            return [future.result() for future in progress(futures, description)]
+            for future in progress(as_completed(futures), description, len(futures)):
+                future.result()
+            return [future.result() for future in futures]
         except (BrokenProcessPool, SystemExit) as error:  # the job of a process that got SIGTERM ends with SystemExit
             # Python 3.11 would wait for ever for a process that was being started when the other died.
             _terminate_workers()
             raise WorkerDied(f"{description}: a process was killed, perhaps for want of memory") from error
-        except BaseException as error:
+        except KeyboardInterrupt:
             pool.shutdown(wait=False, cancel_futures=True)
-            if isinstance(error, KeyboardInterrupt):
-                _terminate_workers()
+            _terminate_workers()
+            raise
+        except BaseException:
+            pool.shutdown(cancel_futures=True)  # waits: leaving the block before it is done would take it back
             raise
 
 

@@ -74,7 +74,7 @@ class Phone:
     """A connected phone. Raises StageError, with the mend, if there is none, or several and none is chosen."""
 
     def __init__(self) -> None:
-        self._serial = _chosen_serial()
+        self.serial = _chosen_serial()
         values = {name: self.shell(["getprop", key]).stdout.strip() for name, key in PROPERTIES.items()}
         self.properties = {name: value or "not told" for name, value in values.items()}
         maker, model, chip = values["manufacturer"], values["model"], values["chip"]
@@ -82,7 +82,7 @@ class Phone:
         self.name = f"{full_name}{f' ({chip})' if chip else ''}, Android {self.properties['android']}"
 
     def _call(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return _adb(["-s", self._serial, *arguments])
+        return _adb(["-s", self.serial, *arguments])
 
     def shell(self, command: Sequence[str]) -> subprocess.CompletedProcess[str]:
         """Run a command in the phone's shell and return its result, whether it fails or not."""

@@ -14,6 +14,7 @@ from compress.auc import auc_change
 from stage import StageError, WrongArgument
 
 Key = tuple[object, ...]
+MAX_SLOWER, MAX_AUC_DROP = "10%", 0.005
 
 
 def parse_max_slower(text: str) -> float:
@@ -31,16 +32,18 @@ class BaselineOptions:
     baseline: Annotated[
         Path | None, typer.Option(help="An earlier report.json: exit with 1 where a row is worse than allowed.")
     ] = None
-    max_slower: Annotated[str, typer.Option(help="With --baseline: latency that a row may gain.")] = "10%"
-    max_auc_drop: Annotated[float, typer.Option(help="With --baseline: AUC that a row may lose.", min=0)] = 0.005
+    max_slower: Annotated[str, typer.Option(help="With --baseline: latency that a row may gain.")] = MAX_SLOWER
+    max_auc_drop: Annotated[float, typer.Option(help="With --baseline: AUC that a row may lose.", min=0)] = MAX_AUC_DROP
 
     def read(self, place: str, fingerprint: str) -> "Baseline | None":
         """Return the baseline, None without ``--baseline``.
 
         ``place``: machine or phone of the new report; ``fingerprint``: of its store. Raises StageError if the baseline
-        cannot be read, or was measured at another place or on another store.
+        cannot be read, or was measured at another place or on another store, WrongArgument for limits without one.
         """
         if self.baseline is None:
+            if (self.max_slower, self.max_auc_drop) != (MAX_SLOWER, MAX_AUC_DROP):
+                raise WrongArgument("--max-slower and --max-auc-drop are limits against --baseline: give it too")
             return None
         baseline = Baseline.read(self.baseline, self.max_slower, self.max_auc_drop)
         baseline.check_comparable(place, fingerprint)
@@ -92,7 +95,8 @@ class Baseline:
     def _regressions_of(self, before: Row, now: Row | None) -> Iterable[str]:
         name = f"{before.name} ({before.runtime} {before.scheme}, {before.device}, {threads_of(before.threads)})"
         if now is None:
-            yield f"{name} is not measured any more"
+            if before.latency_ms or before.auc is not None:
+                yield f"{name} is not measured any more"
             return
         if before.latency_ms:
             if now.latency_ms is None:

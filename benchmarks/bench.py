@@ -1,7 +1,6 @@
 """Measure bundles and runs, each in a fresh process, and write the report."""
 
 import datetime
-import os
 import shlex
 import sys
 from pathlib import Path
@@ -32,7 +31,7 @@ from data.store import ClipStore
 from export.bundle import Bundle, is_bundle
 from files import refuse_existing, shortest_names
 from models.run import Run
-from stage import StageError, WrongArgument, say
+from stage import StageError, WrongArgument, say, usable_cores
 
 
 def _diagnoses(paths: list[Path]) -> dict[str, Diagnosis]:
@@ -76,7 +75,7 @@ def _measure_here(
     """Measure and fill every row on this machine; return the fastest matrix products, measured before and after."""
     products = {count: measure_products(count) for count in sorted({subject.row.threads for subject in subjects})}
     with kept.scratch() as folder:
-        workers = os.cpu_count() or 1
+        workers = usable_cores()
         stores = perturbed_stores(corpora.store, corpora.split, sources, Path(folder), workers) if sources else ()
         corpora.perturbed.update({perturbation.name: path for perturbation, path in stores})
         measure_all(subjects, corpora, reference_auc, effort, kept)
@@ -86,10 +85,10 @@ def _measure_here(
 
 
 def _parse_threads(text: str, most: int | None) -> list[int]:
-    """Return the counts in a text as ``1,2``, each once. Raises WrongArgument if one is below 1 or above ``most``."""
+    """Return the counts in a text as ``2,1``, sorted. Raises WrongArgument if one is below 1 or above ``most``."""
     if not all(part.isdecimal() and int(part) > 0 for part in text.split(",")):
         raise WrongArgument(f"--threads {text!r}: give one or more counts, as 1 or 1,2")
-    counts = list(dict.fromkeys(int(part) for part in text.split(",")))
+    counts = sorted({int(part) for part in text.split(",")})
     if most is not None and max(counts) > most:
         raise WrongArgument(f"--threads {text}: this machine has {threads_of(most).replace('thread', 'core')}")
     return counts
@@ -107,6 +106,12 @@ def _list_checked(paths: list[Path], threads: list[int], corpora: Corpora, machi
     for path, split in sorted({*splits, (corpora.store.path, corpora.split)}):
         corpora.opened(path).clips(split)  # raises now, not after the measurement, if a split holds a single label
     return subjects
+
+
+def _refuse(options: dict[str, object], kind: str) -> None:
+    """Raise WrongArgument for options, given by name, of a kind of rows that is not timed here."""
+    if given := [option for option, value in options.items() if value]:
+        raise WrongArgument(f"{', '.join(given)}: for {kind} that are timed here, and there is none: leave it out")
 
 
 @takes_options
@@ -147,11 +152,16 @@ def bench(
     baseline = gate.read(phone.phone.name if phone else machine.name, store.info.fingerprint)
     corpora = Corpora(store, against.split, control)
     subjects = _list_checked(path, counts, corpora, machine.name)
+    timed = [subject.row for subject in subjects if subject.row.status == "measured"]
+    if not phone and not any(row.kind == "artifact" for row in timed):
+        _refuse({"--control": control, "--sources": sources}, "artifacts")
+    if not phone and not timed:
+        _refuse({"--sustain": effort.sustain}, "rows")
     clip.check(subjects, store)
     diagnoses = _diagnoses(path)
     with KeptMeasurements(out, machine.model_dump_json()) as kept:
         if phone:
-            phone.measure(subjects, effort)
+            phone.measure(subjects, effort, kept)
             peaks = []
         else:
             peaks = _measure_here(subjects, corpora, sources, against.metrics.auc, effort, kept)

@@ -65,7 +65,11 @@ class BudgetTask(BaseModel):
     """Name of the estimator of optical flow."""
     video: Path
     flow_weights: Path | None
+    depth_size: str | None
+    """Published size of the depth network; None where ``depth_weights`` are given, or no depth is looked at."""
     depth_weights: Path | None
+    depth_sha256: str | None
+    """Hash of the weights that made the store's depth; None where it has none."""
 
     def empty(self, reason: str) -> Budget:
         """Return the budget of a row that could not be measured, with the reason."""
@@ -92,10 +96,13 @@ class BudgetTask(BaseModel):
 
     def measured(self) -> Budget:
         """Measure every step in this process, whose OpenCV threads and cores are already set."""
-        pictures, clip = first_clip(self.video, self.detector, self.frames)
+        pictures: list[Picture] = []
+        clip = first_clip(self.video, self.detector, self.frames, pictures)
         steps = Steps(self)
-        height, width = pictures[0].size
-        crops = steps.before_the_model(pictures, clip)
+        height, width = clip.pictures[0].size
+        steps.until_the_faces(pictures)
+        pictures.clear()
+        crops = steps.until_the_model(clip)
         if self.runtime == "torch":
             steps.torch_model(crops, clip.valid)
         else:
@@ -103,23 +110,25 @@ class BudgetTask(BaseModel):
         return self._budget((width, height), REPEATS, steps.stages, steps.notes)
 
 
-def first_clip(path: Path, detector: str, frames: int) -> tuple[list[Picture], FaceClip]:
-    """Return a video's frames up to the end of its first clip of a steady face, and that clip.
+def first_clip(path: Path, detector: str, frames: int, kept: list[Picture] | None = None) -> FaceClip:
+    """Return a video's first clip of a steady face; ``kept`` takes all frames up to its end.
 
     What comes after that clip is not decoded: memory is one of the figures, and decoded frames would stay in it. Raises
     StageError if there is no such clip in the first MOST_FRAMES frames.
     """
-    pictures: list[Picture] = []
     with Video(path) as video:
 
-        def kept() -> Iterator[Picture]:
+        def pictures() -> Iterator[Picture]:
             for picture in itertools.islice(video.pictures(), MOST_FRAMES):
-                pictures.append(picture)
+                if kept is not None:
+                    kept.append(picture)
                 yield picture
 
-        for clip, *_ in face_clips(Tracker(DETECTORS[detector]()).follow(kept()), frames):
+        for clip, *_ in face_clips(Tracker(DETECTORS[detector]()).follow(pictures()), frames):
             if clip.steady and len(clip) == frames:
-                return pictures[: clip.start + frames], clip
+                if kept is not None:
+                    del kept[clip.start + frames :]
+                return clip
     raise StageError(f"{path}: no face is seen in {frames} frames on end among its first {MOST_FRAMES}")
 
 
@@ -139,31 +148,39 @@ class Steps:
         (warm or run)()
         peak_known = reset_peak()
         times: list[float] = []
+        results: list[T] = []
         while not times or (len(times) < REPEATS and sum(times) < MOST_SECONDS):
+            results.clear()  # two results at once would count in the peak
             before = time.perf_counter()
-            result = run()
+            results.append(run())
             times.append(time.perf_counter() - before)
         memory = peak_mb() if peak_known else None
         milliseconds = 1e3 * float(np.median(times)) * share
         self.stages.append(Stage.model_validate({"name": name, "ms": milliseconds, "peak_memory_mb": memory}))
-        return result
+        return results[0]
 
-    def before_the_model(self, pictures: list[Picture], clip: FaceClip) -> list[NDArray[np.uint8]]:
-        """Time decoding, faces, crops and modalities; return the pictures of each modality, uint8 [T, S, S, 3]."""
-        task, boxes = self.task, clip.boxes
-        share = task.frames / len(pictures)  # frames before the clip are decoded too, and do not count
+    def until_the_faces(self, pictures: list[Picture]) -> None:
+        """Time decoding and faces of all frames up to the end of the clip."""
+        task, count = self.task, len(pictures)
+        share = task.frames / count  # frames before the clip are decoded too, and do not count
 
-        def decode() -> list[NDArray[np.uint8]]:
+        def decode() -> None:
             with Video(task.video) as video:
-                # Faces are found in the luma, for which a picture converts a turned or 10-bit frame only once.
-                return [picture.luma for picture in itertools.islice(video.pictures(), len(pictures))]
-
-        def cut() -> NDArray[np.uint8]:
-            return task.rule.cut_clip([picture.rgb for picture in clip.pictures], boxes)
+                for picture in itertools.islice(video.pictures(), count):
+                    # Faces are found in the luma, for which a picture converts a turned or 10-bit frame only once.
+                    _ = picture.luma
 
         self.timed("decode", decode, share)
         detector = DETECTORS[task.detector]()
         self.timed("faces", lambda: list(face_clips(Tracker(detector).follow(pictures), task.frames)), share)
+
+    def until_the_model(self, clip: FaceClip) -> list[NDArray[np.uint8]]:
+        """Time crops and modalities of a clip; return the pictures of each modality, uint8 [T, S, S, 3]."""
+        task, boxes = self.task, clip.boxes
+
+        def cut() -> NDArray[np.uint8]:
+            return task.rule.cut_clip([picture.rgb for picture in clip.pictures], boxes)
+
         rgb = self.timed("crop", cut)
         pictures_of = {"rgb": rgb}
         if "depth" in task.modalities:
@@ -178,8 +195,9 @@ class Steps:
         from data.depth import DepthAnything, depth_pictures
 
         torch.set_num_threads(self.task.threads)
-        network = DepthAnything(folder=self.task.depth_weights)
-        self.notes.append(f"depth by the weights {network.weights.name}")
+        network = DepthAnything(self.task.depth_size, self.task.depth_weights)
+        others = "" if network.weights.sha256 == self.task.depth_sha256 else ", which did not make the store's"
+        self.notes.append(f"depth by the weights {network.weights.name}{others}")
         return self.timed("depth", lambda: depth_pictures(network(rgb), valid), warm=lambda: network(rgb[:1]))
 
     def _flow(self, rgb: NDArray[np.uint8], clip: FaceClip) -> NDArray[np.uint8]:

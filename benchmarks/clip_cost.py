@@ -7,17 +7,16 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.budget import BudgetTask
+from benchmarks.budget import BudgetTask, first_clip
 from benchmarks.figures import Budget
 from benchmarks.kept import KeptMeasurements
 from benchmarks.measuring import answer_of, refuse_changed
 from benchmarks.processor import cores_for
 from benchmarks.rows import Subject
-from data.depth import DepthAnything
+from data.depth import SIZES, find_weights
 from data.store import ClipStore
-from data.video import Video
 from files import sha256_of
-from stage import StageError, WrongArgument, progress
+from stage import Modality, StageError, WrongArgument, progress
 
 
 @dataclass(frozen=True)
@@ -40,28 +39,46 @@ class ClipCost:
             if weights and not self.video:
                 raise WrongArgument(f"{option} is for --video, which times networks: leave it out, or give --video")
         if self.video:
-            Video(self.video).close()
-            self._check_flow(subjects, store)
-        if self.depth_weights:
-            DepthAnything(folder=self.depth_weights)
+            timed = _to_time(subjects)
+            if not timed:
+                raise WrongArgument("--video: no file or run of one sample at once is timed here: leave it out")
+            modalities = {modality for subject in timed for modality in subject.takes.modalities}
+            self._check_flow(modalities, store)
+            if self.depth_weights or "depth" in modalities:
+                find_weights(self._depth_size(store), self.depth_weights)
+            first_clip(self.video, store.info.settings.detector, store.frames)
 
-    def _check_flow(self, subjects: list[Subject], store: ClipStore) -> None:
-        """Raise WrongArgument unless there are weights for flow of RAFT, where one looks at it, and for no other."""
+    def _check_flow(self, modalities: set[Modality], store: ClipStore) -> None:
+        """Raise WrongArgument unless there are weights for flow of RAFT, where it is looked at, and for no other."""
         name, sha256 = store.info.settings.flow_and_weights
         if self.flow_weights and not self.flow_weights.is_file():
             raise WrongArgument(f"--flow-weights {self.flow_weights} is not a file")
         if self.flow_weights and sha256_of(self.flow_weights) != sha256:
             raise WrongArgument(f"--flow-weights {self.flow_weights} did not make the flow of {store.path}")
-        if sha256 and not self.flow_weights and any("flow" in subject.takes.modalities for subject in subjects):
+        if sha256 and not self.flow_weights and "flow" in modalities:
             raise WrongArgument(
                 f"--video times the flow of {store.path} too, which {name} made: give its weights, --flow-weights"
             )
+
+    def _depth_size(self, store: ClipStore) -> str | None:
+        """Return the published size of the network that made the store's depth; None where weights are given.
+
+        Raises WrongArgument if the network is none of the published ones, and must be given.
+        """
+        made_by = store.info.settings.depth
+        if self.depth_weights or made_by is None:
+            return None
+        for size, published in SIZES.items():
+            if made_by.source == "hub" and made_by.name == published.repository:
+                return size
+        raise WrongArgument(
+            f"--video times the depth of {store.path} too, which {made_by.name} made: give its folder, --depth-weights"
+        )
 
     def measure(self, subjects: list[Subject], store: ClipStore, kept: KeptMeasurements) -> list[Budget]:
         """Return the budget of each timed artifact and fp32 run, on the first number of threads; [] without a video."""
         if self.video is None:
             return []
-        timed = [subject for subject in subjects if subject.row.latency_ms and subject.row.batch == 1]
         tasks = [
             BudgetTask(
                 row=subject.row.name,
@@ -82,15 +99,26 @@ class ClipCost:
                 flow=store.info.settings.flow_and_weights[0],
                 video=self.video,
                 flow_weights=self.flow_weights,
+                depth_size=self._depth_size(store) if "depth" in subject.takes.modalities else None,
                 depth_weights=self.depth_weights,
+                depth_sha256=store.info.settings.depth.sha256 if store.info.settings.depth else None,
             )
-            for subject in timed
-            if subject.row.threads == subjects[0].row.threads
-            if subject.row.kind == "artifact" or subject.row.scheme == "fp32"
-            if subject.row.runtime != "coreml" or subject.units == "all"
+            for subject in _to_time(subjects)
         ]
         hashes = " ".join(sha256_of(path) for path in (self.video, self.depth_weights, self.flow_weights) if path)
         return [_measure(task, hashes, kept) for task in progress(tasks, "budget")]
+
+
+def _to_time(subjects: list[Subject]) -> list[Subject]:
+    """Return the subjects whose budget is measured: timed artifacts and fp32 runs, once each, one sample at once."""
+    return [
+        subject
+        for subject in subjects
+        if subject.row.status == "measured" and subject.row.batch == 1
+        if subject.row.threads == subjects[0].row.threads
+        if subject.row.kind == "artifact" or subject.row.scheme == "fp32"
+        if subject.row.runtime != "coreml" or subject.units == "all"
+    ]
 
 
 def measure_budget(task: BudgetTask) -> Budget:

@@ -17,7 +17,7 @@ def compare_rows(subjects: Sequence[Subject]) -> None:
     """Fill in speedup, size ratio, verdict flips, and whether each scheme earned its slot.
 
     The speedup refers to the first fp32 teacher among the rows, at the same number of threads; flips refer to the fp32
-    run that a row was made from.
+    run that a row was made from, if both thresholds are of one store.
     """
     fp32_runs = {s.student: s for s in subjects if s.fp32_run and s.scores is not None}
     teachers = [s for s in subjects if s.teacher and s.row.scheme == "fp32" and s.row.latency_ms]
@@ -29,8 +29,9 @@ def compare_rows(subjects: Sequence[Subject]) -> None:
             row.size_ratio = base.bytes / row.bytes
             if row.latency_ms:
                 row.speedup = base.latency_ms.p50 / row.latency_ms.p50
-        if has_flips(subject) and subject.student in fp32_runs:
-            _set_flips(subject, fp32_runs[subject.student])
+        student = fp32_runs.get(subject.student)
+        if has_flips(subject) and student and subject.threshold_store == student.threshold_store:
+            _set_flips(subject, student)
         if row.scheme != "fp32":
             row.earned, row.earned_because = _earned(subject, _fp32_counterpart(subject, subjects))
 
@@ -46,7 +47,7 @@ def against_peaks(subjects: Sequence[Subject], peaks: Sequence[Peak]) -> None:
         peak = next((peak for peak in peaks if peak.threads == row.threads), None)
         # torch simulates int8 in float32, and autocast's bfloat16 has no peak here. Core ML chooses its own cores, and
         # may use a GPU or neural engine.
-        has_peak = row.runtime != "coreml" and (row.scheme == "fp32" or row.kind == "artifact")
+        has_peak = not row.own_threads and (row.scheme == "fp32" or row.kind == "artifact")
         if peak and row.latency_ms and row.macs and has_peak:
             fastest = peak.int8_gmacs if row.scheme in STATIC_INT8 else peak.fp32_gmacs
             row.peak_fraction = row.macs / row.latency_ms.p50 / 1e6 / fastest
@@ -120,7 +121,7 @@ def _model_of(subject: Subject) -> tuple[object, ...]:
     """Return the key that one run's artifacts share in all runtimes."""
     artifact = subject.artifact
     assert artifact is not None
-    return artifact.source_run, artifact.scheme, artifact.method, artifact.batch
+    return artifact.source_run, artifact.scheme, artifact.method
 
 
 def _flips_at_thresholds(one: Subject, other: Subject) -> list[float]:

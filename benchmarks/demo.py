@@ -1,6 +1,5 @@
 """The whole chain on videos that it renders itself."""
 
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from data.demo import render_corpora
 from data.prepare import prepare
 from data.store import ClipStore
 from export.export import export
-from stage import Seed, StageError, say
+from stage import Seed, StageError, say, usable_cores
 
 RENDERS, CONTROLS, FRAMES, SIZE = 80, 12, 4, 168
 RATIOS = "0.65,0.1,0.25"
@@ -50,7 +49,7 @@ class Step:
 
 def _data_steps(out: Path, seed: int) -> list[Step]:
     """Return the steps that make the stores ``out/store`` and ``out/control-store``."""
-    workers, store, control = os.cpu_count() or 1, out / "store", out / "control-store"
+    workers, store, control = usable_cores(), out / "store", out / "control-store"
     options: dict[str, Any] = {"frames": FRAMES, "size": SIZE, "workers": workers, "seed": seed}
     return [
         Step("render videos", store, lambda: render_corpora(out, RENDERS, CONTROLS, seed, workers)),

@@ -52,7 +52,7 @@ def diagnose() -> dict[str, Any]:
         for runtime in get_args(Runtime)
     }
     extras = {
-        extra: "installed" if importlib.util.find_spec(module) else f"not installed: pip install pocketproof[{extra}]"
+        extra: "installed" if importlib.util.find_spec(module) else f"not installed: pip install 'pocketproof[{extra}]'"
         for extra, module in EXTRAS.items()
     }
     machine = describe_machine()

@@ -1,6 +1,5 @@
 """The machine and the package versions that a report's figures were measured with."""
 
-import os
 import platform
 import subprocess
 import sys
@@ -10,6 +9,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from export.runtimes import int8_instructions, lacks_int8_instructions
+from stage import usable_cores
 
 PACKAGES = (
     "pocketproof", "torch", "torchvision", "timm", "torchao", "executorch", "onnx", "onnxruntime", "coremltools",
@@ -87,7 +87,7 @@ def describe_machine() -> Machine:
         accelerators.append("Apple GPU (mps)")
     return Machine(
         processor=_processor(),
-        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        cores=usable_cores(),
         memory_gb=round(psutil.virtual_memory().total / 1e9, 1),
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
         python=platform.python_version(),

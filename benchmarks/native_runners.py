@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict
 
 from benchmarks.worker import WARM_UPS
 from export.runtimes import ProgramName, Runtime
@@ -18,9 +19,10 @@ from stage import StageError, WrongArgument
 NUMBER = r"([0-9.]+(?:e[-+]?[0-9]+)?)"
 
 
-@dataclass(frozen=True)
-class RunnerTimes:
+class RunnerTimes(BaseModel):
     """The times that a runner reported for one call, in milliseconds a run; None where it did not report them."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     runs: int
     """Timed runs."""
@@ -82,7 +84,15 @@ def read_executorch(text: str) -> RunnerTimes:
         return RunnerTimes(runs=int(summary[1]), p50_ms=mean, mean_ms=mean, load_ms=load, mean_alone=True)
     p50, p90, p99 = (float(value) for value in np.percentile(times_ms[WARM_UPS:], [50, 90, 99]))
     mean = float(np.mean(times_ms[WARM_UPS:]))
-    return RunnerTimes(len(times_ms) - WARM_UPS, p50, mean, p90, p99, load, times_ms[0])
+    return RunnerTimes(
+        runs=len(times_ms) - WARM_UPS,
+        p50_ms=p50,
+        mean_ms=mean,
+        p90_ms=p90,
+        p99_ms=p99,
+        load_ms=load,
+        first_run_ms=times_ms[0],
+    )
 
 
 def _onnxruntime_arguments(file: str, _: ProgramName, threads: int, runs: int) -> list[str]:

@@ -14,6 +14,7 @@ from compress.persons import seen_note
 from compress.runs import crops_notes
 from data.perturb import PERTURBATIONS
 from data.store import ClipStore
+from export.manifest import OWN_SCORES
 
 
 def _named(subjects: Iterable[Subject]) -> str:
@@ -62,6 +63,9 @@ def notes_of(
         notes.append(f"Input files that gave no clip: {counts}; the reasons are in {store.name}/videos.parquet.")
     if set_elsewhere := [s for s in subjects if s.threshold_store not in (None, store.info.fingerprint)]:
         notes.append(f"Thresholds were set on another store than {store.name}: {_named(set_elsewhere)}.")
+    for artifact in (subject.artifact for subject in subjects if subject.artifact):
+        if artifact.threshold_from != OWN_SCORES:
+            notes.append(f"The threshold of {artifact.file} is not its own: {artifact.threshold_from}.")
     for crops in dict.fromkeys(subject.crops for subject in subjects):
         notes += crops_notes([_named(subject for subject in subjects if subject.crops == crops)], crops, store)
     rows_by_persons: dict[tuple[str, ...], list[str]] = {}

@@ -7,15 +7,18 @@ from typing import Annotated, Literal
 
 import numpy as np
 import typer
+from pydantic import BaseModel
 
 from benchmarks.adb import Phone
 from benchmarks.figures import RUNS_FOR_P90, RUNS_FOR_P99, Latency, spread_of
+from benchmarks.kept import KeptMeasurements
 from benchmarks.measuring import refuse_changed
 from benchmarks.native_runners import RunnerTimes, Tool, tool_of
 from benchmarks.rounds import Effort
 from benchmarks.rows import Subject
 from benchmarks.schema import Row
 from export.manifest import Artifact, Program
+from files import sha256_of
 from stage import StageError, WrongArgument, progress
 
 ACCURACY = "timed on the phone; its accuracy is that of the row measured on this machine"
@@ -58,14 +61,14 @@ class PhoneTimer:
         """Return the kind of runner that times a row, or the reason why none does."""
         if subject.artifact is None:
             return "a run in torch does not run on a phone"
-        if subject.artifact.runtime == "coreml" or subject.artifact.delegate == "coreml":
+        if subject.artifact.in_core_ml:
             return "Core ML does not run on Android"
         for tool in self.runners:
             if tool.runtime == subject.artifact.runtime:
                 return tool
         return f"no --runner was given for {subject.artifact.runtime}"
 
-    def measure(self, subjects: Sequence[Subject], effort: Effort) -> None:
+    def measure(self, subjects: Sequence[Subject], effort: Effort, kept: KeptMeasurements) -> None:
         """Time every row that can be, round by round; set the status and reason of the others."""
         timed: list[tuple[Subject, Artifact, Tool]] = []
         for subject in subjects:
@@ -73,17 +76,27 @@ class PhoneTimer:
             row.device = self.phone.name
             row.status, row.reason = ("not measured", tool) if isinstance(tool, str) else ("measured", ACCURACY)
             if isinstance(tool, Tool) and subject.artifact:
+                if obstacle := subject.artifact.cannot_run():
+                    row.reason = f"timed on the phone; its accuracy is not known: {obstacle}"
                 timed.append((subject, subject.artifact, tool))
         with self.phone.folder() as folder:
             for tool in {tool for _, _, tool in timed}:
                 self.phone.push(self.runners[tool], f"{folder}/{tool.in_name}")
                 self.phone.shell(["chmod", "755", f"{folder}/{tool.in_name}"])
             calls = [_Calls(self.phone, folder, number, *entry) for number, entry in enumerate(timed)]
+            runners = {tool.in_name: sha256_of(runner) for tool, runner in self.runners.items()}
+            where = f"{self.phone.name} {self.phone.serial} {runners}"
             for round_number in range(effort.rounds):
                 for call in progress(calls, f"bench on the phone, round {round_number + 1}"):
-                    call.add_round(effort.repeats)
+                    call.add_round(effort.repeats, kept, f"{where} {round_number}")
         for call in calls:
             call.fill()
+
+
+class _Round(BaseModel):
+    """What a runner told in one round, of each program of an artifact."""
+
+    programs: list[RunnerTimes]
 
 
 class _Calls:
@@ -94,22 +107,31 @@ class _Calls:
     ) -> None:
         self._phone, self._folder, self._number = phone, folder, number
         self._subject, self._artifact, self._tool = subject, artifact, tool
+        self._pushed: set[str] = set()
         self._rounds: list[list[RunnerTimes]] = []
 
-    def add_round(self, runs: int) -> None:
-        """Call the runner for one round of ``runs`` timed runs; a row that failed is not called again."""
+    def add_round(self, runs: int, kept: KeptMeasurements, where: str) -> None:
+        """Call the runner for one round of ``runs`` timed runs; a row that failed is not called again.
+
+        ``where``: text that names the phone, the runners and the round, under which the times are kept.
+        """
         row = self._subject.row
         if row.status != "measured":
             return
         try:
-            self._rounds.append([self._time_program(program, runs) for program in self._artifact.programs])
+            asked = f"{where} {row.name} {row.sha256} {row.threads} {runs}"
+            self._rounds.append(kept.once(asked, lambda: self._time_round(runs), _Round).programs)
         except StageError as error:
             row.status, row.reason = "failed", str(error)
+
+    def _time_round(self, runs: int) -> _Round:
+        return _Round(programs=[self._time_program(program, runs) for program in self._artifact.programs])
 
     def _time_program(self, program: Program, runs: int) -> RunnerTimes:
         # The file gets a new name on the phone: the user's may contain any character.
         name = f"{self._number}-{program.name}{Path(program.file).suffix}"
-        if not self._rounds:
+        if name not in self._pushed:
+            self._pushed.add(name)
             self._phone.push(self._subject.path.parent / program.file, f"{self._folder}/{name}")
             refuse_changed(self._subject.path, self._subject.row.sha256)
         tool = self._tool
@@ -129,7 +151,9 @@ class _Calls:
         frames_per_run = [_frames_of(program, frames) for program in self._artifact.programs]
         _fill_row(row, self._rounds, frames_per_run)
         if any(times.mean_alone for round_times in self._rounds for times in round_times):
-            row.reason += f"; p50 is the mean of {row.repeats} runs, the only figure that {self._tool.in_name} told"
+            count, runs = len(self._rounds), self._rounds[0][0].runs
+            means = f"the mean of {runs} runs" if count == 1 else f"the median of {count} means of {runs} runs each"
+            row.reason += f"; p50 is {means}, the only figure that {self._tool.in_name} told"
 
 
 def _frames_of(program: Program, frames: int) -> int:
@@ -169,8 +193,9 @@ def _fill_row(row: Row, rounds: Sequence[Sequence[RunnerTimes]], frames_per_run:
     row.repeats = sum(programs[0].runs for programs in rounds)
     row.throughput = 1e3 / float(np.mean([per_frame([times.mean_ms for times in programs]) for programs in rounds]))
     row.load_ms = sum(_all_or_none([times.load_ms for times in first])) or None
+    first_ms = first[0].first_run_ms
     # Elsewhere a first run of two programs is of all frames of a clip: a runner's is of one.
-    row.first_run_ms = first[0].first_run_ms if len(first) == 1 else None
+    row.first_run_ms = None if first_ms is None or len(first) > 1 else first_ms / frames_per_run[0]
     row.peak_memory_mb = max(_all_or_none([times.peak_memory_mb for times in first]), default=None)
 
 

@@ -143,7 +143,8 @@ def reference(
     )
     with written_whole(out) as aside:
         aside.write_text(result.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    cost = f"{result.latency_ms.p50:.1f} ms a frame, {result.throughput:.0f} frames/s in batches of {result.best_batch}"
+    batch = f"in batches of {result.best_batch} samples"
+    cost = f"{result.latency_ms.p50:.1f} ms a frame, {result.throughput:.0f} frames/s {batch}"
     say(f"{out}: {result.backbone} on {result.device}, AUC {result.metrics.auc:.3f}, {cost}")
     return result
 

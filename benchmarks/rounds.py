@@ -1,6 +1,5 @@
 """Measure the rows of a report, round by round, each row in processes of its own."""
 
-import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ from benchmarks.processor import cores_for
 from benchmarks.rows import Subject, fill_row
 from benchmarks.task import Measurement, Task
 from data.store import ClipStore
-from stage import StageError, progress
+from stage import StageError, progress, usable_cores
 
 
 @dataclass(frozen=True)
@@ -172,7 +171,7 @@ def measure_all(
         for number in range(1, effort.rounds):
             for subject, task in progress(timed, f"bench, round {number + 1}"):
                 rounds.measure_again(subject, task, number)
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        with ThreadPoolExecutor(usable_cores()) as pool:
             futures = [pool.submit(rounds.measure, *entry) for entry in tasks if not entry[1].timed]
             try:
                 for future in progress(futures, "evaluate"):

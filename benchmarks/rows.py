@@ -97,7 +97,7 @@ def _artifact_subject(
         runtime=artifact.runtime,
         scheme=artifact.scheme,
         machine=machine,
-        device=units or "cpu",
+        device=units or ("all" if artifact.in_core_ml and not evaluator else "cpu"),
         threads=threads,
         batch=artifact.batch or 1,
         whole_clip=artifact.method == "clip",
@@ -201,7 +201,7 @@ def list_subjects(paths: list[Path], threads: list[int], machine: str) -> list[S
                 subjects += [
                     _artifact_subject(bundle, artifact, machine, count, units)
                     for artifact in bundle.manifest.artifacts
-                    if count == threads[0] or artifact.runtime != "coreml"  # Core ML chooses its own number of threads
+                    if count == threads[0] or not artifact.in_core_ml  # Core ML chooses its own number of threads
                     for units in _units(artifact)
                 ]
             else:
@@ -213,14 +213,23 @@ def list_subjects(paths: list[Path], threads: list[int], machine: str) -> list[S
 
 
 def share_thresholds(subjects: Sequence[Subject], fingerprint: str) -> None:
-    """Give rows under autocast the threshold of their fp32 run, if that was set on another store than the scored one.
+    """Let rows that are compared have thresholds of one store: those of two would turn verdicts that rounding does not.
 
-    Else a row's own is set on the scored store's validation clips. Verdicts at thresholds of two stores would differ by
-    more than rounding, and a store of test clips alone could not be scored. ``fingerprint``: of the scored store.
+    A run whose artifacts have theirs from the scored store gets one there too, in place of that of its own store, and
+    its row says so. A row under autocast gets the threshold of its fp32 run, if that is of another store, as a store of
+    test clips alone has none to give. ``fingerprint``: of the scored store, where all other rows get theirs.
     """
-    shipped = {s.path: s for s in subjects if s.row.kind == "run" and s.threshold_store not in (None, fingerprint)}
+    of_artifacts = {s.student for s in subjects if s.artifact and s.threshold_store == fingerprint}
     for subject in subjects:
-        if subject.threshold is None and (run := shipped.get(subject.path)):
+        moved = subject.row.kind == "run" and subject.student in of_artifacts
+        if moved and subject.threshold_store not in (None, fingerprint):
+            subject.threshold, subject.threshold_store = None, fingerprint
+            told = "at a threshold of the scored store's validation clips, as its artifacts are"
+            subject.row.reason = "; ".join(filter(None, (subject.row.reason, told)))
+    shipped = {s.path: s for s in subjects if s.row.kind == "run" and s.threshold_store not in (None, fingerprint)}
+    for subject in (subject for subject in subjects if subject.threshold is None):
+        subject.threshold_store = fingerprint
+        if run := shipped.get(subject.path):
             subject.threshold, subject.threshold_store = run.threshold, run.threshold_store
             subject.row.reason = subject.row.reason or "at the threshold of its fp32 run, which is of another store"
 

@@ -135,6 +135,11 @@ class Row(BaseModel):
     profile: Profile | None = None
 
     @property
+    def own_threads(self) -> bool:
+        """Whether Core ML runs it, which chooses its number of threads."""
+        return self.runtime == "coreml" or self.device == "all"
+
+    @property
     def on_phone(self) -> bool:
         """Whether it was timed on a phone."""
         return self.device not in ("cpu", *get_args(ComputeUnits))

@@ -35,8 +35,9 @@ def peak_mb() -> float:
     """Return the largest resident set of this process so far, in MiB."""
     if sys.platform == "linux":
         # Not ru_maxrss: a child started by vfork inherits its parent's there.
-        status = Path("/proc/self/status").read_text(encoding="utf-8")
-        return int(status.partition("VmHWM:")[2].split()[0]) / 2**10
+        line = Path("/proc/self/status").read_text(encoding="utf-8").partition("VmHWM:")[2]
+        if line:  # some sandboxes do not tell
+            return int(line.split()[0]) / 2**10
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)

@@ -3,10 +3,10 @@
 Nothing is imported before it is needed, because the process's memory is one of the figures.
 """
 
-import os
 import sys
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import cast
 
@@ -16,13 +16,13 @@ from benchmarks.timing import device_mb, peak_mb, resident_mb, sustained, time_b
 from export.golden import Inputs
 from export.runtimes import Runtime, import_runtime, load_artifact
 from files import writing
-from stage import Scorer, reason_of, refuse_tf32
+from stage import Scorer, reason_of, refuse_tf32, usable_cores
 
 WARM_UPS = 3
 LEAST_SECONDS = 1.0
 """A fast model is repeated for this long, however few repeats were asked for."""
-PACKAGES = {"torch": "torch", "executorch": "executorch", "onnxruntime": "onnxruntime"}
-"""Package folder that holds a runtime's libraries, by runtime; Core ML's belong to the system."""
+PACKAGES = ("torch", "executorch", "onnxruntime")
+"""Runtimes whose libraries are in a package of the same name; Core ML's belong to the system."""
 
 
 def _library_bytes(runtime: str) -> int | None:
@@ -36,8 +36,10 @@ def _library_bytes(runtime: str) -> int | None:
         lines = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return None
+    package = find_spec(runtime)
+    folders = [Path(folder).resolve() for folder in (package and package.submodule_search_locations) or []]
     files = {Path(line[line.index("/") :]) for line in lines if "/" in line}
-    libraries = [file for file in files if ".so" in file.name and PACKAGES[runtime] in file.parts]
+    libraries = [file for file in files if ".so" in file.name and any(map(file.is_relative_to, folders))]
     return sum(file.stat().st_size for file in libraries)
 
 
@@ -88,7 +90,7 @@ def timing(task: Task, inputs: Callable[[int], Inputs]) -> tuple[Timing, Scorer]
     load_ms = 1e3 * (time.perf_counter() - before)
     before = time.perf_counter()
     score(*inputs(0))
-    first_run_ms = 1e3 * (time.perf_counter() - before)
+    first_run_ms = 1e3 * (time.perf_counter() - before) / task.frames_at_once
     for index in range(WARM_UPS - 1):
         score(*inputs(index))
     times = time_runs(score, task, inputs, seconds=LEAST_SECONDS)
@@ -142,7 +144,7 @@ def measure(task: Task) -> Measurement:
                 measurement.sustained = sustained(score, task, inputs)
             del score
     if task.scored:
-        score = load_scorer(task.model_copy(update={"threads": os.cpu_count() or 1}))
+        score = load_scorer(task.model_copy(update={"threads": usable_cores()}))
         measurement.scores = {
             name: _score_store(score, task, *store_and_split) for name, store_and_split in task.scored.items()
         }

@@ -36,14 +36,14 @@ def auc_difference(own: "ClipScores", other: "ClipScores") -> tuple[float, tuple
     Each bootstrap draw resamples the same persons for both models. The interval is None with fewer than
     FEWEST_IDENTITIES persons of a label, or where fewer than DRAWS draws hold both labels.
     """
-    persons, labels = own.persons, own.labels
+    persons, labels, scores, other_scores = own.persons, own.labels, own.clips, other.clips
     difference = auc_change(own.auc, other.auc)
     if persons_of_rarer(labels, persons) < FEWEST_IDENTITIES:
         return difference, None
     with sklearn.config_context(assume_finite=True, skip_parameter_validation=True):
         resampled = [
-            roc_auc_score(labels, own.clips, sample_weight=weights)
-            - roc_auc_score(labels, other.clips, sample_weight=weights)
+            roc_auc_score(labels, scores, sample_weight=weights)
+            - roc_auc_score(labels, other_scores, sample_weight=weights)
             for weights in usable_draws(labels, persons)
         ]
     if len(resampled) < DRAWS:

@@ -1,10 +1,12 @@
 """Outputs of a frozen network for every frame, computed once and kept on disk."""
 
 import hashlib
+import resource
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
+import psutil
 import torch
 import typer
 from numpy.typing import NDArray
@@ -20,6 +22,8 @@ from stage import Modality, StageError, say
 
 PACKAGES = ("pocketproof", "torch", "torchvision", "timm", "opencv-python-headless")
 KEY_FILE = "key.json"
+SPARE_FILES = 64
+"""Files that a training opens besides those of its cache, at most."""
 CacheFolder = Annotated[
     Path | None, typer.Option(help="Where outputs of frozen networks are kept; beside the store: STORE.cache.")
 ]
@@ -124,6 +128,23 @@ def _say_why_anew(root: Path, key: CacheKey) -> None:
         say(f"{key.of} are computed: those that are kept differ in {', '.join(sorted(changes, key=len)[0])}")
 
 
+def _allow_open_files(blocks: int) -> None:
+    """Let this process keep a file open for each block of a cache, besides those that it has open.
+
+    Raises StageError, before anything is computed, if the system does not allow so many.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = psutil.Process().num_fds() + blocks + SPARE_FILES
+    if soft == resource.RLIM_INFINITY or needed <= soft:
+        return
+    if hard != resource.RLIM_INFINITY and needed > hard:
+        raise StageError(
+            f"{blocks} blocks of cached views need {needed} open files, and the system allows {hard}: give fewer "
+            "--views, or allow more (ulimit -Hn)"
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+
+
 class FrameCache:
     """One float16 array per frame, in one memory-mapped file per block of views. Rows are numbered as in ``Views``.
 
@@ -170,12 +191,13 @@ class FrameCache:
         filling = Filling(folder, key.modalities, views, compute)
         size = 2 * views.store.frames * len(views) * int(np.prod(filling.shape))
         say(f"{key.of} of {key.split} {'+'.join(key.modalities)}: {size / 1e6:.0f} MB on disk at {folder}")
+        _allow_open_files(len(views.blocks))
         if where.processes == 1:
             filling.fill()
         else:
             filling.fill_together(where)
         blocks = [filling.opened(number) for number in range(len(views.blocks))]
-        return cls([rows for rows, _ in blocks], [done for _, done in blocks], folder)
+        return cls([rows for rows, _ in blocks], [np.array(done) for _, done in blocks], folder)
 
     def require_whole(self, unreadable: set[int]) -> None:
         """Raise StageError if a view is missing that is not among the ``unreadable`` ones (numbers in ``Views``)."""

@@ -71,7 +71,7 @@ class Calibrated:
     program: Detector
     """The int8 program simulated in float32."""
     tried: dict[ObserverName, float]
-    """Logit SNR in dB on validation samples, by observer."""
+    """Logit SNR in dB on validation samples, by observer, as the program would be shipped."""
 
     def keeping(self, float_layers: Sequence[str]) -> Detector:
         """Return the program with ``float_layers`` kept in float32 and its own copy of the head."""
@@ -98,10 +98,17 @@ def validation_scores(network: nn.Module, run: Run, store: ClipStore) -> ClipSco
     return score_split(scorer, store, "val", takes(run.info))
 
 
-def calibrate(detector: Detector, pictures: Sequence[Tensor], validation: Sequence[NetworkInputs]) -> Calibrated:
+def calibrate(
+    detector: Detector,
+    pictures: Sequence[Tensor],
+    validation: Sequence[NetworkInputs],
+    as_shipped: Callable[[Detector], Detector] = lambda program: program,
+) -> Calibrated:
     """Find the ranges of a fused, equalized detector's tensors by the observer of highest logit SNR on ``validation``.
 
-    pictures: the backbone's inputs for training frames, float32 [N, 3, S, S], normalized, in batches.
+    pictures: the backbone's inputs for training frames, float32 [N, 3, S, S], normalized, in batches. ``as_shipped``:
+    returns the program that is compared, with its last layer refitted: much of what an observer costs without that is
+    a slope and a shift, which cost nothing in the end.
     """
     candidates = observe(detector, progress(pictures, "calibrate"))
     exact = logits(detector, validation)
@@ -109,7 +116,7 @@ def calibrate(detector: Detector, pictures: Sequence[Tensor], validation: Sequen
     tried: dict[ObserverName, float] = {}
     for name, tensors in progress(list(candidates.items()), "compare observers"):
         set_numbers(graph_of(program), tensors)
-        tried[name] = snr_db(exact, logits(program, validation))
+        tried[name] = snr_db(exact, logits(as_shipped(program), validation))
     best = max(tried, key=lambda name: tried[name])
     set_numbers(graph_of(program), candidates[best])
     return Calibrated(detector, best, candidates[best], program, tried)

@@ -19,6 +19,10 @@ from stage import StageError, reason_of
 class Position:
     """How far a training has come, and its best weights so far."""
 
+    unreadable: list[int]
+    """Views that could not be read when the current pass began; its batches depend on them."""
+    planned_steps: int
+    """Optimizer steps of the whole training if every pass is as long as the first."""
     passes: int = 0
     """Finished passes over the training split."""
     batch: int = 0
@@ -35,8 +39,6 @@ class Position:
     best_weights: dict[str, Tensor] = field(default_factory=dict)
     stale: int = 0
     """Passes since the best one."""
-    unreadable: list[int] = field(default_factory=list)
-    """Views that could not be read when the current pass began; its batches depend on them."""
     speed: dict[str, Any] = field(default_factory=dict)
 
 

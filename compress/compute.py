@@ -15,7 +15,7 @@ from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor, nn
 
 from models.schemes import cast_to, fast_dtype
-from stage import StageError, WrongArgument, out_of_memory, reason_of, refuse_tf32, say, world_size
+from stage import StageError, WrongArgument, out_of_memory, reason_of, refuse_tf32, say, usable_cores, world_size
 
 Precision = Literal["fp32", "autocast", "bf16", "fp16"]
 TIMED_STEPS = 3
@@ -52,7 +52,7 @@ class Compute:
     @property
     def readers(self) -> int:
         """Number of threads that read batches ahead; 0 on a CPU, whose cores are busy computing."""
-        return 0 if self.device.type == "cpu" else max(1, min(MOST_READERS, (os.cpu_count() or 1) // self.processes))
+        return 0 if self.device.type == "cpu" else max(1, min(MOST_READERS, usable_cores() // self.processes))
 
     @property
     def numbers(self) -> str:

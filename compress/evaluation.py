@@ -22,7 +22,7 @@ from files import require_writable, written_whole
 from models.origin import DataSource, Parent
 from models.run import Run
 from parsing import parse_json
-from stage import Scorer, StageError, WrongArgument, printable, refuse_tf32, say
+from stage import Scorer, StageError, WrongArgument, printable, refuse_tf32, say, some_of
 
 COLUMNS = {
     "AUC": "auc",
@@ -194,6 +194,9 @@ def evaluations(
     clips = store.clips(split, both=False)
     seen_on_purpose = split != "test" and model.data.fingerprint == store.info.fingerprint
     seen_notes = [] if seen_on_purpose else seen_note([model.name], model.data.persons, clips, split)
+    notes = [*store.info.notes, *model.notes, *crops_notes([model.name], model.data.crops, store), *seen_notes]
+    if lost := [file.name for file in store.lost_files(split)]:
+        notes.append(f"{len(lost)} files of the {split} split are missing or damaged: {some_of(lost)}.")
     sources = _sources(store, model.takes, recompressions, depth_weights)
     targets = [(out or model.folder) / f"{_name(store, split, name)}.json" for name, _ in sources]
     require_writable(targets[0], "--out")
@@ -209,7 +212,7 @@ def evaluations(
             split=split,
             recompression=name,
             device=model.device,
-            notes=[*store.info.notes, *model.notes, *crops_notes([model.name], model.data.crops, store), *seen_notes],
+            notes=notes,
             metrics=scores.metrics(model.threshold),
         )
         try:

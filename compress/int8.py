@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 from torchao.quantization.pt2e import ObserverBase
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
 from compress.observers import OBSERVERS, Candidates, Clamped, ObserverName
 from models.detector import Detector
@@ -29,7 +30,7 @@ from models.run import Run
 from stage import StageError, reason_of
 
 aten = torch.ops.aten
-LAYERS = (aten.conv2d.default, aten.linear.default)
+LAYERS = (aten.conv2d.default, aten.conv1d.default, aten.linear.default)
 """Operations with weights, which are either quantized or kept in float32."""
 CLAMPS: dict[Any, Callable[[Node], tuple[float, float]]] = {
     aten.relu.default: lambda _: (0.0, math.inf),
@@ -151,16 +152,23 @@ def floating(graph: GraphModule, layers: Collection[str]) -> set[str]:
 def _prepare(detector: Detector, float_layers: Collection[str]) -> GraphModule:
     """Return the graph of a fused detector's backbone with an observer at every tensor that will be quantized."""
     # Imported here, because it takes seconds and float runs do not need it.
-    from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
-        XNNPACKQuantizer,
-        get_symmetric_quantization_config,
-    )
+    from executorch.backends.xnnpack.quantizer import xnnpack_quantizer as xnnpack
 
     graph = traced(detector)
     float_nodes = floating(graph, float_layers)
+
+    class Partial(xnnpack.XNNPACKQuantizer):  # type: ignore[misc]
+        """Leaves concatenations of float32 tensors, and what follows them, alone: there XNNPACK's asks no filter."""
+
+        def annotate(self, model: GraphModule) -> GraphModule:
+            for node in super().annotate(model).graph.nodes:
+                if node.name in float_nodes:
+                    node.meta.pop(Q_ANNOTATION_KEY, None)
+            return model
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        quantizer = XNNPACKQuantizer().set_global(get_symmetric_quantization_config(is_per_channel=True))
+        quantizer = Partial().set_global(xnnpack.get_symmetric_quantization_config(is_per_channel=True))
         quantizer.set_filter_function(lambda node: node.name not in float_nodes)
         # Batch norms are already folded, so their patterns cannot match; tracing these patterns would take 4 s in all.
         quantizer.SUPPORTED_PATTERNS = [pattern for pattern in quantizer.SUPPORTED_PATTERNS if not pattern.is_qat]

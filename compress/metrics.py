@@ -207,9 +207,11 @@ def _intervals(
     resampled = []
     with sklearn.config_context(assume_finite=True, skip_parameter_validation=True):
         for weights in usable_draws(labels, identities):
-            correct = np.average((scores > threshold) == (labels == 1), weights=weights)
-            figures = weighted_figures(labels, scores, threshold, weights) if both_classes else {"accuracy": correct}
-            resampled.append(figures)
+            if both_classes:
+                resampled.append(weighted_figures(labels, scores, threshold, weights))
+            else:
+                correct = (scores > threshold) == (labels == 1)
+                resampled.append({"accuracy": float(np.average(correct, weights=weights))})
     if len(resampled) < DRAWS:
         return {}, f"only {len(resampled)} of {MOST_DRAWS} draws of identities hold both classes"
     spans = {name: np.quantile([figures[name] for figures in resampled], (0.025, 0.975)) for name in resampled[0]}

@@ -176,7 +176,7 @@ class StudentObjective(nn.Module):
         student: Outputs | None = None,
     ) -> None:
         super().__init__()
-        self.register_buffer("class_weights", class_weights, persistent=False)
+        self.register_buffer("class_weights", class_weights)
         self.class_weights: Tensor | None
         self.student, self._weights, self._layout = detector, dict(weights), layout
         imitated = [name for name in weights if name != CLASSIFICATION]

@@ -26,15 +26,21 @@ def seen_persons(store: ClipStore, *runs: "Run") -> list[str]:
     return sorted(hashed(clips).union(*(run.info.data.persons for run in runs)))
 
 
-def seen_note(names: Iterable[str], persons: Iterable[str], clips: Iterable[Clip], split: str) -> list[str]:
+def seen_note(
+    names: Iterable[str],
+    persons: Iterable[str],
+    clips: Iterable[Clip],
+    split: str,
+    figures: str = "its figures here",
+) -> list[str]:
     """Return a note on how many persons of a split were seen by the runs or artifacts of these names; [] if none.
 
-    ``persons``: the hashed persons that they have seen; ``clips``: of the split.
+    ``persons``: the hashed persons that they have seen; ``clips``: of the split; ``figures``: what is too good then.
     """
     split_persons = hashed(clips)
     if not (seen := split_persons.intersection(persons)):
         return []
     return [
         f"{len(seen)} of {len(split_persons)} persons of the {split} split have names of persons in the training or "
-        f"validation of {', '.join(names)}: its figures here may be too good."
+        f"validation of {', '.join(names)}: {figures} may be too good."
     ]

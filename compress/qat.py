@@ -2,7 +2,7 @@
 
 Within its range, a rounding passes gradients unchanged (straight-through estimator, arXiv 1712.05877, section 3).
 Ranges of activations stay as calibrated; those of weights follow the weights. The trained program ships as it is:
-neither ranges nor logits are fitted again, because the weights were not trained to be used unrounded.
+ranges are not found again, because the weights were not trained to be used unrounded.
 """
 
 import copy
@@ -17,8 +17,8 @@ from torch.fx import Node
 from compress.calibration import Calibrated
 from compress.compute import Compute, prepare_compute
 from compress.distill import student_task
-from compress.equalization import BATCH_NORM
-from compress.int8 import QuantizedTensor, graph_of, layers_of, observers_of, set_numbers, simulated, traced
+from compress.folding import norms_behind_layers, pass_through
+from compress.int8 import QuantizedTensor, graph_of, layers_of, observers_of, set_numbers, simulated
 from compress.objective import StudentObjective
 from compress.schedule import Schedule
 from compress.teacher_outputs import TeacherOutputs
@@ -29,7 +29,7 @@ from models.detector import Detector, PixelDetector
 from models.outputs import example_outputs
 from models.run import Run, UnfinishedRun
 from parsing import parse_json
-from stage import StageError
+from stage import StageError, WrongArgument
 
 OF_ITSELF = {"margin": 1.0}
 """Loss weights of a run that is its own teacher: the aim is to keep its logits."""
@@ -91,28 +91,19 @@ def with_weights_of(detector: Detector, program: Detector) -> Detector:
     """
     trained, graph = copy.deepcopy(detector), graph_of(program)
     trained.head.load_state_dict(program.head.state_dict())
-    norms = {
-        layer: trained.backbone.get_submodule(str(user.args[1].target).removesuffix(".weight"))
-        for node, layer in layers_of(traced(detector)).items()
-        for user in node.users
-        if user.target == BATCH_NORM and isinstance(user.args[1], Node)
-    }
+    norms = norms_behind_layers(detector)
     parameters = dict(trained.backbone.named_parameters())
     for name, parameter in graph.named_parameters():
         if name in parameters:
             parameters[name].copy_(parameter)
     for node, layer in layers_of(graph).items():
-        norm = norms.get(layer)
         bias = node.args[2] if len(node.args) > 2 else None
-        if norm is None:
+        if layer not in norms:
             continue
-        assert isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None and norm.running_var is not None
         assert isinstance(bias, Node)
         if f"{layer}.bias" in parameters:
             parameters[f"{layer}.bias"].zero_()
-        norm.running_mean.zero_()
-        norm.weight.copy_((norm.running_var + norm.eps).sqrt())
-        norm.bias.copy_(attrgetter(str(bias.target))(graph))
+        pass_through(trained.backbone.get_submodule(norms[layer]), attrgetter(str(bias.target))(graph))
     return trained
 
 
@@ -153,7 +144,7 @@ class QatSettings:
         """Return settings that continue a run's training with its own views, batch size and accumulation.
 
         The run is its own teacher if ``teacher`` is None. Raises StageError if the run does not record how it was
-        trained.
+        trained, or if the teacher cannot look at such views.
         """
         try:
             history: dict[str, Any] = parse_json(run.read("metrics.json"))["training"]
@@ -161,11 +152,20 @@ class QatSettings:
             rule = ViewRule.model_validate(views | {"views": passes if views["views"] > 1 else 1})
             losses = OF_TEACHER if teacher else OF_ITSELF
             accumulate = int(history.get("accumulate", 1))  # not recorded in older runs
-            return cls(run, teacher or run, store, rule, passes, int(history["batch_size"]), accumulate, losses, seed)
+            batch_size = int(history["batch_size"])
         except (ValueError, KeyError, TypeError) as error:
             raise StageError(
                 f"{run.path} does not say on what it was trained: int8-qat cannot go on with it"
             ) from error
+        settings = cls(run, teacher or run, store, rule, passes, batch_size, accumulate, losses, seed)
+        try:
+            settings.views_for(settings.teacher)
+        except WrongArgument as error:
+            raise StageError(
+                f"{settings.teacher.path} cannot look at the views that {run.path} was trained on, which are forged or "
+                "augmented for rgb alone: give another --teacher"
+            ) from error
+        return settings
 
 
 def train_rounded(

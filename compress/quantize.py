@@ -1,183 +1,46 @@
 """Quantize a run: compute in fewer bits, and measure the loss of accuracy on validation crops."""
 
-import copy
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import platform
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import torch
 import typer
-from torch import nn
 
 from command import run_as_script
-from compress.calibration import (
-    Calibrated,
-    backbone_pictures,
-    calibrate,
-    keep_in_float,
-    logits,
-    match_logits,
-)
 from compress.checkpoints import asked_of
 from compress.compute import require_one_process
-from compress.diagnosis import islands
 from compress.distill import load_teacher
-from compress.equalization import equalize
-from compress.fidelity import Diagnosis, LayerNoise
-from compress.int8 import Quantization
-from compress.persons import seen_note
 from compress.qat import QatSettings, train_rounded
-from compress.runs import data_source, own_metrics, takes
-from compress.scoring import ClipScores, Takes
+from compress.quantized import Quantized, RefusedScheme, other_numbers, overflows, static_int8
+from compress.runs import data_source, derived_notes, own_metrics, validation_notes
+from compress.scoring import NotANumber
 from compress.unquantized import Unquantized
 from data.store import ClipStore
 from files import refuse_existing
-from models.detector import Detector
 from models.origin import DataSource
 from models.run import TOOLS, Run, RunInfo, UnfinishedRun, save_run, versions_of
-from models.schemes import dynamic_layers, fast_dtype, in_scheme
+from models.schemes import fast_dtype
 from resuming import alone
-from stage import PALETTES, STATIC_INT8, LowPrecision, Scheme, Seed, StageError, WrongArgument, progress, say
+from stage import STATIC_INT8, LowPrecision, Scheme, Seed, WrongArgument, say
 
-MATCHED_CLIPS = 32
-"""Training clips on which a clip detector's logits are matched. A frame detector's logits are matched on twice as many
-crops as ranges are calibrated on: that fits a last layer of some hundred weights 3 dB better (docs/lab-notes.md)."""
 CALIBRATION_CROPS, PASSES = 256, 6
 EXPECTED_SNR_DB = 20.0
 """Logit SNR in dB below which a note is printed."""
 
 
-class RefusedScheme(StageError):
-    """A scheme that costs more accuracy than allowed, or cannot represent the network's values."""
-
-
-@dataclass(frozen=True)
-class Quantized:
-    """The result of quantizing a run."""
-
-    detector: Detector
-    """The detector whose weights are saved."""
-    program: nn.Module
-    """The module that computes in the scheme."""
-    description: str
-    """Text for the final message."""
-    metrics: dict[str, Any]
-    files: dict[str, str] = field(default_factory=dict)
-    """Texts of further files of the run, by file name without ``.json``."""
-    scores: ClipScores | None = None
-    """Scores of the program on the validation split, if already computed."""
-
-
-def _accurate(
-    source: Unquantized, calibrated: Calibrated, noises: list[LayerNoise], crops: int, match: bool
-) -> tuple[list[str], Detector, ClipScores | None]:
-    """Match the logits to the run's if ``match`` is set, and keep layers in float32 until the AUC is sufficient.
-
-    Returns these layers, the program, and its validation scores, which are None if the run's scores mean nothing.
-    Raises RefusedScheme if all layers would have to stay.
-    """
-    samples = 2 * crops if source.per == "frame" else MATCHED_CLIPS
-    batches = source.drawn(takes(source.run.info), samples) if match else []
-    expected = logits(source.fused, progress(batches, "match logits")) if match else None
-
-    def keeping(layers: list[str]) -> Detector:
-        program = calibrated.keeping(layers)
-        if expected is None:
-            return program
-        matched = program.with_parts(head=copy.deepcopy(program.head))
-        match_logits(matched, expected, batches)
-        # With few crops the last layer may be overfitted: then the unmatched program is better.
-        return max(program, matched, key=source.snr_db)
-
-    if source.least_auc is None:
-        return [], keeping([]), None
-    float_layers, program, scores = keep_in_float(noises, keeping, source.scores, source.least_auc)
-    if len(float_layers) == len(noises) and scores.auc >= source.least_auc:
-        raise RefusedScheme(
-            f"{source.run.path} keeps the validation AUC that --max-auc-drop asks for only with every layer in "
-            "float32: the run was not written; give --scheme fp16, or more validation clips"
-        )
-    return float_layers, program, scores
-
-
-Train = Callable[[Calibrated], tuple[Calibrated, dict[str, Any]]]
-
-
-def static_int8(source: Unquantized, crops: int, train: Train | None = None, match: bool = True) -> Quantized:
-    """Calibrate on ``crops`` training crops, keep layers in float32 if accuracy requires it, and match the logits.
-
-    ``train``: trains the calibrated detector and returns it with the history. ``match``: whether the run's logits are
-    to be matched. Raises RefusedScheme if every layer would have to stay in float32.
-    """
-    frames = source.drawn(Takes(source.run.info.architecture.modalities), crops)
-    pictures = backbone_pictures(frames)
-    calibrated = calibrate(equalize(source.fused, pictures), pictures, source.validation)
-    history: dict[str, Any] = {}
-    if train:
-        calibrated, history = train(calibrated)
-    noises = source.layer_noise(calibrated.program)
-    float_layers, program, scores = _accurate(source, calibrated, noises, crops, match)
-    snr = source.snr_db(program)
-    diagnosis = Diagnosis(
-        samples=sum(len(inputs[0]) for inputs in source.validation),
-        per=source.per,
-        logit_snr_db=snr,
-        observers={str(name): snr for name, snr in calibrated.tried.items()},
-        float_layers=float_layers,
-        islands=islands(program),
-        layers=noises,
-    )
-    quantization = Quantization(
-        observer=calibrated.observer,
-        float_layers=float_layers,
-        calibration_crops=sum(len(inputs[0]) for inputs in frames),
-        calibration_fingerprint=source.store.info.fingerprint,
-        tensors=calibrated.tensors,
-    )
-    return Quantized(
-        calibrated.detector.with_parts(head=program.head),
-        program,
-        f"{calibrated.observer} observer, {quantization.calibration_crops} crops, "
-        f"{len(float_layers)} of {len(noises)} layers and the head in fp32",
-        {"logit_snr_db": snr, "diagnosis": diagnosis.model_dump()} | ({"training": history} if train else {}),
-        {"quantization": quantization.model_dump_json(indent=2)},
-        scores,
-    )
-
-
-def other_numbers(source: Unquantized, scheme: Scheme) -> Quantized:
-    """Quantize in a scheme other than static int8.
-
-    Raises StageError if it would round nothing, RefusedScheme if it cannot hold the network's values.
-    """
-    program, detector = in_scheme(source.fused, scheme), source.fused
-    description = str(scheme)
-    if scheme == "int8-dynamic":
-        layers = dynamic_layers(source.fused)
-        if not layers:
-            raise StageError(
-                f"{source.run.path} has no linear layers but the one that gives the logits: int8-dynamic would round "
-                "nothing; --scheme int8 rounds convolutions too"
-            )
-        description = f"{len(layers)} linear layers in integers"
-    elif scheme == "fp16":
-        detector = copy.deepcopy(source.fused).half()
-    elif scheme in PALETTES:
-        assert isinstance(program, Detector)
-        detector, description = program, f"{2 ** PALETTES[scheme]} values a tensor"
-    if not np.isfinite(logits(program, source.validation)).all():
-        raise RefusedScheme(f"{source.run.path} has values that {scheme} cannot hold: give --scheme int8 or autocast")
-    return Quantized(detector, program, description, {"logit_snr_db": source.snr_db(program)})
-
-
 def _check_accuracy(source: Unquantized, result: Quantized, scheme: Scheme) -> dict[str, Any]:
-    """Return the validation metrics of a quantized run. Raises RefusedScheme if its AUC is below the allowed one."""
+    """Return the validation metrics of a quantized run.
+
+    Raises RefusedScheme if its AUC is below the allowed one, or a score is not a number.
+    """
     if source.least_auc is None:
         return {"val": None, "reason": source.run.info.meaningless}
     # The test split is reserved for the artifacts, whose kernels round differently from this program.
-    scores = result.scores or source.scores(result.program)
+    try:
+        scores = result.scores or source.scores(result.program)
+    except NotANumber as error:  # on a clip that is not among those of ``other_numbers``
+        raise overflows(source, scheme) from error
     if scores.auc < source.least_auc:
         raise RefusedScheme(
             f"{scheme} takes the validation AUC of {source.run.path} to {scores.auc:.4f}, below the "
@@ -227,7 +90,8 @@ def quantize(
     data_info = _data_source(store, *runs)
     changed = {"scheme": scheme, "architecture": source.fused.architecture, "seed": seed, "data": data_info}
     parents = [parent.as_parent() for parent in runs]
-    info = source_run.info.model_copy(update=changed | {"parents": parents, "tools": versions_of(TOOLS)})
+    made_by = {"tools": versions_of(TOOLS), "python": platform.python_version()}
+    info = source_run.info.model_copy(update=changed | made_by | {"parents": parents})
     if scheme == "autocast" and fast_dtype(torch.device("cpu")) is None:
         say("this CPU has no bfloat16 instructions: autocast is emulated to score the validation clips, which is slow")
     crops = calibration_clips or CALIBRATION_CROPS
@@ -247,18 +111,15 @@ def quantize(
 
 
 def _data_source(store: ClipStore, source_run: Run, *others: Run) -> DataSource:
-    """Return the data of a quantized run: the fingerprint of this store; notes and persons also of its parents.
+    """Return the data of a quantized run: this store's, with the source run's notes and the persons of all parents.
 
-    How crops were cut is what the source run says of them: it was trained on these.
-
-    Prints a note if the source run was trained on persons of the validation split of this, another, store.
+    How crops were cut is what the source run says of them: it was trained on these. Prints what ``validation_notes``
+    says of the source run.
     """
-    if source_run.info.data.fingerprint != store.info.fingerprint:
-        for line in seen_note([source_run.name], source_run.info.data.persons, store.clips("val"), "val"):
-            say(line)
-    source = data_source(store, source_run, *others)
-    notes = list(dict.fromkeys([*source_run.info.data.notes, *source.notes]))
-    return source.model_copy(update={"notes": notes, "crops": source_run.info.data.crops})
+    for line in validation_notes(store, source_run):
+        say(f"note: {line}")
+    changed = {"notes": derived_notes(store, source_run), "crops": source_run.info.data.crops}
+    return data_source(store, source_run, *others).model_copy(update=changed)
 
 
 def _train_and_write(
@@ -271,10 +132,19 @@ def _train_and_write(
         "losses": settings.losses,
     }
     with UnfinishedRun(out, asked) as unfinished:
-        result = static_int8(
-            source, crops, lambda calibrated: train_rounded(calibrated, settings, unfinished), match=settings.of_itself
-        )
-        metrics = _check_accuracy(source, result, info.scheme) | result.metrics
+        try:
+            result = static_int8(
+                source,
+                crops,
+                lambda calibrated: train_rounded(calibrated, settings, unfinished),
+                match=settings.of_itself,
+            )
+            metrics = _check_accuracy(source, result, info.scheme) | result.metrics
+        except RefusedScheme as error:
+            raise RefusedScheme(
+                f"{error}; its training is kept in {unfinished.folder}: call again with a larger --max-auc-drop, or "
+                "remove it"
+            ) from error
         steps = info.trained_steps + result.metrics["training"]["steps"]
         info = info.model_copy(update={"trained_steps": steps})
         unfinished.finish(info, result.detector, metrics, **result.files)

@@ -169,6 +169,19 @@ def data_source(store: ClipStore, *runs: Run) -> DataSource:
     )
 
 
+def validation_notes(store: ClipStore, *runs: Run) -> list[str]:
+    """Return notes on persons of a store's validation split, which sets thresholds, whom runs of another have seen."""
+    figures = f"thresholds that were set on it, in {store.name}, and their rates"
+    clips, others = store.clips("val"), [run for run in runs if run.info.data.fingerprint != store.info.fingerprint]
+    return [line for run in others for line in seen_note([run.name], run.info.data.persons, clips, "val", figures)]
+
+
+def derived_notes(store: ClipStore, *runs: Run) -> list[str]:
+    """Return notes on the data of what is made from runs on a store: of theirs, of it, and ``validation_notes``."""
+    of_runs = [note for run in runs for note in run.info.data.notes]
+    return list(dict.fromkeys([*of_runs, *store.info.notes, *validation_notes(store, *runs)]))
+
+
 def _dumped(metrics: "Metrics") -> dict[str, Any]:
     """Return metrics for ``metrics.json`` as a dict, with the AUC of clips first."""
     return {"auc": metrics.auc} | metrics.model_dump()

@@ -14,7 +14,7 @@ from compress.caches import CacheFolder, default_cache
 from compress.checkpoints import asked_of
 from compress.compute import Compute, prepare_compute, samples_of_part
 from compress.features import Cut, Features
-from compress.runs import check_measured_splits, data_source, finish_run
+from compress.runs import check_length, check_measured_splits, data_source, finish_run
 from compress.schedule import BatchSize, Schedule, class_weights
 from compress.training import Task, fit
 from data.batches import Batch
@@ -61,7 +61,7 @@ class TeacherObjective(nn.Module):
     def __init__(self, cut: Cut, weights: Tensor | None) -> None:
         super().__init__()
         self.top, self.head, self._cut = cut.top, cut.detector.head, cut
-        self.register_buffer("class_weights", weights, persistent=False)
+        self.register_buffer("class_weights", weights)
         self.class_weights: Tensor | None
 
     def forward(self, labels: Tensor, features: Tensor, *valid: Tensor) -> Tensor:
@@ -170,8 +170,10 @@ def teach(
             "--cache keeps what frozen layers say: leave it out where none is frozen, or nothing trains"
         )
     source = data_source(store)
-    if start.trained_steps and not schedule.epochs:
-        source = source.model_copy(update={"crops": start.crops})  # it was trained on these, and is not on others
+    if start.data and start.trained_steps and not schedule.epochs:  # it was trained on these, and is not on others
+        if weights and architecture.per == "clip":
+            check_length(weights, start.data.frames or store.frames, store)
+        source = source.model_copy(update={"crops": start.data.crops})
     info = start.info("teacher", source, seed)
     asked = asked_of(info, training) | {"schedule": asdict(schedule), "unfreeze": cut.unfreeze}
     compute = prepare_compute(schedule.precision)

@@ -26,7 +26,7 @@ from compress.checkpoints import (
 from compress.compute import Compute, training_speed
 from compress.reading import read_ahead
 from compress.schedule import Schedule
-from compress.scoring import ClipScorer, collect
+from compress.scoring import ClipScorer, NotANumber, collect
 from data.batches import Batch
 from data.views import Views
 from models.run import UnfinishedRun
@@ -94,9 +94,11 @@ class _Training:
             self.parameters, schedule.learning_rate, weight_decay=schedule.weight_decay, fused=True
         )
         self.passes = schedule.epochs * task.views.rule.views
+        self.position = Position(
+            unreadable=sorted(task.views.unreadable), planned_steps=self.passes * len(self._batches(0))
+        )
         self.curve = self._curve()
         self.scaler = torch.amp.GradScaler(compute.device.type, enabled=compute.dtype == torch.float16)
-        self.position = Position()
         self.average = MovingAverage(self.parameters, schedule.ema)
         self.found_unreadable: list[int] = []
         """Views that could not be read in the interrupted pass, before the interruption."""
@@ -108,8 +110,9 @@ class _Training:
             return torch.optim.lr_scheduler.ReduceLROnPlateau(
                 self.optimizer, factor=PLATEAU_FACTOR, patience=PLATEAU_EPOCHS
             )
-        steps = self.passes * len(self._batches(0))
-        return torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: self.schedule.factor(step, steps))
+        return torch.optim.lr_scheduler.LambdaLR(
+            self.optimizer, lambda step: self.schedule.factor(step, self.position.planned_steps)
+        )
 
     def _batches(self, number: int) -> list[Batch]:
         return self.schedule.batches(self.task.views, self.seed, number, self.task.per)
@@ -117,7 +120,6 @@ class _Training:
     def run_pass(self) -> None:
         """Train for a pass or the rest of one, settle batch norms, validate, and keep the weights if they are best."""
         position = self.position
-        self.task.views.unreadable.update(position.unreadable)
         batches = self._batches(position.passes)
         self.task.views.unreadable.update(self.found_unreadable)
         if not position.speed:
@@ -145,10 +147,7 @@ class _Training:
             # Both are means over the processes, so that all processes save at the same step.
             loss, since_saved = self.compute.mean(torch.tensor([loss, now - saved])).tolist()
             if not math.isfinite(loss):
-                remedy = "a smaller --learning-rate" if position.steps else "other --weights to start from"
-                raise StageError(
-                    f"the loss is not a number after {position.steps} steps: give {remedy}, or --precision fp32"
-                )
+                raise self._diverged("the loss is not a number")
             position.losses.append(loss)
             position.batch += 1
             position.steps += 1
@@ -194,14 +193,22 @@ class _Training:
         self.average.move(self.position.steps)
         return total
 
+    def _diverged(self, what: str) -> StageError:
+        steps = self.position.steps
+        remedy = "a smaller --learning-rate" if steps else "other --weights to start from"
+        return StageError(f"{what} after {steps} steps: give {remedy}, or --precision fp32")
+
     def _validate(self) -> tuple[float, float]:
         """Return the clip AUC and the mean log loss on the validation split; each process scores its share."""
         store = self.task.views.store
         clips = store.clips("val")
         self.task.objective.eval()
         share = clips[self.compute.rank :: self.compute.processes]
-        with torch.inference_mode(), self.compute.context():
-            share_scores = collect(self.task.score, share, store.frames, "validate", self.task.per).clips
+        try:
+            with torch.inference_mode(), self.compute.context():
+                share_scores = collect(self.task.score, share, store.frames, "validate", self.task.per).clips
+        except NotANumber as error:  # no loss was computed after the pass's last step
+            raise self._diverged("a validation score is not a number") from error
         scores = np.empty(len(clips))
         for rank, rank_scores in enumerate(self.compute.gathered(share_scores)):
             scores[rank :: self.compute.processes] = rank_scores
@@ -266,6 +273,7 @@ class _Training:
         self.curve.load_state_dict(states["curve"])
         self.scaler.load_state_dict(states["scaler"])
         restore_random(states["random"][self.compute.rank], self.compute.device)
+        self.task.views.unreadable.update(self.position.unreadable)
         self.found_unreadable = states["unreadable"][self.compute.rank]
         say(f"going on after pass {self.position.passes} and {self.position.batch} batches of the next")
 

@@ -2,14 +2,16 @@
 
 import logging
 import os
+import platform
 import signal
 import socket
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 from data.parquet import Row
-from stage import StageError, progress, reason_of, say
+from stage import StageError, WrongArgument, progress, reason_of, say
 
 Job = TypeVar("Job", bound=tuple[Any, ...])
 LOCAL = "local"
@@ -26,6 +28,19 @@ ENVIRONMENT = {
     "RAY_DEDUP_LOGS_SKIP_REGEX": "worker died or was killed|retries remaining",
 }
 """Environment variables for settings that Ray reads when it is imported. A user's own values are kept."""
+
+
+def check_workers(address: str | None, workers: int) -> None:
+    """Raise WrongArgument for a number of processes beside the address of a cluster, which has its own."""
+    if workers > 1 and address not in (None, LOCAL):
+        raise WrongArgument(
+            f"--workers {workers} is for this machine and --ray local: leave it out with --ray {address}"
+        )
+
+
+def not_shared(path: Path) -> Row:
+    """Return the result of a job whose file the machine with the jobs has found, and this one has not."""
+    return {"error": f"{path} is not on {platform.node()}: share the disk with the cluster, or give a URL"}
 
 
 def on_ray(

@@ -19,7 +19,7 @@ from data.forge import Forgery
 from data.picture import Frame, Picture
 from data.video import write_video
 from files import written_whole
-from stage import in_processes
+from stage import StageError, in_processes
 
 FPS = 25
 FRAMES = 30
@@ -116,8 +116,15 @@ def render_corpora(out: Path, renders: int, controls: int, seed: int, workers: i
     ``out/corpus`` is laid out like FaceForensics++ (``renders`` originals, one forgery each). ``out/control`` is a
     plain folder of ``controls`` other renders whose "forgeries" went through the identity transform: a detector that
     learned the forgery, and not a trait of the files, cannot tell them from the real ones. Existing files are kept.
+    Raises StageError if they were rendered with another seed.
     """
     corpus, control = out / "corpus", out / "control"
+    for folder in (corpus, control):
+        about, text = folder / "corpus.json", json.dumps({"note": NOTE, "seed": seed}, indent=2) + "\n"
+        if about.exists() and about.read_text(encoding="utf-8") != text:
+            raise StageError(f"{folder} was rendered with another --seed: remove it, or give another --out")
+        with written_whole(about) as aside:
+            aside.write_text(text, encoding="utf-8")
     pairs = [
         (
             corpus / f"original_sequences/youtube/c23/videos/{n:03d}.mp4",
@@ -132,6 +139,3 @@ def render_corpora(out: Path, renders: int, controls: int, seed: int, workers: i
     ]
     missing = [pair for pair in pairs if not (pair[0].exists() and pair[1].exists())]
     in_processes(render_pair, missing, workers, "render")
-    for folder in (corpus, control):
-        with written_whole(folder / "corpus.json") as aside:
-            aside.write_text(json.dumps({"note": NOTE}, indent=2) + "\n")

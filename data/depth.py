@@ -94,7 +94,7 @@ def _load(folder: Path) -> tuple[Any, Any]:
         raise StageError(f"{folder} holds no depth network that can be read: {reason_of(error)}; {MEND}") from error
 
 
-def _find_weights(size: str | None, folder: Path | None) -> tuple[Path, DepthWeights]:
+def find_weights(size: str | None, folder: Path | None) -> tuple[Path, DepthWeights]:
     """Return the folder of the weights, and their description.
 
     Raises WrongArgument for both options or an unknown size, StageError if files are missing.
@@ -126,7 +126,7 @@ class DepthAnything:
         import torch
 
         refuse_tf32()
-        files, self.weights = _find_weights(size, folder)
+        files, self.weights = find_weights(size, folder)
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         network, self._processor = _load(files)
         self._network = network.to(self._device)

@@ -97,7 +97,7 @@ def _raft_network(path: Path) -> "nn.Module":
 def _raft(weights: Path | None) -> Estimate:
     """RAFT (Teed & Deng, ECCV 2020) with the user's weights; its inputs are scaled to -1..1.
 
-    Raises WrongArgument without weights and, when it is called, for crops of a size that it cannot take.
+    Raises WrongArgument without weights.
     """
     if weights is None:
         raise WrongArgument(f"--flow raft needs weights: {RAFT_MEND}")
@@ -108,12 +108,6 @@ def _raft(weights: Path | None) -> Estimate:
     network = _raft_network(weights).to(device)
 
     def estimate(first: Crop, second: Crop) -> Flow:
-        side = first.shape[0]
-        if side < RAFT_SMALLEST or side % RAFT_MULTIPLE:
-            raise WrongArgument(
-                f"--flow raft cannot take crops of {side} pixels: give a --size of at least {RAFT_SMALLEST} "
-                f"and a multiple of {RAFT_MULTIPLE}"
-            )
         with torch.inference_mode():
             pair = torch.from_numpy(np.stack([first, second])).to(device).permute(0, 3, 1, 2) / 127.5 - 1.0
             flow = network(pair[:1], pair[1:])[-1][0].permute(1, 2, 0)
@@ -123,6 +117,15 @@ def _raft(weights: Path | None) -> Estimate:
 
 
 ESTIMATORS: dict[str, Callable[[Path | None], Estimate]] = {"dis": _dis, "farneback": _farneback, "raft": _raft}
+
+
+def check_side(name: str, side: int) -> None:
+    """Raise WrongArgument for crops of a side in pixels that the named estimator cannot take."""
+    if name == "raft" and (side < RAFT_SMALLEST or side % RAFT_MULTIPLE):
+        raise WrongArgument(
+            f"--flow raft cannot take crops of {side} pixels: give a --size of at least {RAFT_SMALLEST} "
+            f"and a multiple of {RAFT_MULTIPLE}"
+        )
 
 
 def flow_estimator(name: str, weights: Path | None = None) -> Estimate:

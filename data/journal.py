@@ -73,11 +73,11 @@ def in_noted_processes(
     journal: Journal,
     workers: int,
     description: str,
-    killed: Callable[[str], Row],
+    note_killer: Callable[[str], None],
 ) -> None:
     """Call ``function(*job)``, which begins and notes its file, for every job in local processes.
 
-    A file that kills its process is tried again alone; if it kills that process too, ``killed(name)`` is its row.
+    A file that kills its process is tried again alone; if it kills that process too, ``note_killer(name)`` notes it.
     Raises StageError if processes die twice in a row without working on a file.
     """
     died_idle = False
@@ -97,5 +97,5 @@ def in_noted_processes(
             try:
                 in_processes(function, [jobs[name]], 1, description)
             except WorkerDied:
-                journal.note(name, killed(name))
+                note_killer(name)
         pending = {name: job for name, job in pending.items() if not journal.noted_since(name, started)}

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from data.crops import CropRule
 from data.depth import DepthAnything, DepthWeights, depth_pictures
-from data.flow import Estimate, clip_flow, flow_estimator
+from data.flow import Estimate, check_side, clip_flow, flow_estimator
 from data.picture import Frame
 from files import sha256_of
 from stage import Modality, WrongArgument
@@ -46,8 +46,7 @@ class Modalities:
     ) -> dict[str, NDArray[np.uint8]]:
         """Return each modality's pictures, uint8 [T, S, S, 3], of a clip's frames, uint8 [H, W, 3] RGB.
 
-        boxes: float32 [T, 4] in pixels; valid: the frames that count, bool [T]. Raises WrongArgument for crops of a
-        side that RAFT cannot take.
+        boxes: float32 [T, 4] in pixels; valid: the frames that count, bool [T].
         """
         rgb = rule.cut_clip(frames, boxes)
         pictures = {"rgb": rgb}
@@ -66,13 +65,15 @@ class Modalities:
         """Return the depth network's weights, None without depth. Raises StageError if they are missing or damaged."""
         return _depth(self.depth_size, self.depth_weights).weights if "depth" in self.names else None
 
-    def flow_settings(self) -> str | None:
+    def flow_settings(self, side: int) -> str | None:
         """Return the flow estimator's name and weights' SHA-256, None without flow.
 
-        Raises StageError if its weights are missing, damaged or not needed.
+        Raises StageError if its weights are missing, damaged or not needed, WrongArgument for crops of a ``side`` in
+        pixels that it cannot take.
         """
         if "flow" not in self.names:
             return None
+        check_side(self.flow, side)
         _flow(self.flow, self.flow_weights)
         return self.flow if self.flow_weights is None else f"{self.flow} {sha256_of(self.flow_weights)}"
 

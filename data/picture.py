@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import av
+import cv2
 import numpy as np
 from av.video.frame import VideoFrame
 from numpy.typing import NDArray
@@ -13,6 +14,10 @@ from stage import StageError, reason_of
 
 Frame = NDArray[np.uint8]
 """One picture: uint8 [H, W, 3], RGB, 0..255."""
+INTERLACED = "interlaced: what moves has combs"
+HDR = "HDR, read without tone mapping"
+HDR_CURVES = (16, 18)
+"""Transfer characteristics of PQ and HLG (ITU-T H.273, table 3)."""
 LUMA_FIRST = ("gray", "yuv4", "yuvj4", "yuva4", "nv12", "nv21")
 """Prefixes of the names of pixel formats whose first plane is the luma."""
 Matrix = tuple[int, int, int, int]
@@ -36,8 +41,11 @@ class UnreadableVideo(StageError):
 class Picture:
     """One decoded frame, upright. Luma costs nothing; RGB is converted each time it is read."""
 
-    def __init__(self, frame: VideoFrame, path: Path | None = None, matrix: Matrix = UPRIGHT) -> None:
-        self._frame, self._path, self._matrix = frame, path, matrix
+    def __init__(
+        self, frame: VideoFrame, path: Path | None = None, matrix: Matrix = UPRIGHT, aspect: float = 1.0
+    ) -> None:
+        """``aspect``: width of a coded pixel over its height; the picture is stretched in width to square ones."""
+        self._frame, self._path, self._matrix, self._aspect = frame, path, matrix, aspect
 
     @classmethod
     def of(cls, pixels: Frame) -> "Picture":
@@ -54,6 +62,17 @@ class Picture:
         """Whether the frame was decoded without any frame before it."""
         return self._frame.key_frame
 
+    @property
+    def is_damaged(self) -> bool:
+        """Whether FFmpeg could decode the frame only in part; it fills the rest from the frame before."""
+        return self._frame.is_corrupt
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What a reader of the frame must know: it is woven of two fields, or meant for a brighter screen."""
+        found = {INTERLACED: self._frame.interlaced_frame, HDR: self._frame.color_trc in HDR_CURVES}
+        return tuple(remark for remark, applies in found.items() if applies)
+
     @functools.cached_property
     def luma(self) -> NDArray[np.uint8]:
         """Luma, uint8 [H, W]: for 8-bit YUV the plane as coded (16..235 or 0..255), else 0..255."""
@@ -61,7 +80,7 @@ class Picture:
         if name.startswith(LUMA_FIRST) and frame.format.components[0].bits == 8:
             plane = frame.planes[0]
             rows = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)  # type: ignore[call-overload]
-            return self._upright(rows[: frame.height, : frame.width])
+            return self._upright(self._square(rows[: frame.height, : frame.width]))
         return self._converted("gray")
 
     @property
@@ -78,9 +97,19 @@ class Picture:
     def _converted(self, pix_fmt: str) -> NDArray[np.uint8]:
         """Return the frame in a pixel format, upright. Raises UnreadableVideo if it cannot be converted."""
         try:
-            return self._upright(np.asarray(self._frame.to_ndarray(format=pix_fmt), np.uint8))
+            # One thread: the scaler would start as many as the machine has processors, for each frame anew.
+            return self._upright(self._square(np.asarray(self._frame.to_ndarray(format=pix_fmt, threads=1), np.uint8)))
         except (av.FFmpegError, OSError, ValueError) as error:
             raise UnreadableVideo(self._path or Path("it"), f"breaks while decoding: {reason_of(error)}") from error
+
+    def _square(self, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Return a picture as coded, [H, W, ...], stretched in width until its pixels are square."""
+        height, width = picture.shape[:2]
+        shown = round(width * self._aspect)
+        if shown == width:
+            return picture
+        kernel = cv2.INTER_AREA if shown < width else cv2.INTER_LINEAR
+        return np.asarray(cv2.resize(picture, (shown, height), interpolation=kernel), np.uint8)
 
     def _upright(self, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Return a picture [H, W, ...] turned and mirrored by the display matrix (multiples of 90 degrees)."""

@@ -4,7 +4,6 @@ import functools
 import hashlib
 import io
 import json
-import platform
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,7 +14,7 @@ import cv2
 import typer
 
 from command import run_as_script, takes_options
-from data.cluster import on_ray
+from data.cluster import check_workers, not_shared, on_ray
 from data.crops import CropRule
 from data.faces import DETECTORS
 from data.forge import WEAKEST
@@ -69,17 +68,18 @@ def _prepare_here(jobs: list[Job], store: Unfinished, workers: int) -> None:
     """Prepare in local processes. A file that kills its process, and a second one when tried alone, is unreadable."""
     job_of = {job[0].video_id: job for job in jobs}
 
-    def row_of_killed(video_id: str) -> Row:
-        return without_clips(*job_of[video_id][:2], "unreadable", KILLER)
+    def note_killer(video_id: str) -> None:
+        source, split, *_ = job_of[video_id]
+        note(store.folder, source, without_clips(source, split, "unreadable", KILLER))
 
-    in_noted_processes(_prepare_one, job_of, store.journal, workers, "prepare", row_of_killed)
+    in_noted_processes(_prepare_one, job_of, store.journal, workers, "prepare", note_killer)
 
 
 def _prepare_on_cluster(source: Source, split: str, recipe: Recipe, existed: bool) -> Row:
     """Prepare one video on a cluster; return its row as JSON and its clip file's bytes, or an error's text."""
     _use_one_thread(recipe)
     if existed and not _exists(source):
-        return {"error": f"{source.path} is not on {platform.node()}: share the disk with the cluster, or give a URL"}
+        return not_shared(source.path)
     file = io.BytesIO()
     with RowWriter(file, CLIP_SCHEMA) as clips:
         row = prepare_video(source, split, recipe, clips.write)
@@ -104,12 +104,12 @@ def _build(
     with Unfinished(out, recipe.settings) as store:
         folder = store.folder.absolute()
         jobs = [(source, split, recipe, _exists(source), folder) for source, split in sources if split]
-        for source in (source for source, split in sources if not split):
-            note(folder, source, without_clips(source, "", "left_out", "it shows persons of two splits"))
         if ray is None:
             _prepare_here(jobs, store, workers)
         else:
             _prepare_on_ray(jobs, store, ray, workers)
+        for source in (source for source, split in sources if not split):
+            note(folder, source, without_clips(source, "", "left_out", "it shows persons of two splits"))
         return store.finish([source for source, _ in sources], notes)
 
 
@@ -214,6 +214,7 @@ def prepare(
     else:
         refuse_existing(out)
     check_weakest_forgery(weakest_forgery, bool(forge))
+    check_workers(ray, workers)
     split_ratios = parse_ratios(ratios)
     modalities = modality_options.checked()
     sources, notes, fingerprint = _read_places(source, selection)
@@ -227,7 +228,7 @@ def prepare(
         clips_per_video=clips_per_video,
         start=start,
         modalities=modalities.names,
-        flow=modalities.flow_settings(),
+        flow=modalities.flow_settings(crop.size),
         depth=modalities.depth_settings(),
         forge=forge,
         weakest_forgery=weakest_forgery,

@@ -47,6 +47,8 @@ class VideoTally:
     frames_without_face: int = 0
     damaged: int = 0
     """Number of frames that could be decoded only in part."""
+    remarks: dict[str, None] = field(default_factory=dict)
+    """What its frames are (``Picture.remarks``)."""
 
 
 def _row(source: Source, split: str) -> Row:
@@ -87,6 +89,7 @@ def prepare_video(source: Source, split: str, recipe: Recipe, keep: Callable[[Ro
                     _find_clips(video, row, recipe, start, tally, keep)
                 finally:
                     tally.damaged = video.damaged
+                    tally.remarks |= video.remarks
         except NotFetched as error:
             raise StageError(f"{error}: what is done is kept, call the command again to go on") from error
         except UnreadableVideo as error:
@@ -98,10 +101,10 @@ def prepare_video(source: Source, split: str, recipe: Recipe, keep: Callable[[Ro
 
 
 def _status(tally: VideoTally, decode_error: str, settings: StoreSettings) -> tuple[str, str]:
-    """Return a file's status and the reason for it, with the number of damaged frames."""
+    """Return a file's status and the reason for it, with the number of damaged frames and what its frames are."""
     status, reason = _outcome(tally, decode_error, settings)
     damaged = f"damaged frames: {tally.damaged}" if tally.damaged else ""
-    return status, "; ".join(filter(None, (reason, damaged)))
+    return status, "; ".join(filter(None, (reason, damaged, *tally.remarks)))
 
 
 def _outcome(tally: VideoTally, decode_error: str, settings: StoreSettings) -> tuple[str, str]:

@@ -184,6 +184,8 @@ class ClipStore:
                     clips += _read_clips(file, video, self.frames)
                 except ValueError as error:
                     damaged[file] = f"{file} is missing or damaged ({error})"
+                    if split == "train":
+                        say(f"the train split does without a file: {damaged[file]}")
             self._clips_and_damage[split] = clips, damaged
         return self._clips_and_damage[split]
 
@@ -229,15 +231,13 @@ class ClipStore:
         """Return the clips of ``train``, ``val`` or ``test``.
 
         Raises StageError if there is none, if ``both`` labels are needed and one is missing, or if a file is missing or
-        damaged. For ``train`` such files are left out, and each is reported.
+        damaged. For ``train`` such files are left out, and each is reported once.
         """
         if not self._videos:
             raise StageError(f"{self.path} holds no clip: see the reasons in {self.path / 'videos.parquet'}")
         clips, damaged = self._clips_of(split)
         if damaged and split != "train":
             raise StageError(f"{next(iter(damaged.values()))}: prepare the store again")
-        for reason in damaged.values():
-            say(f"training does without a file: {reason}")
         if len({clip.label for clip in clips}) < (2 if both else 1):
             counts = self.info.clips.get(split, {})
             mend = "prepare more videos, or with other --ratios or --forge"

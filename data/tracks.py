@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.faces import Box, Face, FaceDetector, area, iou, whole
-from data.picture import Picture
+from data.picture import Picture, UnreadableVideo
 
 STRIDE = 6
 """Frames from one key frame to the next."""
@@ -98,17 +98,24 @@ class Tracker:
         self._key: Picture | None = None
 
     def follow(self, pictures: Iterable[Picture]) -> Iterator[Seen]:
-        """Yield every frame with its faces, at most STRIDE frames after it was read."""
+        """Yield every frame with its faces, at most STRIDE frames after it was read.
+
+        Raises UnreadableVideo where the stream of pictures breaks, after the frames before.
+        """
         pending: list[Seen] = []
         number = -1
-        for number, picture in enumerate(pictures):
-            if pending and pending[-1].picture.size != picture.size:
-                yield from self._find_faces(pending, number - 1)
-                pending = []
-            pending.append(Seen(picture))
-            if number % STRIDE == 0:
-                yield from self._find_faces(pending, number)
-                pending = []
+        try:
+            for number, picture in enumerate(pictures):
+                if pending and pending[-1].picture.size != picture.size:
+                    yield from self._find_faces(pending, number - 1)
+                    pending = []
+                pending.append(Seen(picture))
+                if number % STRIDE == 0:
+                    yield from self._find_faces(pending, number)
+                    pending = []
+        except UnreadableVideo:
+            yield from self._find_faces(pending, number)  # they may end a clip
+            raise
         yield from self._find_faces(pending, number)
 
     def _find_faces(self, pending: list[Seen], number: int) -> list[Seen]:

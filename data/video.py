@@ -34,6 +34,8 @@ WITHOUT_INDEX = ("mpeg", "mpegts")
 """Formats without an index: after a seek, FFmpeg lands on any frame and guesses its time."""
 WORTH_SEEKING = 50
 """Least number of frames to skip by a seek; fewer are decoded and dropped, as a seek goes back to a key frame."""
+NEARLY_SQUARE, MOST_OBLONG = 0.01, 4.0
+"""Aspect ratios of pixels that are taken for square: those within a hundredth of it, and those that no format has."""
 CRF = 23
 """Constant rate factor of H.264: FaceForensics++'s light compression (c23)."""
 
@@ -67,8 +69,10 @@ class Video:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.damaged = 0
-        """Number of frames so far that FFmpeg could decode only in part; it fills the rest from the frame before."""
+        self._damaged: set[int] = set()
+        """Numbers of the damaged frames so far; after a seek, some are decoded a second time."""
+        self.remarks: dict[str, None] = {}
+        """What its frames so far must be known to be (``Picture.remarks``), in order."""
         self._container = self._open()
         self._next = 0
         try:
@@ -118,15 +122,20 @@ class Video:
     def _decode(self) -> Iterator[Picture]:
         """Yield the pictures from the container's position on. Raises UnreadableVideo where the stream breaks."""
         try:
-            matrix, rotation = UPRIGHT, None
+            matrix, rotation, aspect = UPRIGHT, None, float(self._stream.sample_aspect_ratio or 1)
+            aspect = 1.0 if abs(aspect - 1) < NEARLY_SQUARE or not 1 / MOST_OBLONG < aspect < MOST_OBLONG else aspect
             for frame in self._container.decode(self._stream):
-                self.damaged += frame.is_corrupt
                 # Read only on a change: a frame whose side data was read lives until the garbage collector runs.
                 if frame.rotation != rotation:
                     matrix, rotation = display_matrix(frame), frame.rotation
-                yield Picture(frame, self.path, matrix)
+                yield Picture(frame, self.path, matrix, aspect)
         except (av.FFmpegError, ValueError) as error:
             raise UnreadableVideo(self.path, f"breaks while decoding: {reason_of(error)}") from error
+
+    @property
+    def damaged(self) -> int:
+        """Number of frames so far that could be decoded only in part."""
+        return len(self._damaged)
 
     @property
     def position(self) -> int:
@@ -149,29 +158,37 @@ class Video:
         picture, self._first = self._first, None
         if picture is None:
             picture = next(self._decoded, None)
-        self._next += picture is not None
+        if picture is not None:
+            if picture.is_damaged:
+                self._damaged.add(self._next)
+            self.remarks |= dict.fromkeys(picture.remarks)
+            self._next += 1
         return picture
 
     @functools.cached_property
-    def _timestamps(self) -> list[int]:
-        """Presentation times of all shown frames, sorted, in the stream's unit, without decoding; [] if unknown."""
+    def _index(self) -> list[tuple[int, bool]]:
+        """Presentation time of each shown frame, in the stream's unit, and whether the container calls it a key frame.
+
+        Sorted, without decoding; [] if unknown.
+        """
         with self._open() as container:
             try:
-                times = [packet.pts for packet in container.demux(_film_of(container)) if _is_shown(packet)]
+                packets = container.demux(_film_of(container))
+                entries = [(packet.pts, packet.is_keyframe) for packet in packets if _is_shown(packet)]
             except (av.FFmpegError, ValueError):
                 return []
-        if self._begins is None or None in times:
+        if self._begins is None or any(time is None for time, _ in entries):
             return []
         # A stream cut out of another may begin with frames that refer to the missing part: they are never decoded.
-        return sorted(time for time in times if time >= self._begins)
+        return sorted(entry for entry in entries if entry[0] >= self._begins)
 
     def count(self) -> int:
         """Return the number of frames; nothing is decoded if the container has their times.
 
         For a stream that breaks, it is the number of frames before the break, exact if they had to be decoded.
         """
-        if self._timestamps:
-            return len(self._timestamps)
+        if self._index:
+            return len(self._index)
         with Video(self.path) as video:
             with contextlib.suppress(UnreadableVideo):
                 for _ in video.pictures():
@@ -179,19 +196,25 @@ class Video:
             return video.position
 
     def _seek(self, number: int) -> None:
-        """Go to the key frame before frame ``number``, if the container has an index and the times of all frames."""
-        if number >= len(self._timestamps) or self._container.format.name in WITHOUT_INDEX:
+        """Go to the key frame before frame ``number``, if the container has an index and the times of all frames.
+
+        Stays where no key frame lies between: what was read would be decoded again.
+        """
+        index = self._index
+        if number >= len(index) or self._container.format.name in WITHOUT_INDEX:
+            return
+        if not any(is_key for _, is_key in index[self._next + 1 : number + 1]):
             return
         try:
-            self._container.seek(self._timestamps[number], stream=self._stream)
+            self._container.seek(index[number][0], stream=self._stream)
             self._decoded = self._decode()
             picture = next(self._decoded, None)
         except (av.FFmpegError, UnreadableVideo):
             picture = None
         # Some files mark frames as key frames that are none; some decoders return a picture for undecodable data.
         key_time = picture.time if picture is not None and picture.is_key else None
-        key_number = -1 if key_time is None else bisect.bisect_left(self._timestamps, key_time)
-        if 0 <= key_number <= number and self._timestamps[key_number] == key_time:
+        key_number = -1 if key_time is None else bisect.bisect_left(index, key_time, key=lambda entry: entry[0])
+        if 0 <= key_number <= number and index[key_number][0] == key_time:
             self._first, self._next = picture, key_number
             return
         self._restart()

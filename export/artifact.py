@@ -19,7 +19,7 @@ from export import coreml, executorch, onnx
 from export.forms import Form
 from export.gate import Gated, SourceRun, gate
 from export.golden import Inputs
-from export.manifest import Absent, Artifact, Validation
+from export.manifest import OWN_SCORES, Absent, Artifact, Validation
 from export.programs import Graph, graphs_of, in_torch
 from export.runtimes import Delegate, Runtime, UnfitArtifact, evaluated_by, program_file, scorer_of
 from files import bytes_of, sha256_of
@@ -32,13 +32,13 @@ MINIMUM_OS: dict[Runtime, str] = {
     "onnxruntime": f"as the ONNX Runtime that the app links ({onnx.NEEDS})",
 }
 EXECUTORCH = (
-    f"the ExecuTorch runtime that the app links: {version('executorch')} or newer (older ones were not tried), built "
-    "with the {} backend and the operators that the programs name"
+    f"as the ExecuTorch runtime that the app links, {version('executorch')} or newer (older ones were not tried), "
+    "built with the {} backend and the operators that the programs name"
 )
 MINIMUM_OS_BY_DELEGATE: dict[Delegate, str] = {
-    "xnnpack": f"as {EXECUTORCH.format('XNNPACK')}",
-    "coreml": f"{coreml.MINIMUM_OS}, and as {EXECUTORCH.format('Core ML')}",
-    "vulkan": f"Android with Vulkan 1.1, and as {EXECUTORCH.format('Vulkan')}",
+    "xnnpack": EXECUTORCH.format("XNNPACK"),
+    "coreml": f"{coreml.MINIMUM_OS}, and {EXECUTORCH.format('Core ML')}",
+    "vulkan": f"Android with Vulkan 1.1, and {EXECUTORCH.format('Vulkan')}",
 }
 """Least system and runtime that an artifact needs: a ``.pte`` by its delegate, others by their runtime."""
 
@@ -130,7 +130,7 @@ def _threshold_fields(file: str, gated: Gated, source: SourceRun, store: ClipSto
         raise UnfitArtifact(f"{file}: {error}") from error
     threshold = val.choose_threshold()
     validation = Validation.of(val, threshold.value)
-    return {"threshold": threshold, "threshold_from": "its own validation scores", "validation": validation}
+    return {"threshold": threshold, "threshold_from": OWN_SCORES, "validation": validation}
 
 
 def make_artifact(job: Job, folder: Path, inputs: Inputs) -> tuple[Artifact, list[float]] | Absent:

@@ -8,20 +8,17 @@ from numpy.typing import NDArray
 
 from export.manifest import PIXELS, SCHEMA_VERSION, Artifact, Manifest
 from export.runtimes import Programs, evaluated_by, open_artifact, program_file, scorer_of
-from files import OF_BUNDLES, bytes_of, sha256_of
+from files import LEFT_BY_SYSTEMS, OF_BUNDLES, bytes_of, files_in, sha256_of
 from parsing import read_json
 from stage import Scorer, StageError, WrongArgument
 
 MANIFEST, SUMS = OF_BUNDLES
 GOLDEN = PIXELS.partition("/")[0]
-LEFT_BY_SYSTEMS = (".DS_Store", "Thumbs.db", "desktop.ini")
-"""Files that file managers leave in folders."""
 
 
 def write_sums(folder: Path) -> None:
     """Write ``SHA256SUMS`` of all files of a bundle, in the format of coreutils' sha256sum."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    lines = [f"{sha256_of(path)}  {path.relative_to(folder).as_posix()}\n" for path in files]
+    lines = [f"{sha256_of(path)}  {path.relative_to(folder).as_posix()}\n" for path in files_in(folder)]
     (folder / SUMS).write_text("".join(lines), encoding="utf-8")
 
 
@@ -92,7 +89,9 @@ class Bundle:
             if not artifact.cannot_run() and not evaluated_by(artifact.runtime)
         ]
         if not runnable:
-            raise StageError(f"no artifact of {self.path} can run on this machine")
+            others = [artifact.file for artifact in self.manifest.artifacts if not artifact.cannot_run()]
+            mend = f": give --artifact {others[0]}, which Pocketproof evaluates, slowly" if others else ""
+            raise StageError(f"no artifact of {self.path} can run on this machine{mend}")
 
         def rank(artifact: Artifact) -> tuple[bool, bool, int]:
             return artifact.batch not in (1, None), artifact.method == "clip", artifact.bytes
@@ -110,15 +109,15 @@ class Bundle:
 
     def check_programs(self, artifact: Artifact) -> None:
         """Raise StageError if an artifact's files differ in name, size or SHA-256 from what the manifest states."""
-        path = self.checked_path(artifact)
-        stated = [(path, artifact.bytes, artifact.sha256)]
+        stated = [(self.checked_path(artifact), (artifact.bytes, artifact.sha256))]
         for program in artifact.programs:
             file = program_file(Path(artifact.file), artifact.runtime, program.name)
             if program.file != file.as_posix():
                 raise StageError(f"{self.path / 'manifest.json'} names {program.file} where {file} is: export it again")
-            stated.append((self.path / file, program.bytes, program.sha256))
-        for file, size, digest in stated:
-            if not file.exists() or (bytes_of(file), sha256_of(file)) != (size, digest):
+            stated.append((self.path / file, (program.bytes, program.sha256)))
+        found = {file: (bytes_of(file), sha256_of(file)) for file in dict(stated) if file.exists()}
+        for file, size_and_digest in stated:
+            if found.get(file) != size_and_digest:
                 raise StageError(f"{file} is not of the size and SHA-256 that manifest.json states: export it again")
 
     def open(self, artifact: Artifact, threads: int = 1) -> Programs:

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import logging
+import math
 import warnings
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -19,11 +20,12 @@ from export.runtimes import (
     Method,
     ProgramName,
     Programs,
+    UnfitArtifact,
     evaluated_by,
     in_batches,
     program_file,
 )
-from stage import PALETTES, Scheme
+from stage import PALETTES, Scheme, some_of
 
 if TYPE_CHECKING:
     from export.programs import Graph
@@ -54,7 +56,7 @@ def write(graphs: Sequence["Graph"], path: Path) -> dict[str, Any]:
     """Write one program as an ``.mlpackage``, or several into a folder; return ``operators`` by program.
 
     Programs compute in FLOAT32, except in the schemes of HALF: int8 values are dequantized to float32 where an
-    operation has no int8 form.
+    operation has no int8 form. Raises UnfitArtifact if a palette is lost.
     """
     operators = {}
     for graph in graphs:
@@ -123,7 +125,36 @@ def _convert(graph: "Graph") -> Any:
             return model
         # The weights have few distinct values already: each becomes a table and indices into it.
         config = ct.optimize.coreml.OpPalettizerConfig(mode="unique")
-        return ct.optimize.coreml.palettize_weights(model, ct.optimize.coreml.OptimizationConfig(global_config=config))
+        model = ct.optimize.coreml.palettize_weights(model, ct.optimize.coreml.OptimizationConfig(global_config=config))
+        if dense := _dense_weights(model):
+            raise UnfitArtifact(
+                f"Core ML would store {len(dense)} layers of {graph.name} without a palette ({some_of(dense)}), as its "
+                "compiler changes their weights: give --scheme fp16 or int8"
+            )
+        return model
+
+
+def _dense_weights(model: Any) -> list[str]:
+    """Return the names of the layers' weights of more than SMALLEST_PALETTE values that are stored one by one."""
+    from models.schemes import SMALLEST_PALETTE  # imports torch, without which bundles are verified too
+
+    dense: list[str] = []
+    for block in model.get_spec().mlProgram.functions["main"].block_specializations.values():
+        sizes = {
+            operation.outputs[0].name: math.prod(
+                dimension.constant.size for dimension in operation.outputs[0].type.tensorType.dimensions
+            )
+            for operation in block.operations
+            if operation.type == "const"
+        }
+        weights = [
+            argument.name
+            for operation in block.operations
+            if "weight" in operation.inputs
+            for argument in operation.inputs["weight"].arguments
+        ]
+        dense += [name for name in weights if sizes.get(name, 0) > SMALLEST_PALETTE]
+    return dense
 
 
 def delegate_partitioner() -> Any:

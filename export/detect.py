@@ -7,6 +7,7 @@ import typer
 
 from command import run_as_script
 from compress.scoring import probability
+from data.cluster import check_workers
 from data.layouts import is_photo
 from data.remote import place
 from export.annotate import Marks
@@ -51,6 +52,7 @@ def _check(
         raise WrongArgument("--json is for what is printed: the table of --out has the same columns")
     if out is None and (workers != 1 or ray is not None):
         raise WrongArgument("--workers and --ray are for a table of many videos: give --out scores.parquet too")
+    check_workers(ray, workers)
 
 
 def detect(

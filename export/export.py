@@ -1,13 +1,21 @@
 """Export runs into a bundle: every artifact that passes the gate, and the manifest that describes them."""
 
-import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from command import run_as_script
-from compress.runs import check_crops, check_rgb, check_store, data_source, diagnosis_of, student_of
+from compress.runs import (
+    check_crops,
+    check_rgb,
+    check_store,
+    data_source,
+    derived_notes,
+    diagnosis_of,
+    student_of,
+    validation_notes,
+)
 from data.store import ClipStore
 from export.artifact import Job, make_artifact
 from export.bundle import MANIFEST, Bundle, write_sums
@@ -22,7 +30,7 @@ from models.detector import Architecture
 from models.run import TOOLS as RUN_TOOLS
 from models.run import Run, versions_of
 from resuming import alone
-from stage import Scheme, StageError, in_processes, say
+from stage import Scheme, StageError, in_processes, say, usable_cores
 
 TOOLS = (*RUN_TOOLS, "onnx", "onnxruntime", "coremltools")
 ONLY_TORCH: tuple[Scheme, ...] = ("autocast", "int8-dynamic")
@@ -59,7 +67,7 @@ def build_bundle(
         crop = CropGeometry.of(store.info.settings)
         write_raw(folder / crop.pixels.crops, CropPixels.cut(crop.rule, crop.pixels.boxes))
         tasks = [(job, folder, inputs) for job in jobs]
-        results = in_processes(make_artifact, tasks, min(len(jobs), os.cpu_count() or 1, 4), "export")
+        results = in_processes(make_artifact, tasks, min(len(jobs), usable_cores(), 4), "export")
         entries = [result for result in results if isinstance(result, tuple)]
         unfit = [result for result in results if isinstance(result, Absent)]
         if not entries:
@@ -92,6 +100,7 @@ def _manifest(
     first = jobs[0].info
     runs = {job.source.run.path: job.source.run for job in jobs}
     names = shortest_names(runs)
+    notes = derived_notes(store, *runs.values())
     return Manifest(
         backbone=first.architecture.backbone,
         crop=crop,
@@ -100,7 +109,7 @@ def _manifest(
         absent=absent,
         golden=golden,
         weights=first.weights,
-        data=data_source(store, *runs.values()),
+        data=data_source(store, *runs.values()).model_copy(update={"notes": notes}),
         diagnoses={names[path]: diagnosis for path, run in runs.items() if (diagnosis := diagnosis_of(run))},
         tools=versions_of(TOOLS),
     )
@@ -132,7 +141,7 @@ def _one_student(runs: list[Run], store: ClipStore) -> Architecture:
 
 def export(
     run: Annotated[list[Path], typer.Argument(help="Runs of one student: its fp32, fp16 and int8 run.")],
-    data: Annotated[Path, typer.Option(help="The ClipStore whose real crops or clips the gate compares on.")],
+    data: Annotated[Path, typer.Option(help="The ClipStore on which artifacts are compared and get their thresholds.")],
     out: Annotated[Path, typer.Option(help="The bundle to write.")],
     format: Annotated[str, typer.Option(help="Runtimes, comma-separated.")] = ",".join(FORMATS),
     batch: Annotated[
@@ -165,6 +174,8 @@ def export(
             say(f"{out / artifact.file}: its golden outputs would not reveal {', '.join(artifact.untold)}")
         if artifact.phone_check:
             say(f"{out / artifact.file}: {artifact.phone_check}")
+    for line in validation_notes(store, *(source.run for source in sources)):
+        say(f"note: {line}")
     for absent in manifest.absent:
         say(f"{out}: no {absent.file}: {absent.reason}")
     if unfit:

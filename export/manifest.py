@@ -20,7 +20,11 @@ PIXELS: Literal["golden/pixels.bin"] = "golden/pixels.bin"
 """Path of the golden inputs in a bundle."""
 
 
-def _rounded_up(value: float) -> float:
+OWN_SCORES = "its own validation scores"
+"""Origin of the threshold of an artifact that ran, or was evaluated, as it was exported."""
+
+
+def rounded_up(value: float) -> float:
     """Return the least number with one significant digit that is not below ``value``: 0.03 for 0.0225."""
     if value <= 0:
         return 0.0
@@ -147,6 +151,11 @@ class Artifact(Frozen):
         """Samples that its programs take at once; None: any number."""
         return self.programs[0].output.shape[0]
 
+    @property
+    def in_core_ml(self) -> bool:
+        """Whether Core ML runs it, on cores and in threads of its own choice."""
+        return "coreml" in (self.runtime, self.delegate)
+
     def cannot_run(self) -> str | None:
         """Return why it cannot run on this machine, or None if it can run or be evaluated."""
         int8_ort = self.scheme in STATIC_INT8 and self.programs[0].file.endswith(ORT)
@@ -156,7 +165,7 @@ class Artifact(Frozen):
         """Return a text: how near it is to the program that it was written from, or why that was not compared."""
         for step in self.parity:
             if step.step == "lowered":
-                nearness = f"within {_rounded_up(step.max_difference):.1g}, {math.floor(step.logit_snr_db)} dB"
+                nearness = f"within {rounded_up(step.max_difference):.1g}, {math.floor(step.logit_snr_db)} dB"
                 return f"{nearness} (evaluated {self.evaluated_by})" if self.evaluated_by else nearness
         return self.not_checked
 

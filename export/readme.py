@@ -1,26 +1,35 @@
 """The bundle's ``README.md``: what an app developer does with it, step by step, on each platform."""
 
+from collections.abc import Sequence
 from pathlib import PurePath
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from export.coreml import MINIMUM_OS
-from export.manifest import Artifact, Manifest
+from export.manifest import OWN_SCORES, Artifact, Manifest
 from export.parity import LEAST_SNR_DB
-from export.runtimes import ORT, Runtime
+from export.runtimes import ORT, Delegate, Runtime
+
+DELEGATES: dict[str, tuple[Delegate, ...]] = {"ios": ("coreml", "xnnpack"), "android": ("xnnpack", "vulkan")}
+"""Delegates of a ``.pte`` that run on a system, the one whose file the instructions name first."""
 
 
-def _shown(manifest: Manifest, runtime: Runtime) -> Artifact | None:
+def _shown(manifest: Manifest, runtime: Runtime, delegates: Sequence[Delegate] = ()) -> Artifact | None:
     """Return a runtime's artifact that the instructions name: the smallest of usual form; clips go in steps.
 
-    Only where there is no other does a ``.pte`` of another delegate than XNNPACK stand for all.
+    ``delegates``: of a ``.pte``, those that its system has, the preferred one first.
     """
     usual = [
         artifact
         for artifact in manifest.artifacts
         if artifact.runtime == runtime and artifact.method != "clip" and not artifact.programs[0].file.endswith(ORT)
+        if artifact.delegate is None or artifact.delegate in delegates
     ]
-    return min(usual, key=lambda artifact: (artifact.delegate not in (None, "xnnpack"), artifact.bytes), default=None)
+
+    def rank(artifact: Artifact) -> tuple[int, int]:
+        return delegates.index(artifact.delegate) if artifact.delegate else 0, artifact.bytes
+
+    return min(usual, key=rank, default=None)
 
 
 def readme(manifest: Manifest) -> str:
@@ -31,7 +40,7 @@ def readme(manifest: Manifest) -> str:
         artifact = _shown(manifest, runtime)
         return artifact.file if artifact else ""
 
-    onnx, executorch = _shown(manifest, "onnxruntime"), _shown(manifest, "executorch")
+    onnx = _shown(manifest, "onnxruntime")
     embeds = [program for artifact in manifest.artifacts for program in artifact.programs if program.name == "embed"]
     rules: dict[str, list[str]] = {}
     for artifact in manifest.artifacts:
@@ -48,8 +57,9 @@ def readme(manifest: Manifest) -> str:
         file=file,
         stem=lambda runtime: PurePath(file(runtime)).stem,
         rules=rules,
+        own=OWN_SCORES,
         judged=validations[0] if validations else None,
-        executorch=executorch.minimum_os if executorch else "",
+        pte={system: _shown(manifest, "executorch", delegates) for system, delegates in DELEGATES.items()},
         least_snr_db=LEAST_SNR_DB,
         share=lambda part: f"{100 * part:.1f} %",
         tools=", ".join(f"{tool} {version}" for tool, version in manifest.tools.items()),

@@ -16,14 +16,17 @@ from data.tracks import LARGEST_SCALE, REACH, SEARCH_EVERY, STRIDE
 from stage import Per
 
 CROP_RULE = (
-    "Take any detector's face box [x0, y0, x1, y1] in pixels of the upright picture. side = floor(margin * "
-    "max(x1 - x0, y1 - y0) + 0.5); left = floor((x0 + x1 - side) / 2 + 0.5); top = floor((y0 + y1 - side) / 2 + 0.5). "
+    "Take any detector's face box [x0, y0, x1, y1] in pixels of the upright picture (a video whose pixels are not "
+    "square is stretched in width by its aspect ratio, bilinearly); x1 and y1 are the edges of its last column and "
+    "row: dlib's right() and bottom() plus 1. side = floor(margin * max(x1 - x0, y1 - y0) + 0.5); "
+    "left = floor((x0 + x1 - side) / 2 + 0.5); top = floor((y0 + y1 - side) / 2 + 0.5). "
     "Cut that square, black where it leaves the picture, and resize it to size x size: when it shrinks, by area (each "
     "new pixel is the mean of all that it covers, pixels at its borders by the part that it covers, as OpenCV's "
     "INTER_AREA; not Pillow's BOX, which takes whole pixels), when it grows, bilinearly. Where fit is pad, resize all "
     "squares of a clip by size / (side of the clip's largest square) instead, sides rounded half up, each centred on "
-    "black. Colours of a video: by the matrix and range that its stream names; one that names none is read as BT.601, "
-    "limited range, whatever its height (phones may take BT.709 for HD, which turned 3 % of verdicts). "
+    "black (of an odd remainder, the smaller part lies left and above). Colours of a video: by the matrix and range "
+    "that its stream names; one that names none is read as BT.601, limited range, whatever its height (phones may take "
+    "BT.709 for HD, which turned 3 % of verdicts). "
 )
 DETECTOR_NAMES = {"dlib": "dlib's frontal HOG detector", "mtcnn": "MTCNN"}
 SEEN_AS = {"dlib": "on luma, without upsampling of its own", "mtcnn": "on RGB"}
@@ -141,10 +144,12 @@ def finding(detector: Literal["dlib", "mtcnn"], all_faces: bool = False) -> str:
     return (
         f"All figures are with boxes of {DETECTOR_NAMES[detector]}, run {SEEN_AS[detector]}: on the whole picture, "
         f"scaled to a height of {', '.join(lower)} and at last {highest} pixels (or its own, if that is less), "
-        f"until a face is found{every_face}, and every {SEARCH_EVERY} frames for newcomers. From then on, on every "
-        f"{STRIDE}th frame of a video, on what lies around the last box ({REACH} of its width beyond each side), "
-        f"scaled so that the face is {width} pixels wide (at most {LARGEST_SCALE:g} times as large as it is). Boxes "
-        "in between are interpolated where the face looks alike, else looked for in the same way."
+        f"until a face is found{every_face}, on a video's first frame, where the last face is lost, and on every "
+        f"{SEARCH_EVERY}th frame without a face; at the first of these heights alone on every {STRIDE}th frame without "
+        f"a face, and on every {SEARCH_EVERY}th for newcomers. For a known face, on every {STRIDE}th frame, on what "
+        f"lies around the last box ({REACH} of its width beyond each side), scaled so that the face is {width} pixels "
+        f"wide (at most {LARGEST_SCALE:g} times as large as it is). Boxes in between are interpolated where the face "
+        "looks alike, else looked for in the same way."
     )
 
 
@@ -177,11 +182,11 @@ class CropGeometry(Frozen):
 
 COUNTING = (
     "A clip begins at a frame with a face: the first such from there on. Of several faces in a clip, take the "
-    "largest (by the median area of its boxes) of those whose frames count in at least half of the clip, or else the "
-    f"largest. A frame counts if that face was found in it, or is missing for at most {BRIDGED_FRAMES} frames on end "
-    "within the clip, with boxes that are interpolated, and held at the clip's ends; frames of longer gaps do not "
-    "count, nor those beyond the video's end. No clip spans a change of the picture's size. A video of which nothing "
-    "counts has no verdict: it is not known to be real. "
+    "largest (by the median area of its boxes) of those of which at least half of `frames` frames count (of that many "
+    "in a shorter last clip, too), or else the largest. A frame counts if that face was found in it, or is missing for "
+    f"at most {BRIDGED_FRAMES} frames on end within the clip, with boxes that are interpolated, and held at the clip's "
+    "ends; frames of longer gaps do not count, nor those beyond the video's end. No clip spans a change of the "
+    "picture's size. A video of which nothing counts has no verdict: it is not known to be real. "
 )
 MEAN_RULE = (
     "Cut the video into clips of `frames` consecutive frames of one tracked face, one after another. "
@@ -194,8 +199,9 @@ SCORE_RULE = (
     "score's input, with valid 1; other frames have an embedding of zeros and valid 0. A frame that two clips share "
     "keeps its embedding if its crop is the same in both: it may not be where fit is pad and the clips' largest "
     "squares differ, and where a box was held at the end of one. "
-    f"{COUNTING}Leave out clips of which less than half of the frames count, and one at the video's end whose frames "
-    "were all in the clip before. score gives a clip's P(fake); the mean over the clips above the threshold is a fake. "
+    f"{COUNTING}Leave out clips of which less than half of the frames count, and one at the video's end, or before a "
+    "change of the picture's size, whose frames were all in the clip before. score gives a clip's P(fake); the mean "
+    "over the clips above the threshold is a fake. "
     "A photo has no score."
 )
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data.cluster import on_ray
+from data.cluster import not_shared, on_ray
 from data.journal import KILLER, Journal, in_noted_processes
 from data.layouts import is_media, unknown_or_media
 from data.parquet import Row, read_rows
@@ -22,7 +22,7 @@ from data.remote import is_remote
 from export.bundle import MANIFEST, Bundle
 from export.manifest import Artifact
 from export.scorer import NothingToScore, VideoScorer
-from files import written_whole
+from files import files_in, written_whole
 from parsing import shown
 from resuming import Lock, go_on_with, unfinished_of
 from stage import StageError, reason_of, say, some_of
@@ -53,8 +53,6 @@ TABLE_SCHEMA = pa.schema(
 SCORER_KEY = b"pocketproof.scorer.sha256"
 """Key of the table's metadata under which the hash of artifact and rules lies (see ``_scorer_hash``)."""
 MEANING = {"scorer": "another artifact, threshold or rule"}
-FETCH = "cannot be fetched"
-"""Beginning of the reason for a file behind a URL that could not be downloaded."""
 
 
 def videos_in(paths: Sequence[Path]) -> list[Path]:
@@ -113,14 +111,8 @@ def _stamp(path: Path) -> Row:
 
 
 def _is_current(row: Row | None, stamp: Row) -> bool:
-    """Return whether a row was written for a file with this stamp."""
-    return row is not None and {key: row[key] for key in stamp} == stamp
-
-
-def _worth_retrying(row: Row) -> bool:
-    """Return whether a file that could not be scored may be scored later: its download failed or its process died."""
-    reason = str(row["reason"])
-    return row["status"] == "unreadable" and (reason == KILLER or reason.startswith(FETCH))
+    """Return whether a row was written for a file with this stamp; one that could not be read may be readable now."""
+    return row is not None and row["status"] != "unreadable" and {key: row[key] for key in stamp} == stamp
 
 
 def _unscored_row(path: Path, artifact: Artifact) -> Row:
@@ -164,8 +156,13 @@ _SCORERS: dict[str, VideoScorer] = {}
 """Scorers that a process on a cluster has loaded, by the hash of artifact and rules."""
 
 
-def _scan_on_cluster(video: Path, file: str, files: dict[str, bytes], scorer: str) -> Row:
-    """Score a video on a cluster by the bundle sent along: ``files`` holds its contents by path."""
+def _scan_on_cluster(video: Path, existed: bool, file: str, files: dict[str, bytes], scorer: str) -> Row:
+    """Score a video on a cluster by the bundle sent along: ``files`` holds its contents by path.
+
+    ``existed``: whether the machine with the jobs has found the video.
+    """
+    if existed and not is_remote(video) and not video.exists():
+        return not_shared(video)
     if scorer not in _SCORERS:
         folder = Path(tempfile.mkdtemp())
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
@@ -179,7 +176,7 @@ def _scan_on_cluster(video: Path, file: str, files: dict[str, bytes], scorer: st
 def _files_to_send(bundle: Bundle, artifact: Artifact) -> dict[str, bytes]:
     """Return the contents of the files that a machine of a cluster needs, by path in the bundle."""
     path = bundle.checked_path(artifact)
-    programs = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+    programs = [path] if path.is_file() else files_in(path)
     files = [bundle.path / MANIFEST, *programs]
     return {file.relative_to(bundle.path).as_posix(): file.read_bytes() for file in files}
 
@@ -224,9 +221,9 @@ def scan(
 ) -> Counter[str]:
     """Score videos into a table, and return the number of videos by status.
 
-    Rows that ``out`` already has of unchanged files stay. An interrupted scan leaves its rows beside ``out`` and goes
-    on from them. ``ray``: address of a cluster, or None for processes here. Raises StageError if ``out`` holds
-    something else, or the scores of another artifact or manifest.
+    Rows that ``out`` already has of unchanged files stay, but of those that could not be read. An interrupted scan
+    leaves its rows beside ``out`` and goes on from them. ``ray``: address of a cluster, or None for processes here.
+    Raises StageError if ``out`` holds something else, or the scores of another artifact or manifest.
     """
     folder, scorer = unfinished_of(out), _scorer_hash(bundle, artifact)
     with Lock(out, may_exist=True) as lock:
@@ -239,8 +236,7 @@ def scan(
         _refuse_equal_names(absolute)
         todo = {}
         for path in absolute:
-            row = rows.get(shown(path))
-            if row is None or not _is_current(row, _stamp(path)) or _worth_retrying(row):
+            if not _is_current(rows.get(shown(path)), _stamp(path)):
                 todo[_row_name(path)] = path
                 journal.forget(_row_name(path))
         if ray is None:
@@ -256,12 +252,13 @@ def scan(
 
 def _scan_in_processes(todo: dict[str, Path], bundle: Bundle, artifact: Artifact, folder: Path, workers: int) -> None:
     """Score the videos of ``todo``, by the names of their rows, in ``workers`` processes of this machine."""
+    journal = Journal(folder)
     jobs = {name: (path, name, bundle.path, artifact.file, folder) for name, path in todo.items()}
 
-    def row_if_killed(name: str) -> Row:
-        return _killed_row(todo[name], artifact)
+    def note_killer(name: str) -> None:
+        journal.note(name, _killed_row(todo[name], artifact))
 
-    in_noted_processes(_scan_in_process, jobs, Journal(folder), workers, "detect", row_if_killed)
+    in_noted_processes(_scan_in_process, jobs, journal, workers, "detect", note_killer)
 
 
 def _scan_on_ray(
@@ -272,5 +269,6 @@ def _scan_on_ray(
     scorer = _scorer_hash(bundle, artifact)
     # Sent to the cluster once, not with each video.
     score = functools.partial(_scan_on_cluster, file=artifact.file, files=files, scorer=scorer)
-    for (path,), result in on_ray(score, [(path,) for path in videos.values()], address, workers, "detect"):
+    jobs = [(path, is_remote(path) or path.exists()) for path in videos.values()]
+    for (path, _), result in on_ray(score, jobs, address, workers, "detect"):
         journal.note(_row_name(path), json.loads(result["row"]) if result else _killed_row(path, artifact))

@@ -12,7 +12,7 @@ import typer
 
 from command import run_as_script
 from export.bundle import Bundle
-from export.manifest import Artifact
+from export.manifest import Artifact, rounded_up
 from export.parity import LEAST_SNR_DB, compare
 from export.rules import CropExample, CropPixels
 from export.runtimes import NotEvaluated, evaluated_by
@@ -58,7 +58,8 @@ def check_outputs(bundle: Bundle, artifact: Artifact) -> str:
     if not parity.passed:
         raise StageError(f"{bundle.path / artifact.file} does not give its golden outputs: {parity.failure}")
     evaluator = evaluated_by(artifact.runtime)
-    return f"golden outputs within {parity.max_difference:.1g}" + (f", evaluated {evaluator}" if evaluator else "")
+    nearness = f"golden outputs within {rounded_up(parity.max_difference):.1g}"
+    return f"{nearness}, evaluated {evaluator}" if evaluator else nearness
 
 
 def verify(

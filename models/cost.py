@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from models.detector import Detector
+
 MIB = 2**20
 
 
@@ -50,6 +52,17 @@ def _activation_mb(network: nn.Module, inputs: tuple[Tensor, ...]) -> float:
     return sum(storage.nbytes() for address, storage in saved.items() if address not in weight_addresses) / MIB
 
 
+def _activation_mb_of_clip(detector: Detector, pictures: Tensor, valid: Tensor) -> float:
+    """Return ``Cost.activation_mb`` of a clip: of its backbone's pass on one picture so many times, and of its head's.
+
+    All pictures at once would take as much memory as training a backbone that may be frozen.
+    """
+    embeddings = torch.zeros(*pictures.shape[:-3], detector.embedding_size, device=pictures.device, requires_grad=True)
+    picture = pictures.flatten(0, -4)[:1].clone()
+    of_pictures = embeddings[..., 0].numel() * _activation_mb(detector.backbone, (picture,))
+    return of_pictures + _activation_mb(detector.head, (embeddings, valid))
+
+
 def macs_of(network: nn.Module, *inputs: Tensor) -> int:
     """Return the multiply-accumulates of one forward pass on ``inputs``, as ``Cost.macs`` counts them."""
     # SDPBackend.MATH, because FlopCounterMode has no formula for the CPU's fused attention and would count 0 for it.
@@ -86,5 +99,7 @@ def cost_of(network: nn.Module, *inputs: Tensor) -> Cost:
             parameters=sum(parameter.numel() for parameter in parameters),
             trained_parameters=sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
             macs=macs_of(measured, *first),
-            activation_mb=_activation_mb(measured, first),
+            activation_mb=_activation_mb_of_clip(measured, *first)
+            if isinstance(measured, Detector) and measured.architecture.per == "clip"
+            else _activation_mb(measured, first),
         )

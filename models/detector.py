@@ -110,15 +110,15 @@ def create_backbone(name: str, size: int, **pretrained: object) -> nn.Module:
     WrongArgument for a name that timm does not list.
     """
     cfg = timm.get_pretrained_cfg(check_backbone(name))
-    shape = {"img_size": size} if cfg is not None and cfg.fixed_input_size else {}
+    shape = {"img_size": size} if cfg.fixed_input_size else {}
     try:
         backbone: nn.Module = timm.create_model(name, num_classes=0, **shape, **pretrained)
     except AssertionError as error:
-        raise cannot_take(name, size, error) from error
+        raise _cannot_take(name, size, error) from error
     return backbone
 
 
-def cannot_take(name: str, size: int, error: Exception) -> StageError:
+def _cannot_take(name: str, size: int, error: Exception) -> StageError:
     """Return the error for a backbone that cannot take crops of ``size`` pixels."""
     return StageError(
         f"{name} cannot take crops of {size} px ({reason_of(error)}): prepare the store with another --size, or choose "
@@ -143,7 +143,8 @@ class Detector(nn.Module):
     """A backbone and a head: normalized pictures to logits, float32 [N, 2] (real, fake).
 
     Pictures are float32 [N, 3, S, S], or [N, M, 3, S, S] for several modalities; a clip detector (``architecture.per``)
-    takes [N, T, 3, S, S] or [N, T, M, 3, S, S], and the mask of valid frames, bool [N, T].
+    takes [N, T, 3, S, S] or [N, T, M, 3, S, S], and the mask of valid frames, bool [N, T]. Raises StageError if the
+    backbone cannot take crops of this size.
     """
 
     def __init__(self, architecture: Architecture, backbone: nn.Module | None = None) -> None:
@@ -152,16 +153,23 @@ class Detector(nn.Module):
         self.backbone = create_backbone(architecture.backbone, architecture.size) if backbone is None else backbone
         if architecture.activation == "relu":
             replace_gelus(self.backbone)
-        with torch.no_grad():
-            training = self.backbone.training
-            probe = self.backbone.eval()(torch.zeros(1, 3, architecture.size, architecture.size))
-            self.backbone.train(training)
-        self.embedding_size = int(probe.shape[1])
+        self.embedding_size = self._probe()
         self.head = self._head()
         if architecture.fused and backbone is None:
             from timm.utils import reparameterize_model
 
             self.backbone = reparameterize_model(self.backbone)
+
+    def _probe(self) -> int:
+        """Return the width D of an embedding. Raises StageError if the backbone cannot take crops of this size."""
+        name, size, training = self.architecture.backbone, self.architecture.size, self.backbone.training
+        try:
+            with torch.no_grad():
+                width = self.backbone.eval()(torch.zeros(1, 3, size, size)).shape[1]
+        except (AssertionError, RuntimeError, ValueError) as error:  # some say so in a forward pass alone
+            raise _cannot_take(name, size, error) from error
+        self.backbone.train(training)
+        return int(width)
 
     def _head(self) -> nn.Module:
         if self.architecture.megatron:

@@ -57,6 +57,7 @@ def freeze(backbone: nn.Module, unfreeze: str) -> tuple[nn.Module, nn.Module]:
         )
     if blocks > len(backbone.blocks):
         raise WrongArgument(f"--unfreeze {blocks}: the backbone has {len(backbone.blocks)} blocks")
-    for part in (*backbone.blocks[-blocks:], backbone.norm, backbone.fc_norm):
+    pooling = [] if backbone.attn_pool is None else [backbone.attn_pool]
+    for part in (*backbone.blocks[-blocks:], backbone.norm, backbone.fc_norm, *pooling):
         part.requires_grad_(True)
     return TransformerTrunk(backbone, len(backbone.blocks) - blocks), TransformerTop(backbone, blocks)

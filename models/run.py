@@ -151,7 +151,7 @@ class Run:
     def __init__(self, path: Path) -> None:
         self.path, self.name = path, name_of(path)
         missing = f"{path} is not a run: it has no readable model.json"
-        self.info = read_json(path / "model.json", RunInfo, SCHEMA_VERSION, missing)
+        self.info = read_json(path / "model.json", RunInfo, SCHEMA_VERSION, missing, "train or quantize it again")
 
     def read(self, file: str) -> str:
         """Return the text of one of the run's files. Raises StageError if it is unreadable or not the original."""

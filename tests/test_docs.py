@@ -13,6 +13,7 @@ import pytest
 import typer
 
 import pocketproof
+from tests.chain import stages
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -60,6 +61,12 @@ def parsed(name: str, arguments: list[str]) -> None:
 def test_commands_are_what_the_command_line_takes(name, arguments):
     if "--help" not in arguments:
         parsed(name, arguments)
+
+
+@pytest.mark.parametrize("stage", stages(Path("base")), ids=lambda stage: stage.name)
+def test_commands_of_the_torture_are_what_the_command_line_takes(stage):
+    name, *arguments = stage.into(Path("out"))
+    parsed(name, arguments)
 
 
 @pytest.mark.parametrize(

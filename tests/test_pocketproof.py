@@ -15,6 +15,7 @@ import pocketproof
 from stage import StageError
 
 ROOT = Path(__file__).parents[1]
+ROOMS = ("data", "models", "compress", "export", "benchmarks")
 
 
 def _call(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -213,6 +214,26 @@ def test_a_real_talking_video_s_score_is_the_mean_of_its_frames(bundle_path):
 def test_stand_in_is_never_silent():
     with pytest.raises(StageError, match="call it as the first argument"):
         pocketproof._stand_in()
+
+
+def test_nothing_unpickles_without_restriction_or_runs_text():
+    """``torch.export.load`` unpickles; a shell string may hold any command."""
+    found = []
+    for path in [*ROOT.glob("*.py"), *(p for room in ROOMS for p in (ROOT / room).rglob("*.py"))]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.Call):
+                continue
+            name, options = (
+                ast.unparse(node.func),
+                {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords},
+            )
+            loose = name == "torch.load" and options.get("weights_only") != "True"
+            unpickles = name in ("torch.export.load", "pickle.load", "pickle.loads", "joblib.load", "np.load")
+            safe_arrays = name == "np.load" and options.get("allow_pickle", "False") == "False"
+            runs_text = name in ("eval", "exec", "os.system") or options.get("shell", "False") != "False"
+            if loose or (unpickles and not safe_arrays) or runs_text:
+                found.append(f"{path.relative_to(ROOT)}: {ast.unparse(node)}")
+    assert found == []
 
 
 def test_imports_point_one_way():

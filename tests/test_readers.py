@@ -240,7 +240,7 @@ def test_report_json(data, tmp_path_factory):
 @given(data=st.data())
 def test_checkpoints(data, tmp_path_factory):
     file = tmp_path_factory.getbasetemp() / "checkpoints" / "last.pt"
-    save_checkpoint(file, Position(), {"weights": {"a": torch.ones(3)}, "where": "here"})
+    save_checkpoint(file, Position([], 0), {"weights": {"a": torch.ones(3)}, "where": "here"})
     file.write_bytes(data.draw(spoiled_bytes(file.read_bytes())))
     with one_line():
         load_checkpoint(file)
@@ -273,10 +273,11 @@ def test_tables_of_scores(bundle, data, tmp_path_factory):
     if data.draw(st.booleans()):
         file.write_bytes(data.draw(spoiled_bytes(file.read_bytes())))
     before = file.read_bytes()
-    try:
+    refused = True
+    with one_line():
         scan([], opened, opened.chosen(None), file, 1, None)
-    except StageError:
-        assert file.read_bytes() == before
+        refused = False
+    assert not refused or file.read_bytes() == before
 
 
 NESTED = {"objects": '{"schema_version":' * 50_000, "lists": "[" * 200_000}

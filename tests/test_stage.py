@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from stage import StageError, WorkerDied, in_processes, progress, say, speaks
+from stage import StageError, WorkerDied, in_processes, progress, say, speaks, usable_cores
 
 ROOT = Path(__file__).parents[1]
 
@@ -38,16 +38,40 @@ def test_progress_of_short_work_says_nothing(capsys: pytest.CaptureFixture[str])
     assert capsys.readouterr() == ("", "")
 
 
+@pytest.mark.parametrize(
+    ("quota", "cores"),
+    [(None, 6), ("max 100000\n", 6), ("200000 100000\n", 2), ("50000 100000\n", 1), ("1600000 100000\n", 6), ("", 6)],
+)
+def test_cores_are_those_that_this_process_may_use(
+    quota: str | None, cores: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1, 2, 5, 6, 7}, raising=False)
+    monkeypatch.setattr("stage.CPU_QUOTA", tmp_path / "cpu.max")
+    if quota is not None:
+        (tmp_path / "cpu.max").write_text(quota)
+    assert usable_cores() == cores
+
+
 def test_processes_do_every_job(tmp_path: Path) -> None:
     in_processes(os.mkdir, [(str(tmp_path / str(n)),) for n in range(5)], 2, "make")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "1", "2", "3", "4"]
 
 
-def test_the_first_error_drops_the_jobs_that_wait() -> None:
-    start = time.monotonic()
-    with pytest.raises(TypeError, match="str"):
-        in_processes(time.sleep, [("x",)] + [(0.3,)] * 60, 1, "sleep")
-    assert time.monotonic() - start < 9
+def _leave_a_mark(folder: Path, number: int, fails: bool, seconds: float) -> None:
+    time.sleep(seconds)
+    if fails:
+        raise TypeError("as it was told to")
+    (folder / str(number)).touch()
+
+
+@pytest.mark.parametrize(("workers", "first"), [(1, []), (2, [(False, 3.0)])], ids=["alone", "beside a long job"])
+def test_the_first_error_drops_the_jobs_that_wait(
+    workers: int, first: list[tuple[bool, float]], tmp_path: Path
+) -> None:
+    jobs = [*first, (True, 0.0), *[(False, 0.1)] * 60]
+    with pytest.raises(TypeError, match="as it was told to"):
+        in_processes(_leave_a_mark, [(tmp_path, number, *job) for number, job in enumerate(jobs)], workers, "mark")
+    assert len(list(tmp_path.iterdir())) < 20
 
 
 def test_a_process_that_dies_is_one_clear_error() -> None:

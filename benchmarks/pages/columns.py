@@ -86,7 +86,7 @@ COLUMNS: dict[str, Column] = {
     "Scheme": Column(lambda row: row.scheme),
     "Machine": Column(lambda row: row.machine),
     "Device": Column(lambda row: row.device),
-    "Threads": Column(lambda row: DASH if row.runtime == "coreml" else str(row.threads), lambda row: row.threads),
+    "Threads": _number(lambda row: None if row.own_threads else row.threads, partial(fixed, form=".0f")),
     "Batch": _count(lambda row: row.batch),
     "Input, px": _count(lambda row: row.input_size),
     "Size, MB": _number(lambda row: row.bytes / 1e6),

@@ -39,14 +39,13 @@ def _teacher(best: Row, report: Report) -> Row | None:
 def _cost(best: Row, where: str) -> str:
     """Return the sentence on latency and size; ``where``: the device, with its machine if there are several."""
     text = {title: column.text(best) for title, column in COLUMNS.items()}
-    own_threads = best.runtime == "coreml"  # Core ML chooses its number of threads
-    place = where if own_threads else f"{where}, {threads_of(best.threads)}"
+    place = where if best.own_threads else f"{where}, {threads_of(best.threads)}"
     cost = f"{best.name} ({text['Runtime']}, {best.scheme}, {place})"
-    at_once = f", {best.batch} at once," if best.batch > 1 else ""
+    at_once = f", {best.batch} samples at once," if best.batch > 1 else ""
     cost += f" takes {text['p50, ms']} ms per frame{at_once} and {text['Size, MB']} MB ({best.bytes:,} bytes)"
     if best.speedup is not None:
         cost += f": {text['Speedup']} as fast as the fp32 teacher {best.speedup_over}"
-        cost += f" on {threads_of(best.threads)}" if own_threads else ""
+        cost += f" on {threads_of(best.threads)}" if best.own_threads else ""
     if best.size_ratio is not None:
         smaller = best.size_ratio >= 1
         cost += (

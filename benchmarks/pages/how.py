@@ -30,8 +30,8 @@ def _of_time(report: Report) -> dict[str, str]:
         "Cores": "Processors that a process was bound to while it was timed, by number: those of the highest clock, "
         "one of each core; a dash where the system has no way to do it.",
         "Load, ms; First run, ms": "From the file on disk to a model that is ready to run, once its runtime is "
-        "imported; and its first run, before any warm-up. Runs in torch are hashed, fused, and converted to their "
-        "scheme while they load, and the peak of memory has that in it. These figures and memory are the first "
+        "imported; and its first run, before any warm-up, per frame. Runs in torch are hashed, fused, and converted to "
+        "their scheme while they load, and the peak of memory has that in it. These figures and memory are the first "
         "round's.",
         "Frames/s; Repeats": "Frames a second over the timed runs, and how many runs these were.",
         "Speedup; Size ratio": _speedup(report),

@@ -218,7 +218,7 @@ def _reference(reference: ReferenceSummary) -> Section:
         "TF32": "allowed" if reference.tf32 else "not used",
         "AUC": f"{fixed(reference.auc)} over {reference.clips} clips",
         "Latency p50, p90, p99": f"{percentiles} ms per frame",
-        "Best throughput": f"{figure(reference.throughput)} frames/s in batches of {reference.best_batch}",
+        "Best throughput": f"{figure(reference.throughput)} frames/s in batches of {reference.best_batch} samples",
         "Peak memory": figure(reference.peak_memory_mb, " MB of the process")
         + ("" if reference.device_memory_mb is None else f", {figure(reference.device_memory_mb)} MB on the GPU"),
         "Notes": " ".join(reference.notes) or "none",

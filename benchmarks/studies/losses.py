@@ -8,7 +8,6 @@ resample persons and seeds, the same ones for both sides of a difference.
 
 import functools
 import json
-import os
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
@@ -32,7 +31,7 @@ from compress.runs import pixel_detector, torch_scorer
 from compress.scoring import ClipScores, score_split
 from data.store import ClipStore
 from models.run import Run
-from stage import say
+from stage import say, usable_cores
 
 ALONE = "no teacher"
 CHOICES = {
@@ -47,10 +46,11 @@ STUDENT = "repvit_m0_9"
 
 def train_student(loss: str, seed: int, teacher: Path, store: Path, run: Path, views: int) -> Path:
     """Train a student into ``run`` unless it exists; return ``run``."""
+    alone = loss == CHOICES[ALONE]
     if not run.exists():
         distill(
-            store, run, teacher=None if loss == CHOICES[ALONE] else teacher, student=STUDENT, loss=loss, epochs=1,
-            views=views, batch_size=32, learning_rate=1e-3, patience=views, forge=True, live_teacher=True, seed=seed,
+            store, run, teacher=None if alone else teacher, student=STUDENT, loss=loss, epochs=1, views=views,
+            batch_size=32, learning_rate=1e-3, patience=views, forge=True, live_teacher=not alone, seed=seed,
         )  # fmt: skip
     return run
 
@@ -62,7 +62,7 @@ def train_all(seeds: int, teacher: Path, store: Path, out: Path, views: int) -> 
         for name, loss in CHOICES.items()
     }
     one_thread = functools.partial(torch.set_num_threads, 1)  # processes with more threads would wait for each other
-    with ProcessPoolExecutor(os.cpu_count() or 1, get_context("spawn"), one_thread) as pool:
+    with ProcessPoolExecutor(usable_cores(), get_context("spawn"), one_thread) as pool:
         jobs = [
             pool.submit(train_student, loss, seed, teacher, store, runs[name][seed], views)
             for seed in range(seeds)

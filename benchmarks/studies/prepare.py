@@ -178,9 +178,12 @@ def study(
         with Video(path) as video:
             if min(video.info.width, video.info.height) < min_height:
                 continue
+            if video.count() < CLIP_FRAMES:
+                say(f"{path}: it has no clip of {CLIP_FRAMES} frames, so it is not measured")
+                continue
         rows.append(measure(path))
-    if not rows:
-        raise StageError(f"{videos} holds no .mp4 whose shorter side has {min_height} pixels or more")
+    if not any(row["faces"] for row in rows):
+        raise StageError(f"{videos} holds no .mp4 with a face whose shorter side has {min_height} pixels or more")
     table = Table(*COLUMNS, "over_decoding", "found", "extra")
     for row in rows:
         cells = [f"{row[name]:.2f}" if isinstance(row[name], float) else str(row[name]) for name in COLUMNS]

@@ -26,7 +26,8 @@ from compress.diagnosis import block_of, noisiest_blocks
 from compress.equalization import STRENGTH, equalize
 from compress.fidelity import logits_of, snr_db
 from compress.int8 import Quantization, observe, simulated
-from compress.quantize import RefusedScheme, quantize
+from compress.quantize import quantize
+from compress.quantized import RefusedScheme
 from compress.runs import diagnosis_of, pixel_detector, takes, torch_scorer
 from compress.scoring import score_split
 from data.store import ClipStore
@@ -153,12 +154,11 @@ def quantize_study(
     whole = measured(runs, "executorch,onnx", data, out / "whole", [run], threads)
     figures = artifacts(whole, fp32, store)
     show(figures, "artifacts on test clips")
-    int8 = Run(out / "int8")
-    diagnosis = diagnosis_of(int8)
-    assert diagnosis is not None
-    costs = []
-    for block in noisiest_blocks(diagnosis.layers)[:blocks]:
-        changed = in_float(int8, block, out / f"int8-without-{block}")
+    costs, noisiest = [], list[str]()
+    if "int8" not in refused and (diagnosis := diagnosis_of(Run(out / "int8"))):
+        noisiest = noisiest_blocks(diagnosis.layers)[:blocks]
+    for block in noisiest:
+        changed = in_float(Run(out / "int8"), block, out / f"int8-without-{block}")
         folder = measured([changed], "executorch", data, out / f"without-{block}", [run], threads)
         rows = artifacts(folder, fp32, store)
         costs += [

@@ -214,8 +214,8 @@ def _titled(layout: str) -> str:
 
 def _overlooked_notes(root: Path, sources: Sequence[Source]) -> list[str]:
     """Return a note on the videos and photos that a layout overlooks because of their folder or suffix."""
-    paths = {source.path for source in sources}
-    names = [name for path, name in unknown_or_media(root) if path not in paths and MASKS not in name]
+    taken = {os.path.realpath(source.path) for source in sources}  # a layout may link to files beside it
+    names = [name for path, name in unknown_or_media(root) if os.path.realpath(path) not in taken and MASKS not in name]
     if not names:
         return []
     return [

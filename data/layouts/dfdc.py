@@ -34,7 +34,8 @@ def _source(part: Path, root: Path, video: str, entry: Any) -> Source:
     if not (_is_video_name(video) and _is_video_name(original)):
         raise StageError(
             f"{part / 'metadata.json'}: entry {video!r} is not of the form "
-            '"a.mp4": {"label": "FAKE", "original": "b.mp4"} or "b.mp4": {"label": "REAL"}: mend or remove it'
+            '"a.mp4": {"label": "FAKE", "original": "b.mp4"} or "b.mp4": {"label": "REAL"}: mend or remove it, or give '
+            "--layout or --label if this is not DFDC"
         )
     path = part / video
     return Source(path, shown(path.relative_to(root)), label, method, (PurePath(original).stem,))

@@ -7,6 +7,7 @@ import pytest
 
 from benchmarks.adb import Phone
 from benchmarks.bench import bench
+from benchmarks.kept import KeptMeasurements
 from benchmarks.native_runners import tool_of
 from benchmarks.on_phone import ACCURACY, PhoneTimer
 from benchmarks.pages.render import markdown
@@ -61,7 +62,8 @@ WANTED = ["test_byobnet-int8.pte", "test_byobnet-int8.onnx", "test_byobnet-fp32.
 
 def _timed(path: Path, runners: list[Path], threads: list[int], effort: Effort):
     subjects = list_subjects([path], threads, "here")
-    PhoneTimer.connect(runners).measure(subjects, effort)
+    with KeptMeasurements(runners[0].parents[1] / "report", "here") as kept:
+        PhoneTimer.connect(runners).measure(subjects, effort, kept)
     return {(subject.row.name, subject.row.threads): subject.row for subject in subjects}
 
 
@@ -177,11 +179,14 @@ def test_rows_hold_what_the_runners_told(adb, runners, bundle_path):
 
 def test_mean_alone_has_no_percentiles(adb, runners, bundle_path):
     adb.change(prints={"executor_runner": BEFORE_ITERATIONS})
+    told = "; p50 is {}, the only figure that executor_runner told"
+    row = _timed(bundle_path, runners[:1], [1], Effort(repeats=10, rounds=3))["test_byobnet-fp32.pte", 1]
+    assert row.reason.endswith(told.format(f"the median of 3 means of {row.repeats // 3} runs each"))
     rows = _timed(bundle_path, runners[:1], [1], Effort(repeats=10, rounds=1))
     row = rows["test_byobnet-fp32.pte", 1]
     assert (row.latency_ms.p90, row.latency_ms.p99, row.spread) == (None, None, None)
     assert row.latency_ms.p50 == pytest.approx(2.904883)
-    assert row.reason.endswith(f"; p50 is the mean of {row.repeats} runs, the only figure that executor_runner told")
+    assert row.reason.endswith(told.format(f"the mean of {row.repeats} runs"))
     row = rows["test_byobnet-fp32.onnx", 1]
     assert (row.status, row.reason) == ("not measured", "no --runner was given for onnxruntime")
 
@@ -238,7 +243,7 @@ def test_output_that_tells_no_times_is_said_with_the_mend(adb, runners, bundle_p
 
 
 def test_folder_is_removed_after_ctrl_c(adb, runners, bundle_path, monkeypatch):
-    def interrupted(self, runs):
+    def interrupted(*_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("benchmarks.on_phone._Calls.add_round", interrupted)
@@ -247,11 +252,31 @@ def test_folder_is_removed_after_ctrl_c(adb, runners, bundle_path, monkeypatch):
     assert adb.left == set()
 
 
+def test_an_interrupted_bench_on_a_phone_goes_on(adb, runners, bundle_path, monkeypatch):
+    effort, run, left = Effort(repeats=5, rounds=2), Phone.run, [6]
+
+    def unplugged(*arguments):
+        if not left[0]:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        return run(*arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Phone, "run", unplugged)
+        _timed(bundle_path, runners, [1], effort)
+    assert len(adb.ran) == 6
+    rows = _timed(bundle_path, runners, [1], effort)
+    assert len(adb.ran) == 8  # what was told before is not asked again
+    assert adb.pushed["3-forward.onnx"] == bundle_path.resolve() / WANTED[3]
+    row = rows["test_byobnet-fp32.pte", 1]
+    assert (row.latency_ms.p50, row.medians_ms, row.repeats) == (4, [4, 4], 10)
+
+
 def test_bench_on_a_phone_merges_with_a_report_of_this_machine(
     adb, runners, bundle_path, student_run, demo_store, reference_file, tmp_path, monkeypatch
 ):
     monkeypatch.setattr("benchmarks.rounds.measure_apart", measure)
-    monkeypatch.setattr("benchmarks.rounds.os.cpu_count", lambda: 1)
+    monkeypatch.setattr("benchmarks.rounds.usable_cores", lambda: 1)
     monkeypatch.setattr("benchmarks.worker.LEAST_SECONDS", 0.0)
     here, there = tmp_path / "here", tmp_path / "phone"
     bench([bundle_path], demo_store, reference_file, here, repeats=10, rounds=1)

@@ -2,9 +2,9 @@
 
 import pytest
 
-from benchmarks.baseline import Baseline, parse_max_slower
+from benchmarks.baseline import Baseline, BaselineOptions, parse_max_slower
 from benchmarks.figures import Latency
-from stage import StageError
+from stage import StageError, WrongArgument
 from tests.benchmarks.reports import measured, plain_report
 
 
@@ -43,6 +43,13 @@ def test_slower_rows_are_named_beyond_what_is_allowed(gate):
     ]
     rows[2].spread = 0.2
     assert gate.regressions(rows)[0].endswith(", though it is unstable")
+
+
+def test_a_row_that_never_had_a_figure_may_go(gate):
+    rows = rows_of(gate)
+    bare = gate.report.rows[0]
+    bare.status, bare.reason, bare.latency_ms, bare.auc = "not measured", "a run in torch", None, None
+    assert gate.regressions(rows[1:]) == []
 
 
 def test_lost_accuracy_lost_figures_and_lost_rows_are_named(gate):
@@ -103,3 +110,10 @@ def test_a_baseline_without_rows_guards_nothing(gate, tmp_path):
     (tmp_path / "empty.json").write_text(gate.report.model_dump_json())
     with pytest.raises(StageError, match=r"empty.json has no rows: there is nothing to hold"):
         Baseline.read(tmp_path / "empty.json", "10%", 0.005)
+
+
+def test_limits_without_a_baseline_are_refused():
+    for options in (BaselineOptions(max_slower="5%"), BaselineOptions(max_auc_drop=0.001)):
+        with pytest.raises(WrongArgument, match="--max-slower and --max-auc-drop are limits against --baseline"):
+            options.read("here", "x")
+    assert BaselineOptions().read("here", "x") is None

@@ -48,7 +48,7 @@ def report(
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("benchmarks.rounds.measure_apart", measure)
-        patch.setattr("benchmarks.rounds.os.cpu_count", lambda: 1)
+        patch.setattr("benchmarks.rounds.usable_cores", lambda: 1)
         patch.setattr("benchmarks.worker.LEAST_SECONDS", 0.0)
         autocast_run = out.with_name("cast")
         quantize(student_run, demo_store, autocast_run, "autocast")
@@ -164,7 +164,7 @@ def test_clip_artifacts_have_rows(
 ):
     # In this process, as above, and one at a time: coremltools does not load two programs at once.
     monkeypatch.setattr("benchmarks.rounds.measure_apart", measure)
-    monkeypatch.setattr("benchmarks.rounds.os.cpu_count", lambda: 1)
+    monkeypatch.setattr("benchmarks.rounds.usable_cores", lambda: 1)
     monkeypatch.setattr("benchmarks.worker.LEAST_SECONDS", 0.0)
     made = bench(
         [clip_artifacts],
@@ -233,6 +233,28 @@ def test_reference_of_another_store_is_refused(bundle_path, reference_file, demo
     prepare([demo_corpus], tmp_path / "store", frames=4, size=64, ratios="0.5,0.25,0.25", seed=9, workers=2)
     with pytest.raises(StageError, match=r"was measured on another store than"):
         bench([bundle_path], tmp_path / "store", reference_file, tmp_path / "out")
+
+
+@pytest.mark.parametrize("option", ["control", "sources"])
+def test_what_only_artifacts_have_a_use_for_is_refused_without_one(
+    option, student_run, demo_store, demo_control_store, reference_file, tmp_path
+):
+    given = {"control": demo_control_store, "sources": [tmp_path]}[option]
+    with pytest.raises(StageError, match=f"--{option}: for artifacts that are timed here, and there is none: leave it"):
+        bench([student_run], demo_store, reference_file, tmp_path / "out", **{option: given})
+
+
+def test_what_only_timed_rows_have_a_use_for_is_refused_without_one(
+    student_run, demo_store, demo_corpus, reference_file, tmp_path
+):
+    quantize(student_run, demo_store, tmp_path / "run", scheme="autocast", max_auc_drop=1.0)
+    video, arguments = sorted(demo_corpus.rglob("*.mp4"))[0], ([tmp_path / "run"], demo_store, reference_file)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("benchmarks.rows.fast_dtype", lambda _: None)
+        with pytest.raises(StageError, match="--sustain: for rows that are timed here, and there is none: leave"):
+            bench(*arguments, tmp_path / "out", sustain=5)
+        with pytest.raises(StageError, match="--video: no file or run of one sample at once is timed here: leave"):
+            bench(*arguments, tmp_path / "out", video=video)
 
 
 def test_threads_must_be_counts(bundle_path, demo_store, reference_file, tmp_path):

@@ -36,7 +36,7 @@ def task_of(path: Path, video: Path, **changes: object) -> BudgetTask:
             "row": path.name, "path": path, "sha256": sha256, "runtime": "torch", "method": "forward", "scheme": "fp32",
             "machine": "here", "threads": 1, "cores": None, "teacher": False, "modalities": ("rgb",), "per": "frame",
             "frames": FRAMES, "detector": "dlib", "rule": CropRule(size=64), "flow": "dis", "video": video,
-            "flow_weights": None, "depth_weights": None,
+            "flow_weights": None, "depth_size": None, "depth_weights": None, "depth_sha256": None,
         }
         | changes
     )  # fmt: skip
@@ -70,9 +70,12 @@ def test_steps_of_a_clip_student_and_what_each_is_given(demo_store, tmp_path_fac
 def test_steps_of_a_teacher_of_depth_and_flow(drawn_run, tiny_depth, video, tmp_path):
     run = drawn_run(tmp_path / "run", modalities=("rgb", "depth", "flow"))
     changes = {"modalities": ("rgb", "depth", "flow"), "depth_weights": tiny_depth, "teacher": True}
+    changes["depth_sha256"] = sha256_of(tiny_depth / "model.safetensors")
     budget = task_of(run or tmp_path / "run", video, **changes).measured()
     assert [stage.name for stage in budget.stages] == ["decode", "faces", "crop", "depth", "flow", "score"]
     assert budget.notes == [f"depth by the weights {tiny_depth.name}"]
+    others = task_of(run or tmp_path / "run", video, **changes | {"depth_sha256": "0"}).measured()
+    assert others.notes == [f"depth by the weights {tiny_depth.name}, which did not make the store's"]
     assert budget.teacher and budget.picture == (480, 360)
 
 
@@ -101,7 +104,8 @@ def test_a_clip_that_begins_later_is_found(student_run, video, tmp_path):
         filmed = [picture.rgb for picture in opened.pictures()]
     late = tmp_path / "late.mp4"
     write_video(late, [np.zeros_like(filmed[0])] * 60 + filmed)
-    pictures, clip = first_clip(late, "dlib", FRAMES)
+    pictures = []
+    clip = first_clip(late, "dlib", FRAMES, pictures)
     assert clip.start >= 60 and len(pictures) == clip.start + FRAMES
 
 
@@ -115,7 +119,7 @@ def test_what_comes_after_the_clip_is_not_decoded_and_so_not_in_memory(video, mo
             yield picture
 
     monkeypatch.setattr(Video, "pictures", counted)
-    _, clip = first_clip(video, "dlib", FRAMES)
+    clip = first_clip(video, "dlib", FRAMES)
     assert next(decoded) <= clip.start + FRAMES + STRIDE < 30
 
 
@@ -126,7 +130,10 @@ def test_of_a_clip_that_begins_later_its_own_frames_share_of_reading_and_looking
     write_video(late, [np.zeros_like(filmed[0])] * 12 + filmed)
     steps = Steps(task_of(video, late))
     monkeypatch.setattr("benchmarks.budget.time", SimpleNamespace(perf_counter=itertools.count().__next__))  # 1 s each
-    steps.before_the_model(*first_clip(late, "dlib", FRAMES))
+    pictures = []
+    clip = first_clip(late, "dlib", FRAMES, pictures)
+    steps.until_the_faces(pictures)
+    steps.until_the_model(clip)
     assert {stage.name: stage.ms for stage in steps.stages} == {"decode": 250.0, "faces": 250.0, "crop": 1000.0}
 
 

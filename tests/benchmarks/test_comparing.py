@@ -18,10 +18,12 @@ FEW = 5
 """Persons: too few for an interval, which takes a second to draw."""
 
 
-def subject(name, scheme, p50, scores=None, student="a", kind="artifact", runtime="executorch", at=0.5, eer=0.5):
+def subject(
+    name, scheme, p50, scores=None, student="a", kind="artifact", runtime="executorch", at=0.5, eer=0.5, threads=1
+):
     row = Row(
         name=name, kind=kind, model="repvit_m0_9", runtime=runtime, scheme=scheme, machine="here", device="cpu",
-        threads=1, input_size=224, status="measured", bytes=1,
+        threads=threads, input_size=224, status="measured", bytes=1,
         latency_ms=Latency(p50=p50, p90=p50, p99=p50) if p50 else None,
     )  # fmt: skip
     threshold = Threshold(value=at, false_positive_rate=0.0, rule="given", equal_error=eer)
@@ -51,6 +53,24 @@ def test_a_faster_scheme_of_equal_accuracy_earns_its_slot(good):
     row = judged(subject("fp32", "fp32", 12.0, scores_of(good)), subject("int8", "int8", 4.0, scores_of(good + 1e-6)))
     assert row.earned is True
     assert row.earned_because == "3x as fast as fp32, AUC +0.0000 (+0.0000 to +0.0000)"
+
+
+def test_speed_is_that_at_equal_threads_and_against_the_first_teacher(good):
+    def timed(name, scheme, p50_by_threads, **options):
+        scores = scores_of(good, FEW)
+        return [subject(name, scheme, p50, scores, threads=n, **options) for n, p50 in p50_by_threads.items()]
+
+    of_teachers = {"kind": "run", "runtime": "torch"}
+    teachers = [
+        *timed("first", "fp32", {1: 300.0, 2: 160.0}, student="t", **of_teachers),
+        *timed("second", "fp32", {1: 30.0, 2: 20.0}, student="u", **of_teachers),
+    ]
+    for own in teachers:
+        own.teacher = True
+    fp32, int8 = timed("a", "fp32", {1: 12.0, 2: 10.0}), timed("b", "int8", {1: 4.0, 2: 8.0})
+    compare_rows([*teachers, *fp32, *int8])
+    assert [own.row.speedup for own in int8] == [75, 20]
+    assert [own.row.earned_because.partition(" as ")[0] for own in int8] == ["3x", "1.25x"]
 
 
 def test_a_slower_scheme_does_not(good):
@@ -190,6 +210,14 @@ def test_verdicts_flip_against_the_student_that_a_row_was_made_from(good):
     assert (gelu.row.verdict_flips, relu.row.verdict_flips, stray.row.verdict_flips) == (0.0, 0.0, None)
 
 
+def test_verdicts_at_thresholds_of_two_stores_are_not_compared(good):
+    run = subject("run", "fp32", 12.0, scores_of(good), "a", "run", "torch", at=0.9)
+    own = subject("a.pte", "int8", 4.0, scores_of(good), "a", at=0.3)
+    run.threshold_store, own.threshold_store = "one", "two"
+    compare_rows([run, own])
+    assert (own.row.student, own.row.verdict_flips, run.row.verdict_flips) == (None, None, 0.0)
+
+
 def test_verdicts_of_an_exported_teacher_flip_against_its_run(good):
     teacher = subject("teacher", "fp32", 12.0, scores_of(good), "a", "run", "torch")
     rounded = subject("teacher-int8", "int8", None, scores_of(1 - good), "a", "run", "torch")
@@ -201,15 +229,22 @@ def test_verdicts_of_an_exported_teacher_flip_against_its_run(good):
 
 
 def test_share_of_the_peak_is_of_rows_on_the_cores_it_was_measured_on(good):
-    peaks = [Peak(threads=1, fp32_gmacs=100.0, int8_gmacs=400.0, drift=0.0)]
+    peaks = [
+        Peak(threads=1, fp32_gmacs=100.0, int8_gmacs=400.0, drift=0.0),
+        Peak(threads=2, fp32_gmacs=200.0, int8_gmacs=500.0, drift=0.0),
+    ]
     rows = [
         subject("a", "fp32", 10.0),
         subject("b", "int8", 10.0),
         subject("c", "fp32", 0.5, runtime="coreml"),
         subject("d", "autocast", 10.0, kind="run", runtime="torch"),
         subject("e", "fp32", None),
+        subject("f", "fp32", 10.0, threads=2),
+        subject("g", "int8", 10.0, threads=2),
+        subject("h", "fp32", 10.0, threads=4),
     ]
     for own in rows:
         own.row.macs = 500_000_000
     against_peaks(rows, peaks)
-    assert [own.row.peak_fraction for own in rows] == [pytest.approx(0.5), pytest.approx(0.125), None, None, None]
+    shares = [own.row.peak_fraction for own in rows]
+    assert shares == [*map(pytest.approx, (0.5, 0.125)), None, None, None, *map(pytest.approx, (0.25, 0.1)), None]

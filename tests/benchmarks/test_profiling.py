@@ -185,7 +185,7 @@ def test_profiled_crops_are_those_that_were_timed(monkeypatch, tasks):
 
 def test_bench_profiles_every_row_when_asked(bundle_path, demo_store, reference_file, tmp_path, monkeypatch):
     monkeypatch.setattr("benchmarks.rounds.measure_apart", measure)
-    monkeypatch.setattr("benchmarks.rounds.os.cpu_count", lambda: 1)
+    monkeypatch.setattr("benchmarks.rounds.usable_cores", lambda: 1)
     monkeypatch.setattr("benchmarks.worker.LEAST_SECONDS", 0.0)
     made = bench([bundle_path], demo_store, reference_file, tmp_path / "out", repeats=10, rounds=1, profile=True)
     assert read_report(tmp_path / "out" / "report.json") == made

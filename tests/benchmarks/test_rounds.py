@@ -116,5 +116,5 @@ def test_what_is_replaced_while_it_is_pushed_to_a_phone_fails_its_row(bundle_pat
     subject = next(one for one in list_subjects([bundle], [1], "here") if one.row.name == "test_byobnet-fp32.onnx")
     phone = SimpleNamespace(push=lambda source, target: source.write_bytes(b"another"))
     call = _Calls(phone, "folder", 0, subject, subject.artifact, SimpleNamespace())
-    call.add_round(10)
+    call.add_round(10, SimpleNamespace(once=lambda _, measured, __: measured()), "here")
     assert (subject.row.status, subject.row.reason) == ("failed", f"{subject.path} was changed while it was measured")

@@ -108,6 +108,24 @@ def test_autocast_has_the_threshold_of_its_run_where_another_store_gave_that(dra
         assert set(corpora.of(cast, first_threads=True)) == scored
 
 
+def test_a_run_has_a_threshold_of_the_store_that_gave_its_artifacts_theirs(bundle_path, student_run, tmp_path):
+    run = shutil.copytree(student_run, tmp_path / "run")
+    told = json.loads((run / "model.json").read_text())
+    artifacts = list_subjects([bundle_path], [1], "here")
+    (scored,) = {own.threshold_store for own in artifacts}
+    (run / "model.json").write_text(json.dumps(told | {"data": told["data"] | {"fingerprint": "of another store"}}))
+    fp32, cast = list_subjects([run], [1], "here")
+    for own in artifacts:
+        own.student = fp32.student
+    share_thresholds([*artifacts, fp32, cast], scored)
+    assert (fp32.threshold, cast.threshold) == (None, None)  # to be set on the scored store's validation clips
+    assert fp32.row.reason == "at a threshold of the scored store's validation clips, as its artifacts are"
+    assert {own.threshold_store for own in (*artifacts, fp32, cast)} == {scored}
+    fp32, cast = list_subjects([run], [1], "here")
+    share_thresholds([*artifacts, fp32, cast], "of a third store")
+    assert fp32.threshold is not None and fp32.threshold_store == "of another store"
+
+
 def test_macs_of_an_artifact_are_those_of_its_network(bundle_path, student_run):
     detector = Run(student_run).detector()
     for own in list_subjects([bundle_path], [1], "here"):

@@ -11,7 +11,7 @@ import torch
 from benchmarks.measuring import measure_apart, write_timed_crops
 from benchmarks.rounds import times_alone
 from benchmarks.task import Task
-from benchmarks.timing import sustained, time_batches, time_runs
+from benchmarks.timing import peak_mb, sustained, time_batches, time_runs
 from compress.scoring import Takes
 from data.store import ClipStore
 from stage import StageError
@@ -185,3 +185,9 @@ for path, runtime in {[(str(path), runtime) for path, runtime in models]}:
 """
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
     assert [line.split() for line in done.stdout.splitlines()] == [[str(path)] for path, _ in models]
+
+
+def test_a_sandbox_that_tells_no_peak_of_its_own_is_asked_for_the_usage(monkeypatch):
+    known = peak_mb()
+    monkeypatch.setattr("pathlib.Path.read_text", lambda *_, **__: "Name:\tpython\nVmRSS:\t 1 kB\n")
+    assert known / 2 < peak_mb() < 4 * known

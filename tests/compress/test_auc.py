@@ -1,11 +1,13 @@
 """AUC against the count of pairs, and limits that scores lie on exactly."""
 
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
 import pytest
 
 from compress.auc import auc, auc_change, auc_difference
+from compress.bootstrap import DRAWS
 from compress.scoring import ClipScores
 
 REALS, FAKES = 20, 10
@@ -45,3 +47,15 @@ def test_one_pair_of_200_costs_exactly_a_limit_of_5_thousandths(seed):
     after[order[pair : pair + 2]] = before[order[pair : pair + 2][::-1]]
     own, other = scores_of(labels, after), scores_of(labels, before)
     assert auc_change(own.auc, other.auc) == auc_difference(own, other)[0] == -0.005
+
+
+def test_the_interval_of_a_difference_is_of_95_percent_of_the_draws(monkeypatch):
+    labels, persons = np.tile([0, 1], 30), tuple((str(number),) for number in range(60))
+    own, other = (replace(scores_of(labels, labels + np.arange(60.0)), identities=persons) for _ in "ab")
+
+    def planted(_, scores, sample_weight=0.0):
+        return sample_weight if scores is own.clips else 0.0
+
+    monkeypatch.setattr("compress.auc.usable_draws", lambda *_: np.arange(DRAWS + 1) / DRAWS)
+    monkeypatch.setattr("compress.auc.roc_auc_score", planted)
+    assert auc_difference(own, other) == (0.0, pytest.approx((0.025, 0.975)))

@@ -12,7 +12,14 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from compress.caches import CacheKey, FrameCache, clips_fingerprint, default_cache, weights_fingerprint
+from compress.caches import (
+    CacheKey,
+    FrameCache,
+    _allow_open_files,
+    clips_fingerprint,
+    default_cache,
+    weights_fingerprint,
+)
 from compress.compute import prepare_compute
 from compress.filling import OfView
 from data.store import ClipStore
@@ -284,3 +291,16 @@ def test_what_changes_no_view_changes_no_cache(opened_store: ClipStore) -> None:
     assert folder(forge=True) == folder(forge=True, augment="AugMix")  # there is no augmented copy
     assert folder(forge=True) != folder(forge=True, weakest_forgery=0.9)
     assert folder(views=2) != folder(views=2, augment="AugMix")
+
+
+def test_as_many_files_may_be_open_as_a_cache_has_blocks(monkeypatch):
+    allowed = []
+    monkeypatch.setattr("compress.caches.resource.setrlimit", lambda _, limits: allowed.append(limits))
+    monkeypatch.setattr("compress.caches.resource.getrlimit", lambda _: (300, 4096))
+    _allow_open_files(10)
+    assert allowed == []
+    _allow_open_files(1000)
+    ((soft, hard),) = allowed
+    assert 1000 < soft < 2000 and hard == 4096
+    with pytest.raises(StageError, match=r"5000 blocks of cached views need \d+ open files, and the system allows"):
+        _allow_open_files(5000)

@@ -37,6 +37,20 @@ def test_the_observer_of_most_logit_snr_is_taken(calibrated):
     assert calibrated.tried[calibrated.observer] == pytest.approx(snr, abs=0.05)
 
 
+def test_the_observer_is_chosen_by_the_program_as_it_would_be_shipped(calibrated):
+    detector, seen = small_detector(), []
+
+    def shipped(program):
+        seen.append(program)
+        return detector if len(seen) == 1 else program  # as if a refitted layer made up for all that minmax costs
+
+    found = calibrate(detector, [some_pictures(32, seed=2)], [(some_pictures(32),)], shipped)
+    assert found.observer == "minmax" != calibrated.observer
+    assert {name: snr for name, snr in found.tried.items() if name != "minmax"} == {
+        name: pytest.approx(snr) for name, snr in calibrated.tried.items() if name != "minmax"
+    }
+
+
 def test_logits_are_matched_by_the_last_layer(calibrated):
     pictures, others, larger = some_pictures(256, seed=3), some_pictures(256, seed=5), small_detector()
     with torch.no_grad():

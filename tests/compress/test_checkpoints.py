@@ -123,7 +123,7 @@ def test_other_settings_lose_no_work_and_a_spoiled_checkpoint_is_named(
 
 def test_a_checkpoint_that_does_not_fit_says_so_and_leaves_the_last_one(tmp_path: Path, small_disk: None) -> None:
     path = tmp_path / "last.pt"
-    save_checkpoint(path, Position(passes=1), {})
+    save_checkpoint(path, Position([], 0, passes=1), {})
     with pytest.raises(StageError, match=r"cannot write .*last\.pt: File too large"):
-        save_checkpoint(path, Position(passes=2), {"weights": torch.zeros(10_000)})
+        save_checkpoint(path, Position([], 0, passes=2), {"weights": torch.zeros(10_000)})
     assert load_checkpoint(path)[0].passes == 1 and [file.name for file in tmp_path.iterdir()] == ["last.pt"]

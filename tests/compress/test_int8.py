@@ -176,3 +176,51 @@ def test_numbers_of_another_network_are_refused(int8_run, tmp_path, change, mess
     forget_hashes(copy)
     with pytest.raises(StageError, match=message):
         pixel_detector(Run(copy))
+
+
+class _Branches(torch.nn.Module):
+    """Two convolutions side by side, joined, and a mean: float32 [N, 3, 32, 32] -> [N, 8]."""
+
+    def __init__(self):
+        super().__init__()
+        self.left, self.right = (torch.nn.Conv2d(3, 4, 3, stride=2) for _ in "ab")
+
+    def forward(self, pictures):
+        return torch.cat([self.left(pictures), self.right(pictures)], 1).mean((2, 3))
+
+
+def test_what_joins_float_layers_stays_float():
+    torch.manual_seed(3)
+    detector = small_detector().with_parts(backbone=_Branches().eval())
+    pictures = some_pictures(4)
+    tensors = observe(detector, [pictures])["minmax"]
+    assert {"cat", "mean"} <= set(tensors)
+    with torch.inference_mode():
+        expected = detector.backbone(pictures)
+        assert not torch.equal(simulated(detector, tensors, ["left"]).backbone(pictures), expected)
+        assert torch.equal(simulated(detector, tensors, ["left", "right"]).backbone(pictures), expected)
+
+
+class _Attention(torch.nn.Module):
+    """Channel attention by a convolution along the channels (ECA), before a mean: [N, 3, 32, 32] -> [N, 8]."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.along = torch.nn.Conv2d(3, 8, 3, stride=2), torch.nn.Conv1d(1, 1, 3, padding=1)
+
+    def forward(self, pictures):
+        maps = self.stem(pictures)
+        gate = torch.sigmoid(self.along(maps.mean((2, 3)).unsqueeze(1))).transpose(1, 2).unsqueeze(-1)
+        return (maps * gate).mean((2, 3))
+
+
+def test_convolutions_along_channels_are_layers_too():
+    torch.manual_seed(3)
+    detector = small_detector().with_parts(backbone=_Attention().eval())
+    assert list(layers_of(traced(detector)).values()) == ["stem", "along"]
+    pictures = some_pictures(4)
+    tensors = observe(detector, [pictures])["minmax"]
+    with torch.inference_mode():
+        expected = detector.backbone(pictures)
+        assert not torch.equal(simulated(detector, tensors, ["stem"]).backbone(pictures), expected)
+        torch.testing.assert_close(simulated(detector, tensors, ["stem", "along"]).backbone(pictures), expected)

@@ -1,6 +1,7 @@
 """Every scheme: what a quantized run computes, keeps and says."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -15,7 +16,7 @@ from compress.int8 import layers_of, traced
 from compress.observers import OBSERVERS
 from compress.quantize import quantize
 from compress.runs import pixel_detector, takes
-from compress.scoring import Takes
+from compress.scoring import NotANumber, Takes
 from compress.unquantized import VALIDATION, Unquantized
 from data.store import ClipStore
 from models.detector import Detector
@@ -41,7 +42,7 @@ def test_a_run_of_which_nothing_would_be_int8_is_not_written(student_run, demo_s
         layers = [noise.layer for noise in noises]
         return layers, keeping(layers), score(keeping(layers))
 
-    monkeypatch.setattr("compress.quantize.keep_in_float", keeping_all)  # as if no layer could be rounded
+    monkeypatch.setattr("compress.quantized.keep_in_float", keeping_all)  # as if no layer could be rounded
     with pytest.raises(StageError, match="only with every layer in float32: the run was not written"):
         quantize(student_run, demo_store, tmp_path / "int8", calibration_clips=8)
     monkeypatch.setattr(Unquantized, "least_auc", 2.0)
@@ -164,7 +165,12 @@ def test_a_run_names_the_store_that_its_threshold_is_of(student_run, demo_store,
     (run / "model.json").write_text(json.dumps(told))
     quantize(run, demo_store, tmp_path / "fp16", scheme="fp16")
     data, store = Run(tmp_path / "fp16").info.data, ClipStore(demo_store).info
-    assert (data.fingerprint, data.notes) == (store.fingerprint, ["Of another store.", *store.notes])
+    *notes, seen = data.notes
+    assert (data.fingerprint, notes) == (store.fingerprint, ["Of another store.", *store.notes])
+    assert re.fullmatch(
+        r"(\d+) of \1 persons of the val split have names of persons in the training or validation of run: thresholds "
+        r"that were set on it, in \w+, and their rates may be too good\.", seen,
+    )  # fmt: skip
 
 
 def test_fp16_that_overflows_is_refused(drawn_run, demo_store, tmp_path):
@@ -175,6 +181,18 @@ def test_fp16_that_overflows_is_refused(drawn_run, demo_store, tmp_path):
     forget_hashes(run)
     with pytest.raises(StageError, match="has values that fp16 cannot hold: give --scheme int8 or autocast"):
         quantize(run, demo_store, tmp_path / "half", scheme="fp16")
+
+
+def test_fp16_that_overflows_on_another_validation_crop_is_refused(student_run, demo_store, tmp_path, monkeypatch):
+    def overflowed(*_):
+        raise NotANumber("the score of clip a is not a number")
+
+    own = Unquantized.scores
+    monkeypatch.setattr(
+        Unquantized, "scores", lambda self, program: (own if program is self.fused else overflowed)(self, program)
+    )
+    with pytest.raises(StageError, match="has values that fp16 cannot hold: give --scheme int8 or autocast"):
+        quantize(student_run, demo_store, tmp_path / "half", scheme="fp16")
 
 
 def test_a_scheme_that_costs_more_than_allowed_is_not_written(student_run, demo_store, tmp_path, monkeypatch):

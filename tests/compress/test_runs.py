@@ -13,6 +13,7 @@ from compress.teach import teach
 from data.store import ClipStore
 from export.evaluate import evaluate
 from export.export import export
+from models.megatron import MegatronSettings
 from models.run import Run
 from stage import StageError
 
@@ -59,6 +60,17 @@ def test_a_run_without_a_pass_was_trained_on_the_crops_of_the_run_that_it_starts
     options = {"backbone": "test_vit", "weights": teacher_run, "epochs": 0}
     teach("dino", wider_store, tmp_path / "run", **options)
     assert Run(tmp_path / "run").info.data.crops == Run(teacher_run).info.data.crops != WIDER
+
+
+def test_a_clip_model_without_a_pass_keeps_the_length_that_it_was_trained_on(
+    drawn_run: Callable[..., Path], modal_store: Path, tmp_path: Path
+) -> None:
+    data = {"fingerprint": "of longer clips", "frames": 20}
+    architecture = {"backbone": "test_tiny", "modalities": ("rgb", "depth"), "megatron": MegatronSettings()}
+    longer = drawn_run(tmp_path / "longer", {"data": data}, **architecture)
+    options = {"backbone": "test_tiny", "weights": longer, "epochs": 0}
+    with pytest.raises(StageError, match=r"longer takes clips of 20 frames, .* holds \d+"):
+        teach("megatron", modal_store, tmp_path / "run", **options)
 
 
 def test_figures_on_crops_cut_otherwise_are_noted(

@@ -61,6 +61,12 @@ def test_a_loss_that_is_not_a_number_ends_training_with_one_line(demo_store, tea
     assert not [thread for thread in threading.enumerate() if type(thread).__module__.startswith("tensorboard")]
 
 
+def test_weights_that_diverge_in_a_pass_of_one_step_end_training_with_the_same_mend(opened_store, tmp_path):
+    schedule = Schedule(epochs=2, batch_size=64, learning_rate=1e38, precision="fp32")
+    with pytest.raises(StageError, match="a validation score is not a number after 1 steps: give a smaller"):
+        _fit_colours(opened_store, tmp_path / "run", schedule)
+
+
 class Colours(torch.nn.Linear):
     """Logits of a frame by its mean colour; as an objective, the cross-entropy with labels."""
 
@@ -97,8 +103,9 @@ def _colours_task(store, said=None):
     return Task(objective, inputs_of, score, views)
 
 
-def _fit_colours(store, out, schedule=EMA, said=None):
+def _fit_colours(store, out, schedule=EMA, said=None, spoiled=()):
     task = _colours_task(store, said)
+    task.views.unreadable.update(spoiled)
     with UnfinishedRun(out, {"what": "colours"}) as unfinished:
         history = fit(prepare_compute(schedule.precision), task, schedule, 0, unfinished)
         _, states = load_checkpoint(unfinished.checkpoint)
@@ -235,4 +242,21 @@ def test_an_interrupted_training_goes_on_without_the_views_that_it_could_not_rea
     assert len(history["views"]["replaced_clips"]) == 3
     assert rest["views"] == history["views"]
     assert [own["loss"] for own in rest["passes"]] == [own["loss"] for own in history["passes"]]
+    assert all(torch.equal(own, other) for own, other in zip(again.parameters(), whole.parameters(), strict=True))
+    _, ended, _ = _fit_colours(ClipStore(store), tmp_path / "run")  # as after a kill behind the last pass
+    assert ended == rest
+
+
+@pytest.mark.parametrize("saves", [1, 6, 9])
+def test_views_that_can_be_read_again_change_nothing_of_a_training_that_goes_on(
+    saves, opened_store, tmp_path, monkeypatch
+):
+    spoiled = range(3, 8)
+    whole, history, _ = _fit_colours(opened_store, tmp_path / "whole", spoiled=spoiled)
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(training, "CHECKPOINT_SECONDS", -1.0)  # after every step
+        patched.setattr(training, "save_checkpoint", InterruptedAfter(saves))
+        _fit_colours(opened_store, tmp_path / "run", spoiled=spoiled)
+    again, rest, _ = _fit_colours(opened_store, tmp_path / "run")
+    assert (rest["steps"], rest["views"]) == (history["steps"], history["views"])
     assert all(torch.equal(own, other) for own, other in zip(again.parameters(), whole.parameters(), strict=True))

@@ -13,8 +13,8 @@ from types import ModuleType
 
 import pytest
 
-from data.cluster import _called, on_ray
-from stage import StageError
+from data.cluster import _called, check_workers, on_ray
+from stage import StageError, WrongArgument
 from tests.data.commands import ended, files, killing, processes_of, started, wait_for_rows
 
 
@@ -71,7 +71,7 @@ def test_an_address_where_nothing_listens_ends_with_one_line(
 ) -> None:
     pytest.importorskip("ray")
     address, since = f"{scheme}127.0.0.1:{closed_port}", time.monotonic()
-    said = ended(started(corpus, tmp_path / "store", f"--ray={address}"), code=1)
+    said = ended(started(corpus, tmp_path / "store", f"--ray={address}", "--workers=1"), code=1)
     assert said == f"error: --ray {address}: no cluster answers there: Connection refused\n"
     assert time.monotonic() - since < 20
     assert not (tmp_path / "store").exists()
@@ -83,7 +83,7 @@ def test_auto_does_not_wait_for_a_cluster_that_has_died(
     pytest.importorskip("ray")
     monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{closed_port}")
     since = time.monotonic()
-    said = ended(started(corpus, tmp_path / "store", "--ray=auto"), code=1)
+    said = ended(started(corpus, tmp_path / "store", "--ray=auto", "--workers=1"), code=1)
     assert said == "error: --ray auto: no cluster answers there: Connection refused\n"
     assert time.monotonic() - since < 60
 
@@ -119,6 +119,13 @@ def test_why_ray_was_not_connected_is_said(
         monkeypatch.setitem(sys.modules, name, ray)
     with pytest.raises(StageError, match=f"^--ray {address}: {said}$"):
         list(on_ray(len, [("a",)], address, 1, "prepare"))
+
+
+def test_workers_are_for_this_machine() -> None:
+    with pytest.raises(WrongArgument, match="--workers 2 is for this machine and --ray local: leave it out with --ray"):
+        check_workers("auto", 2)
+    for address, workers in ((None, 2), ("local", 2), ("auto", 1)):
+        check_workers(address, workers)
 
 
 def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -143,8 +143,10 @@ def test_training_does_without_a_damaged_clip_file_and_says_so(
     whole = [clip.clip_id for clip in ClipStore(copy).clips("train")]
     file = copy / "clips" / f"{ClipStore(copy).clips('train')[3].video_id}.parquet"
     damage(file)
-    assert [clip.clip_id for clip in ClipStore(copy).clips("train")] == whole[:3] + whole[4:]
-    said = rf"training does without a file: {re.escape(str(file))} is missing or damaged \(.+\)\n"
+    store = ClipStore(copy)
+    for _ in "ab":
+        assert [clip.clip_id for clip in store.clips("train")] == whole[:3] + whole[4:]
+    said = rf"the train split does without a file: {re.escape(str(file))} is missing or damaged \(.+\)\n"
     assert re.fullmatch(said, capsys.readouterr().err)
 
 

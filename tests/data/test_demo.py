@@ -11,6 +11,7 @@ import pytest
 from data.demo import NOTE, Camera, Portrait, render_corpora, render_pair
 from data.faces import DlibHog, Face, iou, whole
 from data.picture import Frame, Picture
+from stage import StageError
 from tests.data.commands import files
 
 
@@ -32,6 +33,13 @@ def test_identity_forgeries_give_the_same_files(demo_control: Path) -> None:
     for n in range(3):
         assert content[f"real/{n:03d}.mp4"] == content[f"fake/{n:03d}.mp4"]
     assert len({content[f"real/{n:03d}.mp4"] for n in range(3)}) == 3
+
+
+def test_renders_of_two_seeds_do_not_mix(tmp_path: Path) -> None:
+    render_corpora(tmp_path, renders=0, controls=0, seed=0, workers=1)
+    with pytest.raises(StageError, match=r"corpus was rendered with another --seed: remove it, or give another --out"):
+        render_corpora(tmp_path, renders=0, controls=0, seed=1, workers=1)
+    render_corpora(tmp_path, renders=0, controls=0, seed=0, workers=1)
 
 
 def test_control_shows_no_render_of_the_corpus(demo_renders: tuple[Path, Path]) -> None:

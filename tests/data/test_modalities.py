@@ -10,7 +10,7 @@ from data.depth import DepthAnything, depth_pictures
 from data.flow import picture_flow
 from data.modalities import Modalities
 from files import sha256_of
-from stage import StageError
+from stage import StageError, WrongArgument
 
 RULE = CropRule(size=96, margin=1.0)
 ALL = np.ones(5, np.bool_)
@@ -95,9 +95,9 @@ def test_depth_is_that_of_the_network_on_the_crops(pattern: NDArray[np.uint8], t
 
 
 def test_settings_name_the_estimators_with_the_hashes_of_their_weights(tiny_depth) -> None:
-    assert (Modalities().flow_settings(), Modalities().depth_settings()) == (None, None)
+    assert (Modalities().flow_settings(64), Modalities().depth_settings()) == (None, None)
     chosen = Modalities(("rgb", "depth", "flow"), flow="farneback", depth_weights=tiny_depth)
-    assert chosen.flow_settings() == "farneback"
+    assert chosen.flow_settings(64) == "farneback"
     depth = chosen.depth_settings()
     assert depth is not None
     assert depth.sha256 == sha256_of(tiny_depth / "model.safetensors")
@@ -105,8 +105,10 @@ def test_settings_name_the_estimators_with_the_hashes_of_their_weights(tiny_dept
 
 def test_estimators_that_cannot_be_had_are_said_before_work_begins(tmp_path) -> None:
     with pytest.raises(StageError, match="--flow raft needs weights: give --flow-weights FILE"):
-        Modalities(("rgb", "flow"), flow="raft").flow_settings()
+        Modalities(("rgb", "flow"), flow="raft").flow_settings(128)
+    with pytest.raises(WrongArgument, match="--flow raft cannot take crops of 100 pixels"):
+        Modalities(("rgb", "flow"), flow="raft").flow_settings(100)
     with pytest.raises(StageError, match=r"--flow-weights .*a\.pth is for --flow raft, dis has no weights"):
-        Modalities(("rgb", "flow"), flow_weights=tmp_path / "a.pth").flow_settings()
+        Modalities(("rgb", "flow"), flow_weights=tmp_path / "a.pth").flow_settings(128)
     with pytest.raises(StageError, match=r"has no config\.json, no preprocessor_config\.json"):
         Modalities(("rgb", "depth"), depth_weights=tmp_path).depth_settings()

@@ -153,3 +153,13 @@ def test_a_playlist_or_another_format_named_like_a_photo_is_unreadable(tmp_path:
     for name in ("a.jpg", "b.jpg"):
         with pytest.raises(UnreadableVideo, match=rf"{name} cannot be read as a photo: cannot identify"):
             Photo(tmp_path / name)
+
+
+def test_a_whole_photo_with_broken_exif_data_is_read(astronaut: NDArray[np.uint8], tmp_path: Path) -> None:
+    Image.fromarray(astronaut[:64, :64]).save(
+        tmp_path / "a.jpg", dpi=(72, 72), exif=b"Exif\0\0junk that is no TIFF header"
+    )
+    with Image.open(tmp_path / "a.jpg") as image:
+        expected = np.asarray(image.convert("RGB"))
+    with Photo(tmp_path / "a.jpg") as photo:
+        np.testing.assert_array_equal(next(photo.pictures()).rgb, expected)

@@ -14,10 +14,12 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
+from data.journal import KILLER as KILLED
+from data.journal import Journal
 from data.prepare import prepare
 from data.store import ClipStore
 from data.unfinished import Unfinished
-from stage import StageError
+from stage import StageError, WorkerDied
 from tests.data.commands import ROOT, command, files, made
 
 
@@ -156,3 +158,29 @@ def test_unfinished_work_does_not_go_on_where_it_is_known_better_whose_faces_the
     made(table, out)
     found = pq.read_table(out / "videos.parquet").to_pylist()
     assert {tuple(row["identities"]) for row in found} == {("a",)} and len({row["split"] for row in found}) == 1
+
+
+def test_a_file_that_killed_its_process_is_done_again_once_it_was_replaced(
+    small_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus, out = shutil.copytree(small_corpus, tmp_path / "corpus"), tmp_path / "store"
+    killer = sorted(corpus.rglob("*.mp4"))[0]
+
+    def dying(function: Callable[..., object], jobs: Iterable[tuple[Any, ...]], *_: object) -> None:
+        for job in jobs:
+            if job[0].path == killer and not Journal(job[4]).row(job[0].video_id):
+                Journal(job[4]).begin(job[0].video_id)
+                raise WorkerDied("prepare: a process was killed")
+            function(*job)
+
+    monkeypatch.setattr("data.journal.in_processes", dying)
+    with monkeypatch.context() as patch:
+        patch.setattr("data.prepare.Unfinished.finish", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt):
+            made(corpus, out)
+    (row,) = [row for row in Journal(tmp_path / ".store.unfinished").rows() if row["status"] == "unreadable"]
+    assert row["reason"] == KILLED
+    monkeypatch.setattr("data.journal.in_processes", lambda function, jobs, *_: [function(*job) for job in jobs])
+    os.utime(killer)
+    made(corpus, out)
+    assert ClipStore(out).info.videos["unreadable"] == 0

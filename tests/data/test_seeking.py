@@ -42,20 +42,49 @@ def test_calls_go_on_where_the_last_one_ended(tmp_path: Path, kind: str) -> None
     np.testing.assert_array_equal(rest, whole[123:])
 
 
-def test_a_far_start_decodes_little(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    decoded = []
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Times of the frames that were decoded so far; every tenth is called damaged."""
+    times: list[int] = []
 
-    class Counted(Picture):
+    class Noted(Picture):
         def __init__(self, frame: av.VideoFrame, *rest: Any) -> None:
-            decoded.append(frame.pts)
+            assert frame.pts is not None
+            times.append(frame.pts)
             super().__init__(frame, *rest)
 
-    monkeypatch.setattr("data.video.Picture", Counted)
+        @property
+        def is_damaged(self) -> bool:
+            return sorted(set(times)).index(self.time) % 10 == 0
+
+    monkeypatch.setattr("data.video.Picture", Noted)
+    return times
+
+
+def test_a_far_start_decodes_little(tmp_path: Path, decoded: list[int]) -> None:
     encode(tmp_path / "a.mp4", textured(LENGTH), options=B_FRAMES)
     with Video(tmp_path / "a.mp4") as video:
         assert video.count() == LENGTH
         next(video.pictures(143))
     assert len(decoded) <= 1 + 12
+
+
+def test_without_a_key_frame_in_between_nothing_is_decoded_twice(tmp_path: Path, decoded: list[int]) -> None:
+    path, _ = seekable(tmp_path, "one-key.mp4")
+    with Video(path) as video:
+        for start in (0, 60, 120):
+            next(video.pictures(start))
+        assert len(decoded) == len(set(decoded)) == 121
+        assert video.damaged == 13
+
+
+def test_a_damaged_frame_that_is_decoded_twice_counts_once(tmp_path: Path, decoded: list[int]) -> None:
+    path, shown = seekable(tmp_path, "one-key.mp4")
+    with Video(path) as video:
+        list(islice(video.pictures(), 30))
+        video._restart()
+        assert len(list(video.pictures())) == shown
+        assert len(decoded) == 30 + shown and video.damaged == -(-shown // 10)
 
 
 def test_a_broken_stream_counts_what_lies_before_the_break(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Tracks against the places where the tests put a photo's face, and against a look at every frame of real videos."""
 
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from data.faces import DlibHog, Face, iou, whole
-from data.picture import Frame, Picture
+from data.picture import Frame, Picture, UnreadableVideo
 from data.tracks import FORGET_AFTER, SEARCH_EVERY, STRIDE, Seen, Tracker
 from data.video import Video
 
@@ -252,6 +253,20 @@ def test_streams_of_any_length_come_out_whole(astronaut: Frame, count: int) -> N
     for frame, pixels in zip(seen, frames, strict=True):
         np.testing.assert_array_equal(frame.picture.rgb, pixels)
     assert followed([]) == []
+
+
+@pytest.mark.parametrize("count", [0, 1, STRIDE, STRIDE + 4])
+def test_frames_before_a_break_come_out_with_their_faces(astronaut: Frame, count: int) -> None:
+    def broken() -> Iterator[Picture]:
+        for n in range(count):
+            yield Picture.of(shown(astronaut, (100 + n, 80, 180)))
+        raise UnreadableVideo(Path("a.mp4"), "breaks while decoding")
+
+    seen = []
+    with pytest.raises(UnreadableVideo, match=r"a\.mp4 breaks while decoding"):
+        for frame in Tracker(DlibHog()).follow(broken()):
+            seen.append(frame)
+    assert pattern(seen) == "0" * count
 
 
 def test_no_more_than_a_stride_is_read_ahead(astronaut: Frame) -> None:

@@ -6,6 +6,7 @@ That a frame is the one that was asked for is told by decoding the whole file fr
 import os
 import shutil
 import wave
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -302,3 +303,50 @@ def test_playlist_named_like_a_video_opens_nothing_else(tmp_path, demo_control):
     (tmp_path / "list.mp4").write_text("ffconcat version 1.0\nfile other.mp4\n")
     with pytest.raises(UnreadableVideo, match=r"list.mp4 cannot be read as a video: "):
         Video(tmp_path / "list.mp4")
+
+
+def _first_frame(path: Path, pixels: NDArray[np.uint8], aspect: str | None = None, **options: str) -> Picture:
+    """Write a video of three equal frames and return the first that is read."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25, options=options)
+        stream.height, stream.width = pixels.shape[:2]
+        stream.pix_fmt = "yuv420p"
+        if aspect:
+            stream.codec_context.sample_aspect_ratio = Fraction(aspect)
+        for _ in range(3):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode(None))
+    with Video(path) as video:
+        picture = next(video.pictures())
+        assert (video.info.height, video.info.width) == picture.luma.shape
+    return picture
+
+
+@pytest.mark.parametrize(("aspect", "shown"), [("4/3", 85), ("8/9", 57), ("1001/1000", 64), ("900/1", 64)])
+def test_pixels_that_are_not_square_are_stretched_in_width(
+    astronaut: NDArray[np.uint8], tmp_path: Path, aspect: str, shown: int
+) -> None:
+    pixels = np.asarray(cv2.resize(astronaut, (64, 48)), np.uint8)
+    square = _first_frame(tmp_path / "square.mp4", pixels)
+    found = _first_frame(tmp_path / "oblong.mp4", pixels, aspect)
+    kernel = cv2.INTER_AREA if shown < 64 else cv2.INTER_LINEAR
+    np.testing.assert_array_equal(found.rgb, cv2.resize(square.rgb, (shown, 48), interpolation=kernel))
+    np.testing.assert_array_equal(found.luma, cv2.resize(square.luma, (shown, 48), interpolation=kernel))
+
+
+@pytest.mark.parametrize(
+    ("options", "remarks"),
+    [
+        ("ref=1", ()),
+        ("interlaced=1", ("interlaced: what moves has combs",)),
+        ("transfer=arib-std-b67:colorprim=bt2020:colormatrix=bt2020nc", ("HDR, read without tone mapping",)),
+    ],
+)
+def test_frames_that_are_woven_or_meant_for_brighter_screens_are_remarked(
+    tmp_path: Path, options: str, remarks: tuple[str, ...]
+) -> None:
+    black = np.zeros((64, 64, 3), np.uint8)
+    assert _first_frame(tmp_path / "a.mp4", black, **{"x264-params": options}).remarks == remarks
+    with Video(tmp_path / "a.mp4") as video:
+        list(video.pictures())
+        assert tuple(video.remarks) == remarks

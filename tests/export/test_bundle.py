@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,17 @@ def test_spoiled_bundle_is_refused(bundle, tmp_path, spoil, message):
     with pytest.raises(StageError, match=message):
         opened = Bundle(copy)
         opened.load(opened.artifact("test_byobnet-fp32.onnx"))
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="Core ML runs on a Mac")
+def test_a_bundle_for_macs_alone_says_which_artifact_is_evaluated_elsewhere(bundle, tmp_path):
+    copy = shutil.copytree(bundle.path, tmp_path / "bundle")
+    manifest = json.loads((copy / "manifest.json").read_text())
+    manifest["artifacts"] = [entry for entry in manifest["artifacts"] if entry["runtime"] == "coreml"]
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    first = manifest["artifacts"][0]["file"]
+    with pytest.raises(StageError, match=rf"can run on this machine: give --artifact {first}, which Pocketproof"):
+        Bundle(copy).chosen(None)
 
 
 def test_path_out_of_the_bundle_is_refused(bundle, tmp_path):

@@ -17,6 +17,7 @@ from compress.runs import own_threshold, pixel_detector, takes, torch_scorer
 from compress.scoring import Takes, score_clip_list
 from data.prepare import prepare
 from data.recompress import RecompressedStore, Recompression
+from data.store import ClipStore
 from export.bundle import Bundle
 from export.evaluate import evaluate
 from models.detector import Detector
@@ -115,6 +116,14 @@ def test_int8_run_has_the_figures_that_quantize_measured(int8_run, demo_store, t
     expected = json.loads(Run(run).read("metrics.json"))["val"]
     assert expected.pop("auc") == made.metrics.auc
     assert json.loads(made.metrics.model_dump_json()) == expected
+
+
+def test_training_clips_that_are_lost_are_noted(teacher_copy, demo_store, tmp_path):
+    store = shutil.copytree(demo_store, tmp_path / "store")
+    lost = store / "clips" / f"{ClipStore(store).clips('train')[0].video_id}.parquet"
+    lost.unlink()
+    (made,) = evaluate(teacher_copy, store, split="train")
+    assert f"1 files of the train split are missing or damaged: {lost.name}." in made.notes
 
 
 def test_another_corpus_of_photos_of_one_label(teacher_copy, photo_store, capsys):

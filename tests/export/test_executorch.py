@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from export.bundle import Bundle
-from export.executorch import drop_idle_ceilings, keep_pooled_dimensions
+from export.executorch import drop_idle_ceilings, keep_pooled_dimensions, native_runtime, opened
 
 
 class Mean(nn.Module):
@@ -66,3 +66,10 @@ def test_who_loads_a_program_waits_for_no_library_of_metrics():
     """Bench and apps count what is imported as the model's load time and memory."""
     code = "import sys, export.executorch, export.onnx; print({'sklearn', 'pandas', 'timm'} & set(sys.modules))"
     assert subprocess.check_output([sys.executable, "-c", code], text=True) == "set()\n"
+
+
+def test_a_program_runs_on_the_threads_that_are_asked_for(bundle_path):
+    path = bundle_path / "test_byobnet-fp32.pte"
+    for threads in (2, 1):
+        opened(path, threads)
+        assert native_runtime()._threadpool_get_thread_count() == threads

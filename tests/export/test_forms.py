@@ -53,7 +53,8 @@ def exact_sums():
 @pytest.mark.parametrize("instructions", [None, "avx512_vnni", "i8mm"])
 def test_only_processors_whose_byte_sums_overflow_pay_for_exact_ones(monkeypatch, instructions):
     monkeypatch.setattr("export.onnx.int8_instructions", lambda: instructions)
-    options = session_options(1)
+    options = session_options(3)
+    assert options.intra_op_num_threads == 3
     if instructions is None:
         assert options.get_session_config_entry("session.x64quantprecision") == "1"
     else:
@@ -142,12 +143,13 @@ def test_files_hold_no_traces_of_how_they_were_made(for_servers):
 def test_each_delegate_has_its_file(delegated, real_crops):
     known = Runtime.get().backend_registry.registered_backend_names
     delegates = (("coreml", "CoreMLBackend", "iOS 17 / macOS 14"), ("vulkan", "VulkanBackend", "Android with Vulkan"))
+    needed = f"and as the ExecuTorch runtime that the app links, {version('executorch')} or newer"
     for delegate, backend, system in delegates:
         artifact = delegated.artifact(f"test_tiny-fp32-{delegate}.pte")
         assert artifact.delegate == delegate and backend in artifact.programs[0].operators
         assert artifact.delegated_fraction > 0.5
         assert artifact.minimum_os.startswith(system)
-        assert f"and as the ExecuTorch runtime that the app links: {version('executorch')}" in artifact.minimum_os
+        assert needed in artifact.minimum_os
         assert backend.encode() in (delegated.path / artifact.file).read_bytes()
         if backend not in known:
             reason = f"ExecuTorch has no {backend} on this machine"
@@ -159,11 +161,37 @@ def test_each_delegate_has_its_file(delegated, real_crops):
     assert len(delegated.load(delegated.chosen(None))(real_crops)) == 24
 
 
-def test_the_readme_of_a_bundle_for_one_delegate_says_how_an_app_runs_it(delegated):
-    assert "built with the XNNPACK backend" in readme(delegated.manifest)
-    vulkan = delegated.artifact("test_tiny-fp32-vulkan.pte")
-    text = readme(delegated.manifest.model_copy(update={"artifacts": [vulkan]}))
-    assert f"The runtime: {vulkan.minimum_os}." in text and 'module.execute("forward", pixels)' in text
+@pytest.mark.parametrize(
+    ("delegates", "ios", "android"),
+    [
+        (("", "-coreml", "-vulkan"), "-coreml", ""),
+        (("", "-vulkan"), "", ""),
+        (("-coreml",), "-coreml", None),
+        (("-coreml", "-vulkan"), "-coreml", "-vulkan"),
+        (("-vulkan",), None, "-vulkan"),
+    ],
+)
+def test_the_readme_names_for_each_system_a_file_that_runs_there(delegated, delegates, ios, android):
+    artifacts = {delegate: delegated.artifact(f"test_tiny-fp32{delegate}.pte") for delegate in delegates}
+    text = readme(delegated.manifest.model_copy(update={"artifacts": list(artifacts.values())}))
+    for heading, delegate, call in (
+        ("## iOS (Swift, ExecuTorch)", ios, 'module.execute("forward", [pixels])'),
+        ("## Android (Kotlin, ExecuTorch)", android, 'module.execute("forward", pixels)'),
+    ):
+        section = text.partition(heading)[2].partition("\n## ")[0]
+        assert bool(section) == (delegate is not None)
+        if delegate is not None:
+            artifact = artifacts[delegate]
+            assert f"System and runtime: {artifact.minimum_os}." in section and f"// of {artifact.file}\n" in section
+            assert call in section
+
+
+def test_a_threshold_that_is_not_a_file_s_own_is_told(delegated):
+    text = readme(delegated.manifest)
+    for artifact in delegated.manifest.artifacts:
+        told = f"The threshold of `{artifact.file}` and its rate are not its own: {artifact.threshold_from}.\n"
+        assert (told in text) == bool(artifact.cannot_run())
+        assert artifact.in_core_ml == (artifact.delegate == "coreml")
 
 
 def test_a_bundle_with_files_for_other_machines_is_verified(delegated, capsys):

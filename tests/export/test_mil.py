@@ -234,6 +234,11 @@ def test_a_program_that_cannot_be_evaluated_is_not_compared(bundle_path, student
         )
 
 
+def _operations(package):
+    functions = ct.utils.load_spec(str(package)).mlProgram.functions["main"].block_specializations
+    return [operation.type for block in functions.values() for operation in block.operations]
+
+
 @pytest.fixture(scope="module")
 def palette_run(student_run, demo_store, tmp_path_factory):
     out = tmp_path_factory.mktemp("palette") / "run"
@@ -249,12 +254,20 @@ def test_palettes_are_tables_that_hold_the_run_s_weights(palette_run, demo_store
     bundle = Bundle(tmp_path / "bundle")
     (artifact,) = bundle.manifest.artifacts
     assert (artifact.scheme, artifact.runtime) == ("palette4", "coreml")
-    assert "constexpr_lut_to_dense" in artifact.programs[0].operators
+    operations = _operations(bundle.path / artifact.file)
+    assert operations.count("constexpr_lut_to_dense") == sum(w.ndim > 1 and w.numel() > 2048 for w in weights.values())
     assert [(absent.runtime, absent.scheme) for absent in bundle.manifest.absent] == [("onnxruntime", "palette4")]
     assert [step.step for step in artifact.parity][:2] == ["exported", "lowered"]
     with torch.inference_mode():
         expected = pixel_detector(Run(palette_run))(torch.from_numpy(real_crops)).numpy()
     np.testing.assert_allclose(bundle.load(artifact)(real_crops), expected, atol=1e-2)
+
+
+def test_a_palette_that_core_ml_would_lose_is_not_shipped(student_run, demo_store, tmp_path, monkeypatch):
+    monkeypatch.setattr("compress.quantized.with_norms_folded", lambda detector, _: detector)
+    quantize(student_run, demo_store, tmp_path / "run", scheme="palette4", max_auc_drop=1.0)
+    with pytest.raises(StageError, match=r"would store \d+ layers of forward without a palette \(.+\), as its"):
+        export_here([tmp_path / "run"], demo_store, tmp_path / "bundle", "coreml")
 
 
 def test_a_palette_for_other_runtimes_alone_is_refused(palette_run, demo_store, tmp_path):

@@ -87,6 +87,15 @@ def test_files_that_come_or_go_are_seen(copy, spoil, message):
         verify(copy)
 
 
+def test_what_file_managers_leave_in_a_bundle_s_folders_changes_nothing(copy):
+    for folder in [copy, *(path for path in copy.rglob("*") if path.is_dir())]:
+        (folder / ".DS_Store").write_bytes(b"x")
+    verify(copy)
+    opened = Bundle(copy)
+    for artifact in opened.manifest.artifacts:
+        opened.checked_path(artifact)
+
+
 def _rewritten(path: Path, change) -> None:
     """Change the manifest and sum it up anew, as one who means it would."""
     manifest = json.loads((path / "manifest.json").read_text())
@@ -267,6 +276,9 @@ def test_the_readme_names_the_folder_whose_two_programs_belong_together(clip_bun
     clip, size = manifest.clip, manifest.crop.rule.size
     assert f"`pixels`, [1, {clip.frames}, {size}, {size}, 3] of bytes" in text
     steps = {artifact.runtime: artifact.file for artifact in manifest.artifacts if artifact.method == "steps"}
+    swift = text.partition("## iOS (Swift, ExecuTorch)")[2].partition("## ")[0]
+    for call in ('module.execute("embed", [pixels])', 'module.execute("score", [clip, counts])', steps["executorch"]):
+        assert call in swift
     folders = {"coreml": "`embed.mlpackage` and `score.mlpackage` of the folder `{}`", "executorch": "(path)  // of {}"}
     folders["onnxruntime"] = "(embedPath, options)  // of {}/embed.onnx"
     for runtime, file in steps.items():

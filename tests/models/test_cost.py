@@ -7,8 +7,10 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from models.cost import cost_of, macs_of
+from models.cost import _activation_mb, cost_of, macs_of
+from models.detector import Architecture, Detector
 from models.megatron import Megatron, MegatronSettings
+from models.temporal import TemporalSettings
 
 PICTURE = torch.zeros(1, 3, 64, 64)
 
@@ -109,3 +111,16 @@ def test_network_that_draws_leaves_the_random_numbers_alone():
     drawn = torch.get_rng_state()
     cost_of(_Drawing(), torch.zeros(1, 4))
     assert torch.equal(torch.get_rng_state(), drawn)
+
+
+@pytest.mark.parametrize(
+    "architecture",
+    [
+        {"temporal": TemporalSettings(width=16)},
+        {"modalities": ("rgb", "depth"), "megatron": MegatronSettings(layers=1, feed_forward=16)},
+    ],
+)
+def test_activations_of_a_clip_are_those_of_all_its_pictures_at_once(architecture):
+    detector = Detector(Architecture(backbone="test_byobnet", size=64, **architecture)).eval()
+    inputs = detector.example(frames=6)
+    assert cost_of(detector, *inputs).activation_mb == pytest.approx(_activation_mb(detector, inputs), rel=0.01)

@@ -29,14 +29,14 @@ def test_only_the_last_blocks_train():
     assert not backbone.patch_embed.proj.weight.requires_grad
 
 
-@pytest.mark.parametrize(("pool", "norm"), [("token", "norm"), ("avg", "fc_norm")])
-def test_the_norm_after_the_last_block_trains_with_it(pool, norm):
-    """It lies before or after pooling."""
+@pytest.mark.parametrize(("pool", "after"), [("token", {"norm"}), ("avg", {"fc_norm"}), ("map", {"norm", "attn_pool"})])
+def test_what_comes_after_the_last_block_trains_with_it(pool, after):
+    """A norm lies before or after pooling, which may be learned."""
     shape = {"img_size": 32, "patch_size": 16, "embed_dim": 8, "depth": 2, "num_heads": 2, "num_classes": 0}
     backbone = VisionTransformer(**shape, global_pool=pool)
     freeze(backbone, "1")
     trained = {name.split(".")[0] for name, p in backbone.named_parameters() if p.requires_grad}
-    assert trained == {"blocks", norm}
+    assert trained == {"blocks", *after}
 
 
 @pytest.mark.parametrize(

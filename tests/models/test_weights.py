@@ -1,5 +1,6 @@
 """Starting weights: from a file, from the hub, or at random when asked for."""
 
+import argparse
 import functools
 import pickle
 from pathlib import Path
@@ -76,7 +77,15 @@ def _state(name="test_vit"):
 @pytest.mark.parametrize(
     ("wrapped", "taken"),
     [
-        (lambda state, other: {"state_dict": other, "state_dict_ema": state, "epoch": 3}, "state_dict_ema"),
+        (
+            lambda state, other: {
+                "state_dict": other,
+                "state_dict_ema": state,
+                "epoch": 3,
+                "args": argparse.Namespace(lr=0.1, gpus=[0]),
+            },
+            "state_dict_ema",
+        ),
         (lambda state, other: {"model_ema": state, "epoch": 3}, "model_ema"),
         (lambda state, _: {"model": {f"module.{name}": tensor for name, tensor in state.items()}}, ""),
         (lambda state, _: {f"_orig_mod.module.{name}": tensor for name, tensor in state.items()}, ""),

@@ -87,7 +87,7 @@ def test_headline_of_files_that_take_several_samples_at_once_says_so(report: Rep
     report.rows.insert(0, measured("student-int8.onnx", 3.0, 5_000_000, scheme="int8", batch=8))
     assert headline(report).startswith("student-int8.pte (")
     report.rows = report.rows[:1]
-    assert " takes 3.00 ms per frame, 8 at once, and 5.00 MB" in headline(report)
+    assert " takes 3.00 ms per frame, 8 samples at once, and 5.00 MB" in headline(report)
 
 
 @pytest.mark.parametrize("order", [1, -1])

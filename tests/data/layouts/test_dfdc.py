@@ -83,7 +83,7 @@ def test_malformed_entries_are_named(tmp_path: Path, video: str, entry: object) 
         read_sources([tmp_path], Selection())
     start = f"{tmp_path}/p0/metadata.json: entry {video!r} is not of the form "
     assert str(error.value).startswith(start)
-    assert str(error.value).endswith(": mend or remove it")
+    assert str(error.value).endswith(": mend or remove it, or give --layout or --label if this is not DFDC")
 
 
 @pytest.mark.parametrize("entries", [[], "a.mp4", None])

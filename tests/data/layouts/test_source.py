@@ -99,3 +99,16 @@ def test_a_file_that_links_make_both_real_and_fake_is_refused(tmp_path: Path) ->
     (tmp_path / "real/more").symlink_to("../fake")
     with pytest.raises(StageError, match=r"real/more/fake.mp4 and fake/fake.mp4 are one file, once real and once fake"):
         read_sources([tmp_path], Selection())
+
+
+def test_files_that_a_layout_reaches_by_links_are_not_called_overlooked(tmp_path: Path) -> None:
+    for name, target in (("real", "originals"), ("fake", "swaps")):
+        (tmp_path / target).mkdir()
+        (tmp_path / target / f"{name}.mp4").touch()
+        (tmp_path / name).symlink_to(target)
+    sources, notes = read_sources([tmp_path], Selection())
+    assert sorted(source.name for source in sources) == ["fake/fake.mp4", "real/real.mp4"]
+    assert not [note for note in notes if "were not taken" in note]
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "c.mp4").touch()
+    assert any("1 files of" in note and "more/c.mp4" in note for note in read_sources([tmp_path], Selection())[1])
