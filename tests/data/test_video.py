@@ -306,9 +306,9 @@ def test_playlist_named_like_a_video_opens_nothing_else(tmp_path, demo_control):
 
 
 def _first_frame(path: Path, pixels: NDArray[np.uint8], aspect: str | None = None, **options: str) -> Picture:
-    """Write a video of three equal frames and return the first that is read."""
+    """Write a video of three equal frames, the same bytes each time, and return the first that is read."""
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=25, options=options)
+        stream = container.add_stream("libx264", rate=25, options={"threads": "1", "mbtree": "0"} | options)
         stream.height, stream.width = pixels.shape[:2]
         stream.pix_fmt = "yuv420p"
         if aspect:
