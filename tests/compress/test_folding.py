@@ -26,6 +26,25 @@ def test_weights_have_the_factors_of_the_norm_behind_which_only_adds() -> None:
         torch.testing.assert_close(found.norm(values), values + bias[:, None, None])
 
 
+def test_a_norm_behind_a_linear_layer_stays() -> None:
+    class Narrowed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.norm = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)
+            self.narrow, self.last = nn.Linear(8, 8), nn.BatchNorm1d(8)
+
+        def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+            narrowed: torch.Tensor = self.last(self.narrow(self.norm(self.first(pictures)).mean((2, 3))))
+            return narrowed
+
+    torch.manual_seed(0)
+    detector, pictures = small_detector().with_parts(backbone=Narrowed().eval()), some_pictures(4)
+    nn.init.normal_(detector.backbone.norm.weight, 2.0)
+    folded = with_norms_folded(detector, pictures).backbone
+    assert torch.equal(folded.narrow.weight, detector.backbone.narrow.weight)
+    assert not torch.equal(folded.first.weight, detector.backbone.first.weight)
+
+
 def test_an_output_that_something_else_takes_too_stays() -> None:
     class Twice(nn.Module):
         def __init__(self) -> None:
