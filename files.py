@@ -26,8 +26,6 @@ NOT_WRITABLE = (
 """Error numbers of a file or folder that cannot be put in place: it is not permitted, or does not fit."""
 OF_BUNDLES = ("manifest.json", "SHA256SUMS")
 """Files that every bundle holds: nothing may be written into a folder that has both."""
-LEFT_BY_SYSTEMS = (".DS_Store", "Thumbs.db", "desktop.ini")
-"""Files that file managers leave in folders: no folder is another one for them."""
 NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
 """Error numbers of file systems on which a file cannot have a second name (hard link)."""
 
@@ -134,11 +132,14 @@ def _remove_stale(target: Path) -> None:
     """Remove the partial files that ended processes of this machine left beside ``target``."""
     partial_name = re.compile(re.escape(f".{target.name}.{platform.node()}.") + r"(\d+)\.partial")
     for path in target.parent.iterdir():
-        if (match := partial_name.fullmatch(path.name)) and not _is_running(int(match[1])):
+        if (match := partial_name.fullmatch(path.name)) and not _is_another(int(match[1])):
             remove(path)
 
 
-def _is_running(process: int) -> bool:
+def _is_another(process: int) -> bool:
+    """Return whether another process of this number is running; one of this number may have ended in its container."""
+    if process == os.getpid():
+        return False
     try:
         os.kill(process, 0)
     except ProcessLookupError:
@@ -204,9 +205,14 @@ def _remove_empty(out: Path) -> None:
         ) from error
 
 
+def is_left_by_system(name: str) -> bool:
+    """Tell whether a file of this name was left in a folder by a system or its file manager: it changes no folder."""
+    return name in (".DS_Store", "Thumbs.db", "desktop.ini") or name.startswith("._")  # AppleDouble
+
+
 def files_in(folder: Path) -> list[Path]:
-    """Return the files of a folder and those below it, sorted, without those that file managers leave there."""
-    return sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in LEFT_BY_SYSTEMS)
+    """Return the files of a folder and those below it, sorted, without those that systems leave there."""
+    return sorted(path for path in folder.rglob("*") if path.is_file() and not is_left_by_system(path.name))
 
 
 def sha256_of(path: Path) -> str:

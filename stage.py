@@ -239,7 +239,11 @@ def in_processes(
             _terminate_workers()
             raise
         except BaseException:
-            pool.shutdown(cancel_futures=True)  # waits: leaving the block before it is done would take it back
+            try:
+                pool.shutdown(cancel_futures=True)  # waits: leaving the block before it is done would take it back
+            except KeyboardInterrupt:
+                _terminate_workers()
+                raise
             raise
 
 

@@ -239,7 +239,8 @@ class Steps:
         import torch
 
         from compress.runs import pixel_detector
-        from models.detector import Detector, classify, fake_probability, per_picture
+        from models.detector import Detector, classify, per_picture
+        from models.pixels import fake_probability
         from models.run import Run
 
         torch.set_num_threads(self.task.threads)

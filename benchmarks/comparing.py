@@ -30,10 +30,15 @@ def compare_rows(subjects: Sequence[Subject]) -> None:
             if row.latency_ms:
                 row.speedup = base.latency_ms.p50 / row.latency_ms.p50
         student = fp32_runs.get(subject.student)
-        if has_flips(subject) and student and subject.threshold_store == student.threshold_store:
+        if has_flips(subject) and student and comparable_verdicts(subject, student):
             _set_flips(subject, student)
         if row.scheme != "fp32":
             row.earned, row.earned_because = _earned(subject, _fp32_counterpart(subject, subjects))
+
+
+def comparable_verdicts(one: Subject, other: Subject) -> bool:
+    """Return whether two models' thresholds are of one store: those of two turn verdicts that rounding does not."""
+    return one.threshold_store == other.threshold_store
 
 
 def has_flips(subject: Subject) -> bool:
@@ -99,14 +104,16 @@ def _earned(subject: Subject, base: Subject | None) -> tuple[bool | None, str]:
     difference, interval = auc_difference(subject.scores, base.scores)
     summary = f"{speedup:.3g}x as fast as fp32, AUC {difference:+z.4f}"
     summary += f" ({interval[0]:+z.4f} to {interval[1]:+z.4f})" if interval else " (too few persons for an interval)"
-    flips = max(_flips_at_thresholds(subject, base))
+    flips = max(_flips_at_thresholds(subject, base)) if comparable_verdicts(subject, base) else None
     spread = max(subject.row.spread or 0, base.row.spread or 0)
     faults = []
     if speedup <= 1 + spread:
         faults.append("not faster here" if speedup <= 1 else f"by less than these latencies vary, {spread:.1%}")
     if difference < -MOST_LOST or (interval and interval[0] < LEAST_BOUND):
         faults.append(f"loses more than {MOST_LOST} AUC" if difference < -MOST_LOST else f"may lose {-LEAST_BOUND} AUC")
-    if _too_many_flips(flips, subject):
+    if flips is None and not faults:
+        return None, f"{summary}; its verdicts cannot be compared: its threshold and fp32's are of two stores"
+    if flips is not None and _too_many_flips(flips, subject):
         faults.append(f"turns {flips:.1%} of the verdicts")
     return not faults, "; ".join([summary, *faults])
 
@@ -143,10 +150,13 @@ def runtimes_apart(subjects: Sequence[Subject]) -> list[str]:
         if not comparable or one.row.auc is None or other.row.auc is None:
             continue
         difference = abs(auc_change(one.row.auc, other.row.auc))
+        apart = f"{one.row.name} and {other.row.name} are one model in two runtimes, and lie {difference:.4f} AUC"
+        if not comparable_verdicts(one, other):
+            if difference > MOST_LOST:
+                notes.append(f"{apart} apart (at most {MOST_LOST} is expected).")
+            continue
         flips = max(_flips_at_thresholds(one, other))
         if difference > MOST_LOST or _too_many_flips(flips, one):
-            notes.append(
-                f"{one.row.name} and {other.row.name} are one model in two runtimes, and lie {difference:.4f} AUC and "
-                f"{flips:.1%} of the verdicts apart (at most {MOST_LOST} and {MOST_FLIPS:.0%} are expected)."
-            )
+            expected = f"at most {MOST_LOST} and {MOST_FLIPS:.0%} are expected"
+            notes.append(f"{apart} and {flips:.1%} of the verdicts apart ({expected}).")
     return notes

@@ -40,9 +40,13 @@ def _on_latency(subjects: list[Subject]) -> Iterator[str]:
 
 
 def _on_comparisons(subjects: list[Subject]) -> Iterator[str]:
-    """Yield notes on figures that are missing because a run was not among the rows."""
-    if alone := [s for s in subjects if has_flips(s) and s.row.verdict_flips is None]:
+    """Yield notes on comparisons that are missing, because a run was not among the rows or has another threshold."""
+    scored = {s.student for s in subjects if s.fp32_run and s.scores is not None}
+    without = [s for s in subjects if has_flips(s) and s.row.verdict_flips is None]
+    if alone := [s for s in without if s.student not in scored]:
         yield f"No verdict flips, as the fp32 run is not among the rows, or was not scored: {_named(alone)}."
+    if apart := [s for s in without if s.student in scored]:
+        yield f"No verdict flips, as the threshold and that of the fp32 run are of two stores: {_named(apart)}."
     if any(s.row.latency_ms for s in subjects) and not any(s.row.speedup_over for s in subjects):
         yield "No speedup or size ratio, as no teacher's fp32 run was timed beside these rows."
 
@@ -66,8 +70,9 @@ def notes_of(
     for artifact in (subject.artifact for subject in subjects if subject.artifact):
         if artifact.threshold_from != OWN_SCORES:
             notes.append(f"The threshold of {artifact.file} is not its own: {artifact.threshold_from}.")
-    for crops in dict.fromkeys(subject.crops for subject in subjects):
-        notes += crops_notes([_named(subject for subject in subjects if subject.crops == crops)], crops, store)
+    for made in dict.fromkeys((subject.crops, subject.takes.modalities) for subject in subjects):
+        alike = [subject for subject in subjects if (subject.crops, subject.takes.modalities) == made]
+        notes += crops_notes([_named(alike)], *made, store)
     rows_by_persons: dict[tuple[str, ...], list[str]] = {}
     for subject in subjects:
         rows_by_persons.setdefault(subject.persons, []).append(subject.row.name)

@@ -27,7 +27,7 @@ from models.origin import Parent
 from models.run import Run
 from models.schemes import fast_dtype
 from parsing import read_json
-from stage import StageError, refuse_tf32, say
+from stage import StageError, refuse_tf32, say, usable_cores
 
 SCHEMA_VERSION = 3
 
@@ -120,7 +120,7 @@ def reference(
     torch_device = choose_device(device)
     refuse_tf32()  # as the worker does, so that ``tf32`` below is true of the worker too
     _check(source, store, torch_device, precision)
-    threads = torch.get_num_threads()
+    threads = min(torch.get_num_threads(), usable_cores())
     with scratch_beside(out) as folder:
         measurement = _measure(source, store, torch_device, precision, threads, repeats, folder)
     assert measurement.timing is not None
@@ -199,7 +199,7 @@ def _measure(
 
 def _notes(run: Run, store: ClipStore, device: str) -> list[str]:
     notes = list(store.info.notes)
-    notes += crops_notes([run.name], run.info.data.crops, store)
+    notes += crops_notes([run.name], run.info.data.crops, run.info.architecture.modalities, store)
     notes += seen_note([run.name], run.info.data.persons, store.clips("test"), "test")
     if device == "cpu":
         notes.append("The reference was measured on the CPU, not on a GPU.")

@@ -53,7 +53,7 @@ class Subject:
     threshold_store: str | None = None
     """Fingerprint of the store on which the model's own threshold was set."""
     crops: str | None = None
-    """How the crops that the model was trained on were cut (``CropRule.described``); None if that is not known."""
+    """How the pictures that the model was trained on were made (``StoreSettings.made``); None if that is not known."""
     persons: tuple[str, ...] = ()
     """Persons that the model was trained and validated on (``DataSource.persons``)."""
     scores: ClipScores | None = None
@@ -215,16 +215,17 @@ def list_subjects(paths: list[Path], threads: list[int], machine: str) -> list[S
 def share_thresholds(subjects: Sequence[Subject], fingerprint: str) -> None:
     """Let rows that are compared have thresholds of one store: those of two would turn verdicts that rounding does not.
 
-    A run whose artifacts have theirs from the scored store gets one there too, in place of that of its own store, and
-    its row says so. A row under autocast gets the threshold of its fp32 run, if that is of another store, as a store of
-    test clips alone has none to give. ``fingerprint``: of the scored store, where all other rows get theirs.
+    A run gets one on the scored store in place of that of its own store, and its row says so, if an artifact or another
+    run of the same student has its own from there. A row under autocast gets the threshold of its fp32 run, if that is
+    of another store, as a store of test clips alone has none to give. ``fingerprint``: of the scored store, where all
+    other rows get theirs.
     """
-    of_artifacts = {s.student for s in subjects if s.artifact and s.threshold_store == fingerprint}
+    of_scored_store = {s.student for s in subjects if s.threshold_store == fingerprint}
     for subject in subjects:
-        moved = subject.row.kind == "run" and subject.student in of_artifacts
+        moved = subject.row.kind == "run" and subject.student in of_scored_store
         if moved and subject.threshold_store not in (None, fingerprint):
             subject.threshold, subject.threshold_store = None, fingerprint
-            told = "at a threshold of the scored store's validation clips, as its artifacts are"
+            told = "at a threshold of the scored store's validation clips, as what it is compared with is"
             subject.row.reason = "; ".join(filter(None, (subject.row.reason, told)))
     shipped = {s.path: s for s in subjects if s.row.kind == "run" and s.threshold_store not in (None, fingerprint)}
     for subject in (subject for subject in subjects if subject.threshold is None):

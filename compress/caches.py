@@ -196,8 +196,12 @@ class FrameCache:
             filling.fill()
         else:
             filling.fill_together(where)
-        blocks = [filling.opened(number) for number in range(len(views.blocks))]
-        return cls([rows for rows, _ in blocks], [np.array(done) for _, done in blocks], folder)
+        blocks, done = [], []
+        for number in range(len(views.blocks)):  # copied at once: a block has two files, and only one may stay open
+            rows, whole_views = filling.opened(number)
+            blocks.append(rows)
+            done.append(np.array(whole_views))
+        return cls(blocks, done, folder)
 
     def require_whole(self, unreadable: set[int]) -> None:
         """Raise StageError if a view is missing that is not among the ``unreadable`` ones (numbers in ``Views``)."""

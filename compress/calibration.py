@@ -21,7 +21,8 @@ from data.batches import Batch, balanced_batches, read_batch
 from data.layouts import FAKE, REAL
 from data.store import ClipStore
 from data.views import ViewRule, Views
-from models.detector import Detector, PixelDetector
+from models.detector import Detector
+from models.pixels import PixelDetector
 from models.run import Run
 from stage import progress
 

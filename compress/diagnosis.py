@@ -12,7 +12,8 @@ from torch.fx.node import map_arg
 from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
 from compress.fidelity import LayerNoise, decibels
-from compress.int8 import graph_of, layers_of, observers_of
+from compress.graph import layers_of
+from compress.int8 import graph_of, observers_of
 from models.detector import Detector, per_picture
 
 

@@ -13,7 +13,16 @@ from compress.caches import CacheFolder, default_cache
 from compress.checkpoints import asked_of
 from compress.compute import Compute, prepare_compute, samples_of_part
 from compress.objective import CLASSIFICATION, StudentObjective, check_related, parse_losses
-from compress.runs import check_measured_splits, check_store, crops_notes, data_source, finish_run, torch_scorer
+from compress.runs import (
+    check_measured_splits,
+    check_store,
+    crops_notes,
+    data_source,
+    finish_run,
+    say_notes,
+    torch_scorer,
+    validation_notes,
+)
 from compress.schedule import BatchSize, Schedule, class_weights
 from compress.scoring import Takes, from_pixels
 from compress.teacher_outputs import TeacherOutputs
@@ -22,12 +31,13 @@ from data.batches import Batch, read_batch
 from data.store import ClipStore
 from data.views import ViewRule, Views
 from files import refuse_existing
-from models.detector import Architecture, PixelDetector, check_backbone
+from models.detector import Architecture, check_backbone
 from models.outputs import example_outputs
+from models.pixels import PixelDetector
 from models.run import Run, UnfinishedRun
 from models.start import Start
 from models.temporal import TemporalSettings
-from stage import Modality, Per, Seed, StageError, WrongArgument, say
+from stage import Modality, Per, Seed, StageError, WrongArgument
 
 DEFAULT_LOSS = "classification,kl,embedding-kl"
 BATCH = {"frame": 16, "clip": 4}
@@ -52,8 +62,7 @@ def load_teacher(path: Path, store: ClipStore, kind: str) -> Run:
             f"{path} scores {architecture.per}s: a {kind} student learns from a teacher of {kind}s, {other}"
         )
     check_store(run, store)
-    for note in crops_notes([str(path)], run.info.data.crops, store):
-        say(f"note: {note}")
+    say_notes(crops_notes([str(path)], run.info.data.crops, architecture.modalities, store))
     return run
 
 
@@ -183,8 +192,9 @@ def distill(
     teacher_views = Views(store, rule, modalities=run.info.architecture.modalities) if run else None
     schedule = replace(schedule, epochs=epochs, batch_size=batch_size or BATCH[kind], learning_rate=learning_rate)
     start = Start.of(architecture, Path(weights) if weights not in (None, "hub") else None, weights is None, seed)
-    teachers = [run] if run else []
-    info = start.info("student", data_source(store, *teachers), seed, *(entry.as_parent() for entry in teachers))
+    parents = [parent for parent in (run, start.run) if parent]
+    say_notes(validation_notes(store, *parents))
+    info = start.info("student", data_source(store, [modality], *parents), seed, *parents)
     asked = asked_of(info, training) | {"schedule": asdict(schedule), "loss": loss_weights}
     compute = prepare_compute(schedule.precision)
     check_related(loss_weights, samples_of_part(schedule.batch_size, schedule.accumulate, compute.processes))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 
-from compress.int8 import LAYERS, aten, traced
+from compress.graph import LAYERS, aten, traced
 from models.detector import Detector
 from models.fusing import check_unmoved
 

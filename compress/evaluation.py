@@ -194,7 +194,8 @@ def evaluations(
     clips = store.clips(split, both=False)
     seen_on_purpose = split != "test" and model.data.fingerprint == store.info.fingerprint
     seen_notes = [] if seen_on_purpose else seen_note([model.name], model.data.persons, clips, split)
-    notes = [*store.info.notes, *model.notes, *crops_notes([model.name], model.data.crops, store), *seen_notes]
+    of_crops = crops_notes([model.name], model.data.crops, model.takes.modalities, store)
+    notes = [*store.info.notes, *model.notes, *of_crops, *seen_notes]
     if lost := [file.name for file in store.lost_files(split)]:
         notes.append(f"{len(lost)} files of the {split} split are missing or damaged: {some_of(lost)}.")
     sources = _sources(store, model.takes, recompressions, depth_weights)

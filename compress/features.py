@@ -14,8 +14,9 @@ from compress.compute import Compute
 from data.batches import Batch, read_batch
 from data.store import Clip
 from data.views import Views
-from models.detector import Detector, PixelDetector, classify, fake_probability
+from models.detector import Detector, classify
 from models.outputs import of_valid
+from models.pixels import PixelDetector, fake_probability
 from stage import Modality
 
 PICTURES_AT_ONCE = 32

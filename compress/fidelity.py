@@ -61,7 +61,8 @@ class Diagnosis(BaseModel):
     logit_snr_db: float
     """SNR of the fake-minus-real logit against the source run; int8-qat with a teacher aims at other logits."""
     observers: dict[str, float]
-    """Logit SNR by observer, before training, before layers were kept in float32 and before logits were matched."""
+    """Logit SNR by observer, before training and before layers were kept in float32; with the last layer refitted, but
+    for int8-qat with a teacher."""
     float_layers: list[str]
     """Layers of the backbone that compute in float32; the head always does."""
     islands: dict[str, int]

@@ -7,9 +7,10 @@ from torch import Tensor, nn
 from torch.fx import Node
 
 from compress.equalization import BATCH_NORM
-from compress.int8 import layers_of, traced
+from compress.graph import layers_of, traced
 from models.detector import Detector
 from models.fusing import check_unmoved
+from stage import StageError
 
 
 def norms_behind_layers(detector: Detector) -> dict[str, str]:
@@ -41,8 +42,12 @@ def with_norms_folded(detector: Detector, pictures: Tensor) -> Detector:
     """
     if not any(isinstance(module, nn.BatchNorm2d) for module in detector.backbone.modules()):
         return detector
+    try:
+        behind = norms_behind_layers(detector)
+    except StageError:  # its layers' weights are computed anew for each picture: nothing can be folded into them
+        return detector
     folded = copy.deepcopy(detector)
-    for layer_name, norm_name in norms_behind_layers(detector).items():
+    for layer_name, norm_name in behind.items():
         layer, norm = folded.backbone.get_submodule(layer_name), folded.backbone.get_submodule(norm_name)
         if not isinstance(layer, nn.Conv2d) or not isinstance(norm, nn.BatchNorm2d):
             continue  # Core ML's compiler folds norms into convolutions; it is checked as it writes

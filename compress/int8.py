@@ -24,14 +24,12 @@ from torchao.quantization.pt2e import ObserverBase
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
+from compress.graph import aten, floating, traced
 from compress.observers import OBSERVERS, Candidates, Clamped, ObserverName
 from models.detector import Detector
 from models.run import Run
 from stage import StageError, reason_of
 
-aten = torch.ops.aten
-LAYERS = (aten.conv2d.default, aten.conv1d.default, aten.linear.default)
-"""Operations with weights, which are either quantized or kept in float32."""
 CLAMPS: dict[Any, Callable[[Node], tuple[float, float]]] = {
     aten.relu.default: lambda _: (0.0, math.inf),
     aten.relu_.default: lambda _: (0.0, math.inf),
@@ -96,57 +94,6 @@ class Rounding(ObserverBase):  # type: ignore[misc]
     def calculate_qparams(self) -> tuple[Tensor, Tensor]:
         """Return the scale, float32 [C], and the zero point, int64 [C]; C is 1 per tensor."""
         return self.scale, self.zero_point.long()
-
-
-def traced(detector: Detector) -> GraphModule:
-    """Return a fused detector's backbone as a graph of ATen operations: float32 [N, 3, S, S] -> [N, D], for any N.
-
-    Scales are known by the names of its nodes, which a trace of a fixed N would name otherwise in some networks. Raises
-    StageError for a network that computes weights of layers anew for each picture.
-    """
-    size = detector.architecture.size
-    example = torch.zeros(2, 3, size, size)
-    shapes = ({0: torch.export.Dim("batch", min=1)},)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        graph = torch.export.export(detector.backbone.eval(), (example,), dynamic_shapes=shapes).module()
-    assert isinstance(graph, GraphModule)
-    for node in graph.graph.nodes:
-        if node.target == aten.relu6.default:  # the form that the quantizer and the runtimes support
-            node.target, node.args = aten.hardtanh.default, (node.args[0], 0.0, 6.0)
-    graph.recompile()
-    if computed := [node for node in graph.graph.nodes if node.target in LAYERS and node.args[1].op != "get_attr"]:
-        raise StageError(
-            f"{detector.architecture.backbone} computes the weights of {len(computed)} layers anew for each picture "
-            "(as weight standardization does), which int8 cannot keep: give --scheme fp16, or another student"
-        )
-    return graph
-
-
-def layers_of(graph: GraphModule) -> dict[Node, str]:
-    """Return the nodes that have weights, in order, with the names of their modules."""
-    layers = {}
-    for node in graph.graph.nodes:
-        if node.target in LAYERS:
-            weight = node.args[1]
-            while weight.op == "call_module":  # its observer
-                weight = weight.args[0]
-            layers[node] = str(weight.target).removesuffix(".weight")
-    return layers
-
-
-def floating(graph: GraphModule, layers: Collection[str]) -> set[str]:
-    """Return the names of the nodes that compute in float32: ``layers``, and operations with only float32 inputs."""
-    names, float_nodes = layers_of(graph), set()
-    for node in graph.graph.nodes:
-        operands = [operand for operand in node.all_input_nodes if operand.op != "get_attr"]
-        if node in names:
-            stays = names[node] in layers
-        else:
-            stays = node.op == "placeholder" or (bool(operands) and all(o.name in float_nodes for o in operands))
-        if stays:
-            float_nodes.add(node.name)
-    return float_nodes
 
 
 def _prepare(detector: Detector, float_layers: Collection[str]) -> GraphModule:

@@ -19,11 +19,16 @@ def hashed(clips: Iterable[Clip]) -> set[str]:
     return {hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:12] for name in names}
 
 
-def seen_persons(store: ClipStore, *runs: "Run") -> list[str]:
-    """Return the hashed persons, sorted, of a store's training and validation split and of the parent runs."""
-    splits = [split for split in ("train", "val") if sum(store.info.clips[split].values())]
-    clips = [clip for split in splits for clip in store.clips(split, both=False)]
-    return sorted(hashed(clips).union(*(run.info.data.persons for run in runs)))
+def seen_persons(store: ClipStore, *runs: "Run") -> dict[str, list[str]]:
+    """Return ``persons`` and ``validation_persons`` of a ``DataSource``: of a store and of the parent runs, sorted."""
+    of_store = {
+        split: hashed(store.clips(split, both=False))
+        for split in ("train", "val")
+        if sum(store.info.clips[split].values())
+    }
+    trained_on = of_store.get("train", set()).union(*(run.info.data.training_persons for run in runs))
+    everyone = trained_on.union(of_store.get("val", ()), *(run.info.data.persons for run in runs))
+    return {"persons": sorted(everyone), "validation_persons": sorted(everyone - trained_on)}
 
 
 def seen_note(
@@ -32,15 +37,17 @@ def seen_note(
     clips: Iterable[Clip],
     split: str,
     figures: str = "its figures here",
+    seen_in: str = "training or validation",
 ) -> list[str]:
     """Return a note on how many persons of a split were seen by the runs or artifacts of these names; [] if none.
 
-    ``persons``: the hashed persons that they have seen; ``clips``: of the split; ``figures``: what is too good then.
+    ``persons``: the hashed persons that they have seen, and ``seen_in`` which data; ``clips``: of the split;
+    ``figures``: what is too good then.
     """
     split_persons = hashed(clips)
     if not (seen := split_persons.intersection(persons)):
         return []
     return [
-        f"{len(seen)} of {len(split_persons)} persons of the {split} split have names of persons in the training or "
-        f"validation of {', '.join(names)}: {figures} may be too good."
+        f"{len(seen)} of {len(split_persons)} persons of the {split} split have names of persons in the {seen_in} of "
+        f"{', '.join(names)}: {figures} may be too good."
     ]

@@ -18,15 +18,17 @@ from compress.calibration import Calibrated
 from compress.compute import Compute, prepare_compute
 from compress.distill import student_task
 from compress.folding import norms_behind_layers, pass_through
-from compress.int8 import QuantizedTensor, graph_of, layers_of, observers_of, set_numbers, simulated
+from compress.graph import layers_of
+from compress.int8 import QuantizedTensor, graph_of, observers_of, set_numbers, simulated
 from compress.objective import StudentObjective
 from compress.schedule import Schedule
 from compress.teacher_outputs import TeacherOutputs
 from compress.training import fit
 from data.store import ClipStore
 from data.views import ViewRule, Views
-from models.detector import Detector, PixelDetector
+from models.detector import Detector
 from models.outputs import example_outputs
+from models.pixels import PixelDetector
 from models.run import Run, UnfinishedRun
 from parsing import parse_json
 from stage import StageError, WrongArgument

@@ -17,13 +17,14 @@ from compress.persons import seen_note, seen_persons
 from compress.scoring import ClipScores, Takes, score_split
 from data.store import ClipStore
 from models.cost import cost_of
-from models.detector import Detector, PixelDetector
+from models.detector import Detector
 from models.fusing import fuse
 from models.origin import DataSource
+from models.pixels import PixelDetector
 from models.run import Run, RunInfo, UnfinishedRun
 from models.schemes import in_scheme
 from parsing import parse_json
-from stage import Scheme, Scorer, StageError, say, speaks
+from stage import Modality, Scheme, Scorer, StageError, say, speaks
 
 if TYPE_CHECKING:
     from compress.metrics import Metrics, Threshold
@@ -85,20 +86,27 @@ def check_store(run: Run, store: ClipStore) -> None:
         )
 
 
+def _made_otherwise(crops: str | None, modalities: Iterable[Modality], store: ClipStore) -> str:
+    """Return how pictures, of which a run notes ``crops``, were made otherwise than a store's; "" if they were not.
+
+    Older runs do not say what made their depth or flow, or nothing at all.
+    """
+    of_store = store.info.settings.made(modalities)
+    if crops is None or of_store.startswith(crops):
+        return ""
+    return f"trained on crops made otherwise ({crops}) than those of {store.name} ({of_store})"
+
+
 def check_crops(run: Run, store: ClipStore) -> None:
-    """Raise StageError unless a store's crops were cut as those that a run was trained on."""
-    if (crops := run.info.data.crops) not in (None, store.crops):
-        raise StageError(
-            f"{run.path} was trained on crops cut otherwise ({crops}) than those of {store.path} ({store.crops}): give "
-            "a store whose crops are cut alike"
-        )
+    """Raise StageError unless a store's crops, depth and flow were made as those that a run was trained on."""
+    if otherwise := _made_otherwise(run.info.data.crops, run.info.architecture.modalities, store):
+        raise StageError(f"{run.path} was {otherwise}: give a store whose crops are made alike")
 
 
-def crops_notes(names: Iterable[str], crops: str | None, store: ClipStore) -> list[str]:
-    """Return a note if a store's crops are cut otherwise than ``crops``, with which the named models were trained."""
-    if crops in (None, store.crops):
-        return []
-    return [f"{', '.join(names)}: trained on crops cut otherwise ({crops}) than those of {store.name} ({store.crops})."]
+def crops_notes(names: Iterable[str], crops: str | None, modalities: Iterable[Modality], store: ClipStore) -> list[str]:
+    """Return a note if a store's pictures were made otherwise than ``crops``, on which named models were trained."""
+    otherwise = _made_otherwise(crops, modalities, store)
+    return [f"{', '.join(names)}: {otherwise}."] if otherwise else []
 
 
 def check_measured_splits(store: ClipStore) -> None:
@@ -158,28 +166,44 @@ def student_of(run: Run) -> str | None:
     return run.info.parents[0].sha256 if run.info.parents else None
 
 
-def data_source(store: ClipStore, *runs: Run) -> DataSource:
-    """Return a run's record of its store and of the persons in its training data and in that of its parents."""
+def data_source(store: ClipStore, modalities: Iterable[Modality], *runs: Run) -> DataSource:
+    """Return a run's record of its store, of the persons in its data and in that of its parents, and of notes on both.
+
+    ``modalities``: those that it looks at; ``runs``: its parents.
+    """
     return DataSource(
         fingerprint=store.info.fingerprint,
-        notes=store.info.notes,
+        notes=[*store.info.notes, *validation_notes(store, *runs)],
         frames=store.frames,
-        crops=store.crops,
-        persons=seen_persons(store, *runs),
+        crops=store.info.settings.made(modalities),
+        **seen_persons(store, *runs),
     )
 
 
+def with_notes_of(runs: Iterable[Run], data: DataSource) -> DataSource:
+    """Return the record of what is made from runs as it is, with the notes on their data before its own."""
+    notes = [note for run in runs for note in run.info.data.notes]
+    return data.model_copy(update={"notes": list(dict.fromkeys([*notes, *data.notes]))})
+
+
 def validation_notes(store: ClipStore, *runs: Run) -> list[str]:
-    """Return notes on persons of a store's validation split, which sets thresholds, whom runs of another have seen."""
-    figures = f"thresholds that were set on it, in {store.name}, and their rates"
-    clips, others = store.clips("val"), [run for run in runs if run.info.data.fingerprint != store.info.fingerprint]
-    return [line for run in others for line in seen_note([run.name], run.info.data.persons, clips, "val", figures)]
+    """Return notes on persons of a store's validation split, which sets thresholds, on whom runs of another trained.
+
+    After that the persons of both stores are one list, in which nobody can tell them apart.
+    """
+    figures = f"weights or thresholds that were chosen on it, in {store.name}, and their figures"
+    others = [run for run in runs if run.info.data.fingerprint != store.info.fingerprint]
+    if not others or not sum(store.info.clips["val"].values()):
+        return []
+    clips = store.clips("val", both=False)
+    notes = (seen_note([run.name], run.info.data.training_persons, clips, "val", figures, "training") for run in others)
+    return [line for lines in notes for line in lines]
 
 
-def derived_notes(store: ClipStore, *runs: Run) -> list[str]:
-    """Return notes on the data of what is made from runs on a store: of theirs, of it, and ``validation_notes``."""
-    of_runs = [note for run in runs for note in run.info.data.notes]
-    return list(dict.fromkeys([*of_runs, *store.info.notes, *validation_notes(store, *runs)]))
+def say_notes(lines: Iterable[str]) -> None:
+    """Print notes."""
+    for line in lines:
+        say(f"note: {line}")
 
 
 def _dumped(metrics: "Metrics") -> dict[str, Any]:
@@ -217,5 +241,4 @@ def finish_run(
     notes = seen_note([unfinished.out.name], info.data.persons, store.clips("test"), "test")
     unfinished.finish(info, detector, metrics | {"test": _dumped(test), "notes": notes})
     say(f"{unfinished.out}: test AUC {test.auc:.3f}, val AUC {metrics['val']['auc']:.3f} (clips)")
-    for line in notes:
-        say(f"note: {line}")
+    say_notes(notes)

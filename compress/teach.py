@@ -14,16 +14,24 @@ from compress.caches import CacheFolder, default_cache
 from compress.checkpoints import asked_of
 from compress.compute import Compute, prepare_compute, samples_of_part
 from compress.features import Cut, Features
-from compress.runs import check_length, check_measured_splits, data_source, finish_run
+from compress.runs import (
+    check_length,
+    check_measured_splits,
+    data_source,
+    finish_run,
+    say_notes,
+    validation_notes,
+)
 from compress.schedule import BatchSize, Schedule, class_weights
 from compress.training import Task, fit
 from data.batches import Batch
 from data.store import ClipStore
 from data.views import ViewRule, Views
 from files import refuse_existing
-from models.detector import Architecture, PixelDetector, check_backbone
+from models.detector import Architecture, check_backbone
 from models.freezing import freeze
 from models.megatron import MegatronSettings
+from models.pixels import PixelDetector
 from models.run import UnfinishedRun
 from models.start import Start
 from stage import Modality, Seed, StageError, WrongArgument
@@ -169,12 +177,15 @@ def teach(
         raise WrongArgument(
             "--cache keeps what frozen layers say: leave it out where none is frozen, or nothing trains"
         )
-    source = data_source(store)
-    if start.data and start.trained_steps and not schedule.epochs:  # it was trained on these, and is not on others
-        if weights and architecture.per == "clip":
-            check_length(weights, start.data.frames or store.frames, store)
-        source = source.model_copy(update={"crops": start.data.crops})
-    info = start.info("teacher", source, seed)
+    parents = [start.run] if start.run else []
+    source = data_source(store, architecture.modalities, *parents)
+    if start.run and start.trained_steps and not schedule.epochs:  # it was trained on these, and is not on others
+        trained_on = start.run.info.data
+        if architecture.per == "clip":
+            check_length(start.run.path, trained_on.frames or store.frames, store)
+        source = source.model_copy(update={"crops": trained_on.crops})
+    say_notes(validation_notes(store, *parents))
+    info = start.info("teacher", source, seed, *parents)
     asked = asked_of(info, training) | {"schedule": asdict(schedule), "unfreeze": cut.unfreeze}
     compute = prepare_compute(schedule.precision)
     samples_of_part(schedule.batch_size, schedule.accumulate, compute.processes)

@@ -13,8 +13,8 @@ from compress.caches import CacheKey, shared_cache
 from compress.compute import Compute
 from data.batches import Pictures, read_batch
 from data.views import Views
-from models.detector import PixelDetector
 from models.outputs import Outputs, example_outputs, on_grids, outputs
+from models.pixels import PixelDetector
 from models.run import Run
 from models.temporal import ClipHead
 from stage import Per, StageError

@@ -26,7 +26,8 @@ from data.picture import Frame, Picture
 from data.png import encode_png
 from data.prepare_video import forged, surroundings
 from data.schemas import CLIP_SCHEMA, VIDEO_SCHEMA
-from data.store import Clip, ClipStore, StoreSettings, clip_file
+from data.settings import StoreSettings
+from data.store import Clip, ClipStore, clip_file
 from data.unfinished import store_info
 from data.video import Video, recompressed, through_jpeg
 from files import sha256_of

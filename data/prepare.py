@@ -25,9 +25,10 @@ from data.parquet import Row, RowWriter
 from data.prepare_video import Recipe, prepare_video, without_clips
 from data.remote import at_hand, is_remote, place, refuse_occupied, upload
 from data.schemas import CLIP_SCHEMA
+from data.settings import Start, StoreSettings
 from data.split_notes import in_one_split_notes, left_out_notes, missing_label_notes
 from data.splits import parse_ratios, split_sources
-from data.store import ClipStore, Start, StoreInfo, StoreSettings, clip_file
+from data.store import ClipStore, StoreInfo, clip_file
 from data.unfinished import Unfinished, clips_of, is_done, note
 from data.views import WeakestForgery, check_weakest_forgery
 from files import refuse_existing, written_whole

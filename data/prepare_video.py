@@ -19,9 +19,10 @@ from data.photo import Photo
 from data.picture import Frame, Picture, UnreadableVideo
 from data.png import encode_png
 from data.remote import NotFetched, fetched
-from data.store import FORGED, Start, Status, StoreSettings
+from data.settings import Start, StoreSettings
+from data.store import FORGED, Status
 from data.tracks import STRIDE, Tracker
-from data.video import Video, recompressed
+from data.video import Video, flaws, recompressed
 from stage import StageError
 
 NOT_SEEN = f"no face was seen (of a video, every {STRIDE}th frame is looked at)"
@@ -103,8 +104,7 @@ def prepare_video(source: Source, split: str, recipe: Recipe, keep: Callable[[Ro
 def _status(tally: VideoTally, decode_error: str, settings: StoreSettings) -> tuple[str, str]:
     """Return a file's status and the reason for it, with the number of damaged frames and what its frames are."""
     status, reason = _outcome(tally, decode_error, settings)
-    damaged = f"damaged frames: {tally.damaged}" if tally.damaged else ""
-    return status, "; ".join(filter(None, (reason, damaged, *tally.remarks)))
+    return status, "; ".join(filter(None, (reason, flaws(tally.damaged, tally.remarks))))
 
 
 def _outcome(tally: VideoTally, decode_error: str, settings: StoreSettings) -> tuple[str, str]:

@@ -14,22 +14,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveInt,
-    field_validator,
-)
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, field_validator
 
-from data.crops import CropRule
-from data.depth import DepthWeights
 from data.layouts import FAKE, REAL, SPLITS
 from data.parquet import Row, read_rows
 from data.png import decode_png
 from data.schemas import CLIP_SCHEMA, VIDEO_SCHEMA
+from data.settings import StoreSettings
 from files import name_of, sha256_of
 from parsing import read_json
 from stage import Modality, StageError, progress, reason_of, say
@@ -37,40 +28,9 @@ from stage import Modality, StageError, progress, reason_of, say
 SCHEMA_VERSION = 2
 Status = Literal["ok", "no_face", "too_short", "unreadable", "left_out"]
 """Outcome for an input file; ``left_out``: it shows persons of two splits and was not opened."""
-Start = Literal["first", "random", "spread"]
-"""Where a video's clips begin: with its first face, at random frames, or evenly spread over it."""
 
 FORGED = "SelfBlended"
 """Method of the fake clips that ``--forge`` makes from real files."""
-
-
-class StoreSettings(BaseModel):
-    """Settings that decide a store's content: the same settings and inputs give the same bytes."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    frames: int = Field(ge=1)
-    crop: CropRule
-    detector: Literal["dlib", "mtcnn"] = "dlib"
-    all_faces: bool = False
-    clips_per_video: PositiveInt = 1
-    start: Start = "first"
-    modalities: tuple[Modality, ...] = ("rgb",)
-    flow: str | None = None
-    """Name of the estimator of the flow pictures, with the SHA-256 of its weights if it has any."""
-    depth: DepthWeights | None = None
-    forge: NonNegativeInt = 0
-    weakest_forgery: float = Field(default=1.0, ge=0, le=1)
-    """Least strength of forgeries. Stores without this field hold coarse forgeries (1) only."""
-    ratios: tuple[NonNegativeFloat, NonNegativeFloat, NonNegativeFloat]
-    seed: NonNegativeInt
-    sources_sha256: str
-
-    @property
-    def flow_and_weights(self) -> tuple[str, str]:
-        """Name of the estimator of flow (the default without flow) and its weights' SHA-256 (empty without any)."""
-        name, _, sha256 = (self.flow or "dis").partition(" ")
-        return name, sha256
 
 
 class StoreInfo(BaseModel):
@@ -162,7 +122,6 @@ class ClipStore:
         self.info = read_json(path / "store.json", StoreInfo, SCHEMA_VERSION, missing, "prepare the store again")
         self.size = self.info.settings.crop.size
         self.frames = self.info.settings.frames
-        self.crops = self.info.settings.crop.described(self.info.settings.detector)
         self._videos = self._videos_with_clips()
         self._clips_and_damage: dict[str, tuple[list[Clip], dict[Path, str]]] = {}
         self._hashes = {video["video_id"]: video["clips_sha256"] for video in self._videos}

@@ -14,7 +14,8 @@ from data.layouts import SPLITS, Source
 from data.parquet import Row, RowWriter
 from data.remote import is_remote
 from data.schemas import CLIP_SCHEMA, VIDEO_SCHEMA
-from data.store import Status, StoreInfo, StoreSettings, clip_file
+from data.settings import StoreSettings
+from data.store import Status, StoreInfo, clip_file
 from files import aside_of, put_in_place, remove, sha256_of
 from resuming import Lock, go_on_with, unfinished_of
 

@@ -61,6 +61,11 @@ def _film_of(container: Any) -> VideoStream | None:
     return next((stream for stream in container.streams.video if not stream.disposition & PICTURES), None)
 
 
+def flaws(damaged: int, remarks: Iterable[str]) -> str:
+    """Return what a row says of a video's frames: how many are damaged, and the remarks on them; "" if nothing."""
+    return "; ".join([*([f"damaged frames: {damaged}"] if damaged else []), *remarks])
+
+
 class Video:
     """A video file that is decoded frame by frame; memory does not grow with its length.
 
@@ -75,6 +80,8 @@ class Video:
         """What its frames so far must be known to be (``Picture.remarks``), in order."""
         self._container = self._open()
         self._next = 0
+        self._broken: UnreadableVideo | None = None
+        """Where the stream was found to break."""
         try:
             self._decoded = self._decode()
             self._first: Picture | None = next(self._decoded)
@@ -157,7 +164,13 @@ class Video:
         """Return the next picture, or None at the end of the stream."""
         picture, self._first = self._first, None
         if picture is None:
-            picture = next(self._decoded, None)
+            if self._broken:  # a generator that has raised would end as if the stream did
+                raise self._broken
+            try:
+                picture = next(self._decoded, None)
+            except UnreadableVideo as error:
+                self._broken = error
+                raise
         if picture is not None:
             if picture.is_damaged:
                 self._damaged.add(self._next)
@@ -207,7 +220,7 @@ class Video:
             return
         try:
             self._container.seek(index[number][0], stream=self._stream)
-            self._decoded = self._decode()
+            self._decoded, self._broken = self._decode(), None
             picture = next(self._decoded, None)
         except (av.FFmpegError, UnreadableVideo):
             picture = None
@@ -223,7 +236,7 @@ class Video:
         """Open the file again and go to its first frame."""
         self._container.close()
         self._container = self._open()
-        self._decoded = self._decode()
+        self._decoded, self._broken = self._decode(), None
         self._first, self._next = None, 0
 
     def close(self) -> None:

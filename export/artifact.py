@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from compress.runs import pixel_detector, student_of, takes
+from compress.runs import pixel_detector, student_of, takes, torch_scorer
 from compress.scoring import NotANumber, score_split
 from data.store import ClipStore
 from export import coreml, executorch, onnx
@@ -23,7 +23,7 @@ from export.manifest import OWN_SCORES, Absent, Artifact, Validation
 from export.programs import Graph, graphs_of, in_torch
 from export.runtimes import Delegate, Runtime, UnfitArtifact, evaluated_by, program_file, scorer_of
 from files import bytes_of, sha256_of
-from models.detector import PixelDetector
+from models.pixels import PixelDetector
 from models.run import Run, RunInfo
 from stage import Scheme, StageError, reason_of
 
@@ -121,16 +121,18 @@ def _threshold_fields(file: str, gated: Gated, source: SourceRun, store: ClipSto
 
     Raises UnfitArtifact if it gives a validation clip a score that is not a number.
     """
-    if gated.scorer is None:
-        origin = f"validation scores of {source.run.name} in torch: it cannot run here"
+    run, scorer = source.run, gated.scorer
+    origin = OWN_SCORES if scorer else f"validation scores of {run.name} in torch: it cannot run where it was exported"
+    if scorer is None and run.info.data.fingerprint == store.info.fingerprint:
         return {"threshold": source.threshold, "threshold_from": origin, "validation": None}
     try:
-        val = score_split(gated.scorer, store, "val", takes(source.run.info))
+        scoring = scorer or torch_scorer(_detector(run.path, run.info.scheme), torch.device("cpu"))
+        val = score_split(scoring, store, "val", takes(run.info))
     except NotANumber as error:
         raise UnfitArtifact(f"{file}: {error}") from error
     threshold = val.choose_threshold()
-    validation = Validation.of(val, threshold.value)
-    return {"threshold": threshold, "threshold_from": OWN_SCORES, "validation": validation}
+    validation = Validation.of(val, threshold.value) if scorer else None
+    return {"threshold": threshold, "threshold_from": origin, "validation": validation}
 
 
 def make_artifact(job: Job, folder: Path, inputs: Inputs) -> tuple[Artifact, list[float]] | Absent:

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from export.manifest import PIXELS, SCHEMA_VERSION, Artifact, Manifest
 from export.runtimes import Programs, evaluated_by, open_artifact, program_file, scorer_of
-from files import LEFT_BY_SYSTEMS, OF_BUNDLES, bytes_of, files_in, sha256_of
+from files import OF_BUNDLES, bytes_of, files_in, is_left_by_system, sha256_of
 from parsing import read_json
 from stage import Scorer, StageError, WrongArgument
 
@@ -39,7 +39,7 @@ class Bundle:
         """Compare every file with ``SHA256SUMS``; return the number of files.
 
         Raises StageError if a file was changed, added or removed. Two things are allowed: that the whole of ``golden/``
-        is missing, since it shows faces, and files that a system's file manager leaves.
+        is missing, since it shows faces, and files that a system or its file manager leaves.
         """
         try:
             lines = (self.path / SUMS).read_text(encoding="utf-8").splitlines()
@@ -47,7 +47,7 @@ class Bundle:
         except (OSError, UnicodeError, ValueError) as error:
             raise StageError(f"{self.path / SUMS} is missing or damaged: export the bundle again") from error
         entries = [path for path in self.path.rglob("*") if path.is_symlink() or not path.is_dir()]
-        entries = [path for path in entries if path.name not in LEFT_BY_SYSTEMS]
+        entries = [path for path in entries if not is_left_by_system(path.name)]
         names = {path.relative_to(self.path).as_posix() for path in entries} - {SUMS}
         if not self.has_golden:
             expected = {name: digest for name, digest in expected.items() if not name.startswith(f"{GOLDEN}/")}

@@ -22,12 +22,13 @@ from stage import StageError, WrongArgument, printable, say
 def _line(detection: Detection) -> str:
     """Return the line that is printed for a video."""
     evaluated = f", evaluated {detection.evaluated_by}" if detection.evaluated_by else ""
+    flaws = f", {detection.reason}" if detection.reason else ""
     missed = f", no face in {detection.faces_missed}" if detection.faces_missed else ""
     name = printable(detection.video)
     score, threshold = probability(detection.score), probability(detection.threshold)
     return (
         f"{name}: {detection.verdict}, P(fake) {score} (threshold {threshold}, "
-        f"{detection.frames_used} of {detection.frames_read} frames{missed}, {detection.artifact}{evaluated})"
+        f"{detection.frames_used} of {detection.frames_read} frames{missed}{flaws}, {detection.artifact}{evaluated})"
     )
 
 

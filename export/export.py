@@ -11,10 +11,11 @@ from compress.runs import (
     check_rgb,
     check_store,
     data_source,
-    derived_notes,
     diagnosis_of,
+    say_notes,
     student_of,
     validation_notes,
+    with_notes_of,
 )
 from data.store import ClipStore
 from export.artifact import Job, make_artifact
@@ -100,7 +101,6 @@ def _manifest(
     first = jobs[0].info
     runs = {job.source.run.path: job.source.run for job in jobs}
     names = shortest_names(runs)
-    notes = derived_notes(store, *runs.values())
     return Manifest(
         backbone=first.architecture.backbone,
         crop=crop,
@@ -109,7 +109,7 @@ def _manifest(
         absent=absent,
         golden=golden,
         weights=first.weights,
-        data=data_source(store, *runs.values()).model_copy(update={"notes": notes}),
+        data=with_notes_of(runs.values(), data_source(store, first.architecture.modalities, *runs.values())),
         diagnoses={names[path]: diagnosis for path, run in runs.items() if (diagnosis := diagnosis_of(run))},
         tools=versions_of(TOOLS),
     )
@@ -174,8 +174,7 @@ def export(
             say(f"{out / artifact.file}: its golden outputs would not reveal {', '.join(artifact.untold)}")
         if artifact.phone_check:
             say(f"{out / artifact.file}: {artifact.phone_check}")
-    for line in validation_notes(store, *(source.run for source in sources)):
-        say(f"note: {line}")
+    say_notes(validation_notes(store, *(source.run for source in sources)))
     for absent in manifest.absent:
         say(f"{out}: no {absent.file}: {absent.reason}")
     if unfit:

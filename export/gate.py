@@ -15,7 +15,7 @@ from export.forms import Form
 from export.golden import Inputs
 from export.parity import Parity, compare, least_snr_db
 from export.runtimes import Method, NotEvaluated, UnfitArtifact, cannot_run, evaluated_by, load_artifact, scorer_of
-from models.detector import BYTE_MAX, PixelDetector, fake_probability
+from models.pixels import BYTE_MAX, PixelDetector, fake_probability
 from models.run import Run, RunInfo
 from stage import Scorer, StageError, say
 

@@ -20,7 +20,8 @@ from export.manifest import Program, Tensor
 from export.runtimes import Loaded, ProgramName, Programs, in_batches
 from files import bytes_of, sha256_of
 from models.cost import macs_of
-from models.detector import Detector, ImageDetector, PixelDetector, Preprocessing, fake_probability
+from models.detector import Detector
+from models.pixels import ImageDetector, PixelDetector, Preprocessing, fake_probability
 from models.run import RunInfo
 from stage import STATIC_INT8, Scheme
 

@@ -11,22 +11,22 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 from data.clips import BRIDGED_FRAMES
 from data.crops import CropRule
 from data.faces import DETECTORS
-from data.store import StoreSettings
+from data.settings import StoreSettings
 from data.tracks import LARGEST_SCALE, REACH, SEARCH_EVERY, STRIDE
 from stage import Per
 
 CROP_RULE = (
     "Take any detector's face box [x0, y0, x1, y1] in pixels of the upright picture (a video whose pixels are not "
-    "square is stretched in width by its aspect ratio, bilinearly); x1 and y1 are the edges of its last column and "
-    "row: dlib's right() and bottom() plus 1. side = floor(margin * max(x1 - x0, y1 - y0) + 0.5); "
-    "left = floor((x0 + x1 - side) / 2 + 0.5); top = floor((y0 + y1 - side) / 2 + 0.5). "
-    "Cut that square, black where it leaves the picture, and resize it to size x size: when it shrinks, by area (each "
-    "new pixel is the mean of all that it covers, pixels at its borders by the part that it covers, as OpenCV's "
-    "INTER_AREA; not Pillow's BOX, which takes whole pixels), when it grows, bilinearly. Where fit is pad, resize all "
-    "squares of a clip by size / (side of the clip's largest square) instead, sides rounded half up, each centred on "
-    "black (of an odd remainder, the smaller part lies left and above). Colours of a video: by the matrix and range "
-    "that its stream names; one that names none is read as BT.601, limited range, whatever its height (phones may take "
-    "BT.709 for HD, which turned 3 % of verdicts). "
+    "square is stretched in width alone, by area where that shrinks it, else bilinearly); x1 and y1 are the edges of "
+    "its last column and row: dlib's right() and bottom() plus 1. side = floor(margin * max(x1 - x0, y1 - y0) + 0.5); "
+    "left = floor((x0 + x1 - side) / 2 + 0.5); top = floor((y0 + y1 - side) / 2 + 0.5). Cut that square, black where "
+    "it leaves the picture, and resize it to size x size: when it shrinks, by area (each new pixel is the mean of all "
+    "that it covers, pixels at its borders by the part that it covers, as OpenCV's INTER_AREA; not Pillow's BOX, "
+    "which takes whole pixels), when it grows, bilinearly. Where fit is pad, resize all squares of a clip by size / "
+    "(side of the clip's largest square) instead, sides rounded half up, each centred on black (of an odd remainder, "
+    "the smaller part lies left and above). Colours of a video: by the matrix and range that its stream names; one "
+    "that names none is read as BT.601, limited range, whatever its height (phones may take BT.709 for HD, which "
+    "turned 3 % of verdicts). HDR is read without tone mapping, interlaced frames as they are woven. "
 )
 DETECTOR_NAMES = {"dlib": "dlib's frontal HOG detector", "mtcnn": "MTCNN"}
 SEEN_AS = {"dlib": "on luma, without upsampling of its own", "mtcnn": "on RGB"}

@@ -17,7 +17,7 @@ from data.layouts import is_photo
 from data.photo import Photo
 from data.remote import fetched
 from data.tracks import Seen, Tracker
-from data.video import Video
+from data.video import Video, flaws
 from export.bundle import Bundle
 from export.manifest import Artifact, Manifest
 from export.runtimes import Loaded, ProgramName, Programs, evaluated_by, scorer_of
@@ -88,6 +88,8 @@ class Detection(BaseModel):
     """Number of frames in which no face was found."""
     clips_left_out: int
     """Number of clips in which less than half of the frames count: a clip student does not score them."""
+    reason: str
+    """What is to be known of its frames: damaged, interlaced, HDR; empty if nothing."""
     clips: list[ScoredClip]
     milliseconds: Milliseconds
 
@@ -167,6 +169,7 @@ class VideoScorer:
         tally = _Tally()
         with fetched(path) as file, watch.stage("whole"), Photo(file) if is_photo(path) else Video(file) as video:
             self._score_clips(path, video, watch, tally, on_clip)
+            tally.flaws = flaws(video.damaged, video.remarks)
         if not tally.clips:
             raise self._nothing(path, tally)
         return self._detection(path, tally, watch)
@@ -227,6 +230,7 @@ class VideoScorer:
             frames_used=len(tally.used),
             faces_missed=tally.faces_missed,
             clips_left_out=tally.left_out,
+            reason=tally.flaws,
             clips=tally.clips,
             milliseconds=Milliseconds(**milliseconds),
         )
@@ -239,6 +243,7 @@ class _Tally:
     frames_read: int = 0
     faces_missed: int = 0
     left_out: int = 0
+    flaws: str = ""
     clips: list[ScoredClip] = field(default_factory=list)
     used: set[int] = field(default_factory=set)
     """Numbers of the frames that were scored."""

@@ -35,7 +35,14 @@ class DataSource(BaseModel):
     frames: int | None = None
     """Frames of a clip, T."""
     crops: str | None = None
-    """How its crops were cut (``CropRule.described``); None in older runs."""
+    """How the pictures that the run looks at were made (``StoreSettings.made``); None in older runs."""
     persons: list[str] = Field(default_factory=list)
     """Hashed names (``compress.persons``) of the persons in the training and validation data of this run and of its
     parents; empty in older runs."""
+    validation_persons: list[str] = Field(default_factory=list)
+    """Those of ``persons`` on whom nothing was trained: they chose weights and thresholds. Empty in older runs."""
+
+    @property
+    def training_persons(self) -> set[str]:
+        """Hashed names of the persons in the training data of this run and of its parents."""
+        return set(self.persons) - set(self.validation_persons)

@@ -18,8 +18,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from files import name_of, put_in_place, sha256_of, written_whole
-from models.detector import Architecture, Detector, Preprocessing
+from models.detector import Architecture, Detector
 from models.origin import DataSource, Parent, Weights
+from models.pixels import Preprocessing
 from parsing import read_json
 from resuming import Lock, go_on_with, unfinished_of
 from stage import STATIC_INT8, Scheme, StageError, reason_of, say, speaks
@@ -63,7 +64,7 @@ class RunInfo(BaseModel):
 
         Persons and crops are left out: they follow from the store, and older runs do not record them.
         """
-        return self.model_dump(exclude={"data": {"persons", "crops"}})
+        return self.model_dump(exclude={"data": {"persons", "validation_persons", "crops"}})
 
     @property
     def integer(self) -> bool:

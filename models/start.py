@@ -6,8 +6,9 @@ from typing import Literal
 
 import torch
 
-from models.detector import Architecture, Detector, Preprocessing, gelus
-from models.origin import DataSource, Parent, Weights
+from models.detector import Architecture, Detector, gelus
+from models.origin import DataSource, Weights
+from models.pixels import Preprocessing
 from models.run import Run, RunInfo
 from models.weights import backbone_with_weights, check_one_source, stated_preprocessing
 from stage import WrongArgument, say
@@ -20,14 +21,12 @@ class Start:
     detector: Detector
     weights: Weights
     """Origin of the weights; for a start from a run, the origin of that run's weights."""
-    parents: list[Parent]
-    """The run that the detector starts from, if any."""
     preprocessing: Preprocessing
     """Normalization that the weights need: that of the run, as stated in a hub's folder, or else as stated by timm."""
     trained_steps: int = 0
     """Optimizer steps of the head that was taken from a run; 0 for a new head."""
-    data: DataSource | None = None
-    """What that run was trained on."""
+    run: Run | None = None
+    """The run that the detector starts from, if any."""
 
     @classmethod
     def of(cls, architecture: Architecture, given: Path | None, random: bool, seed: int) -> "Start":
@@ -49,22 +48,20 @@ class Start:
         detector = Detector(architecture, backbone)
         if run:
             steps = run.info.trained_steps if run.start(detector) else 0
-            return cls(detector, run.info.weights, [run.as_parent()], run.info.preprocessing, steps, run.info.data)
+            return cls(detector, run.info.weights, run.info.preprocessing, steps, run)
         if origin.source == "random":
             say(f"{name} starts from random weights, and its run says so")
-        return cls(detector, origin, [], stated_preprocessing(given, name))
+        return cls(detector, origin, stated_preprocessing(given, name))
 
-    def info(self, kind: Literal["teacher", "student"], data: DataSource, seed: int, *taught_by: Parent) -> RunInfo:
-        """Return the ``model.json`` of the run that starts here; ``taught_by``: the runs that it imitates."""
+    def info(self, kind: Literal["teacher", "student"], data: DataSource, seed: int, *parents: Run) -> RunInfo:
+        """Return the ``model.json`` of the run that starts here; ``parents``: what it imitates and starts from."""
         return RunInfo(
             kind=kind,
             architecture=self.detector.architecture,
             preprocessing=self.preprocessing,
             weights=self.weights,
             trained_steps=self.trained_steps,
-            parents=list(dict.fromkeys([*taught_by, *self.parents])),
-            data=data.model_copy(
-                update={"persons": sorted({*data.persons, *(self.data.persons if self.data else ())})}
-            ),
+            parents=list(dict.fromkeys(parent.as_parent() for parent in parents)),
+            data=data,
             seed=seed,
         )

@@ -13,8 +13,9 @@ from timm.models import clean_state_dict
 from torch import Tensor, nn
 
 from files import name_of, sha256_of
-from models.detector import Preprocessing, create_backbone
+from models.detector import create_backbone
 from models.origin import Weights
+from models.pixels import Preprocessing
 from parsing import card_licence, load_tensors, parse_json, shown
 from stage import StageError, WrongArgument, reason_of, say, some_of
 

@@ -266,8 +266,8 @@ def forget_hashes(run: Path) -> None:
 
 def save_drawn(out: Path, detector: "Detector", info: dict[str, object], metrics: dict[str, object]) -> Path:
     """Save a detector whose weights were drawn at random as a run that claims one step of training."""
-    from models.detector import Preprocessing
     from models.origin import DataSource, Weights
+    from models.pixels import Preprocessing
     from models.run import RunInfo, save_run
 
     fields = {

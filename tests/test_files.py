@@ -160,11 +160,10 @@ def test_what_a_killed_process_was_writing_is_removed_by_the_next(tmp_path: Path
     ended = subprocess.Popen(["true"])
     ended.wait()
     name = f".out.{platform.node()}"
-    stale, running, elsewhere = (
-        tmp_path / file
-        for file in (f"{name}.{ended.pid}.partial", f"{name}.{os.getpid()}.partial", ".out.other-machine.1.partial")
-    )
-    for folder in (stale, running, elsewhere):
+    pids = (ended.pid, os.getpid(), os.getppid())
+    stale, of_this_number, running = (tmp_path / f"{name}.{pid}.partial" for pid in pids)
+    elsewhere = tmp_path / ".out.other-machine.1.partial"
+    for folder in (stale, of_this_number, running, elsewhere):
         folder.mkdir()
         (folder / "half").write_text("half")
     refuse_existing(tmp_path / "out")

@@ -92,7 +92,8 @@ def _of_accuracy(report: Report) -> dict[str, str]:
         "whole clips do not score.",
         "EER; AP": "Equal error rate and average precision, over the same clips.",
         "Accuracy; Threshold": "Share of right verdicts at the row's own threshold, which was set on its own scores of "
-        "validation clips. Autocast of a run whose threshold is of another store has that of the run.",
+        "validation clips. A run has a threshold of the scored store where its artifacts have theirs from there; "
+        "autocast of a run whose threshold is of another store has that of the run.",
         "TPR at 1% FPR; TPR at 5% FPR": "Share of fakes found where that share of reals is called fake; a dash where "
         "the split has too few reals to tell.",
         "By method of forgery": "The AUC of one method's fake clips against all real ones, with its interval of 95%.",

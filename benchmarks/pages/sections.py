@@ -191,7 +191,7 @@ def _diagnosis_facts(diagnosis: Diagnosis) -> dict[str, str]:
     islands = ", ".join(f"{count} {name}" for name, count in diagnosis.islands.items())
     return {
         "Logit SNR": f"{figure(diagnosis.logit_snr_db)} dB on {diagnosis.samples} validation {diagnosis.per}s",
-        "By observer, dB, before logits were matched": observers,
+        "By observer, dB, before training and before layers were kept in fp32": observers,
         "In fp32": ", ".join(["the head", *diagnosis.float_layers]),
         "Operations that leave int8": islands or "none",
     }

@@ -29,8 +29,9 @@ from compress.training import Task
 from data.batches import Batch, balanced_batches
 from data.store import ClipStore
 from data.views import ViewRule, Views
-from models.detector import Architecture, Detector, PixelDetector, Preprocessing
+from models.detector import Architecture, Detector
 from models.outputs import example_outputs
+from models.pixels import PixelDetector, Preprocessing
 from models.run import Run
 
 STUDENT = "repvit_m0_9"

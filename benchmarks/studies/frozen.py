@@ -27,8 +27,9 @@ from compress.teach import HEAD_HIDDEN, TeacherObjective
 from data.batches import Batch, balanced_batches, read_batch
 from data.store import ClipStore
 from data.views import ViewRule, Views
-from models.detector import Architecture, Detector, PixelDetector, Preprocessing
+from models.detector import Architecture, Detector
 from models.freezing import freeze
+from models.pixels import PixelDetector, Preprocessing
 
 STEPS = 3
 UNFREEZE = ("1", "0")

@@ -31,7 +31,7 @@ from data.picture import Picture
 from data.prepare import prepare
 from data.prepare_video import Recipe, prepare_video
 from data.schemas import CLIP_SCHEMA
-from data.store import StoreSettings
+from data.settings import StoreSettings
 from data.tracks import Tracker
 from data.video import Video
 from stage import StageError, progress, say
@@ -44,14 +44,20 @@ COPIES = 4
 
 
 def naive_loop(path: Path) -> list[list[NDArray[np.float64]]]:
-    """Return dlib's boxes on every full frame as OpenCV decodes it: float64 [4] each, left, top, right, bottom."""
+    """Return dlib's boxes on every full frame as OpenCV decodes it: float64 [4] each, left, top, right, bottom.
+
+    In pixels as ``Video`` shows them, which are square.
+    """
     import dlib
 
     detector, capture = dlib.get_frontal_face_detector(), cv2.VideoCapture(str(path))
+    with Video(path) as video:
+        width = video.info.width
     boxes = []
     while (frame := capture.read())[0]:
         rectangles, _, _ = detector.run(cv2.cvtColor(frame[1], cv2.COLOR_BGR2GRAY), 0, 0.0)
-        boxes.append([np.array([r.left(), r.top(), r.right() + 1, r.bottom() + 1], np.float64) for r in rectangles])
+        stretched = np.array([width / frame[1].shape[1], 1.0] * 2)
+        boxes.append([stretched * (r.left(), r.top(), r.right() + 1, r.bottom() + 1) for r in rectangles])
     return boxes
 
 

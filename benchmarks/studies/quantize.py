@@ -1,9 +1,10 @@
 """The accuracy and speed of int8: ``python -m benchmarks.studies.quantize RUN --data STORE --teacher RUN --out DIR``.
 
 First it compares settings: logit SNR on validation crops by observer, number of calibration crops and strength of
-equalization (in torch, where int8 is simulated, before logits are matched). Then it measures the artifacts of fp32 and
-of every scheme for phones: speed, AUC with the interval of the paired difference, logit SNR and flips on test persons.
-Last it times what a block in fp32 costs: bundles in which one of the noisiest blocks stays in fp32.
+equalization (in torch, where int8 is simulated, before logits are matched: ``quantize`` chooses after that). Then it
+measures the artifacts of fp32 and of every scheme for phones: speed, AUC with the interval of the paired difference,
+logit SNR and flips on test persons. Last it times what a block in fp32 costs: bundles in which one of the noisiest
+blocks stays in fp32.
 """
 
 import functools
@@ -145,7 +146,7 @@ def quantize_study(
     """
     store, fp32 = ClipStore(data), Run(run)
     tried = list(settings(fp32, store))
-    show(tried, "logit SNR on validation crops, in torch")
+    show(tried, "logit SNR on validation crops, in torch, before logits are matched")
     out.mkdir(parents=True, exist_ok=True)
     if not (out / "reference.json").exists():
         reference(teacher, data, out / "reference.json", repeats=10)
@@ -156,7 +157,8 @@ def quantize_study(
     show(figures, "artifacts on test clips")
     costs, noisiest = [], list[str]()
     if "int8" not in refused and (diagnosis := diagnosis_of(Run(out / "int8"))):
-        noisiest = noisiest_blocks(diagnosis.layers)[:blocks]
+        in_int8 = {block_of(noise.layer) for noise in diagnosis.layers if noise.layer not in diagnosis.float_layers}
+        noisiest = [block for block in noisiest_blocks(diagnosis.layers) if block in in_int8][:blocks]
     for block in noisiest:
         changed = in_float(Run(out / "int8"), block, out / f"int8-without-{block}")
         folder = measured([changed], "executorch", data, out / f"without-{block}", [run], threads)

@@ -1,5 +1,6 @@
 """The layout ``dfdc``: the Deepfake Detection Challenge (Dolhansky et al., 2020), as on Kaggle."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path, PurePath
 from typing import Any
@@ -62,8 +63,8 @@ def dfdc_layout(root: Path) -> list[Source]:
 
 def dfdc_notes(root: Path, sources: Sequence[Source]) -> list[str]:
     """Return DFDC's notes for reports: splits are by source video; and the files that no metadata.json lists."""
-    listed = {source.name for source in sources}
-    unlisted = [name for _, name in media(root) if name not in listed]
+    listed = {os.path.realpath(source.path) for source in sources}  # a part may be a link to a folder beside it
+    unlisted = [name for path, name in media(root) if os.path.realpath(path) not in listed]
     if not unlisted:
         return [PERSONS_NOTE]
     return [

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
+from files import is_left_by_system
 from parsing import parse_json, shown
 from stage import StageError, reason_of
 
@@ -108,7 +109,8 @@ def folders_below(root: Path) -> Iterator[Path]:
 def _search(root: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
     """Yield a folder, its folders and its files, then those of all folders below it and of folders that it links to.
 
-    Links to a parent folder are left out. Each folder is searched once, by its own name rather than by a link's.
+    Links to a parent folder, and what systems leave in folders, are left out. Each folder is searched once, by its own
+    name rather than by a link's.
     """
     searched = set[str]()
     pending = [root]
@@ -119,7 +121,7 @@ def _search(root: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
                 folders.clear()
                 continue
             searched.add(real_path)
-            yield Path(folder), folders, files
+            yield Path(folder), folders, [name for name in files if not is_left_by_system(name)]
             links = (path for name in sorted(folders) if (path := Path(folder, name)).is_symlink())
             pending += [link for link in links if not Path(real_path).is_relative_to(os.path.realpath(link))]
 

@@ -218,6 +218,30 @@ def test_verdicts_at_thresholds_of_two_stores_are_not_compared(good):
     assert (own.row.student, own.row.verdict_flips, run.row.verdict_flips) == (None, None, 0.0)
 
 
+def test_a_scheme_whose_threshold_is_of_another_store_is_judged_by_all_else(good):
+    fp32 = subject("fp32", "fp32", 12.0, scores_of(good, FEW))
+    own = subject("int8", "int8", 4.0, scores_of(good, FEW), at=0.7)
+    fp32.threshold_store, own.threshold_store = "one", "two"
+    row = judged(fp32, own)
+    assert row.earned is None
+    assert row.earned_because.endswith("; its verdicts cannot be compared: its threshold and fp32's are of two stores")
+    own.row.latency_ms = Latency(p50=15, p90=15, p99=15)
+    assert judged(fp32, own).earned is False and own.row.earned_because.endswith("; not faster here")
+
+
+def test_runtimes_whose_thresholds_are_of_two_stores_are_compared_by_auc(good):
+    one = subject("a.pte", "int8", 4.0, scores_of(good))
+    other = subject("a.onnx", "int8", 4.0, scores_of(good), runtime="onnxruntime", at=0.9)
+    for own, store in ((one, "one"), (other, "two")):
+        own.row.auc, own.threshold_store = 0.9, store
+        own.artifact = SimpleNamespace(source_run="run", scheme="int8", method="forward", batch=1, delegate=None)
+    assert runtimes_apart([one, other]) == []
+    other.row.auc = 0.8
+    assert runtimes_apart([one, other]) == [
+        "a.pte and a.onnx are one model in two runtimes, and lie 0.1000 AUC apart (at most 0.005 is expected)."
+    ]
+
+
 def test_verdicts_of_an_exported_teacher_flip_against_its_run(good):
     teacher = subject("teacher", "fp32", 12.0, scores_of(good), "a", "run", "torch")
     rounded = subject("teacher-int8", "int8", None, scores_of(1 - good), "a", "run", "torch")

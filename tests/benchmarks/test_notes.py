@@ -8,17 +8,37 @@ from benchmarks.rows import Subject
 from tests.benchmarks.reports import measured
 
 
-def test_notes_name_rows_of_models_whose_crops_were_cut_otherwise(opened_store):
+def test_notes_name_rows_of_models_whose_crops_were_made_otherwise(opened_store):
+    made = opened_store.info.settings.made(["rgb"])
     subjects = [
         Subject(measured(name, 4.0, 10), Path(name), False, None, None, None, crops=crops)
         for name, crops in (
-            ("a.onnx", opened_store.crops), ("b.onnx", None), ("c.onnx", "margin 2"), ("d.pte", "margin 2"),
+            ("a.onnx", made), ("b.onnx", None), ("c.onnx", "margin 2"), ("d.pte", "margin 2"),
         )
     ]  # fmt: skip
     notes = notes_of(subjects, opened_store, "test", SimpleNamespace(notes=[]), None)
-    cut = [note for note in notes if "cut otherwise" in note]
-    assert cut == [
-        f"c.onnx, d.pte: trained on crops cut otherwise (margin 2) than those of demo ({opened_store.crops})."
+    found = [note for note in notes if "made otherwise" in note]
+    assert found == [f"c.onnx, d.pte: trained on crops made otherwise (margin 2) than those of demo ({made})."]
+
+
+def test_notes_tell_why_there_are_no_verdict_flips(opened_store):
+    def row(name, kind, student, threshold_store, scores="some"):
+        own = Subject(measured(name, 4.0, 10), Path(name), False, None, None, student, threshold_store=threshold_store)
+        own.row.kind, own.scores = kind, scores
+        return own
+
+    subjects = [
+        row("run", "run", "a", "one"),
+        row("a.pte", "artifact", "a", "two"),
+        row("b.pte", "artifact", "b", "two"),
+        row("unscored", "run", "c", "two", scores=None),
+        row("c.pte", "artifact", "c", "two"),
+    ]
+    subjects[0].row.verdict_flips = 0.0
+    notes = notes_of(subjects, opened_store, "test", SimpleNamespace(notes=[]), None)
+    assert [note for note in notes if "flips" in note] == [
+        "No verdict flips, as the fp32 run is not among the rows, or was not scored: b.pte, c.pte.",
+        "No verdict flips, as the threshold and that of the fp32 run are of two stores: a.pte.",
     ]
 
 

@@ -119,11 +119,23 @@ def test_a_run_has_a_threshold_of_the_store_that_gave_its_artifacts_theirs(bundl
         own.student = fp32.student
     share_thresholds([*artifacts, fp32, cast], scored)
     assert (fp32.threshold, cast.threshold) == (None, None)  # to be set on the scored store's validation clips
-    assert fp32.row.reason == "at a threshold of the scored store's validation clips, as its artifacts are"
+    assert fp32.row.reason == "at a threshold of the scored store's validation clips, as what it is compared with is"
     assert {own.threshold_store for own in (*artifacts, fp32, cast)} == {scored}
     fp32, cast = list_subjects([run], [1], "here")
     share_thresholds([*artifacts, fp32, cast], "of a third store")
     assert fp32.threshold is not None and fp32.threshold_store == "of another store"
+
+
+def test_a_run_has_a_threshold_of_the_store_that_gave_another_run_of_its_student_one(int8_run, student_run, tmp_path):
+    int8 = shutil.copytree(int8_run, tmp_path / "int8")
+    told = json.loads((int8 / "model.json").read_text())
+    (int8 / "model.json").write_text(json.dumps(told | {"data": told["data"] | {"fingerprint": "of another store"}}))
+    trained_on = told["data"]["fingerprint"]
+    for scored, moved in ((trained_on, "int8"), ("of another store", "fp32"), ("of a third store", None)):
+        (rounded,), (fp32, cast) = list_subjects([int8], [1], "here"), list_subjects([student_run], [1], "here")
+        share_thresholds([rounded, fp32, cast], scored)
+        assert [own.row.scheme for own in (rounded, fp32) if own.threshold is None] == ([moved] if moved else [])
+        assert len({rounded.threshold_store, fp32.threshold_store}) == (1 if moved else 2)
 
 
 def test_macs_of_an_artifact_are_those_of_its_network(bundle_path, student_run):

@@ -2,12 +2,14 @@
 
 import multiprocessing
 import os
+import resource
 import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from numpy.typing import NDArray
@@ -304,3 +306,14 @@ def test_as_many_files_may_be_open_as_a_cache_has_blocks(monkeypatch):
     assert 1000 < soft < 2000 and hard == 4096
     with pytest.raises(StageError, match=r"5000 blocks of cached views need \d+ open files, and the system allows"):
         _allow_open_files(5000)
+
+
+def test_each_block_keeps_one_file_open(opened_store, tmp_path, monkeypatch):
+    """With as many files allowed as its blocks and a few more."""
+    monkeypatch.setattr("compress.caches.SPARE_FILES", 8)
+    views, before = Views(opened_store, ViewRule(views=20)), resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (psutil.Process().num_fds() + 8, before[1]))
+    try:
+        check(fill(tmp_path, key_of(views), views, Means()), views)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)

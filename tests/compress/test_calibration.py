@@ -7,7 +7,7 @@ import torch
 from compress.calibration import calibrate, drawn_inputs, keep_in_float, logits, match_logits, one_pair
 from compress.diagnosis import layer_noise
 from compress.scoring import ClipScores, Takes
-from models.detector import PixelDetector
+from models.pixels import PixelDetector
 from models.run import Run
 from tests.compress.small_network import small_detector, some_pictures
 

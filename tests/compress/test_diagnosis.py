@@ -8,7 +8,8 @@ from torch import nn
 from torchao.quantization.pt2e import MinMaxObserver, PerChannelMinMaxObserver
 
 from compress.diagnosis import block_of, islands, layer_noise
-from compress.int8 import Rounding, graph_of, layers_of, observe, observers_of, simulated
+from compress.graph import layers_of
+from compress.int8 import Rounding, graph_of, observe, observers_of, simulated
 from models.detector import Architecture, Detector
 from tests.compress.small_network import SIZE, small_detector, some_pictures
 

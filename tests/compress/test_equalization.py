@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from compress.equalization import equalize
-from compress.int8 import layers_of, traced
+from compress.graph import layers_of, traced
 from models.fusing import fuse
 from models.run import Run
 from tests.compress.small_network import small_detector, some_pictures

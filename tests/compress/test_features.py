@@ -8,9 +8,10 @@ from compress.compute import prepare_compute
 from compress.features import Cut
 from data.batches import Batch, read_batch
 from data.views import ViewRule, Views
-from models.detector import Architecture, Detector, PixelDetector, Preprocessing
+from models.detector import Architecture, Detector
 from models.freezing import freeze
 from models.megatron import MegatronSettings
+from models.pixels import PixelDetector, Preprocessing
 from models.run import Run
 
 

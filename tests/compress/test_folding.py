@@ -45,6 +45,21 @@ def test_a_norm_behind_a_linear_layer_stays() -> None:
     assert not torch.equal(folded.first.weight, detector.backbone.first.weight)
 
 
+def test_a_network_that_computes_its_weights_stays_as_it_is() -> None:
+    class Mixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.kernels, self.norm = nn.Parameter(torch.rand(2, 8, 3, 3, 3)), nn.BatchNorm2d(8)
+
+        def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+            kernel = (self.kernels * pictures.mean()).sum(0)
+            mean: torch.Tensor = self.norm(nn.functional.conv2d(pictures, kernel)).mean((2, 3))
+            return mean
+
+    detector = small_detector().with_parts(backbone=Mixed().eval())
+    assert with_norms_folded(detector, some_pictures(4)) is detector
+
+
 def test_an_output_that_something_else_takes_too_stays() -> None:
     class Twice(nn.Module):
         def __init__(self) -> None:

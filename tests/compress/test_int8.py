@@ -8,16 +8,8 @@ import pytest
 import torch
 
 from compress.fidelity import logits_of, snr_db
-from compress.int8 import (
-    Quantization,
-    graph_of,
-    layers_of,
-    observe,
-    observers_of,
-    quantized,
-    simulated,
-    traced,
-)
+from compress.graph import layers_of, traced
+from compress.int8 import Quantization, graph_of, observe, observers_of, quantized, simulated
 from compress.quantize import quantize
 from compress.runs import pixel_detector
 from models.detector import Architecture, Detector, create_backbone
@@ -224,3 +216,32 @@ def test_convolutions_along_channels_are_layers_too():
         expected = detector.backbone(pictures)
         assert not torch.equal(simulated(detector, tensors, ["stem"]).backbone(pictures), expected)
         torch.testing.assert_close(simulated(detector, tensors, ["stem", "along"]).backbone(pictures), expected)
+
+
+class _Padded(torch.nn.Module):
+    """Convolutions with their padding in words, as in ConvMixer, and a mean: float32 [N, 3, 32, 32] -> [N, 8]."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = torch.nn.Conv2d(3, 8, 3, stride=2, padding="valid")
+        self.same = torch.nn.Conv2d(8, 8, (5, 3), padding="same", dilation=(1, 2), groups=8, bias=False)
+        self.uneven = torch.nn.Conv2d(8, 8, (1, 2), padding="same")
+
+    def forward(self, pictures):
+        return torch.relu(self.uneven(self.same(self.stem(pictures)))).mean((2, 3))
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same'")
+def test_convolutions_with_padding_in_words_are_layers_too():
+    torch.manual_seed(3)
+    detector = small_detector().with_parts(backbone=_Padded().eval())
+    pictures = some_pictures(4)
+    graph = traced(detector)
+    assert list(layers_of(graph).values()) == ["stem", "same"]
+    tensors = observe(detector, [pictures])["minmax"]
+    with torch.inference_mode():
+        expected = detector.backbone(pictures)
+        assert torch.equal(graph(pictures), expected)
+        assert not torch.equal(simulated(detector, tensors, ["stem"]).backbone(pictures), expected)
+        program = quantized(detector, _quantization(tensors, []))
+        torch.testing.assert_close(program.backbone(pictures), expected, rtol=0.1, atol=0.05)

@@ -10,8 +10,10 @@ import pytest
 
 from benchmarks.reference import reference
 from benchmarks.worker import measure
+from compress.distill import distill
 from compress.evaluation import Evaluated, evaluations
 from compress.persons import hashed, seen_note
+from compress.quantize import quantize
 from compress.runs import data_source
 from compress.teach import teach
 from data.store import ClipStore
@@ -35,12 +37,14 @@ def test_a_run_names_those_of_training_and_validation_and_of_the_runs_before_it(
     before.info = before.info.model_copy(
         update={"data": before.info.data.model_copy(update={"persons": ["of another store"]})}
     )
-    assert set(data_source(opened_store, before).persons) == seen | {"of another store"}
+    found = data_source(opened_store, ["rgb"], before)
+    assert set(found.persons) == seen | {"of another store"}
+    assert found.training_persons == hashed(opened_store.clips("train")) | {"of another store"}
 
 
 def test_a_store_without_training_clips_has_no_persons_to_see(demo_control_store: Path, teacher_run: Path) -> None:
     known = Run(teacher_run)
-    assert data_source(ClipStore(demo_control_store), known).persons == known.info.data.persons
+    assert data_source(ClipStore(demo_control_store), ["rgb"], known).persons == known.info.data.persons
 
 
 def test_a_run_that_goes_on_from_another_has_seen_what_that_has(
@@ -69,6 +73,30 @@ def test_a_run_that_begins_with_persons_of_the_test_split_says_so(
         assert [line for line in capsys.readouterr().err.splitlines() if "persons of the test split" in line] == [
             f"note: {note}" for note in notes
         ]
+
+
+def test_a_run_whose_parents_trained_on_persons_of_the_validation_split_says_so(
+    demo_store: Path,
+    opened_store: ClipStore,
+    drawn_run: Callable[..., Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """And so does what is made from it on the same store, where the persons of both are one list."""
+    known = sorted(hashed(opened_store.clips("val")))
+    trained = drawn_run(tmp_path / "trained", {"data": {"fingerprint": "x", "persons": known[:2]}})
+    validated = drawn_run(
+        tmp_path / "validated", {"data": {"fingerprint": "x", "persons": known, "validation_persons": known}}
+    )
+    distill(demo_store, tmp_path / "run", trained, "test_vit", weights=str(validated), epochs=1, loss="kl")
+    note = (
+        f"2 of {len(known)} persons of the val split have names of persons in the training of trained: weights or "
+        f"thresholds that were chosen on it, in {opened_store.name}, and their figures may be too good."
+    )
+    assert Run(tmp_path / "run").info.data.notes == [*opened_store.info.notes, note]
+    assert capsys.readouterr().err.count(f"note: {note}\n") == 1
+    quantize(tmp_path / "run", demo_store, tmp_path / "fp16", scheme="fp16")
+    assert Run(tmp_path / "fp16").info.data.notes == [*opened_store.info.notes, note]
 
 
 def test_figures_of_persons_that_were_trained_on_say_so(

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from compress.calibration import backbone_pictures, calibrate, drawn_inputs, logits
 from compress.diagnosis import islands
 from compress.fidelity import Diagnosis, logits_of, snr_db
-from compress.int8 import layers_of, traced
+from compress.graph import layers_of, traced
 from compress.observers import OBSERVERS
 from compress.quantize import quantize
 from compress.runs import pixel_detector, takes
@@ -161,15 +161,15 @@ def test_options_without_use_are_refused(student_run, demo_store, tmp_path, opti
 def test_a_run_names_the_store_that_its_threshold_is_of(student_run, demo_store, tmp_path):
     run = shutil.copytree(student_run, tmp_path / "run")
     told = json.loads((run / "model.json").read_text())
-    told["data"] |= {"fingerprint": "of another store", "notes": ["Of another store."]}
+    told["data"] |= {"fingerprint": "of another store", "notes": ["Of another store."], "validation_persons": []}
     (run / "model.json").write_text(json.dumps(told))
     quantize(run, demo_store, tmp_path / "fp16", scheme="fp16")
     data, store = Run(tmp_path / "fp16").info.data, ClipStore(demo_store).info
     *notes, seen = data.notes
     assert (data.fingerprint, notes) == (store.fingerprint, ["Of another store.", *store.notes])
     assert re.fullmatch(
-        r"(\d+) of \1 persons of the val split have names of persons in the training or validation of run: thresholds "
-        r"that were set on it, in \w+, and their rates may be too good\.", seen,
+        r"(\d+) of \1 persons of the val split have names of persons in the training of run: weights or "
+        r"thresholds that were chosen on it, in \w+, and their figures may be too good\.", seen,
     )  # fmt: skip
 
 

@@ -16,9 +16,10 @@ from compress.teacher_outputs import Layout, TeacherOutputs
 from data.batches import Batch, Pictures, read_batch
 from data.store import Clip, ClipStore, DamagedClip
 from data.views import ViewRule, Views
-from models.detector import Architecture, Detector, PixelDetector
+from models.detector import Architecture, Detector
 from models.megatron import MegatronSettings
 from models.outputs import Outputs, example_outputs, outputs
+from models.pixels import PixelDetector
 from models.run import Run
 from models.temporal import TemporalSettings
 

@@ -17,7 +17,7 @@ from data.layouts import Source
 from data.modalities import Modalities
 from data.picture import Frame
 from data.prepare_video import Recipe
-from data.store import StoreSettings
+from data.settings import StoreSettings
 from data.video import Video, recompressed, write_video
 from tests.data.commands import prepared
 

@@ -12,7 +12,7 @@ from data.modalities import Modalities
 from data.picture import UnreadableVideo
 from data.prepare_video import Recipe, prepare_video
 from data.remote import PAUSES, NotFetched, at_hand, fetched, place, refuse_occupied, upload
-from data.store import StoreSettings
+from data.settings import StoreSettings
 from stage import StageError
 
 

@@ -18,7 +18,7 @@ from data.modalities import Modalities
 from data.parquet import RowWriter
 from data.prepare_video import Recipe
 from data.schemas import CLIP_SCHEMA, VIDEO_SCHEMA
-from data.store import StoreSettings
+from data.settings import StoreSettings
 from data.video import Video
 from tests.data.commands import files, prepared
 from tests.data.spoiled_files import ANY, KINDS, MUTATIONS, Frames, encoded, photos, videos

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from data.prepare import prepare
-from data.store import StoreSettings
+from data.settings import StoreSettings
 from data.unfinished import Unfinished
 from data.video import Video, write_video
 from stage import StageError

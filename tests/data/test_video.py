@@ -278,6 +278,10 @@ def test_stream_that_breaks_gives_its_whole_frames_first(tmp_path: Path) -> None
         read.extend(picture.rgb for picture in video.pictures())
     assert 0 < len(read) < 12
     np.testing.assert_array_equal(read, whole[: len(read)])
+    with Video(tmp_path / "a.mp4") as video:
+        for start in (0, len(read) + 1):  # whoever asks for more is told again
+            with pytest.raises(UnreadableVideo, match=r"a\.mp4 breaks while decoding: "):
+                list(video.pictures(start))
 
 
 def test_nonsense_about_colours_is_said_when_they_are_asked_for() -> None:

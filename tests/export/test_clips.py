@@ -25,7 +25,7 @@ from export.mil import MilProgram
 from export.parity import compare
 from export.programs import step_graphs
 from files import sha256_of
-from models.detector import PixelDetector, Preprocessing
+from models.pixels import PixelDetector, Preprocessing
 from models.run import Run
 from stage import StageError
 from tests.conftest import export_here

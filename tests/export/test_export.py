@@ -17,8 +17,9 @@ from export.bundle import Bundle
 from export.export import export
 from export.programs import Graph, pixel_input, probability
 from files import sha256_of
-from models.detector import Architecture, Detector, PixelDetector, Preprocessing
+from models.detector import Architecture, Detector
 from models.fusing import fuse
+from models.pixels import PixelDetector, Preprocessing
 from models.run import Run
 from resuming import Lock
 from stage import StageError

@@ -1,6 +1,8 @@
 """Other forms of artifacts: batches for servers, ONNX Runtime's own format, delegates, and what goes beside them."""
 
+import json
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -11,6 +13,7 @@ import onnxruntime
 import pytest
 from executorch.runtime import Runtime
 
+from compress.runs import own_threshold
 from export.bundle import Bundle
 from export.export import export
 from export.forms import Form, parse_forms
@@ -22,7 +25,7 @@ from models.detector import Architecture
 from models.run import Run
 from models.temporal import TemporalSettings
 from stage import StageError
-from tests.conftest import export_here, shared
+from tests.conftest import export_here, forget_hashes, shared
 from tests.export.clip_student import clip_run, frame_run
 
 CLIP = {"activation": "relu", "temporal": TemporalSettings()}
@@ -154,7 +157,7 @@ def test_each_delegate_has_its_file(delegated, real_crops):
         if backend not in known:
             reason = f"ExecuTorch has no {backend} on this machine"
             assert artifact.not_checked == f"not compared: {reason}" and artifact.cannot_run() == reason
-            assert artifact.threshold_from.endswith("in torch: it cannot run here")
+            assert artifact.threshold_from.endswith("in torch: it cannot run where it was exported")
             with pytest.raises(StageError, match=f"fp32-{delegate}.pte cannot run here: {reason}"):
                 delegated.load(artifact)
     assert delegated.chosen(None).file == "test_tiny-fp32.pte"
@@ -192,6 +195,26 @@ def test_a_threshold_that_is_not_a_file_s_own_is_told(delegated):
         told = f"The threshold of `{artifact.file}` and its rate are not its own: {artifact.threshold_from}.\n"
         assert (told in text) == bool(artifact.cannot_run())
         assert artifact.in_core_ml == (artifact.delegate == "coreml")
+
+
+def test_the_threshold_of_a_file_that_cannot_run_here_is_of_the_store_of_the_export(
+    student_run, demo_store, opened_store, tmp_path
+):
+    if "VulkanBackend" in Runtime.get().backend_registry.registered_backend_names:
+        pytest.skip("this machine has Vulkan")
+    run = shutil.copytree(student_run, tmp_path / "run")
+    told = json.loads((run / "model.json").read_text())
+    told["data"] |= {"fingerprint": "of another store"}
+    (run / "model.json").write_text(json.dumps(told))
+    metrics = json.loads((run / "metrics.json").read_text())
+    own = own_threshold(Run(run))
+    (run / "metrics.json").write_text(json.dumps(metrics | {"threshold": metrics["threshold"] | {"value": 0.99}}))
+    forget_hashes(run)
+    export_here([run], demo_store, tmp_path / "bundle", "executorch", delegate="vulkan")
+    made = Bundle(tmp_path / "bundle")
+    (artifact,) = made.manifest.artifacts
+    assert artifact.validation is None and made.manifest.data.fingerprint == opened_store.info.fingerprint
+    assert artifact.threshold.value == pytest.approx(own.value, abs=1e-6)
 
 
 def test_a_bundle_with_files_for_other_machines_is_verified(delegated, capsys):

@@ -21,7 +21,8 @@ from export.mil import MilProgram
 from export.mil_operations import OPERATIONS
 from export.programs import Graph, pixel_input, probability
 from export.runtimes import NotEvaluated, evaluated_by
-from models.detector import Architecture, Detector, ImageDetector, PixelDetector, Preprocessing
+from models.detector import Architecture, Detector
+from models.pixels import ImageDetector, PixelDetector, Preprocessing
 from models.run import Run
 from stage import StageError
 from tests.conftest import export_here

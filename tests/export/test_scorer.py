@@ -2,10 +2,11 @@
 
 import dataclasses
 
+import av
 import numpy as np
 import pytest
 
-from data.video import write_video
+from data.video import Video, write_video
 from export.bundle import Bundle
 from export.scorer import NothingToScore, VideoScorer
 from stage import StageError
@@ -63,6 +64,20 @@ def test_clip_with_too_few_frames_is_nothing_to_score(of_clips, demo_corpus):
     with pytest.raises(NothingToScore, match=r"^there are only 30 of a clip's 61 frames in .*003_003\.mp4: ") as found:
         scorer.detect(video)
     assert (found.value.status, found.value.what) == ("too_short", "there are only 30 of a clip's 61 frames")
+
+
+def test_what_is_to_be_known_of_frames_is_told(of_clips, demo_corpus, tmp_path):
+    video, interlaced = demo_corpus / "manipulated_sequences/SelfBlended/c23/videos/003_003.mp4", tmp_path / "a.mp4"
+    with Video(video) as opened, av.open(str(interlaced), "w") as container:
+        stream = container.add_stream("libx264", rate=25, options={"x264-params": "interlaced=1", "crf": "10"})
+        stream.height, stream.width = next(opened.pictures()).rgb.shape[:2]
+        stream.pix_fmt = "yuv420p"
+        for picture in opened.pictures(1):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture.rgb, format="rgb24")))
+        container.mux(stream.encode(None))
+    scorer = VideoScorer.load(of_clips, f"{NAME}-onnx")
+    assert scorer.detect(video).reason == ""
+    assert scorer.detect(interlaced).reason == "interlaced: what moves has combs"
 
 
 def test_clip_whose_face_goes_away_has_no_face(of_clips, astronaut, tmp_path):

@@ -89,7 +89,8 @@ def test_files_that_come_or_go_are_seen(copy, spoil, message):
 
 def test_what_file_managers_leave_in_a_bundle_s_folders_changes_nothing(copy):
     for folder in [copy, *(path for path in copy.rglob("*") if path.is_dir())]:
-        (folder / ".DS_Store").write_bytes(b"x")
+        for name in (".DS_Store", "._weight.bin"):
+            (folder / name).write_bytes(b"x")
     verify(copy)
     opened = Bundle(copy)
     for artifact in opened.manifest.artifacts:

@@ -28,7 +28,7 @@ def test_the_same_seed_is_the_same_start_and_another_is_not(capfd: pytest.Captur
     one, again, other = (start.detector.state_dict() for start in starts)
     assert same(one, again)
     assert not torch.equal(one["head.weight"], other["head.weight"])
-    assert (starts[0].weights.source, starts[0].parents) == ("random", [])
+    assert (starts[0].weights.source, starts[0].run) == ("random", None)
     assert "test_byobnet starts from random weights" in capfd.readouterr().err
 
 
@@ -38,7 +38,7 @@ def test_weights_of_a_file_fit_a_network_without_its_gelus(tmp_path: Path) -> No
     save_file(state, tmp_path / "weights.safetensors")
     start = Start.of(RELU, tmp_path / "weights.safetensors", random=False, seed=0)
     assert same(start.detector.backbone.state_dict(), state)
-    assert (start.weights.source, start.weights.name, start.parents) == ("file", "weights.safetensors", [])
+    assert (start.weights.source, start.weights.name, start.run) == ("file", "weights.safetensors", None)
 
 
 def test_relus_stand_where_gelus_stood() -> None:
@@ -70,7 +70,7 @@ def test_a_run_is_gone_on_from_with_its_very_weights(drawn_run: Callable[..., Pa
     assert same(start.detector.state_dict(), load_file(path / "model.safetensors"))
     info = Run(path).info
     assert (start.weights, start.trained_steps) == (info.weights, info.trained_steps) and info.trained_steps > 0
-    assert start.parents == [Run(path).as_parent()]
+    assert start.run is not None and start.run.as_parent() == Run(path).as_parent()
 
 
 @pytest.mark.parametrize("other", [{"head_hidden": 8}, {"temporal": TemporalSettings(width=8)}])

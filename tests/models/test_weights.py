@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import save_file
 
 from files import sha256_of
-from models.detector import Preprocessing, create_backbone
+from models.detector import create_backbone
+from models.pixels import Preprocessing
 from models.weights import backbone_with_weights, read_state, stated_preprocessing
 from stage import StageError
 

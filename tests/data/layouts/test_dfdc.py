@@ -58,6 +58,15 @@ def test_videos_that_no_metadata_lists_are_noted(tmp_path: Path) -> None:
     assert notes == [PERSONS, left_out]
 
 
+def test_videos_of_a_part_that_is_a_link_are_listed(tmp_path: Path) -> None:
+    (tmp_path / "unpacked").mkdir()
+    part(tmp_path / "unpacked" / "p0", {"a.mp4": REAL}, "a.mp4", "b.mp4")
+    (tmp_path / "p0").symlink_to("unpacked/p0")
+    sources, notes = read_sources([tmp_path], Selection(layout="dfdc"))
+    assert [source.name for source in sources] == ["p0/a.mp4"]
+    assert notes == [PERSONS, "DFDC: 1 videos that no metadata.json lists were left out: unpacked/p0/b.mp4."]
+
+
 @pytest.mark.parametrize(
     ("video", "entry"),
     [

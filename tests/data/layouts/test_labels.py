@@ -30,7 +30,7 @@ def test_folders_of_layouts_are_refused_as_files_of_the_other_label(
         ):
             named(folder, "real")
     assert named((root / "x" / file).parent, "fake") == [Path(file).name]
-    assert len(named(root, "fake")) == 3
+    assert len(named(root, "fake")) == 2
 
 
 @pytest.mark.parametrize(

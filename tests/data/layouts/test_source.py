@@ -41,9 +41,10 @@ def test_photos_are_told_by_their_suffix(name: str, photo: bool) -> None:
 
 
 def test_media_are_found_below_a_folder_in_one_order(touch: Callable[..., Path]) -> None:
-    root = touch("k/b.mp4", "k/a/z.MOV", "k/a.jpg", "k/._c.mp4", "k/text", "other/d.mp4")
+    """But for what macOS leaves beside files on other systems' disks."""
+    root = touch("k/b.mp4", "k/a/z.MOV", "k/a.jpg", "k/.c.mp4", "k/._b.mp4", "k/text", "other/d.mp4")
     (root / "k/e.mp4").mkdir()
-    assert [name for _, name in media(root, "k")] == ["k/._c.mp4", "k/a/z.MOV", "k/b.mp4", "k/e.mp4"]
+    assert [name for _, name in media(root, "k")] == ["k/.c.mp4", "k/a/z.MOV", "k/b.mp4", "k/e.mp4"]
     assert [name for _, name in media(root, "k", frozenset({".jpg"}))] == ["k/a.jpg"]
     assert list(media(root, "none")) == []
 
