@@ -77,6 +77,8 @@ def _problem(error: Exception) -> str | None:
             return f"Apple's GPUs cannot compute this ({reason}): {remedy}"
         case MemoryError() | RuntimeError() if out_of_memory(error):
             return f"there is not enough memory ({reason}): close other programs, or take smaller settings"
+        case RuntimeError() if world_size() != "1" and "onnection closed by peer" in reason:
+            return "another process of this training has ended: its line says why"
         case OSError() if error.errno is not None:
             return f"{error.strerror}: {error.filename or 'while reading or writing'}"
     return None

@@ -7,7 +7,8 @@ import contextlib
 import fcntl
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,11 @@ def alone(out: Path) -> Iterator[None]:
         yield
     finally:
         lock.remove()
+
+
+def versions_of(tools: Iterable[str]) -> dict[str, str]:
+    """Return the versions of installed packages by name."""
+    return {tool: version(tool) for tool in tools}
 
 
 def go_on_with(folder: Path, mark: str, asked: str, begun: Callable[[], bool], meaning: Mapping[str, str]) -> None:

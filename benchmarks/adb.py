@@ -81,6 +81,11 @@ class Phone:
         full_name = model if model.lower().startswith(maker.lower()) else f"{maker} {model}"
         self.name = f"{full_name}{f' ({chip})' if chip else ''}, Android {self.properties['android']}"
 
+    def require(self) -> None:
+        """Raise StageError if the phone is not there any more."""
+        if _chosen_serial() != self.serial:
+            raise StageError(f"{self.name} is not there any more: plug it in again")
+
     def _call(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return _adb(["-s", self.serial, *arguments])
 

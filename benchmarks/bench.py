@@ -10,7 +10,7 @@ import typer
 
 from benchmarks.baseline import Baseline, BaselineOptions
 from benchmarks.clip_cost import ClipCost
-from benchmarks.comparing import against_peaks, compare_rows
+from benchmarks.comparing import against_peaks, compare_rows, share_thresholds
 from benchmarks.figures import Budget, Peak
 from benchmarks.kept import KeptMeasurements
 from benchmarks.machine import Machine, describe_machine
@@ -21,7 +21,7 @@ from benchmarks.pages.render import table_text, write_report
 from benchmarks.processor import measure_products
 from benchmarks.reference import Reference, read_reference
 from benchmarks.rounds import Corpora, Effort, measure_all
-from benchmarks.rows import Subject, check_fits, list_subjects, share_thresholds
+from benchmarks.rows import Subject, check_fits, list_subjects
 from benchmarks.schema import Report, Session
 from command import run_as_script, takes_options
 from compress.fidelity import Diagnosis

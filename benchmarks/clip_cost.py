@@ -9,7 +9,7 @@ import typer
 
 from benchmarks.budget import BudgetTask, first_clip
 from benchmarks.figures import Budget
-from benchmarks.kept import KeptMeasurements
+from benchmarks.kept import KeptMeasurements, NotKept
 from benchmarks.measuring import answer_of, refuse_changed
 from benchmarks.processor import cores_for
 from benchmarks.rows import Subject
@@ -135,5 +135,7 @@ def _measure(task: BudgetTask, hashes: str, kept: KeptMeasurements) -> Budget:
     """Return a measured budget, or an empty one with the reason; ``hashes``: of the video and the weights."""
     try:
         return kept.once(f"{task.model_dump_json()} {hashes}", lambda: measure_budget(task), Budget)
+    except NotKept:
+        raise
     except StageError as error:
         return task.empty(str(error))

@@ -13,6 +13,33 @@ from compress.metrics import verdict_flips
 from stage import STATIC_INT8
 
 
+def share_thresholds(subjects: Sequence[Subject], fingerprint: str) -> None:
+    """Let rows that are compared have thresholds of one store: those of two would turn verdicts that rounding does not.
+
+    A run gets one on the scored store in place of that of its own store, and its row says so, if an artifact of the
+    same student has its own from there, or, without any artifact, another run of it. A row under autocast gets the
+    threshold of its fp32 run, if that is of another store, as a store of test clips alone has none to give.
+    ``fingerprint``: of the scored store, where all other rows get theirs.
+    """
+    stores_of_artifacts: dict[str | None, set[str | None]] = {}
+    for subject in (subject for subject in subjects if subject.artifact):
+        stores_of_artifacts.setdefault(subject.student, set()).add(subject.threshold_store)
+    runs_there = {s.student for s in subjects if not s.artifact and s.threshold_store == fingerprint}
+    for subject in subjects:
+        beside = stores_of_artifacts.get(subject.student, {fingerprint} if subject.student in runs_there else set())
+        moved = subject.row.kind == "run" and fingerprint in beside
+        if moved and subject.threshold_store not in (None, fingerprint):
+            subject.threshold, subject.threshold_store = None, fingerprint
+            told = "at a threshold of the scored store's validation clips, as what it is compared with is"
+            subject.row.reason = "; ".join(filter(None, (subject.row.reason, told)))
+    shipped = {s.path: s for s in subjects if s.row.kind == "run" and s.threshold_store not in (None, fingerprint)}
+    for subject in (subject for subject in subjects if subject.threshold is None):
+        subject.threshold_store = fingerprint
+        if run := shipped.get(subject.path):
+            subject.threshold, subject.threshold_store = run.threshold, run.threshold_store
+            subject.row.reason = subject.row.reason or "at the threshold of its fp32 run, which is of another store"
+
+
 def compare_rows(subjects: Sequence[Subject]) -> None:
     """Fill in speedup, size ratio, verdict flips, and whether each scheme earned its slot.
 

@@ -19,6 +19,7 @@ from compress.teach import teach
 from data.demo import render_corpora
 from data.prepare import prepare
 from data.store import ClipStore
+from export.bundle import Bundle
 from export.export import export
 from stage import Seed, StageError, say, usable_cores
 
@@ -116,6 +117,8 @@ def demo(
         earlier = read_report(report / "report.json")
         print(table_text(earlier))
         check_measured(earlier, report)
+    if absent := Bundle(out / "bundle").manifest.absent:
+        raise StageError(f"{out / 'bundle'} lacks {', '.join(entry.file for entry in absent)}: its manifest says why")
     say("seconds: " + ", ".join(f"{name} {duration:.0f}" for name, duration in seconds.items()))
     say(f"demo finished in {sum(seconds.values()):.0f} s")
     for path in (report / "report.html", report / "report.md", report / "report.json", out / "bundle"):

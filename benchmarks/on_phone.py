@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from benchmarks.adb import Phone
 from benchmarks.figures import RUNS_FOR_P90, RUNS_FOR_P99, Latency, spread_of
-from benchmarks.kept import KeptMeasurements
+from benchmarks.kept import KeptMeasurements, NotKept
 from benchmarks.measuring import refuse_changed
 from benchmarks.native_runners import RunnerTimes, Tool, tool_of
 from benchmarks.rounds import Effort
@@ -113,7 +113,8 @@ class _Calls:
     def add_round(self, runs: int, kept: KeptMeasurements, where: str) -> None:
         """Call the runner for one round of ``runs`` timed runs; a row that failed is not called again.
 
-        ``where``: text that names the phone, the runners and the round, under which the times are kept.
+        ``where``: text that names the phone, the runners and the round, under which the times are kept. Raises
+        StageError if the phone has gone: what was measured is kept.
         """
         row = self._subject.row
         if row.status != "measured":
@@ -121,7 +122,10 @@ class _Calls:
         try:
             asked = f"{where} {row.name} {row.sha256} {row.threads} {runs}"
             self._rounds.append(kept.once(asked, lambda: self._time_round(runs), _Round).programs)
+        except NotKept:
+            raise
         except StageError as error:
+            self._phone.require()
             row.status, row.reason = "failed", str(error)
 
     def _time_round(self, runs: int) -> _Round:

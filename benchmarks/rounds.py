@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.kept import KeptMeasurements
+from benchmarks.kept import KeptMeasurements, NotKept
 from benchmarks.measuring import measure_apart, refuse_changed, refuse_changed_store, write_timed_crops
 from benchmarks.processor import cores_for
 from benchmarks.rows import Subject, fill_row
@@ -118,6 +118,8 @@ class Rounds:
         try:
             measurement = self._kept.once(asked, lambda: self._measure_apart(subject, task), Measurement)
             self._measurements.setdefault(id(subject), []).append(measurement)
+        except NotKept:
+            raise
         except StageError as error:
             subject.row.status, subject.row.reason = "failed", str(error)
 

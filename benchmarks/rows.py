@@ -212,29 +212,6 @@ def list_subjects(paths: list[Path], threads: list[int], machine: str) -> list[S
     return subjects
 
 
-def share_thresholds(subjects: Sequence[Subject], fingerprint: str) -> None:
-    """Let rows that are compared have thresholds of one store: those of two would turn verdicts that rounding does not.
-
-    A run gets one on the scored store in place of that of its own store, and its row says so, if an artifact or another
-    run of the same student has its own from there. A row under autocast gets the threshold of its fp32 run, if that is
-    of another store, as a store of test clips alone has none to give. ``fingerprint``: of the scored store, where all
-    other rows get theirs.
-    """
-    of_scored_store = {s.student for s in subjects if s.threshold_store == fingerprint}
-    for subject in subjects:
-        moved = subject.row.kind == "run" and subject.student in of_scored_store
-        if moved and subject.threshold_store not in (None, fingerprint):
-            subject.threshold, subject.threshold_store = None, fingerprint
-            told = "at a threshold of the scored store's validation clips, as what it is compared with is"
-            subject.row.reason = "; ".join(filter(None, (subject.row.reason, told)))
-    shipped = {s.path: s for s in subjects if s.row.kind == "run" and s.threshold_store not in (None, fingerprint)}
-    for subject in (subject for subject in subjects if subject.threshold is None):
-        subject.threshold_store = fingerprint
-        if run := shipped.get(subject.path):
-            subject.threshold, subject.threshold_store = run.threshold, run.threshold_store
-            subject.row.reason = subject.row.reason or "at the threshold of its fp32 run, which is of another store"
-
-
 def check_fits(subject: Subject, store: ClipStore) -> None:
     """Raise StageError if a subject cannot score a store's clips: another size, length or modality."""
     check_size(subject.path, subject.row.input_size, store)

@@ -98,7 +98,7 @@ class Row(BaseModel):
     threshold: float | None = None
     auc: Share | None = None
     auc_interval: tuple[float, float] | None = None
-    """95 % bootstrap interval that resamples persons; None below 10 of each label."""
+    """95 % bootstrap interval that resamples persons; None below 10 of each label, and where all draws agree."""
     frame_auc: Share | None = None
     video_auc: Share | None = None
     """AUC over videos, each scored by the mean over its valid frames; for clip models, over its clips."""

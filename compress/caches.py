@@ -17,7 +17,7 @@ from compress.compute import Compute
 from compress.filling import Filling, OfView
 from data.views import ViewRule, Views
 from files import require_writable, written_whole
-from models.run import versions_of
+from resuming import versions_of
 from stage import Modality, StageError, say
 
 PACKAGES = ("pocketproof", "torch", "torchvision", "timm", "opencv-python-headless")

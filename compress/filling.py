@@ -1,5 +1,6 @@
 """Fills the blocks of a cache of frozen outputs: one process in place, several each into its own file first."""
 
+import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from compress.compute import Compute
 from data.store import DamagedClip
 from data.views import View, Views
 from files import require_writable, writing, written_whole
+from resuming import Lock
 from stage import Modality, StageError, progress, say
 
 FLUSHED_VIEWS = 32
@@ -59,20 +61,34 @@ class Filling:
     def fill_together(self, where: Compute) -> None:
         """Compute this process's share into a file of its own; then the first process alone copies all into the blocks.
 
-        On a network disk, two machines that write into one mapped file overwrite each other's parts of a page.
+        On a network disk, two machines that write into one mapped file overwrite each other's parts of a page. Raises
+        StageError while the processes of another training do the same: their files have the same names.
         """
-        if where.rank == 0:
-            self._merge_parts()  # left by an interrupted training
+        with self._lock() if where.rank == 0 else contextlib.nullcontext() as lock:
+            if lock:
+                self._merge_parts()  # left by an interrupted training
+            where.gathered(None)
+            for number in range(len(self.views.blocks)):
+                _, done = self.opened(number)
+                todo = [index for index in range(where.rank, len(done), where.processes) if not done[index]]
+                if todo:
+                    self._write_part(
+                        self.folder / f"block-{number}.{where.rank}-of-{where.processes}.part", number, todo
+                    )
+            where.gathered(None)
+            if lock:
+                self._merge_parts()
+                lock.remove()
         where.gathered(None)
-        for number in range(len(self.views.blocks)):
-            _, done = self.opened(number)
-            todo = [index for index in range(where.rank, len(done), where.processes) if not done[index]]
-            if todo:
-                self._write_part(self.folder / f"block-{number}.{where.rank}-of-{where.processes}.part", number, todo)
-        where.gathered(None)
-        if where.rank == 0:
-            self._merge_parts()
-        where.gathered(None)
+
+    def _lock(self) -> Lock:
+        try:
+            return Lock(self.folder, may_exist=True)
+        except StageError as error:
+            raise StageError(
+                f"{self.folder} is being filled by another training in several processes: wait for it, or give another "
+                "--cache"
+            ) from error
 
     @property
     def _record(self) -> np.dtype[np.void]:

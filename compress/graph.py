@@ -74,7 +74,9 @@ def floating(graph: GraphModule, layers: Collection[str]) -> set[str]:
     names, float_nodes = layers_of(graph), set()
     for node in graph.graph.nodes:
         operands = [operand for operand in node.all_input_nodes if operand.op != "get_attr"]
-        if node in names:
+        if node.target == aten.conv2d.padding:  # no layer that int8 could keep in float32 where it costs too much
+            stays = True
+        elif node in names:
             stays = names[node] in layers
         else:
             stays = node.op == "placeholder" or (bool(operands) and all(o.name in float_nodes for o in operands))

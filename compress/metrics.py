@@ -215,8 +215,7 @@ def _intervals(
     if len(resampled) < DRAWS:
         return {}, f"only {len(resampled)} of {MOST_DRAWS} draws of identities hold both classes"
     spans = {name: np.quantile([figures[name] for figures in resampled], (0.025, 0.975)) for name in resampled[0]}
-    # If all draws agree, as for labels whose scores do not overlap, they do not show how certain a figure is.
-    return {name: (float(low), float(high)) for name, (low, high) in spans.items() if low < high}, ""
+    return {name: (float(low), float(high)) for name, (low, high) in spans.items()}, ""
 
 
 def _unsupported(real: int, fake: int, videos: int) -> dict[str, str]:
@@ -244,12 +243,18 @@ def compute_figures(
     if reason:
         unsupported["intervals"] = reason
     supported = {name: figure for name, figure in all_figures.items() if name not in unsupported}
+    # Draws that all agree, as where the labels' scores do not overlap, do not show how certain a figure is.
+    unsupported |= {
+        f"interval of {name}": "all draws of persons agree"
+        for name, (low, high) in spans.items()
+        if name in supported and low == high
+    }
     return Figures(
         real=real,
         fake=fake,
         **{name: supported.get(name) for name in ("auc", "eer", "ap", "accuracy", "f1")},
         tpr_at_fpr={str(rate): supported.get(f"tpr_at_fpr {rate}") for rate in RATES},
-        intervals={name: span for name, span in spans.items() if name in supported},
+        intervals={name: span for name, span in spans.items() if name in supported and span[0] < span[1]},
         unsupported=unsupported,
     )
 

@@ -19,9 +19,9 @@ from compress.unquantized import Unquantized
 from data.store import ClipStore
 from files import refuse_existing
 from models.origin import DataSource
-from models.run import TOOLS, Run, RunInfo, UnfinishedRun, save_run, versions_of
+from models.run import TOOLS, Run, RunInfo, UnfinishedRun, save_run
 from models.schemes import fast_dtype
-from resuming import alone
+from resuming import alone, versions_of
 from stage import STATIC_INT8, LowPrecision, Scheme, Seed, WrongArgument, say
 
 CALIBRATION_CROPS, PASSES = 256, 6

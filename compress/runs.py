@@ -196,8 +196,12 @@ def validation_notes(store: ClipStore, *runs: Run) -> list[str]:
     if not others or not sum(store.info.clips["val"].values()):
         return []
     clips = store.clips("val", both=False)
-    notes = (seen_note([run.name], run.info.data.training_persons, clips, "val", figures, "training") for run in others)
-    return [line for lines in notes for line in lines]
+    notes = []
+    for run in others:
+        data = run.info.data
+        seen_in = "training" if data.validation_persons else "training or validation"  # older runs tell them not apart
+        notes += seen_note([run.name], data.training_persons, clips, "val", figures, seen_in)
+    return notes
 
 
 def say_notes(lines: Iterable[str]) -> None:

@@ -167,7 +167,10 @@ def refuse_occupied(out: Path, store: Path) -> None:
     with answering(out):
         existing = _listing(remote)
         if existing and not _has_begun(store, remote, existing):
-            raise StageError(f"{out} already exists: remove it or give another --out")
+            raise StageError(
+                f"{out} already exists: remove it or give another --out (an interrupted upload goes on in the folder "
+                f"that holds {store})"
+            )
 
 
 def _has_begun(store: Path, remote: Any, existing: dict[str, Any]) -> bool:

@@ -4,6 +4,7 @@ An interrupted ``prepare`` goes on with it; the folder is no store before everyt
 """
 
 import contextlib
+import json
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,10 +18,12 @@ from data.schemas import CLIP_SCHEMA, VIDEO_SCHEMA
 from data.settings import StoreSettings
 from data.store import Status, StoreInfo, clip_file
 from files import aside_of, put_in_place, remove, sha256_of
-from resuming import Lock, go_on_with, unfinished_of
+from resuming import Lock, go_on_with, unfinished_of, versions_of
 
 MODIFIED = "modified_ns"
 """Key in a noted row: when the input file was last changed."""
+TOOLS = ("pocketproof", "av", "dlib-bin", "numpy", "opencv-python-headless", "pillow")
+"""Packages whose versions may decide a pixel of a crop: no store is begun with some and finished with others."""
 MEANING = {"sources_sha256": "a source was added, removed or changed"}
 
 
@@ -34,8 +37,8 @@ class Unfinished:
         self.out, self.settings = out, settings
         self.folder = unfinished_of(out)
         self._lock = Lock(out)
-        settings_json = settings.model_dump_json()
-        go_on_with(self.folder, "settings.json", settings_json, lambda: any(self.folder.glob("rows/*.json")), MEANING)
+        asked = json.dumps(settings.model_dump(mode="json") | {"tools": versions_of(TOOLS)})
+        go_on_with(self.folder, "settings.json", asked, lambda: any(self.folder.glob("rows/*.json")), MEANING)
         self._remove_partial()
         (self.folder / "clips").mkdir(parents=True, exist_ok=True)
         self.journal = Journal(self.folder)

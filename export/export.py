@@ -29,8 +29,8 @@ from export.rules import ClipRule, CropGeometry, CropPixels
 from files import refuse_existing, sha256_of, shortest_names, write_raw, written_whole
 from models.detector import Architecture
 from models.run import TOOLS as RUN_TOOLS
-from models.run import Run, versions_of
-from resuming import alone
+from models.run import Run
+from resuming import alone, versions_of
 from stage import Scheme, StageError, in_processes, say, usable_cores
 
 TOOLS = (*RUN_TOOLS, "onnx", "onnxruntime", "coremltools")

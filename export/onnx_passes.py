@@ -50,8 +50,12 @@ def widen_normalization(model: Any) -> None:
         return
     *_, width, channels = shape
     constants = {constant.name: constant for constant in model.graph.initializer}
-    for node in model.graph.node:
-        constant = constants.get(node.input[1]) if node.op_type in ("Sub", "Mul") else None
+    centre = next((node for node in model.graph.node if node.op_type == "Sub"), None)
+    scales = [
+        node for node in model.graph.node if centre and node.op_type == "Mul" and node.input[0] == centre.output[0]
+    ]
+    for node in filter(None, (centre, *scales)):
+        constant = constants.get(node.input[1])
         if constant is not None and list(constant.dims) == [1, channels, 1, 1]:
             row = np.repeat(numpy_helper.to_array(constant), width, axis=3)
             constant.CopyFrom(numpy_helper.from_array(row, constant.name))

@@ -40,7 +40,7 @@ INT8_ROUNDING_DB = 24.0
 class Parity(BaseModel):
     """How near two sets of scores are."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     step: Step
     samples: int

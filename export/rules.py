@@ -12,7 +12,7 @@ from data.clips import BRIDGED_FRAMES
 from data.crops import CropRule
 from data.faces import DETECTORS
 from data.settings import StoreSettings
-from data.tracks import LARGEST_SCALE, REACH, SEARCH_EVERY, STRIDE
+from data.tracks import FORGET_AFTER, LARGEST_SCALE, REACH, SAME_FACE_IOU, SEARCH_EVERY, STRIDE
 from stage import Per
 
 CROP_RULE = (
@@ -26,7 +26,10 @@ CROP_RULE = (
     "(side of the clip's largest square) instead, sides rounded half up, each centred on black (of an odd remainder, "
     "the smaller part lies left and above). Colours of a video: by the matrix and range that its stream names; one "
     "that names none is read as BT.601, limited range, whatever its height (phones may take BT.709 for HD, which "
-    "turned 3 % of verdicts). HDR is read without tone mapping, interlaced frames as they are woven. "
+    "turned 3 % of verdicts). Nothing else is made of the decoded numbers: HDR is read without tone mapping, "
+    "interlaced frames as they are woven, and colour profiles of photos, and primaries of videos, are not applied "
+    "(iOS: draw into the picture's own colour space, and turn colour management off in Core Image; Android: take a "
+    "bitmap's bytes by copyPixelsToBuffer, as getPixels makes sRGB of them). "
 )
 DETECTOR_NAMES = {"dlib": "dlib's frontal HOG detector", "mtcnn": "MTCNN"}
 SEEN_AS = {"dlib": "on luma, without upsampling of its own", "mtcnn": "on RGB"}
@@ -143,11 +146,12 @@ def finding(detector: Literal["dlib", "mtcnn"], all_faces: bool = False) -> str:
     every_face = " (in the store of these figures, whose clips are of every face, at each of them)" if all_faces else ""
     return (
         f"All figures are with boxes of {DETECTOR_NAMES[detector]}, run {SEEN_AS[detector]}: on the whole picture, "
-        f"scaled to a height of {', '.join(lower)} and at last {highest} pixels (or its own, if that is less), "
-        f"until a face is found{every_face}, on a video's first frame, where the last face is lost, and on every "
-        f"{SEARCH_EVERY}th frame without a face; at the first of these heights alone on every {STRIDE}th frame without "
-        f"a face, and on every {SEARCH_EVERY}th for newcomers. For a known face, on every {STRIDE}th frame, on what "
-        f"lies around the last box ({REACH} of its width beyond each side), scaled so that the face is {width} pixels "
+        f"scaled (by area where that shrinks it, else bilinearly) to a height of {', '.join(lower)} and at last "
+        f"{highest} pixels (or its own, if that is less), until a face is found{every_face}, on a video's first frame, "
+        f"where the last face is lost, and on every {SEARCH_EVERY}th frame without a face; at the first of these "
+        f"heights alone on every {STRIDE}th frame without a face, and on every {SEARCH_EVERY}th for newcomers. For a "
+        f"known face, on every {STRIDE}th frame, on what lies around the last box ({REACH} of its width beyond each "
+        f"side), scaled so that the face is {width} pixels "
         f"wide (at most {LARGEST_SCALE:g} times as large as it is). Boxes in between are interpolated where the face "
         "looks alike, else looked for in the same way."
     )
@@ -181,6 +185,8 @@ class CropGeometry(Frozen):
 
 
 COUNTING = (
+    f"A face is the same as before if its box overlaps the last one by more than {SAME_FACE_IOU:g} (intersection over "
+    f"union), also after up to {FORGET_AFTER} frames in which it was lost. "
     "A clip begins at a frame with a face: the first such from there on. Of several faces in a clip, take the "
     "largest (by the median area of its boxes) of those of which at least half of `frames` frames count (of that many "
     "in a shorter last clip, too), or else the largest. A frame counts if that face was found in it, or is missing for "

@@ -147,11 +147,15 @@ class Detector(nn.Module):
         name, size, training = self.architecture.backbone, self.architecture.size, self.backbone.training
         try:
             with torch.no_grad():
-                width = self.backbone.eval()(torch.zeros(1, 3, size, size)).shape[1]
+                output = self.backbone.eval()(torch.zeros(1, 3, size, size))
         except (AssertionError, RuntimeError, ValueError) as error:  # some say so in a forward pass alone
             raise _cannot_take(name, size, error) from error
+        if not isinstance(output, Tensor) or output.ndim != 2:
+            raise StageError(
+                f"{name} gives no embedding of a picture, but maps or several outputs: choose another network"
+            )
         self.backbone.train(training)
-        return int(width)
+        return output.shape[1]
 
     def _head(self) -> nn.Module:
         if self.architecture.megatron:

@@ -8,8 +8,6 @@ import hashlib
 import json
 import platform
 import shutil
-from collections.abc import Iterable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +20,7 @@ from models.detector import Architecture, Detector
 from models.origin import DataSource, Parent, Weights
 from models.pixels import Preprocessing
 from parsing import read_json
-from resuming import Lock, go_on_with, unfinished_of
+from resuming import Lock, go_on_with, unfinished_of, versions_of
 from stage import STATIC_INT8, Scheme, StageError, reason_of, say, speaks
 
 SCHEMA_VERSION = 1
@@ -31,11 +29,6 @@ FILES = ("metrics.json", "model.json", "model.safetensors", "quantization.json")
 COMPUTING = ("model.safetensors", "quantization.json")
 """The files whose hashes are in ``model.json``."""
 TOOLS = ("pocketproof", "torch", "torchvision", "timm", "torchao", "executorch", "numpy")
-
-
-def versions_of(tools: Iterable[str]) -> dict[str, str]:
-    """Return the versions of installed packages by name."""
-    return {tool: version(tool) for tool in tools}
 
 
 class RunInfo(BaseModel):
@@ -62,9 +55,9 @@ class RunInfo(BaseModel):
     def asked(self) -> dict[str, Any]:
         """Return the settings that a training depends on, for ``UnfinishedRun``.
 
-        Persons and crops are left out: they follow from the store, and older runs do not record them.
+        Persons, crops and notes are left out: they follow from the store and the parents.
         """
-        return self.model_dump(exclude={"data": {"persons", "validation_persons", "crops"}})
+        return self.model_dump(exclude={"data": {"persons", "validation_persons", "crops", "notes"}})
 
     @property
     def integer(self) -> bool:

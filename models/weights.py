@@ -1,6 +1,8 @@
 """Starting weights of a backbone: from a file or folder, from the hub, or random if requested."""
 
 import contextlib
+import errno
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +22,8 @@ from parsing import card_licence, load_tensors, parse_json, shown
 from stage import StageError, WrongArgument, reason_of, say, some_of
 
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
+OF_SIZE = re.compile("pos|relative|height_rel|width_rel|attention_bias")
+"""In names of tensors whose shape depends on the size of the pictures."""
 AVERAGED = ("state_dict_ema", "model_ema")
 """Keys of checkpoints that hold moving averages of the weights, which timm's own loader prefers too."""
 
@@ -117,8 +121,11 @@ def _check(fit: _Fit, misfit: str) -> None:
         reasons.append(f"{len(fit.other_shape)} of {fit.total} tensors of another shape ({some_of(fit.other_shape)})")
     if fit.missing and fit.unknown:
         reasons.append(f"it has others ({some_of(fit.unknown)})")
+    mend = "give weights of this backbone"
+    if not fit.missing and all(OF_SIZE.search(tensor) for tensor in fit.other_shape):
+        mend = f"prepare crops of the size that they were trained on, or {mend}"
     if reasons:
-        raise StageError(f"{misfit}: {'; '.join(reasons)}; give weights of this backbone")
+        raise StageError(f"{misfit}: {'; '.join(reasons)}; {mend}")
 
 
 def _say_unused(fit: _Fit, name: str, path: Path) -> None:
@@ -170,10 +177,16 @@ def _from_hub(name: str, size: int) -> nn.Module:
     unreachable = f"the weights of {name} are not on this machine and the hub cannot be reached: {remedy}"
     if cfg.hf_hub_id and not _hub_reachable(cfg.hf_hub_id):
         raise StageError(unreachable)
-    try:
-        return create_backbone(name, size, pretrained=True)
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        raise StageError(unreachable) from error
+    with _observed_loading() as fits:
+        try:
+            backbone = create_backbone(name, size, pretrained=True)
+        except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+                raise
+            raise StageError(unreachable) from error
+    for fit in fits:
+        _check(fit, f"the weights of {name} do not fit crops of {size} px")
+    return backbone
 
 
 def _file_in(folder: Path) -> Path:
@@ -198,18 +211,34 @@ def _from_path(name: str, size: int, path: Path) -> tuple[nn.Module, Weights]:
 def stated_preprocessing(given: Path | None, name: str) -> Preprocessing:
     """Return the mean and standard deviation from the ``config.json`` of a hub's folder, or else timm's for ``name``.
 
-    Raises StageError if the file is damaged.
+    Prints which of timm's are taken for a file of weights, where other weights of the network need others. Raises
+    StageError if ``config.json`` is damaged.
     """
-    config = given / "config.json" if given is not None and given.is_dir() else None
-    if config is None or not config.is_file():
-        return Preprocessing.of(name)
+    folder = given if given is None or given.is_dir() else given.parent
+    config = folder / "config.json" if folder else None
+    if given is None or config is None or not config.is_file():
+        return _by_timm(given, name)
     try:
-        stated = parse_json(config.read_bytes()).get("pretrained_cfg", {})
-        if not {"mean", "std"} <= stated.keys():
-            return Preprocessing.of(name)
+        read = parse_json(config.read_bytes())
+        stated = read.get("pretrained_cfg", {})
+        of_another = folder != given and read.get("architecture") != name.partition(".")[0]
+        if of_another or not {"mean", "std"} <= stated.keys():
+            return _by_timm(given, name)
         return Preprocessing(mean=tuple(stated["mean"]), std=tuple(stated["std"]))
     except (ValueError, TypeError, AttributeError) as error:
         raise StageError(f"{config} is damaged ({reason_of(error)}): download the folder again") from error
+
+
+def _by_timm(given: Path | None, name: str) -> Preprocessing:
+    """Return timm's mean and standard deviation for ``name``; print them where they depend on the weights' tag."""
+    taken = Preprocessing.of(name)
+    tags = [] if given is None or "." in name else timm.list_pretrained(f"{name}.*")
+    if others := [tag for tag in tags if Preprocessing.of(tag) != taken]:
+        say(
+            f"{given}: its pixels are normalized with mean {taken.mean} and standard deviation {taken.std}; weights of "
+            f"{some_of(others)} need others: name theirs with its tag"
+        )
+    return taken
 
 
 def check_one_source(given: Path | None, random: bool) -> None:

@@ -8,6 +8,7 @@ import json
 import os
 import resource
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,9 @@ from data.demo import render_corpora
 from data.prepare import prepare
 from data.store import ClipStore
 from files import sha256_of
+
+# Wherever the tests run, the hub's cache is empty and the hub cannot be reached: set before its library is imported.
+os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(Path(tempfile.gettempdir(), "no-hub-in-tests"))}
 
 if TYPE_CHECKING:
     from models.detector import Detector

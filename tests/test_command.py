@@ -14,7 +14,7 @@ import typer
 from pydantic import BaseModel, Field
 from typer.testing import CliRunner
 
-from command import call, takes_options
+from command import _problem, call, takes_options
 from stage import StageError
 
 ROOT = Path(__file__).parents[1]
@@ -214,3 +214,10 @@ def test_an_interrupted_command_says_so_and_ends_in_peace(kind: str) -> None:
     done = subprocess.run([sys.executable, "-c", work], cwd=ROOT, capture_output=True, text=True, check=False)
     said = "interrupted: call the same command again; it goes on where it can\n"
     assert (done.returncode, done.stderr) == (130, said)
+
+
+def test_a_process_that_trains_with_one_that_ended_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    error = RuntimeError("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer [::1]")
+    assert _problem(error) is None
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert _problem(error) == "another process of this training has ended: its line says why"

@@ -171,10 +171,6 @@ def test_wrong_options_are_one_line_and_exit_code_2(arguments, message, capsys, 
 
 
 def test_missing_weights_stop_the_command(capsys, monkeypatch, tmp_path, demo_store):
-    import huggingface_hub
-
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     code, said = _refused(capsys, monkeypatch, "teach", "dino", "--data", demo_store, "--out", tmp_path / "out")
     assert code == 1
     assert "weights of vit_base_patch14_dinov2 are not on this machine and the hub cannot be reached" in said

@@ -85,15 +85,16 @@ def _of_accuracy(report: Report) -> dict[str, str]:
     clips = " and ".join(f"{count} {label}" for label, count in report.clips.items())
     return {
         "AUC; AUC, 95%": f"Area under the ROC curve over the clips of the split {report.split} ({clips}). "
-        f"95% is its bootstrap interval, which draws persons anew; it needs {FEWEST_IDENTITIES} of each label, and is "
-        "too short for few persons and for an AUC near 1. Bars in the pictures are the same interval.",
+        f"95% is its bootstrap interval, which draws persons anew; it needs {FEWEST_IDENTITIES} of each label (and is "
+        "a dash where all draws agree, as at an AUC of 1), and is too short for few persons and for an AUC near 1. "
+        "Bars in the pictures are the same interval.",
         "Video AUC; Frame AUC": "AUC of videos, each the mean over its valid frames, of clip models over "
         "its clips; and of each frame alone, which models of "
         "whole clips do not score.",
         "EER; AP": "Equal error rate and average precision, over the same clips.",
         "Accuracy; Threshold": "Share of right verdicts at the row's own threshold, which was set on its own scores of "
-        "validation clips. A run has a threshold of the scored store where its artifacts have theirs from there; "
-        "autocast of a run whose threshold is of another store has that of the run.",
+        "validation clips. A run has a threshold of the scored store where its artifacts, or another run of its "
+        "student, have theirs from there; autocast of a run whose threshold is of another store has that of the run.",
         "TPR at 1% FPR; TPR at 5% FPR": "Share of fakes found where that share of reals is called fake; a dash where "
         "the split has too few reals to tell.",
         "By method of forgery": "The AUC of one method's fake clips against all real ones, with its interval of 95%.",

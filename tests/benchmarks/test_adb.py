@@ -272,6 +272,25 @@ def test_an_interrupted_bench_on_a_phone_goes_on(adb, runners, bundle_path, monk
     assert (row.latency_ms.p50, row.medians_ms, row.repeats) == (4, [4, 4], 10)
 
 
+def test_a_phone_that_goes_away_ends_the_command_and_what_was_told_is_kept(adb, runners, bundle_path, monkeypatch):
+    effort, run, left = Effort(repeats=5, rounds=2), Phone.run, [6]
+
+    def unplugged(*arguments):
+        if not left[0]:
+            adb.change(devices=[])
+            raise StageError("executor_runner ended with exit code 1: error: device 'R5CT' not found")
+        left[0] -= 1
+        return run(*arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(StageError, match="adb sees no phone: plug one in"):
+        patch.setattr(Phone, "run", unplugged)
+        _timed(bundle_path, runners, [1], effort)
+    adb.change(devices=[("R5CT", "device")])
+    rows = _timed(bundle_path, runners, [1], effort)
+    assert len(adb.ran) == 8
+    assert rows["test_byobnet-fp32.pte", 1].status == "measured"
+
+
 def test_bench_on_a_phone_merges_with_a_report_of_this_machine(
     adb, runners, bundle_path, student_run, demo_store, reference_file, tmp_path, monkeypatch
 ):

@@ -3,6 +3,7 @@
 The stages themselves are tested in their own rooms; here each writes the file or folder that it is asked for.
 """
 
+import json
 import shutil
 from pathlib import Path
 
@@ -18,7 +19,7 @@ REPORT = Path(__file__).parents[2] / "docs" / "report.json"
 
 
 @pytest.fixture
-def calls(monkeypatch, demo_store) -> list[str]:
+def calls(monkeypatch, demo_store, bundle_path) -> list[str]:
     """Replace the stages; return the names of what they made, in order, which fills up as they are called."""
     made: list[str] = []
 
@@ -38,7 +39,7 @@ def calls(monkeypatch, demo_store) -> list[str]:
         "teach": lambda kind, store, out, **options: note(out).mkdir(),
         "distill": lambda store, out, teacher, *rest, **options: note(out).mkdir(),
         "quantize": lambda run, store, out, **options: note(out).mkdir(),
-        "export": lambda runs, store, out: note(out).mkdir(),
+        "export": lambda runs, store, out: shutil.copytree(bundle_path, note(out)),
         "reference": lambda run, store, out, **options: note(out).write_text("{}"),
         "bench": bench,
     }
@@ -81,3 +82,13 @@ def test_another_seed_is_refused(calls, tmp_path):
     demo(tmp_path / "demo")
     with pytest.raises(StageError, match=r"was begun with --seed 0: give that, or another --out"):
         demo(tmp_path / "demo", seed=1)
+
+
+def test_a_bundle_that_lacks_a_file_ends_a_second_call_too(calls, tmp_path):
+    demo(tmp_path / "demo")
+    manifest = tmp_path / "demo" / "bundle" / "manifest.json"
+    told = json.loads(manifest.read_text())
+    told["absent"] = [{"file": "a.pte", "runtime": "executorch", "scheme": "int8", "reason": "it failed the gate"}]
+    manifest.write_text(json.dumps(told))
+    with pytest.raises(StageError, match=r"bundle lacks a\.pte: its manifest says why"):
+        demo(tmp_path / "demo")

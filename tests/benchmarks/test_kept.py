@@ -1,9 +1,11 @@
 """Measurements of an unfinished report: used again when the same is asked, and gone with the report."""
 
+import contextlib
+
 import pytest
 from pydantic import BaseModel
 
-from benchmarks.kept import KeptMeasurements
+from benchmarks.kept import KeptMeasurements, NotKept
 from stage import StageError
 
 
@@ -54,3 +56,16 @@ def test_two_commands_do_not_make_one_report(tmp_path):
         pytest.raises(StageError, match=r"report is being made by another process"),
     ):
         KeptMeasurements(tmp_path / "report", "here")
+
+
+def test_a_measurement_that_cannot_be_kept_ends_the_command(tmp_path, monkeypatch):
+    """As one on a full disk: the measurements that would follow it are not made in vain."""
+
+    @contextlib.contextmanager
+    def full(target, **_options):
+        raise StageError(f"cannot write {target}: No space left on device")
+        yield
+
+    monkeypatch.setattr("benchmarks.kept.written_whole", full)
+    with KeptMeasurements(tmp_path / "report", "here") as kept, pytest.raises(NotKept, match="No space left on device"):
+        kept.once("a", lambda: Figure(value=1), Figure)

@@ -14,7 +14,7 @@ linux_only = pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="th
 def test_a_process_is_bound_for_as_long_as_it_is_timed():
     before = os.sched_getaffinity(0)
     cores = cores_for(1)
-    assert cores == [max(before)]
+    assert len(cores) == 1 and cores[0] in before
     with bound_to(cores):
         assert os.sched_getaffinity(0) == set(cores)
     assert os.sched_getaffinity(0) == before

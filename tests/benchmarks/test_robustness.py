@@ -47,6 +47,7 @@ def report(bundle_path, demo_store, demo_corpus, reference_file, tmp_path_factor
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("benchmarks.rounds.measure_apart", measure)
         patch.setattr("benchmarks.rounds.usable_cores", lambda: 1)
+        patch.setattr("benchmarks.machine.usable_cores", lambda: 2)
         patch.setattr("benchmarks.worker.LEAST_SECONDS", 0.0)
         patch.setattr("data.perturb.in_processes", lambda function, jobs, *_: [function(*job) for job in jobs])
         options = {"repeats": 10, "sources": [demo_corpus], "threads": "1,2", "rounds": 1}

@@ -114,7 +114,7 @@ def test_each_round_has_the_same_part_in_the_percentiles(bundle_path, opened_sto
 def test_what_is_replaced_while_it_is_pushed_to_a_phone_fails_its_row(bundle_path, tmp_path):
     bundle = shutil.copytree(bundle_path, tmp_path / "bundle")
     subject = next(one for one in list_subjects([bundle], [1], "here") if one.row.name == "test_byobnet-fp32.onnx")
-    phone = SimpleNamespace(push=lambda source, target: source.write_bytes(b"another"))
+    phone = SimpleNamespace(push=lambda source, target: source.write_bytes(b"another"), require=lambda: None)
     call = _Calls(phone, "folder", 0, subject, subject.artifact, SimpleNamespace())
     call.add_round(10, SimpleNamespace(once=lambda _, measured, __: measured()), "here")
     assert (subject.row.status, subject.row.reason) == ("failed", f"{subject.path} was changed while it was measured")

@@ -6,9 +6,10 @@ import shutil
 import numpy as np
 import pytest
 
+from benchmarks.comparing import share_thresholds
 from benchmarks.figures import Latency
 from benchmarks.rounds import Corpora
-from benchmarks.rows import Subject, fill_row, list_subjects, share_thresholds
+from benchmarks.rows import Subject, fill_row, list_subjects
 from benchmarks.schema import Row
 from benchmarks.task import Measurement, Scores, Timing
 from compress.metrics import Threshold

@@ -26,6 +26,7 @@ from compress.compute import prepare_compute
 from compress.filling import OfView
 from data.store import ClipStore
 from data.views import ViewRule, Views
+from resuming import Lock
 from stage import StageError, WrongArgument
 
 
@@ -263,6 +264,15 @@ def test_what_processes_left_half_done_is_taken_in(demo_store: Path, opened_stor
     calls = [means.calls - 1 for means, cache in fill_together(demo_store, tmp_path, 3) if not check(cache, views)]
     assert sum(calls) == len(views) // 2 - 2  # the first process had its half, the other one two views
     assert not list(tmp_path.rglob("*.part"))
+
+
+def test_two_trainings_in_several_processes_do_not_fill_one_cache_at_once(
+    demo_store: Path, opened_store: ClipStore, tmp_path: Path
+) -> None:
+    key = key_of(Views(opened_store, ViewRule(views=2)))
+    said = r"is being filled by another training in several processes: wait for it, or give another --cache"
+    with Lock(tmp_path / key.folder, may_exist=True), pytest.raises(StageError, match=said):
+        fill_together(demo_store, tmp_path, 2)
 
 
 def test_what_a_process_did_not_see_is_missed(opened_store: ClipStore, tmp_path: Path) -> None:

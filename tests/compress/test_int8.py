@@ -245,3 +245,4 @@ def test_convolutions_with_padding_in_words_are_layers_too():
         assert not torch.equal(simulated(detector, tensors, ["stem"]).backbone(pictures), expected)
         program = quantized(detector, _quantization(tensors, []))
         torch.testing.assert_close(program.backbone(pictures), expected, rtol=0.1, atol=0.05)
+        assert torch.equal(simulated(detector, tensors, ["stem", "same"]).backbone(pictures), expected)

@@ -266,6 +266,7 @@ def test_labels_that_do_not_overlap_have_no_interval_of_one_point() -> None:
     persons = [(str(number),) for number in range(40)]
     figures = compute_figures(np.repeat([0, 1], 20), np.linspace(0.1, 0.9, 40), 0.5, 20, persons)
     assert figures.auc == 1.0 and "auc" not in figures.intervals
+    assert figures.unsupported["interval of auc"] == "all draws of persons agree"
 
 
 def test_videos_of_unknown_persons_count_as_persons_of_their_own():

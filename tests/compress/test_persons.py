@@ -84,10 +84,10 @@ def test_a_run_whose_parents_trained_on_persons_of_the_validation_split_says_so(
 ) -> None:
     """And so does what is made from it on the same store, where the persons of both are one list."""
     known = sorted(hashed(opened_store.clips("val")))
-    trained = drawn_run(tmp_path / "trained", {"data": {"fingerprint": "x", "persons": known[:2]}})
-    validated = drawn_run(
-        tmp_path / "validated", {"data": {"fingerprint": "x", "persons": known, "validation_persons": known}}
-    )
+    data = {"fingerprint": "x", "persons": [*known[:2], "y"], "validation_persons": ["y"]}
+    trained = drawn_run(tmp_path / "trained", {"data": data})
+    data = {"fingerprint": "x", "persons": known, "validation_persons": known}
+    validated = drawn_run(tmp_path / "validated", {"data": data})
     distill(demo_store, tmp_path / "run", trained, "test_vit", weights=str(validated), epochs=1, loss="kl")
     note = (
         f"2 of {len(known)} persons of the val split have names of persons in the training of trained: weights or "

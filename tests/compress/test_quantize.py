@@ -168,8 +168,8 @@ def test_a_run_names_the_store_that_its_threshold_is_of(student_run, demo_store,
     *notes, seen = data.notes
     assert (data.fingerprint, notes) == (store.fingerprint, ["Of another store.", *store.notes])
     assert re.fullmatch(
-        r"(\d+) of \1 persons of the val split have names of persons in the training of run: weights or "
-        r"thresholds that were chosen on it, in \w+, and their figures may be too good\.", seen,
+        r"(\d+) of \1 persons of the val split have names of persons in the training or validation of run: "
+        r"weights or thresholds that were chosen on it, in \w+, and their figures may be too good\.", seen,
     )  # fmt: skip
 
 

@@ -158,3 +158,12 @@ def test_a_run_that_is_stopped_as_it_puts_the_store_in_its_place_prepares_nothin
     prepare([corpus], out, workers=1, **SHARED)
     assert {file.name: file.stat().st_ino for file in (out / "clips").iterdir()} == made
     assert files(out) == whole
+
+
+def test_a_store_is_not_finished_by_another_version(tmp_path, monkeypatch):
+    out = tmp_path / "store"
+    with Unfinished(out, settings()) as store:
+        (store.folder / "rows" / "a.json").write_text("{}")
+    monkeypatch.setattr("data.unfinished.versions_of", lambda tools: dict.fromkeys(tools, "0"))
+    with pytest.raises(StageError, match=r"unfinished work of another call \(pocketproof was \"0\.1\.0\", av was"):
+        Unfinished(out, settings())

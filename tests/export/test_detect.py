@@ -19,8 +19,6 @@ from export.runtimes import evaluated_by
 from export.scorer import EmbeddingCache, NothingToScore, VideoScorer
 from stage import StageError
 
-TALKING = "../shared/data/talking"
-
 
 @pytest.fixture(scope="module")
 def bundle(bundle_path):

@@ -211,13 +211,11 @@ def test_runs_of_two_students_are_refused(student_run, int8_run, demo_store, tmp
 def test_a_bundle_says_whom_its_thresholds_know(student_run, demo_store, tmp_path, capsys):
     run = shutil.copytree(student_run, tmp_path / "run")
     told = json.loads((run / "model.json").read_text())
-    told["data"] |= {"fingerprint": "of another store", "notes": ["Of another store."]}
+    told["data"] |= {"fingerprint": "of another store", "notes": ["Of another store."], "validation_persons": []}
     (run / "model.json").write_text(json.dumps(told))
     notes = export([run], demo_store, tmp_path / "bundle", format="onnx").manifest.data.notes
     assert notes[0] == "Of another store."
-    assert (
-        "persons of the val split have names of persons in the training or validation of run: thresholds" in notes[-1]
-    )
+    assert " of persons in the training or validation of run: weights or thresholds that were chosen" in notes[-1]
     text, said = (tmp_path / "bundle" / "README.md").read_text(), capsys.readouterr().err
     assert all(f"Note: {note}\n" in text for note in notes) and f"note: {notes[-1]}\n" in said
 

@@ -136,7 +136,7 @@ def test_the_readme_s_program_scores_in_batches(for_servers):
 def test_the_readme_s_kotlin_fills_the_tensors_of_a_batch(for_servers):
     text = (for_servers.path / "README.md").read_text()
     assert "ByteArray of 5 * 64 * 64 * 3 bytes" in text and "longArrayOf(5, 64, 64, 3)" in text
-    assert "as FloatArray  // 5, one of each crop" in text and "take 5 crops at once" in text
+    assert "as FloatArray }  // 5, one of each crop" in text and "take 5 crops at once" in text
 
 
 def test_files_hold_no_traces_of_how_they_were_made(for_servers):

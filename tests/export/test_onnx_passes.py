@@ -62,6 +62,23 @@ def test_only_means_over_height_and_width_become_pools(shape, axes, keepdims, po
     )
 
 
+def test_other_constants_of_three_channels_stay():
+    """As the scales of three attention heads."""
+    model = program(
+        [
+            helper.make_node("Cast", ["pixels"], ["cast"], to=TensorProto.FLOAT),
+            helper.make_node("Transpose", ["cast"], ["permuted"], perm=[0, 3, 1, 2]),
+            helper.make_node("Sub", ["permuted", "mean"], ["centred"]),
+            helper.make_node("Mul", ["centred", "scale"], ["scaled"]),
+            helper.make_node("Mul", ["scaled", "heads"], ["out"]),
+        ],
+        {name: np.ones((1, 3, 1, 1), np.float32) for name in ("mean", "scale", "heads")},
+        [2, 3, 6, 5],
+    )
+    widen_normalization(model)
+    assert {c.name: list(c.dims)[3] for c in model.graph.initializer} == {"mean": 5, "scale": 5, "heads": 1}
+
+
 def test_a_row_of_means_normalizes_as_one_mean():
     mean, scale = (np.array(own, np.float32).reshape(1, 3, 1, 1) for own in ([124, 116, 104], [0.017, 0.018, 0.019]))
     model = program(

@@ -53,3 +53,9 @@ def test_an_architecture_without_gelus_is_built_without_them():
     detector = Detector(Architecture(backbone="test_vit", size=64, activation="relu"))
     assert gelus(detector.backbone) == []
     assert len(gelus(Detector(Architecture(backbone="test_vit", size=64)).backbone)) == 6
+
+
+def test_a_network_without_pooled_embeddings_is_refused():
+    architecture = Architecture(backbone="test_byobnet", size=64)
+    with pytest.raises(StageError, match="test_byobnet gives no embedding of a picture, but maps or several outputs"):
+        Detector(architecture, torch.nn.Conv2d(3, 4, 3))

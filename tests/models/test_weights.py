@@ -2,10 +2,10 @@
 
 import argparse
 import functools
+import json
 import pickle
 from pathlib import Path
 
-import huggingface_hub
 import pytest
 import timm
 import torch
@@ -16,13 +16,6 @@ from models.detector import create_backbone
 from models.pixels import Preprocessing
 from models.weights import backbone_with_weights, read_state, stated_preprocessing
 from stage import StageError
-
-
-@pytest.fixture
-def offline(monkeypatch, tmp_path):
-    """A machine without network and with an empty cache of the hub."""
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.mark.parametrize(("suffix", "name"), [(".safetensors",) * 2, (".pth",) * 2, ("\udcff.pth", "\\xff.pth")])
@@ -266,7 +259,7 @@ def test_missing_file_is_refused(tmp_path):
         read_state(tmp_path / "none.pth")
 
 
-def test_nothing_falls_back_to_random_weights(offline):
+def test_nothing_falls_back_to_random_weights():
     with pytest.raises(
         StageError,
         match=r"weights of repvit_m0_9 are not on this machine .* give --weights FILE, or --random-weights",
@@ -281,3 +274,27 @@ def test_random_weights_are_named_so():
 def test_file_and_random_exclude_each_other(tmp_path):
     with pytest.raises(StageError, match="exclude each other"):
         backbone_with_weights("test_vit", 64, tmp_path / "x.pth", random=True)
+
+
+def test_weights_of_another_size_that_timm_does_not_resample_name_a_mend(monkeypatch, tmp_path):
+    small = functools.partial(create_backbone, depth=1, depth_token_only=1)
+    monkeypatch.setattr("models.weights.create_backbone", small)
+    save_file(small("cait_xxs24_224", 64).state_dict(), tmp_path / "cait.safetensors")
+    with pytest.raises(StageError, match=r"pos_embed: .*prepare crops of the size that they were trained on, or give"):
+        backbone_with_weights("cait_xxs24_224", 32, tmp_path / "cait.safetensors", random=False)
+
+
+def test_the_normalization_of_a_file_is_said_where_it_depends_on_its_tag(tmp_path, capfd):
+    file = tmp_path / "weights.safetensors"
+    default = Preprocessing.of("vit_base_patch16_224")
+    assert stated_preprocessing(file, "vit_base_patch16_224") == default
+    said = capfd.readouterr().err
+    assert f"{file}: its pixels are normalized with mean (0.5, 0.5, 0.5)" in said and "name theirs with its tag" in said
+    tagged = stated_preprocessing(file, "vit_base_patch16_224.dino")
+    assert tagged != default and tagged == Preprocessing.of("vit_base_patch16_224.dino")
+    stated_preprocessing(file, "repvit_m0_9")
+    assert capfd.readouterr().err == ""
+    config = {"architecture": "vit_base_patch16_224", "pretrained_cfg": {"mean": [0.1, 0.2, 0.3], "std": [0.4] * 3}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert stated_preprocessing(file, "vit_base_patch16_224").mean == (0.1, 0.2, 0.3)
+    assert stated_preprocessing(file, "repvit_m0_9") == Preprocessing.of("repvit_m0_9")  # the folder's is another's
