@@ -79,6 +79,11 @@ def _problem(error: Exception) -> str | None:
             return f"there is not enough memory ({reason}): close other programs, or take smaller settings"
         case RuntimeError() if world_size() != "1" and "onnection closed by peer" in reason:
             return "another process of this training has ended: its line says why"
+        case RuntimeError() if "CUDA error" in reason:
+            return (
+                f"this GPU does not compute ({reason}): set CUDA_VISIBLE_DEVICES to nothing, with which the CPU does "
+                "it, or install a torch that knows the GPU"
+            )
         case OSError() if error.errno is not None:
             return f"{error.strerror}: {error.filename or 'while reading or writing'}"
     return None

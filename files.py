@@ -21,7 +21,7 @@ from stage import StageError, reason_of
 
 NOT_WRITABLE = (
     *(errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY, errno.EBUSY),
-    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENAMETOOLONG),
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENAMETOOLONG, errno.ELOOP),
 )
 """Error numbers of a file or folder that cannot be put in place: it is not permitted, or does not fit."""
 OF_BUNDLES = ("manifest.json", "SHA256SUMS")

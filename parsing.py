@@ -24,8 +24,12 @@ def refuse_url(path: Path) -> None:
 
 
 def shown(path: PurePath | str) -> str:
-    """Return a path or URL as valid UTF-8: each invalid byte is written as backslash, x and two hex digits."""
-    return os.fsencode(str(path)).decode("utf-8", "backslashreplace")
+    """Return a path or URL as valid UTF-8: each invalid byte is written as backslash, x and two hex digits.
+
+    The name and password in a URL are left out.
+    """
+    text = os.fsencode(str(path)).decode("utf-8", "backslashreplace")
+    return re.sub(r"^([A-Za-z][A-Za-z0-9+.-]+://)[^/@]*@", r"\1", text)
 
 
 def require_utf8(path: Path) -> None:
@@ -65,9 +69,12 @@ def card_licence(folder: Path) -> str:
         return "unknown (no model card beside the weights)"
     try:
         licence = (metadata_load(card) or {}).get("license")
+        if not isinstance(licence, str | None):
+            names = licence if isinstance(licence, list) else []
+            licence = ", ".join(name for name in names if isinstance(name, str))
     except Exception as error:  # the card is anybody's YAML
         raise StageError(f"{card} cannot be read as a model card: {reason_of(error)}; mend or remove it") from error
-    return str(licence or "unknown (the model card names none)")
+    return licence or "unknown (the model card names none)"
 
 
 LARGEST = 1e100
@@ -128,6 +135,6 @@ def read_json(path: Path, schema: type[Schema], version: int, missing: str, mend
     except (ValueError, KeyError, TypeError):
         pass  # its schema gives a better message
     try:
-        return schema.model_validate_json(text)
+        return schema.model_validate_json(text, strict=True)  # else "inf" in quotes would be a number
     except ValidationError as error:
         raise StageError(f"{path} is not valid: {reason_of(error)}{mend}") from error

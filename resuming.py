@@ -18,8 +18,14 @@ from stage import StageError, reason_of, say, some_of
 
 
 def unfinished_of(out: Path) -> Path:
-    """Return the path at which unfinished work on ``out`` grows over several calls."""
-    return out.with_name(f".{out.name}.unfinished")
+    """Return the path at which unfinished work on ``out`` grows over several calls.
+
+    Raises StageError if there is a link, which would lead what is written and removed there elsewhere.
+    """
+    folder = out.with_name(f".{out.name}.unfinished")
+    if folder.is_symlink():
+        raise StageError(f"{folder} is a link, where unfinished work would grow: remove it")
+    return folder
 
 
 class Lock:
@@ -43,14 +49,17 @@ class Lock:
     def _lock(self, out: Path) -> None:
         with writing(out):
             out.parent.mkdir(parents=True, exist_ok=True)
-            self._file = out.with_name(f".{out.name}.lock").open("w")
+            file = out.with_name(f".{out.name}.lock")
+            # A link is not followed, and nothing is emptied: it might lead to any file.
+            self._file = os.fdopen(os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666), "r+b")
+            self._path = file
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             self.close()
             raise StageError(f"{out} is being made by another process: wait for it or give another --out") from error
         except OSError as error:  # some network file systems have no locks
-            say(f"{self._file.name} cannot be locked ({reason_of(error)}): start no second command with this --out")
+            say(f"{self._path} cannot be locked ({reason_of(error)}): start no second command that makes {out}")
 
     def __enter__(self) -> "Lock":
         return self
@@ -64,7 +73,7 @@ class Lock:
 
     def remove(self) -> None:
         """Remove the lock file, once work is finished or if it was not begun, and release the lock."""
-        Path(self._file.name).unlink(missing_ok=True)
+        self._path.unlink(missing_ok=True)
         self.close()
 
 

@@ -7,6 +7,7 @@ import contextlib
 import logging
 import multiprocessing
 import os
+import re
 import signal
 import sys
 import threading
@@ -114,6 +115,14 @@ def speaks() -> bool:
 def printable(text: str) -> str:
     """Return text, such as a file name, as one line: characters that a terminal would obey become spaces."""
     return "".join(letter if letter.isprintable() else " " for letter in text)
+
+
+MARKDOWN = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;"} | {sign: f"\\{sign}" for sign in "\\`*[]|~#$"})
+
+
+def in_markdown(text: str) -> str:
+    """Return text as one line, escaped so that Markdown shows it as it is, in a table too."""
+    return re.sub(r"(?<!\w)_|_(?!\w)", r"\\_", printable(text).translate(MARKDOWN))
 
 
 def say(line: str, everywhere: bool = False) -> None:
@@ -260,3 +269,4 @@ def refuse_tf32() -> None:
     import torch
 
     torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False

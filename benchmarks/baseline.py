@@ -83,13 +83,17 @@ class Baseline:
 
     def regressions(self, rows: Iterable[Row]) -> list[str]:
         """Return a sentence for each row of the baseline that is worse than allowed, missing, or without a figure."""
+        rows = list(rows)
         current = {_key(row): row for row in rows}
+        same_files = {_key(row, row.sha256): row for row in rows if row.sha256}
         places = {(_place(row), row.device) for row in current.values()}
         return [
             sentence
             for before in self.report.rows
             if (_place(before), before.device) in places
-            for sentence in self._regressions_of(before, current.get(_key(before)))
+            for sentence in self._regressions_of(
+                before, current.get(_key(before)) or same_files.get(_key(before, before.sha256))
+            )
         ]
 
     def _regressions_of(self, before: Row, now: Row | None) -> Iterable[str]:
@@ -119,6 +123,9 @@ def _place(row: Row) -> str:
     return row.device if row.on_phone else machine_of(row.machine)
 
 
-def _key(row: Row) -> Key:
-    """Return the fields by which a row is found in another report."""
-    return _place(row), row.kind, row.name, row.runtime, row.scheme, row.device, row.threads, row.batch
+def _key(row: Row, file: str | None = None) -> Key:
+    """Return the fields by which a row is found in another report; ``file``: its hash, in place of the row's name.
+
+    Beside another bundle with a file of that name, a row is named with its bundle.
+    """
+    return _place(row), row.kind, file or row.name, row.runtime, row.scheme, row.device, row.threads, row.batch

@@ -14,7 +14,7 @@ from benchmarks.comparing import against_peaks, compare_rows, share_thresholds
 from benchmarks.figures import Budget, Peak
 from benchmarks.kept import KeptMeasurements
 from benchmarks.machine import Machine, describe_machine
-from benchmarks.notes import not_cut, notes_of
+from benchmarks.notes import not_cut, not_exported, notes_of
 from benchmarks.on_phone import DeviceOptions, PhoneTimer
 from benchmarks.pages.columns import threads_of
 from benchmarks.pages.render import table_text, write_report
@@ -168,6 +168,7 @@ def bench(
         budgets = clip.measure(subjects, store, kept)
         compare_rows(subjects)
         notes = notes_of(subjects, store, corpora.split, against, phone)
+        notes += not_exported(path)
         notes += not_cut(corpora.perturbed if sources else None)
         report = _report(_session(machine, peaks, phone), corpora, against, subjects, budgets, diagnoses, notes)
         write_report(report, out)
@@ -224,7 +225,7 @@ def _report(
 
 def check_measured(report: Report, out: Path) -> None:
     """Raise StageError if a row or a clip budget failed."""
-    failed = [f"{row.name} ({row.scheme})" for row in report.rows if row.status == "failed"]
+    failed = [f"{row.name} ({row.scheme}, {row.device})" for row in report.rows if row.status == "failed"]
     failed += [f"{budget.row} (clip budget)" for budget in report.budgets if not budget.stages]
     if failed:
         raise StageError(f"the report is in {out}, but these rows failed: {', '.join(failed)}")

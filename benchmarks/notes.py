@@ -14,7 +14,9 @@ from compress.persons import seen_note
 from compress.runs import crops_notes
 from data.perturb import PERTURBATIONS
 from data.store import ClipStore
+from export.bundle import Bundle, is_bundle
 from export.manifest import OWN_SCORES
+from files import name_of
 
 
 def _named(subjects: Iterable[Subject]) -> str:
@@ -86,11 +88,19 @@ def notes_of(
     notes += [f"{reason}: {', '.join(dict.fromkeys(row_names))}." for reason, row_names in unmeasured.items()]
     notes += runtimes_apart(subjects)
     if unstable := [subject.row for subject in subjects if subject.row.unstable]:
-        names = ", ".join(f"{row.name} ({row.scheme}, {threads_of(row.threads)})" for row in unstable)
+        on = [row.device if row.own_threads else threads_of(row.threads) for row in unstable]
+        names = ", ".join(f"{row.name} ({row.scheme}, {where})" for row, where in zip(unstable, on, strict=True))
         notes.append(f"Unstable: medians at different times lie more than {MOST_SPREAD:.0%} apart: {names}.")
     if (slow := slow_int8()) and any(subject.row.device == "cpu" for subject in subjects):
         notes.append(slow)
     return list(dict.fromkeys(notes))
+
+
+def not_exported(paths: Iterable[Path]) -> list[str]:
+    """Return a note for each artifact that was asked of a bundle, among ``paths``, and is not in it."""
+    bundles = [Bundle(path) for path in paths if is_bundle(path)]
+    entries = [(name_of(bundle.path), entry) for bundle in bundles for entry in bundle.manifest.absent]
+    return [f"Not in {bundle}: {entry.file}: {entry.reason}." for bundle, entry in entries]
 
 
 def not_cut(perturbed: dict[str, Path] | None) -> list[str]:

@@ -7,11 +7,11 @@ from typing import Annotated
 import typer
 
 from benchmarks.pages.render import write_report
-from benchmarks.schema import Report, machine_of, read_report
+from benchmarks.schema import Report, Row, machine_of, read_report
 from command import run_as_script
 from compress.fidelity import Diagnosis
 from files import refuse_existing, sha256_of
-from stage import StageError, say
+from stage import StageError, say, some_of
 
 
 def _renamed(report: Report, taken: set[str]) -> Report:
@@ -82,6 +82,23 @@ def _refuse_twice(reports: Sequence[Report]) -> None:
         seen.add(figures)
 
 
+NOT_THE_SAME = "figures of one do not hold for another"
+
+
+def _other_files(rows: Sequence[Row]) -> list[str]:
+    """Return a note for each artifact or run of one name that is another file on another machine."""
+    machines: dict[tuple[str, str, str, str], dict[str, list[str]]] = {}
+    for row in (row for row in rows if row.sha256):  # reports of before it was noted do not tell
+        by_hash = machines.setdefault((row.kind, row.name, row.runtime, row.scheme), {})
+        by_hash.setdefault(row.sha256 or "", []).append(row.device if row.on_phone else row.machine)
+    notes = []
+    for (kind, name, _, scheme), by_hash in machines.items():
+        if len(by_hash) > 1:
+            places = " and ".join(some_of(list(dict.fromkeys(names))) for names in by_hash.values())
+            notes.append(f"{name} ({scheme}) is not the same {kind} on {places}: {NOT_THE_SAME}.")
+    return notes
+
+
 def merge(reports: Sequence[Report]) -> Report:
     """Return one report with the rows of all, which must have the same clips and the same reference.
 
@@ -104,6 +121,9 @@ def merge(reports: Sequence[Report]) -> Report:
     _refuse_twice(reports)
     taken: set[str] = set()
     parts = [_renamed(report, taken) for report in reports]
+    rows = [row for part in parts for row in part.rows]
+    # What an earlier merge noted of its rows is told anew, of all.
+    notes = [note for part in parts for note in _notes(part, parts) if not note.endswith(f": {NOT_THE_SAME}.")]
     controlled = max(parts, key=lambda part: (bool(part.control_fingerprint), bool(part.control_clips)))
     return first.model_copy(
         update={
@@ -111,8 +131,8 @@ def merge(reports: Sequence[Report]) -> Report:
             "control_clips": controlled.control_clips,
             "control_fingerprint": controlled.control_fingerprint,
             "diagnoses": _diagnoses(parts),
-            "notes": list(dict.fromkeys(note for part in parts for note in _notes(part, parts))),
-            "rows": [row for part in parts for row in part.rows],
+            "notes": list(dict.fromkeys([*_other_files(rows), *notes])),
+            "rows": rows,
             "budgets": [budget for part in parts for budget in part.budgets],
         }
     )

@@ -51,8 +51,11 @@ class Compute:
 
     @property
     def readers(self) -> int:
-        """Number of threads that read batches ahead; 0 on a CPU, whose cores are busy computing."""
-        return 0 if self.device.type == "cpu" else max(1, min(MOST_READERS, usable_cores() // self.processes))
+        """Number of threads that read batches ahead, and move them to the device, on CUDA; elsewhere 0.
+
+        A CPU's cores are busy computing, and two threads at once on MPS can crash torch 2.14 (pytorch issue 197805).
+        """
+        return max(1, min(MOST_READERS, usable_cores() // self.processes)) if self.device.type == "cuda" else 0
 
     @property
     def numbers(self) -> str:

@@ -64,7 +64,7 @@ class Filling:
         On a network disk, two machines that write into one mapped file overwrite each other's parts of a page. Raises
         StageError while the processes of another training do the same: their files have the same names.
         """
-        with self._lock() if where.rank == 0 else contextlib.nullcontext() as lock:
+        with self._lock() if where.rank == 0 and not self._is_whole() else contextlib.nullcontext() as lock:
             if lock:
                 self._merge_parts()  # left by an interrupted training
             where.gathered(None)
@@ -81,10 +81,18 @@ class Filling:
                 lock.remove()
         where.gathered(None)
 
+    def _is_whole(self) -> bool:
+        """Return whether nothing is to be done, so that nothing need be writable."""
+        return not any(self.folder.glob("*.part")) and all(
+            self.opened(number)[1].all() for number in range(len(self.views.blocks))
+        )
+
     def _lock(self) -> Lock:
         try:
             return Lock(self.folder, may_exist=True)
         except StageError as error:
+            if not isinstance(error.__cause__, BlockingIOError):
+                raise
             raise StageError(
                 f"{self.folder} is being filled by another training in several processes: wait for it, or give another "
                 "--cache"

@@ -13,6 +13,23 @@ from stage import StageError
 aten = torch.ops.aten
 LAYERS = (aten.conv2d.default, aten.conv1d.default, aten.linear.default)
 """Operations with weights, which are either quantized or kept in float32."""
+UNLAYERED = (aten.conv2d.padding, aten.conv_transpose2d.input)
+"""Operations with weights that stay in float32: one pads unevenly, of the other torchao takes the wrong axis."""
+
+
+def _keep_apart(graph: GraphModule, norm: Node) -> None:
+    """Keep a batch norm apart from a layer whose output something else takes too.
+
+    torchao folds a norm into the convolution or linear layer before it, whoever else takes that layer's output. An
+    inert operation in between prevents it.
+    """
+    layer = norm.args[0]
+    assert isinstance(layer, Node)
+    if layer.target in (*LAYERS, *UNLAYERED) and len(layer.users) > 1:
+        with graph.graph.inserting_before(norm):
+            apart = graph.graph.call_function(aten.dropout.default, (layer, 0.0, False))
+        apart.meta["val"] = layer.meta["val"]
+        norm.replace_input_with(layer, apart)
 
 
 def _number_padding(node: Node) -> None:
@@ -48,6 +65,8 @@ def traced(detector: Detector) -> GraphModule:
             node.target, node.args = aten.hardtanh.default, (node.args[0], 0.0, 6.0)
         elif node.target == aten.conv2d.padding:
             _number_padding(node)
+        elif node.target == aten.batch_norm.default:
+            _keep_apart(graph, node)
     graph.recompile()
     if computed := [node for node in graph.graph.nodes if node.target in LAYERS and node.args[1].op != "get_attr"]:
         raise StageError(
@@ -74,7 +93,7 @@ def floating(graph: GraphModule, layers: Collection[str]) -> set[str]:
     names, float_nodes = layers_of(graph), set()
     for node in graph.graph.nodes:
         operands = [operand for operand in node.all_input_nodes if operand.op != "get_attr"]
-        if node.target == aten.conv2d.padding:  # no layer that int8 could keep in float32 where it costs too much
+        if node.target in UNLAYERED:
             stays = True
         elif node in names:
             stays = names[node] in layers

@@ -17,7 +17,7 @@ from types import MethodType
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 from torch.fx import GraphModule, Node
 from torchao.quantization.pt2e import ObserverBase
@@ -27,7 +27,9 @@ from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 from compress.graph import aten, floating, traced
 from compress.observers import OBSERVERS, Candidates, Clamped, ObserverName
 from models.detector import Detector
+from models.fusing import check_unmoved
 from models.run import Run
+from parsing import parse_json
 from stage import StageError, reason_of
 
 CLAMPS: dict[Any, Callable[[Node], tuple[float, float]]] = {
@@ -146,7 +148,7 @@ def observe(detector: Detector, batches: Iterable[Tensor]) -> dict[ObserverName,
 
     batches: real pictures, float32 [N, 3, S, S], normalized. Values that a clamp cuts off do not extend a range:
     XNNPACK's quantizer also rounds before every ReLU6, and would spend most of its steps on values that the clamp
-    discards.
+    discards. Raises StageError if the quantizer made another network of the backbone.
     """
     graph = _prepare(detector, [])
     shared: dict[int, Candidates] = {}
@@ -161,7 +163,8 @@ def observe(detector: Detector, batches: Iterable[Tensor]) -> dict[ObserverName,
         setattr(graph, name, candidates if bounds == (-math.inf, math.inf) else Clamped(candidates, *bounds))
     with torch.inference_mode():
         for pictures in batches:
-            graph(pictures)
+            outputs = graph(pictures)
+        check_unmoved(detector.backbone(pictures), outputs, f"preparing {detector.architecture.backbone} for int8")
         numbers: dict[tuple[int, str], QuantizedTensor] = {}
         tensors: dict[ObserverName, Tensors] = {name: {} for name in OBSERVERS}
         for node_name, observers in observed.values():
@@ -241,7 +244,7 @@ def rebuild(run: Run) -> Detector:
     Raises StageError if a file is missing or damaged, or if they do not fit each other.
     """
     try:
-        quantization = Quantization.model_validate_json(run.read("quantization.json"))
-    except ValidationError as error:
+        quantization = Quantization.model_validate(parse_json(run.read("quantization.json")), strict=True)
+    except ValueError as error:
         raise StageError(f"{run.path / 'quantization.json'} is not valid: {reason_of(error)}") from error
     return quantized(run.detector(), quantization)

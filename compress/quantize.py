@@ -24,7 +24,7 @@ from models.schemes import fast_dtype
 from resuming import alone, versions_of
 from stage import STATIC_INT8, LowPrecision, Scheme, Seed, WrongArgument, say
 
-CALIBRATION_CROPS, PASSES = 256, 6
+CALIBRATION_CROPS, PASSES, MOST_PASSES = 256, 6, 1000
 EXPECTED_SNR_DB = 20.0
 """Logit SNR in dB below which a note is printed."""
 
@@ -73,7 +73,9 @@ def quantize(
     teacher: Annotated[
         Path | None, typer.Option(help="int8-qat: the run to learn from; the run that is quantized if none is given.")
     ] = None,
-    passes: Annotated[int | None, typer.Option(help="int8-qat: passes over the training clips; 6.", min=1)] = None,
+    passes: Annotated[
+        int | None, typer.Option(help="int8-qat: passes over the training clips; 6.", min=1, max=MOST_PASSES)
+    ] = None,
     seed: Seed = 0,
 ) -> None:
     """Turn a run into one that computes in fewer bits.

@@ -201,7 +201,7 @@ def validation_notes(store: ClipStore, *runs: Run) -> list[str]:
         data = run.info.data
         seen_in = "training" if data.validation_persons else "training or validation"  # older runs tell them not apart
         notes += seen_note([run.name], data.training_persons, clips, "val", figures, seen_in)
-    return notes
+    return list(dict.fromkeys(notes))
 
 
 def say_notes(lines: Iterable[str]) -> None:

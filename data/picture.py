@@ -1,6 +1,8 @@
 """One decoded frame of a video or photo, upright: luma without conversion, RGB on request."""
 
+import contextlib
 import functools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -77,10 +79,11 @@ class Picture:
     def luma(self) -> NDArray[np.uint8]:
         """Luma, uint8 [H, W]: for 8-bit YUV the plane as coded (16..235 or 0..255), else 0..255."""
         frame, name = self._frame, self._frame.format.name
-        if name.startswith(LUMA_FIRST) and frame.format.components[0].bits == 8:
+        if name.startswith(LUMA_FIRST) and frame.format.components[0].bits == 8 and frame.planes[0].line_size > 0:
             plane = frame.planes[0]
-            rows = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)  # type: ignore[call-overload]
-            return self._upright(self._square(rows[: frame.height, : frame.width]))
+            with self._decoding():
+                rows = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)  # type: ignore[call-overload]
+                return self._upright(self._square(rows[: frame.height, : frame.width]))
         return self._converted("gray")
 
     @property
@@ -96,16 +99,22 @@ class Picture:
 
     def _converted(self, pix_fmt: str) -> NDArray[np.uint8]:
         """Return the frame in a pixel format, upright. Raises UnreadableVideo if it cannot be converted."""
-        try:
+        with self._decoding():
             # One thread: the scaler would start as many as the machine has processors, for each frame anew.
             return self._upright(self._square(np.asarray(self._frame.to_ndarray(format=pix_fmt, threads=1), np.uint8)))
-        except (av.FFmpegError, OSError, ValueError) as error:
+
+    @contextlib.contextmanager
+    def _decoding(self) -> Iterator[None]:
+        """Raise UnreadableVideo where a frame cannot be converted."""
+        try:
+            yield
+        except (av.FFmpegError, OSError, ValueError, cv2.error) as error:
             raise UnreadableVideo(self._path or Path("it"), f"breaks while decoding: {reason_of(error)}") from error
 
     def _square(self, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Return a picture as coded, [H, W, ...], stretched in width until its pixels are square."""
         height, width = picture.shape[:2]
-        shown = round(width * self._aspect)
+        shown = max(1, round(width * self._aspect))
         if shown == width:
             return picture
         kernel = cv2.INTER_AREA if shown < width else cv2.INTER_LINEAR

@@ -164,11 +164,14 @@ class ClipStore:
             raise StageError(f"{file} is damaged ({reason_of(error)}): prepare the store again") from error
         videos = [row for row in rows if row["clips"]]
         for video, split, label in ((row["video_id"], row["split"], row["label"]) for row in videos):
-            if PurePath(video or "/").name != video or split not in SPLITS or label not in (REAL, FAKE):
+            named = bool(video) and PurePath(video).name == video and "\0" not in video
+            if not named or split not in SPLITS or label not in (REAL, FAKE):
                 raise StageError(
                     f"{file} names the video {video!r} in the split {split!r} with the label {label}: "
                     "prepare the store again"
                 )
+        if any(row["method"] is None for row in videos):
+            raise StageError(f"{file} names no method of a video: prepare the store again")
         if len({row["video_id"] for row in videos}) < len(videos):
             raise StageError(f"{file} names a video twice: prepare the store again")
         return videos

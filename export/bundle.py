@@ -141,8 +141,8 @@ class Bundle:
         if not path.is_file() or sha256_of(path) != golden.sha256:
             raise StageError(f"{path} is missing or was changed: export the bundle again")
         pixels, valid = np.fromfile(path, np.uint8), golden.valid
-        sides = {len(row) for row in valid or ()} | {len(valid or ())}
-        if pixels.size != math.prod(golden.shape) or (valid is not None and sides != set(golden.shape[:2])):
+        sides = None if valid is None else [len(valid), *dict.fromkeys(map(len, valid))]
+        if pixels.size != math.prod(golden.shape) or sides not in (None, golden.shape[:2]):
             raise StageError(f"{path} is not of the shape that manifest.json states: export the bundle again")
         pixels = pixels.reshape(golden.shape)
         return (pixels,) if valid is None else (pixels, np.array(valid))

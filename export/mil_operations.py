@@ -253,6 +253,7 @@ OPERATIONS: dict[str, Callable[..., Array | list[Array]]] = {
     "relu": lambda x: np.maximum(x, 0),
     "clip": lambda x, alpha, beta: np.clip(x, alpha, beta),
     "sigmoid": lambda x: expit(x),
+    "tanh": lambda x: np.tanh(x),
     "silu": lambda x: x * expit(x),
     "gelu": _gelu,
     "softmax": _softmax,

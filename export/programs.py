@@ -3,6 +3,8 @@
 With two, a phone embeds each frame once, as it arrives, and scores a clip from the embeddings.
 """
 
+import copy
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import timm
 import torch
 from numpy.typing import NDArray
 from torch import nn
@@ -236,8 +239,35 @@ def in_torch(graphs: Sequence[Graph]) -> Programs:
     return load
 
 
+class TanhGelu(nn.Module):
+    """GELU by its approximation with tanh (arXiv 1606.08415, section 2), written out."""
+
+    def forward(self, value: torch.Tensor) -> torch.Tensor:
+        """Return the activation, float of any shape."""
+        return 0.5 * value * (1 + torch.tanh(math.sqrt(2 / math.pi) * (value + 0.044715 * value * value * value)))
+
+
+def _with_written_gelus(detector: PixelDetector) -> PixelDetector:
+    """Return a detector whose GELUs by tanh are written out, as a copy if it has any.
+
+    ExecuTorch's XNNPACK (1.5) and coremltools (9.0) take torch's own for the exact GELU, without a word.
+    """
+    names = [name for name, module in detector.named_modules() if _is_tanh_gelu(module)]
+    if names:
+        detector = copy.deepcopy(detector)
+        for name in names:
+            detector.set_submodule(name, TanhGelu())
+    return detector
+
+
+def _is_tanh_gelu(module: nn.Module) -> bool:
+    return isinstance(module, timm.layers.GELUTanh) or (isinstance(module, nn.GELU) and module.approximate == "tanh")
+
+
 def graphs_of(detector: PixelDetector, info: RunInfo, form: Form, frames: int) -> list[Graph]:
     """Return the programs of a run's artifact; ``frames`` is the length of a clip student's clips."""
+    if form.runtime != "onnxruntime":
+        detector = _with_written_gelus(detector)
     network, preprocessing = detector.network, info.preprocessing
     planar = form.runtime == "coreml"
     scheme, licence = info.scheme, info.weights.licence

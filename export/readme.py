@@ -9,6 +9,7 @@ from export.coreml import MINIMUM_OS
 from export.manifest import OWN_SCORES, Artifact, Manifest
 from export.parity import LEAST_SNR_DB
 from export.runtimes import ORT, Delegate, Runtime
+from stage import in_markdown
 
 DELEGATES: dict[str, tuple[Delegate, ...]] = {"ios": ("coreml", "xnnpack"), "android": ("xnnpack", "vulkan")}
 """Delegates of a ``.pte`` that run on a system, the one whose file the instructions name first."""
@@ -35,6 +36,7 @@ def _shown(manifest: Manifest, runtime: Runtime, delegates: Sequence[Delegate] =
 def readme(manifest: Manifest) -> str:
     """Return the README, in Markdown, of a bundle with this manifest."""
     pages = Environment(loader=PackageLoader("export", ""), undefined=StrictUndefined, autoescape=False)  # noqa: S701
+    pages.filters["in_markdown"] = in_markdown
 
     def file(runtime: Runtime) -> str:
         artifact = _shown(manifest, runtime)

@@ -4,7 +4,7 @@ import contextlib
 import errno
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +56,11 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
 
 def _is_state(value: Any) -> bool:
-    return isinstance(value, dict) and bool(value) and all(isinstance(tensor, Tensor) for tensor in value.values())
+    return (
+        isinstance(value, dict)
+        and bool(value)
+        and all(isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in value.items())
+    )
 
 
 @dataclass(frozen=True)
@@ -185,7 +189,11 @@ def _from_hub(name: str, size: int) -> nn.Module:
                 raise
             raise StageError(unreachable) from error
     for fit in fits:
-        _check(fit, f"the weights of {name} do not fit crops of {size} px")
+        norms = [tensor for tensor in fit.missing if "norm" in tensor]  # timm knows of some that lack their last one
+        others = replace(fit, missing=[tensor for tensor in fit.missing if tensor not in norms])
+        _check(others, f"the weights of {name} do not fit crops of {size} px")
+        if norms:
+            say(f"{name}: {len(norms)} tensors are not in its weights, and start as timm makes them: {some_of(norms)}")
     return backbone
 
 
@@ -221,11 +229,14 @@ def stated_preprocessing(given: Path | None, name: str) -> Preprocessing:
     try:
         read = parse_json(config.read_bytes())
         stated = read.get("pretrained_cfg", {})
-        of_another = folder != given and read.get("architecture") != name.partition(".")[0]
-        if of_another or not {"mean", "std"} <= stated.keys():
+        if folder != given and read.get("architecture") != name.partition(".")[0]:
+            return _by_timm(given, name)
+        if not {"mean", "std"} <= stated.keys():
             return _by_timm(given, name)
         return Preprocessing(mean=tuple(stated["mean"]), std=tuple(stated["std"]))
     except (ValueError, TypeError, AttributeError) as error:
+        if folder != given:  # it need not be the file's
+            return _by_timm(given, name)
         raise StageError(f"{config} is damaged ({reason_of(error)}): download the folder again") from error
 
 

@@ -23,7 +23,17 @@ ROOT = Path(__file__).parents[1]
 @pytest.mark.parametrize(
     ("error", "line"),
     [
-        (MemoryError(), "there is not enough memory (MemoryError): close other programs, or take smaller settings"),
+        (
+            MemoryError(),
+            "there is not enough memory (MemoryError): close other programs, or take smaller settings",
+        ),
+        (
+            RuntimeError(
+                "CUDA error: no kernel image is available for execution on the device\nCUDA kernel errors ..."
+            ),
+            "this GPU does not compute (CUDA error: no kernel image is available for execution on the device): set "
+            "CUDA_VISIBLE_DEVICES to nothing, with which the CPU does it, or install a torch that knows the GPU",
+        ),
         (
             RuntimeError("MPS backend out of memory (allocated: 9 GB).\n..."),
             "there is not enough memory (MPS backend out of memory (allocated: 9 GB).): close other programs, or take "

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from parsing import OutOfRange, load_tensors, parse_json, read_json
+from parsing import OutOfRange, card_licence, load_tensors, parse_json, read_json, shown
 from stage import StageError
 
 
@@ -33,3 +33,38 @@ def test_a_pickle_is_refused_without_a_word_on_how_to_unpickle_it(tmp_path: Path
         pickle.dump(Path(), file)
     with pytest.raises(ValueError, match=r"^it holds other things than tensors$"):
         load_tensors(tmp_path / "a.pt")
+
+
+def test_a_number_in_quotes_is_no_number(tmp_path: Path) -> None:
+    class Figures(BaseModel):
+        schema_version: int
+        share: float
+        pair: tuple[int, float]
+
+    for text, expected in (('"inf"', None), ('"0.5"', None), ("1", 1.0), ("0.5", 0.5)):
+        (tmp_path / "a.json").write_text(f'{{"schema_version": 1, "share": {text}, "pair": [1, 2]}}')
+        if expected is None:
+            with pytest.raises(StageError, match=r"a\.json is not valid: share: "):
+                read_json(tmp_path / "a.json", Figures, 1, "missing")
+        else:
+            assert read_json(tmp_path / "a.json", Figures, 1, "missing").share == expected
+
+
+def test_the_password_in_a_url_is_not_shown() -> None:
+    assert shown("https://user:secret@host.org/a@b.mp4") == "https://host.org/a@b.mp4"
+    assert shown("s3://bucket/a.mp4") == "s3://bucket/a.mp4"
+    assert shown(Path("a/user:x@b.mp4")) == "a/user:x@b.mp4"
+
+
+@pytest.mark.parametrize(
+    ("front_matter", "licence"),
+    [
+        ("license: mit", "mit"),
+        ("license:\n- mit\n- apache-2.0", "mit, apache-2.0"),
+        ("license: {a: b}", "unknown (the model card names none)"),
+        ("tags: []", "unknown (the model card names none)"),
+    ],
+)
+def test_the_licence_of_a_model_card(tmp_path: Path, front_matter: str, licence: str) -> None:
+    (tmp_path / "README.md").write_text(f"---\n{front_matter}\n---\n# A model\n")
+    assert card_licence(tmp_path) == licence

@@ -6,7 +6,7 @@ from typing import IO
 
 import pytest
 
-from resuming import Lock, alone
+from resuming import Lock, alone, unfinished_of
 from stage import StageError
 
 
@@ -54,3 +54,16 @@ def test_what_another_process_made_meanwhile_is_not_made_again(tmp_path: Path) -
 def test_a_place_that_cannot_be_locked_is_named(tmp_path: Path, out: str) -> None:
     with pytest.raises(StageError, match=rf"cannot write .*{out}: "):
         Lock(tmp_path / out)
+
+
+def test_links_where_work_would_be_locked_or_grow_are_not_followed(tmp_path: Path) -> None:
+    """As in a folder that somebody sent: what they lead to stays as it is."""
+    precious = tmp_path / "precious"
+    precious.write_text("kept")
+    (tmp_path / ".out.lock").symlink_to(precious)
+    with pytest.raises(StageError, match=r"cannot write .*out: Too many levels of symbolic links"):
+        Lock(tmp_path / "out")
+    assert precious.read_text() == "kept"
+    (tmp_path / ".store.unfinished").symlink_to(tmp_path)
+    with pytest.raises(StageError, match=r"\.store\.unfinished is a link, where unfinished work would grow: remove it"):
+        unfinished_of(tmp_path / "store")

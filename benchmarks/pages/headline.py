@@ -41,7 +41,9 @@ def _cost(best: Row, where: str) -> str:
     text = {title: column.text(best) for title, column in COLUMNS.items()}
     place = where if best.own_threads else f"{where}, {threads_of(best.threads)}"
     cost = f"{best.name} ({text['Runtime']}, {best.scheme}, {place})"
-    at_once = f", {best.batch} samples at once," if best.batch > 1 else ""
+    at_once = f", {best.batch} samples at once" if best.batch > 1 else ""
+    at_once += ", more where clips overlap" if best.whole_clip else ""
+    at_once += "," if at_once else ""
     cost += f" takes {text['p50, ms']} ms per frame{at_once} and {text['Size, MB']} MB ({best.bytes:,} bytes)"
     if best.speedup is not None:
         cost += f": {text['Speedup']} as fast as the fp32 teacher {best.speedup_over}"

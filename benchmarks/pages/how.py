@@ -39,10 +39,18 @@ def _of_time(report: Report) -> dict[str, str]:
 
 
 def _speedup(report: Report) -> str:
-    teachers = ", ".join(sorted({row.speedup_over for row in report.rows if row.speedup_over}))
+    teachers: dict[str, list[str]] = {}
+    for row in report.rows:
+        if row.speedup_over:
+            teachers.setdefault(row.speedup_over, []).append(row.machine)
+    named = [
+        name if len(teachers) == 1 else f"{name} on {', '.join(dict.fromkeys(machines))}"
+        for name, machines in sorted(teachers.items())
+    ]
     return (
         "Median latency and bytes of the fp32 teacher divided by the row's, on the same machine and for the same "
-        f"number of threads. The fp32 teacher is {teachers or 'missing, so there are none'}."
+        "number of threads (Core ML chooses its own: the teacher's are the fewest that were asked for). The fp32 "
+        f"teacher is {'; '.join(named) or 'missing, so there are none'}."
     )
 
 

@@ -1,6 +1,5 @@
 """A report as GitHub-flavoured Markdown, for a pull request: all of the HTML page but its charts."""
 
-import re
 from collections.abc import Iterator, Sequence
 
 from benchmarks.pages.columns import COLUMNS, DASH, deciding, words
@@ -8,24 +7,18 @@ from benchmarks.pages.headline import headline
 from benchmarks.pages.sections import Section, sections
 from benchmarks.pages.tables import Table
 from benchmarks.schema import Report
-
-ESCAPES = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;"} | {sign: f"\\{sign}" for sign in "\\`*[]|~#$"})
+from stage import in_markdown
 
 CHARTS = "The charts are in report.html."
 
 
-def _escaped(text: str) -> str:
-    """Return the text escaped so that Markdown shows it as it is, in a table too."""
-    return re.sub(r"(?<!\w)_|_(?!\w)", r"\\_", text.translate(ESCAPES))
-
-
 def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(map(_escaped, cells))} |"
+    return f"| {' | '.join(map(in_markdown, cells))} |"
 
 
 def _table(table: Table) -> Iterator[str]:
     if table.title:
-        yield from ("", f"**{_escaped(table.title)}**")
+        yield from ("", f"**{in_markdown(table.title)}**")
     left_aligned = (table.columns[0], *table.words)
     alignment = " | ".join("---" if column in left_aligned else "--:" for column in table.columns)
     yield from ("", _line(table.columns), f"| {alignment} |")
@@ -33,12 +26,12 @@ def _table(table: Table) -> Iterator[str]:
 
 
 def _section(section: Section) -> Iterator[str]:
-    yield from ("", f"## {_escaped(': '.join(filter(None, (section.title, section.about))))}")
+    yield from ("", f"## {in_markdown(': '.join(filter(None, (section.title, section.about))))}")
     if section.sentences:
-        yield from ("", _escaped(" ".join(section.sentences)))
+        yield from ("", in_markdown(" ".join(section.sentences)))
     if section.facts:
         yield ""
-        yield from (f"- **{_escaped(term)}**: {_escaped(text)}" for term, text in section.facts.items())
+        yield from (f"- **{in_markdown(term)}**: {in_markdown(text)}" for term, text in section.facts.items())
     for table in section.tables:
         yield from _table(table)
 
@@ -51,8 +44,8 @@ def _rows(report: Report) -> Table:
 
 def page(report: Report) -> str:
     """Return a report as Markdown; its texts must be cleaned, see ``render``."""
-    lines = ["# Pocketproof report", "", _escaped(headline(report)), "", "## Notes", ""]
-    lines += [f"- {_escaped(note)}" for note in report.notes] or ["None."]
+    lines = ["# Pocketproof report", "", in_markdown(headline(report)), "", "## Notes", ""]
+    lines += [f"- {in_markdown(note)}" for note in report.notes] or ["None."]
     lines += ["", "## Rows", "", f"{DASH} was not measured; the status says why. {CHARTS}", *_table(_rows(report))]
     for section in sections(report):
         if section.sentences or section.tables or section.facts:

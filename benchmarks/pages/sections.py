@@ -96,7 +96,8 @@ def _latency_chart(machine: str, report: Report) -> Chart | None:
         if row.latency_ms
     ]
     timed_on = drawn[0].device if drawn[0].on_phone else machine  # a session times on its machine, or on one phone
-    place = f"{threads_of(min(threads))} of {timed_on}"
+    own = " (Core ML: threads and units of its own)" if any(row.own_threads for row in drawn) else ""
+    place = f"{threads_of(min(threads))} of {timed_on}{own}"
     svg = pareto_chart(marks, "Median latency per frame, ms", f"Median latency and AUC, one mark per row on {place}")
     return Chart(svg, _latency_caption(rows, place, len(threads) > 1, report))
 
@@ -104,7 +105,7 @@ def _latency_chart(machine: str, report: Report) -> Chart | None:
 def _size_chart(report: Report) -> Chart | None:
     """Return a chart of size against AUC with each file once; None if no accuracy was measured."""
     files: dict[tuple[str, str, str], Row] = {}
-    for row in sorted(report.rows, key=lambda row: row.threads):
+    for row in sorted(report.rows, key=lambda row: (row.status != "measured", row.device != "all", row.threads)):
         if row.auc is not None and not row.simulated:
             files.setdefault((row.sha256 or row.name, row.runtime, row.scheme), row)
     drawn = list(files.values())

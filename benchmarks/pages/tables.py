@@ -208,10 +208,10 @@ def not_profiled(rows: Sequence[Row]) -> dict[str, str]:
 
 
 def worst_layers(diagnosis: Diagnosis) -> Table:
-    """Return the table of the layers that add most noise to an int8 run's logits."""
+    """Return the table of the layers in int8 that add most noise to a run's logits."""
     lines = [
         (noise.layer, fixed(noise.logit_noise, ".3%"), figure(noise.snr_db))
-        for noise in diagnosis.worst()[:WORST_LAYERS]
+        for noise in [noise for noise in diagnosis.worst() if noise.layer not in diagnosis.float_layers][:WORST_LAYERS]
     ]
     columns = ("Layer", "Share of the logit's variance", "SNR of its output, dB")
     return Table(columns, tuple(lines), "The layers that hurt most")

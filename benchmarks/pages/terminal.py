@@ -34,7 +34,7 @@ def _reasons(report: Report) -> Iterator[str]:
 
 def _width(title: str, texts: list[str]) -> int | None:
     """Return the width at which no word is broken, and no text of a column of words; None for the names of rows."""
-    unbroken = title in words(SHOWN)
+    unbroken = title in words([title])
     longest = max(len(word) for cell in (title, *texts) for word in ([cell] if unbroken else cell.split()))
     return None if title == "Row" else min(longest, MOST)
 
@@ -42,9 +42,12 @@ def _width(title: str, texts: list[str]) -> int | None:
 def text(report: Report) -> str:
     """Return a report's headline, main columns and reasons; its texts must be cleaned, see ``render``."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    cells = {title: [COLUMNS[title].text(row) for row in report.rows] for title in SHOWN}
+    # Core ML has a row for each choice of its units, which nothing else tells apart.
+    of_units = len({row.device for row in report.rows if row.runtime == "coreml"}) > 1
+    titles = [*SHOWN[:3], *(["Device"] if of_units else []), *SHOWN[3:]]
+    cells = {title: [COLUMNS[title].text(row) for row in report.rows] for title in titles}
     shown = {title: texts for title, texts in cells.items() if set(texts) != {DASH}}
-    left_aligned = words(SHOWN)
+    left_aligned = words(titles)
     for title, texts in shown.items():
         table.add_column(
             title,

@@ -117,3 +117,12 @@ def test_limits_without_a_baseline_are_refused():
         with pytest.raises(WrongArgument, match="--max-slower and --max-auc-drop are limits against --baseline"):
             options.read("here", "x")
     assert BaselineOptions().read("here", "x") is None
+
+
+def test_a_file_that_is_named_with_its_bundle_is_found_by_its_hash(gate):
+    rows = rows_of(gate)
+    gate.report.rows[1].sha256 = rows[1].sha256 = "ab" * 32
+    rows[1].name = f"bundle/{rows[1].name}"
+    assert gate.regressions(rows) == []
+    rows[1].sha256 = "cd" * 32
+    assert any(said.endswith("is not measured any more") for said in gate.regressions(rows))

@@ -305,5 +305,5 @@ def test_a_missing_video_or_depth_network_is_said_before_anything_is_measured(
 
 
 def test_rows_that_failed_are_named_with_their_scheme(tmp_path):
-    with pytest.raises(StageError, match=r"is in \S*out, but these rows failed: broken\.pte \(fp32\)$"):
+    with pytest.raises(StageError, match=r"is in \S*out, but these rows failed: broken\.pte \(fp32, cpu\)$"):
         check_measured(plain_report(), tmp_path / "out")

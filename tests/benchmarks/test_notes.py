@@ -1,9 +1,11 @@
 """What a reader must know before believing a report's figures."""
 
+import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
-from benchmarks.notes import notes_of
+from benchmarks.notes import not_exported, notes_of
 from benchmarks.rows import Subject
 from tests.benchmarks.reports import measured
 
@@ -19,6 +21,15 @@ def test_notes_name_rows_of_models_whose_crops_were_made_otherwise(opened_store)
     notes = notes_of(subjects, opened_store, "test", SimpleNamespace(notes=[]), None)
     found = [note for note in notes if "made otherwise" in note]
     assert found == [f"c.onnx, d.pte: trained on crops made otherwise (margin 2) than those of demo ({made})."]
+
+
+def test_what_a_bundle_lacks_is_noted(bundle_path, tmp_path):
+    assert not_exported([bundle_path, tmp_path]) == []
+    bundle = shutil.copytree(bundle_path, tmp_path / "bundle")
+    told = json.loads((bundle / "manifest.json").read_text())
+    told["absent"] = [{"file": "a.pte", "runtime": "executorch", "scheme": "int8", "reason": "a.pte failed the gate"}]
+    (bundle / "manifest.json").write_text(json.dumps(told))
+    assert not_exported([bundle]) == ["Not in bundle: a.pte: a.pte failed the gate."]
 
 
 def test_notes_tell_why_there_are_no_verdict_flips(opened_store):

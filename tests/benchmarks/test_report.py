@@ -191,3 +191,23 @@ def test_figures_that_cannot_be_are_one_line_and_not_divided_by(tmp_path, change
     (tmp_path / "report.json").write_text(json.dumps(told))
     with pytest.raises(StageError, match=rf"report.json is not valid: {field}: Input should be greater than 0"):
         merge_files([tmp_path / "report.json"], tmp_path / "out")
+
+
+def test_another_file_of_the_same_name_is_noted(report):
+    other = on_another_machine(report)
+    for row in (*report.rows, *other.rows):
+        row.sha256 = "ab" * 32
+    assert not any("is not the same" in note for note in merge([report, other]).notes)
+    artifact = next(row for row in other.rows if row.kind == "artifact")
+    artifact.sha256 = None  # of before it was noted
+    assert not any("is not the same" in note for note in merge([report, other]).notes)
+    artifact.sha256 = "cd" * 32
+    (note,) = [note for note in merge([report, other]).notes if "is not the same" in note]
+    assert note == (
+        f"{artifact.name} ({artifact.scheme}) is not the same artifact on {MACHINE} and a phone: figures of one do not "
+        "hold for another."
+    )
+    third = on_another_machine(report, "a third machine")
+    assert [note for note in merge([merge([report, other]), third]).notes if "is not the same" in note] == [
+        note.replace(f"{MACHINE} and", f"{MACHINE}, a third machine and")
+    ]

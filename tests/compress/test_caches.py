@@ -23,7 +23,7 @@ from compress.caches import (
     weights_fingerprint,
 )
 from compress.compute import prepare_compute
-from compress.filling import OfView
+from compress.filling import Filling, OfView
 from data.store import ClipStore
 from data.views import ViewRule, Views
 from resuming import Lock
@@ -92,6 +92,10 @@ def test_a_whole_cache_on_a_disk_that_is_only_read_serves_and_one_that_lacks_vie
         fill(tmp_path / "half", key_of(one), one, Means(fail_after=6))
     monkeypatch.setattr(os, "access", lambda path, _: tmp_path not in Path(path).parents)
     check(fill(tmp_path, key_of(one), one, Means()), one)
+    with monkeypatch.context() as patch:  # several processes make no lock there either
+        patch.setattr("compress.filling.Lock", None)
+        own = Filling(tmp_path / key_of(one).folder, ["rgb"], one, Means())
+        own.fill_together(Together(0, threading.Barrier(1)))
     for root, views in ((tmp_path, two), (tmp_path / "half", one), (tmp_path / "new", one)):
         with pytest.raises(StageError, match=r" cannot be written, as .* may not: give --cache, a folder that may"):
             fill(root, key_of(views), views, Means())

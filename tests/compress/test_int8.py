@@ -246,3 +246,39 @@ def test_convolutions_with_padding_in_words_are_layers_too():
         program = quantized(detector, _quantization(tensors, []))
         torch.testing.assert_close(program.backbone(pictures), expected, rtol=0.1, atol=0.05)
         assert torch.equal(simulated(detector, tensors, ["stem", "same"]).backbone(pictures), expected)
+
+
+class _Shared(torch.nn.Module):
+    """A convolution whose output a batch norm and a shortcut take, as in FastViT: float32 [N, 3, 32, 32] -> [N, 8]."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.norm = torch.nn.Conv2d(3, 8, 3, stride=2), torch.nn.BatchNorm2d(8)
+        self.mixer, self.up = torch.nn.Conv2d(8, 8, 1), torch.nn.ConvTranspose2d(8, 4, 2, stride=2)
+        torch.nn.init.uniform_(self.norm.running_mean, -1, 1)
+        torch.nn.init.uniform_(self.norm.running_var, 2, 4)
+
+    def forward(self, pictures):
+        maps = self.stem(pictures)
+        maps = maps + self.mixer(self.norm(maps))
+        return torch.cat([maps.mean((2, 3)), self.up(maps).mean((2, 3))], 1)
+
+
+def test_a_norm_behind_a_layer_that_something_else_takes_too_is_not_folded():
+    torch.manual_seed(3)
+    detector = small_detector().with_parts(backbone=_Shared().eval())
+    pictures = some_pictures(8)
+    tensors = observe(detector, [pictures])["mse"]
+    with torch.inference_mode():
+        expected = detector.backbone(pictures)
+        program = quantized(detector, _quantization(tensors, []))
+        assert snr_db(expected.double().numpy(), program.backbone(pictures).double().numpy()) > 20
+        exact = simulated(detector, tensors, ["stem", "mixer"]).backbone(pictures)
+    torch.testing.assert_close(exact, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_network_that_the_quantizer_changes_is_refused(monkeypatch):
+    monkeypatch.setattr("compress.graph._keep_apart", lambda graph, norm: None)
+    detector = small_detector().with_parts(backbone=_Shared().eval())
+    with pytest.raises(StageError, match=r"preparing test_byobnet for int8 moves outputs by .* on 8 crops"):
+        observe(detector, [some_pictures(8)])

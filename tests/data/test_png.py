@@ -32,6 +32,7 @@ def test_a_damaged_picture_is_noticed() -> None:
     png = encode_png(crop)
     header = png[12:16] + struct.pack(">II", 40_000, 40_000) + png[24:29]
     huge = png[:12] + header + struct.pack(">I", zlib.crc32(header)) + png[33:]
-    for damaged in (b"", huge, png[: len(png) // 2], png[:3000] + bytes([png[3000] ^ 1]) + png[3001:]):
+    smaller = png[:16] + struct.pack(">II", 2**14, 2**14) + png[24:]  # which OpenCV would begin to decode
+    for damaged in (b"", huge, smaller, png[: len(png) // 2], png[:3000] + bytes([png[3000] ^ 1]) + png[3001:]):
         with pytest.raises(StageError, match=r"^a picture is damaged$"):
             decode_png(damaged)

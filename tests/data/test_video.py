@@ -17,7 +17,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from data.picture import Picture, UnreadableVideo
+from data.picture import UPRIGHT, Picture, UnreadableVideo
 from data.video import Video, recompressed, write_video
 from tests.data.videos import (
     decode,
@@ -336,6 +336,12 @@ def test_pixels_that_are_not_square_are_stretched_in_width(
     kernel = cv2.INTER_AREA if shown < 64 else cv2.INTER_LINEAR
     np.testing.assert_array_equal(found.rgb, cv2.resize(square.rgb, (shown, 48), interpolation=kernel))
     np.testing.assert_array_equal(found.luma, cv2.resize(square.luma, (shown, 48), interpolation=kernel))
+
+
+def test_a_frame_of_one_pixel_in_width_is_not_squeezed_away() -> None:
+    frame = av.VideoFrame.from_ndarray(np.full((48, 1), 90, np.uint8), format="gray")
+    picture = Picture(frame, Path("a.mp4"), UPRIGHT, 0.3)
+    assert picture.size == (48, 1) and picture.rgb.shape == (48, 1, 3)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from onnx import TensorProto, helper
 from export.bundle import Bundle
 from export.runtimes import load_artifact
 from stage import StageError
+from tests.export.clip_student import clip_bundle
 from tests.export.conftest import RUNNABLE
 
 
@@ -118,3 +119,14 @@ def test_golden_pixels_of_another_shape_are_refused(bundle, tmp_path):
     opened = Bundle(_changed(bundle, tmp_path / "out", golden=golden))
     with pytest.raises(StageError, match=r"is not of the shape that manifest.json states: export the bundle again"):
         opened.golden_inputs()
+
+
+def test_which_golden_frames_count_is_told_of_each_clip_and_frame(demo_store, tmp_path_factory, tmp_path):
+    bundle = shutil.copytree(clip_bundle(demo_store, tmp_path_factory), tmp_path / "bundle")
+    told = json.loads((bundle / "manifest.json").read_text())
+    clips, frames = told["golden"]["shape"][:2]
+    assert clips != frames
+    told["golden"]["valid"] = [[True] * clips] * frames  # transposed
+    (bundle / "manifest.json").write_text(json.dumps(told))
+    with pytest.raises(StageError, match=r"pixels\.bin is not of the shape that manifest\.json states"):
+        Bundle(bundle).golden_inputs()

@@ -2,13 +2,21 @@
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
+from export import coreml
 from export.bundle import Bundle
-from export.executorch import drop_idle_ceilings, keep_pooled_dimensions, native_runtime, opened
+from export.executorch import drop_idle_ceilings, keep_pooled_dimensions, native_runtime, opened, write
+from export.forms import parse_forms
+from export.programs import graphs_of
+from export.runtimes import load_artifact
+from models.detector import Architecture, Detector
+from models.pixels import PixelDetector, Preprocessing
+from tests import tiny  # noqa: F401  (timm knows it from then on)
 
 
 class Mean(nn.Module):
@@ -73,3 +81,28 @@ def test_a_program_runs_on_the_threads_that_are_asked_for(bundle_path):
     for threads in (2, 1):
         opened(path, threads)
         assert native_runtime()._threadpool_get_thread_count() == threads
+
+
+@pytest.mark.parametrize("runtime", ["executorch", "coreml"])
+def test_a_gelu_by_tanh_stays_one(runtime, tmp_path, real_crops):
+    torch.manual_seed(0)
+    network = Detector(Architecture(backbone="test_tiny", size=64))
+    network.backbone.act = nn.GELU(approximate="tanh")
+    preprocessing = Preprocessing.of("test_tiny")
+    detector = PixelDetector(network, preprocessing).eval()
+    weights, architecture = SimpleNamespace(licence=""), network.architecture
+    info = SimpleNamespace(preprocessing=preprocessing, scheme="fp32", weights=weights, architecture=architecture)
+    form = next(form for form in parse_forms(runtime, "1", "xnnpack", False, False) if form.method == "forward")
+    graphs = graphs_of(detector, info, form, 1)
+    path = tmp_path / ("a.pte" if runtime == "executorch" else "a.mlpackage")
+    if runtime == "executorch":
+        write(graphs, path, "xnnpack", False)
+    else:
+        coreml.write(graphs, path)
+    with torch.inference_mode():
+        expected = detector(torch.from_numpy(real_crops)).numpy()
+        network.backbone.act = nn.GELU()
+        exact = detector(torch.from_numpy(real_crops)).numpy()
+    found = load_artifact(path, runtime, 1, "forward")(real_crops)
+    assert abs(found - expected).max() < abs(exact - expected).max() / 10
+    assert isinstance(detector.network.backbone.act, nn.GELU)

@@ -189,6 +189,12 @@ def test_the_readme_names_for_each_system_a_file_that_runs_there(delegated, dele
             assert call in section
 
 
+def test_notes_of_a_corpus_are_text_in_the_readme(delegated):
+    data = delegated.manifest.data.model_copy(update={"notes": ["<!-- a draft", "two\nlines of *it*"]})
+    text = readme(delegated.manifest.model_copy(update={"data": data}))
+    assert "Note: &lt;!-- a draft\n" in text and r"Note: two lines of \*it\*" in text
+
+
 def test_a_threshold_that_is_not_a_file_s_own_is_told(delegated):
     text = readme(delegated.manifest)
     for artifact in delegated.manifest.artifacts:

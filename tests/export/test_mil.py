@@ -90,6 +90,7 @@ CASES = {
     "relu": ("relu", nn.ReLU(), PICTURE),
     "relu6": ("clip", Of(lambda x: x.clamp(-0.25, 0.5)), PICTURE),
     "sigmoid": ("sigmoid", nn.Sigmoid(), PICTURE),
+    "tanh": ("tanh", nn.Tanh(), PICTURE),
     "silu": ("silu", nn.SiLU(), PICTURE),
     "softmax": ("softmax", nn.Softmax(-1), TOKENS),
     "linear": ("linear", nn.Linear(8, 3), TOKENS),

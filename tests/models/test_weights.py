@@ -298,3 +298,32 @@ def test_the_normalization_of_a_file_is_said_where_it_depends_on_its_tag(tmp_pat
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert stated_preprocessing(file, "vit_base_patch16_224").mean == (0.1, 0.2, 0.3)
     assert stated_preprocessing(file, "repvit_m0_9") == Preprocessing.of("repvit_m0_9")  # the folder's is another's
+
+
+def test_a_file_of_numbered_tensors_is_no_state_dict(tmp_path):
+    torch.save({0: torch.ones(2)}, tmp_path / "embeddings.pt")
+    with pytest.raises(StageError, match=r"embeddings\.pt is not a state dict"):
+        read_state(tmp_path / "embeddings.pt")
+
+
+@pytest.mark.parametrize(("lacking", "fits"), [("norm.weight", True), ("blocks.0.attn.qkv.weight", False)])
+def test_the_hub_s_weights_may_lack_a_last_norm_and_nothing_else(monkeypatch, capfd, lacking, fits):
+    """As ConvNeXt V2's of masked autoencoding do; timm loads them so."""
+    state = _state()
+    del state[lacking]
+
+    def from_hub(name, size, **pretrained):
+        made = create_backbone(name, size)
+        made.load_state_dict(state, strict=False)
+        return made
+
+    monkeypatch.setattr("models.weights.create_backbone", from_hub)
+    monkeypatch.setattr("models.weights._hub_reachable", lambda repository: True)
+    if fits:
+        backbone_with_weights("test_vit", 64, None, random=False)
+        assert "test_vit: 1 tensors are not in its weights, and start as timm makes them: norm.weight" in (
+            capfd.readouterr().err
+        )
+    else:
+        with pytest.raises(StageError, match=r"the weights of test_vit do not fit .*1 of \d+ tensors missing"):
+            backbone_with_weights("test_vit", 64, None, random=False)

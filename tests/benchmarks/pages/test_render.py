@@ -146,9 +146,8 @@ def test_what_was_not_asked_for_is_named_with_its_option(report: Report, full_pa
 
 def test_pages_say_what_int8_cost_and_where(report: Report) -> None:
     page = Page(html(report))
-    assert page.rows[-3:] == [
+    assert page.rows[-2:] == [
         ["Layer", "Share of the logit's variance", "SNR of its output, dB"],
-        ["stem", "0.350%", "35.5"],
         ["<b>odd</b>", "0.025%", "21.0"],
     ]
     for page_text in (page.text, markdown(report)):
@@ -303,3 +302,10 @@ def test_published_report_is_of_this_schema_and_quoted_as_it_is() -> None:
     published = read_report(ROOT / "docs" / "report.json")
     told = " ".join((ROOT / "README.md").read_text(encoding="utf-8").replace("> ", "").split())
     assert headline(published) in told
+
+
+def test_rows_of_core_ml_s_units_are_told_apart_on_a_terminal(report: Report) -> None:
+    units = ("cpu", "cpu+gpu", "all")
+    report.rows = [measured("a.mlpackage", 4.0, 100, runtime="coreml", device=unit) for unit in units]
+    lines = [line for line in table_text(report).splitlines() if line.split()[:1] == ["a.mlpackage"]]
+    assert len(lines) == 3 and all(f" {unit} " in line for unit, line in zip(units, lines, strict=True))

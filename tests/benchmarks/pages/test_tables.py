@@ -13,9 +13,10 @@ from benchmarks.pages.tables import (
     profile_tables,
     stability_table,
     sustained_table,
+    worst_layers,
 )
 from benchmarks.schema import Report
-from tests.benchmarks.reports import BREAKOUT, CLOSING, HOSTILE, full_report
+from tests.benchmarks.reports import BREAKOUT, CLOSING, DIAGNOSIS, HOSTILE, full_report
 
 
 @pytest.fixture
@@ -102,3 +103,7 @@ def test_costs_leave_nothing_out_that_the_first_table_lacks(report: Report) -> N
     cells = dict(zip(table.columns, table.rows[2], strict=True))
     assert (cells["MACs, G"], cells["Of peak"], cells["Runtime, MB"]) == ("0.830", "31%", "12.5")
     assert (cells["Over idle, MB"], cells["Delegated"], cells["First run, ms"]) == ("61.5", "97%", "9.25")
+
+
+def test_layers_that_were_kept_in_fp32_do_not_hurt():
+    assert [line[0] for line in worst_layers(DIAGNOSIS).rows] == ["<b>odd</b>"]
