@@ -15,7 +15,8 @@ import typer.models
 from pydantic import BaseModel, ValidationError
 from pydantic_core import PydanticSerializationError
 
-from stage import StageError, T, WrongArgument, do_nothing, out_of_memory, reason_of, say, world_size
+from processes import do_nothing
+from stage import StageError, T, WrongArgument, out_of_memory, reason_of, say, several_processes
 
 LONGEST = 4096
 """Most characters that a command-line argument may have: those of a path in Linux."""
@@ -30,6 +31,9 @@ def _check_arguments(arguments: Iterable[str]) -> None:
     for argument in arguments:
         if not argument or re.fullmatch(r"--[a-z-]+=", argument):
             raise WrongArgument("an argument is empty: is a variable of the shell not set?")
+        if re.fullmatch(r"(--[a-z-]+=)?[+-]?(nan|inf|infinity)", argument, re.IGNORECASE):
+            # The bounds of an option would let it through: no comparison with it is true.
+            raise WrongArgument(f"{argument} is no number that an option takes (a path of this name: ./{argument})")
         if len(argument) > LONGEST:
             raise WrongArgument(
                 f"the argument {argument[:40]}... has {len(argument)} characters: at most {LONGEST} are read"
@@ -77,7 +81,7 @@ def _problem(error: Exception) -> str | None:
             return f"Apple's GPUs cannot compute this ({reason}): {remedy}"
         case MemoryError() | RuntimeError() if out_of_memory(error):
             return f"there is not enough memory ({reason}): close other programs, or take smaller settings"
-        case RuntimeError() if world_size() != "1" and "onnection closed by peer" in reason:
+        case RuntimeError() if several_processes() and "onnection closed by peer" in reason:
             return "another process of this training has ended: its line says why"
         case RuntimeError() if "CUDA error" in reason:
             return (
@@ -95,7 +99,7 @@ def _end_as_after_ctrl_c() -> None:
     A signal that is ignored (nohup), or that a library handles, is left as it is. Processes that train together are
     left out: while they wait for each other, in native code, Python answers no signal.
     """
-    if world_size() != "1":
+    if several_processes():
         return
     for ending in ENDINGS[1:]:
         if signal.getsignal(ending) == signal.SIG_DFL:

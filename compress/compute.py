@@ -15,7 +15,7 @@ from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor, nn
 
 from models.schemes import cast_to, fast_dtype
-from stage import StageError, WrongArgument, out_of_memory, reason_of, refuse_tf32, say, usable_cores, world_size
+from stage import StageError, WrongArgument, out_of_memory, reason_of, refuse_tf32, say, several_processes, usable_cores
 
 Precision = Literal["fp32", "autocast", "bf16", "fp16"]
 TIMED_STEPS = 3
@@ -95,7 +95,7 @@ def _launcher_variables() -> str:
 
 def require_one_process(stage: str) -> None:
     """Raise StageError if torchrun or accelerate launch has started a stage in several processes."""
-    if world_size() != "1":
+    if several_processes():
         raise StageError(f"{stage} works in one process: start it without torchrun (WORLD_SIZE says more)")
 
 
@@ -107,8 +107,8 @@ def prepare_compute(precision: Precision, on_cpu: bool = False) -> Compute:
     # Accelerator has one precision per process, but stages that run one after another may need different ones: casting
     # is therefore done by ``Compute.context``.
     long_timeout = InitProcessGroupKwargs(timeout=LONGEST_WAIT)
-    if (world := world_size()) != "1":
-        say(f"WORLD_SIZE is {world}: waiting for the other processes of this training")
+    if several_processes():
+        say(f"WORLD_SIZE is {os.environ['WORLD_SIZE']}: waiting for the other processes of this training")
     launcher_variables = _launcher_variables()  # before Accelerate sets the missing ones
     try:
         accelerator = Accelerator(

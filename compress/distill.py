@@ -21,7 +21,6 @@ from compress.runs import (
     finish_run,
     say_notes,
     torch_scorer,
-    validation_notes,
 )
 from compress.schedule import BatchSize, Schedule, class_weights
 from compress.scoring import Takes, from_pixels
@@ -193,7 +192,6 @@ def distill(
     schedule = replace(schedule, epochs=epochs, batch_size=batch_size or BATCH[kind], learning_rate=learning_rate)
     start = Start.of(architecture, Path(weights) if weights not in (None, "hub") else None, weights is None, seed)
     parents = [parent for parent in (run, start.run) if parent]
-    say_notes(validation_notes(store, *parents))
     info = start.info("student", data_source(store, [modality], *parents), seed, *parents)
     asked = asked_of(info, training) | {"schedule": asdict(schedule), "loss": loss_weights}
     compute = prepare_compute(schedule.precision)

@@ -13,7 +13,7 @@ from compress.compute import require_one_process
 from compress.distill import load_teacher
 from compress.qat import QatSettings, train_rounded
 from compress.quantized import Quantized, RefusedScheme, other_numbers, overflows, static_int8
-from compress.runs import data_source, own_metrics, say_notes, validation_notes, with_notes_of
+from compress.runs import data_source, own_metrics, with_notes_of
 from compress.scoring import NotANumber
 from compress.unquantized import Unquantized
 from data.store import ClipStore
@@ -115,10 +115,8 @@ def quantize(
 def _data_source(store: ClipStore, source_run: Run, *others: Run) -> DataSource:
     """Return the data of a quantized run: this store's, with the source run's notes and the persons of all parents.
 
-    How crops were made is what the source run says of them: it was trained on these. Prints what ``validation_notes``
-    says of the parents.
+    How crops were made is what the source run says of them: it was trained on these.
     """
-    say_notes(validation_notes(store, source_run, *others))
     data = data_source(store, source_run.info.architecture.modalities, source_run, *others)
     return with_notes_of([source_run], data).model_copy(update={"crops": source_run.info.data.crops})
 

@@ -169,11 +169,12 @@ def student_of(run: Run) -> str | None:
 def data_source(store: ClipStore, modalities: Iterable[Modality], *runs: Run) -> DataSource:
     """Return a run's record of its store, of the persons in its data and in that of its parents, and of notes on both.
 
-    ``modalities``: those that it looks at; ``runs``: its parents.
+    ``modalities``: those that it looks at; ``runs``: its parents, the notes on whom are printed.
     """
+    say_notes(notes := _validation_notes(store, *runs))
     return DataSource(
         fingerprint=store.info.fingerprint,
-        notes=[*store.info.notes, *validation_notes(store, *runs)],
+        notes=[*store.info.notes, *notes],
         frames=store.frames,
         crops=store.info.settings.made(modalities),
         **seen_persons(store, *runs),
@@ -186,7 +187,7 @@ def with_notes_of(runs: Iterable[Run], data: DataSource) -> DataSource:
     return data.model_copy(update={"notes": list(dict.fromkeys([*notes, *data.notes]))})
 
 
-def validation_notes(store: ClipStore, *runs: Run) -> list[str]:
+def _validation_notes(store: ClipStore, *runs: Run) -> list[str]:
     """Return notes on persons of a store's validation split, which sets thresholds, on whom runs of another trained.
 
     After that the persons of both stores are one list, in which nobody can tell them apart.

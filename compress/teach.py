@@ -19,8 +19,6 @@ from compress.runs import (
     check_measured_splits,
     data_source,
     finish_run,
-    say_notes,
-    validation_notes,
 )
 from compress.schedule import BatchSize, Schedule, class_weights
 from compress.training import Task, fit
@@ -184,7 +182,6 @@ def teach(
         if architecture.per == "clip":
             check_length(start.run.path, trained_on.frames or store.frames, store)
         source = source.model_copy(update={"crops": trained_on.crops})
-    say_notes(validation_notes(store, *parents))
     info = start.info("teacher", source, seed, *parents)
     asked = asked_of(info, training) | {"schedule": asdict(schedule), "unfreeze": cut.unfreeze}
     compute = prepare_compute(schedule.precision)

@@ -1,4 +1,4 @@
-"""Work on a Ray cluster: the same function on the same jobs as ``stage.in_processes``, through Ray Data."""
+"""Work on a Ray cluster: the same function on the same jobs as ``processes.in_processes``, through Ray Data."""
 
 import logging
 import os

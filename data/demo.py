@@ -19,7 +19,8 @@ from data.forge import Forgery
 from data.picture import Frame, Picture
 from data.video import write_video
 from files import written_whole
-from stage import StageError, in_processes
+from processes import in_processes
+from stage import StageError
 
 FPS = 25
 FRAMES = 30

@@ -1,14 +1,14 @@
 """Journal of work on many files: each gets a row when it is done, so that an interrupted command can resume."""
 
 import json
-import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from data.parquet import Row
 from files import written_whole
-from stage import StageError, WorkerDied, in_processes, say
+from processes import WorkerDied, in_processes
+from stage import StageError, say
 
 KILLER = "a process died of it, perhaps for want of memory"
 """Reason in the row of a file that kills every process that works on it."""
@@ -34,21 +34,21 @@ class Journal:
     def note(self, name: str, row: Row) -> None:
         """Write a file's row, with which it is done."""
         with written_whole(self._rows / f"{name}.json") as aside:
-            aside.write_text(json.dumps(row))
+            aside.write_text(json.dumps(row), encoding="utf-8")
         (self._started / name).unlink(missing_ok=True)
 
     def row(self, name: str) -> Row | None:
         """Return a file's row, or None if it is not done; after a power cut a row's file can be empty."""
         try:
-            row: Row = json.loads((self._rows / f"{name}.json").read_text())
+            row: Row = json.loads((self._rows / f"{name}.json").read_text(encoding="utf-8"))
         except (FileNotFoundError, ValueError):
             return None
         return row
 
-    def noted_since(self, name: str, started: float) -> bool:
-        """Tell whether a file's row was written after ``started``, in seconds since the epoch."""
+    def noted(self, name: str) -> int | None:
+        """Return when a file's row was written, in nanoseconds since the epoch; None if it has none."""
         file = self._rows / f"{name}.json"
-        return file.exists() and file.stat().st_mtime > started
+        return file.stat().st_mtime_ns if file.exists() else None
 
     def rows(self) -> Iterator[Row]:
         """Yield the rows of all files that are done."""
@@ -81,7 +81,7 @@ def in_noted_processes(
     Raises StageError if processes die twice in a row without working on a file.
     """
     died_idle = False
-    started = time.time()
+    before = {name: journal.noted(name) for name in jobs}
     pending = dict(jobs)
     while True:
         try:
@@ -98,4 +98,4 @@ def in_noted_processes(
                 in_processes(function, [jobs[name]], 1, description)
             except WorkerDied:
                 note_killer(name)
-        pending = {name: job for name, job in pending.items() if not journal.noted_since(name, started)}
+        pending = {name: job for name, job in pending.items() if journal.noted(name) == before[name]}

@@ -31,7 +31,8 @@ from data.store import Clip, ClipStore, clip_file
 from data.unfinished import store_info
 from data.video import Video, recompressed, through_jpeg
 from files import sha256_of
-from stage import Modality, StageError, in_processes
+from processes import in_processes
+from stage import Modality, StageError
 
 REACH = 0.5
 """Share of a square's side that is kept of the frame around it, so that moved boxes still lie in the picture."""
@@ -262,4 +263,4 @@ def _finish(folder: Path, store: ClipStore, videos: list[Row]) -> None:
         file.write(*rows)
     settings = store.info.settings.model_copy(update={"modalities": ("rgb",)})
     info = store_info(settings, [], rows, sha256_of(folder / "videos.parquet"))
-    (folder / "store.json").write_text(info.model_dump_json())
+    (folder / "store.json").write_text(info.model_dump_json(), encoding="utf-8")

@@ -12,9 +12,7 @@ from compress.runs import (
     check_store,
     data_source,
     diagnosis_of,
-    say_notes,
     student_of,
-    validation_notes,
     with_notes_of,
 )
 from data.store import ClipStore
@@ -30,8 +28,9 @@ from files import refuse_existing, sha256_of, shortest_names, write_raw, written
 from models.detector import Architecture
 from models.run import TOOLS as RUN_TOOLS
 from models.run import Run
+from processes import in_processes
 from resuming import alone, versions_of
-from stage import Scheme, StageError, in_processes, say, usable_cores
+from stage import Scheme, StageError, say, usable_cores
 
 TOOLS = (*RUN_TOOLS, "onnx", "onnxruntime", "coremltools")
 ONLY_TORCH: tuple[Scheme, ...] = ("autocast", "int8-dynamic")
@@ -174,7 +173,6 @@ def export(
             say(f"{out / artifact.file}: its golden outputs would not reveal {', '.join(artifact.untold)}")
         if artifact.phone_check:
             say(f"{out / artifact.file}: {artifact.phone_check}")
-    say_notes(validation_notes(store, *(source.run for source in sources)))
     for absent in manifest.absent:
         say(f"{out}: no {absent.file}: {absent.reason}")
     if unfit:

@@ -222,21 +222,27 @@ def stated_preprocessing(given: Path | None, name: str) -> Preprocessing:
     Prints which of timm's are taken for a file of weights, where other weights of the network need others. Raises
     StageError if ``config.json`` is damaged.
     """
-    folder = given if given is None or given.is_dir() else given.parent
-    config = folder / "config.json" if folder else None
-    if given is None or config is None or not config.is_file():
-        return _by_timm(given, name)
+    stated = _in_config(given, name) if given else None
+    return stated or _by_timm(given, name)
+
+
+def _in_config(given: Path, name: str) -> Preprocessing | None:
+    """Return what the ``config.json`` of a folder, or beside a file, states of ``name``; None where it states none."""
+    in_folder = given.is_dir()
+    config = (given if in_folder else given.parent) / "config.json"
+    if not config.is_file():
+        return None
     try:
         read = parse_json(config.read_bytes())
+        if not in_folder and read.get("architecture") != name.partition(".")[0]:  # it need not be the file's
+            return None
         stated = read.get("pretrained_cfg", {})
-        if folder != given and read.get("architecture") != name.partition(".")[0]:
-            return _by_timm(given, name)
         if not {"mean", "std"} <= stated.keys():
-            return _by_timm(given, name)
+            return None
         return Preprocessing(mean=tuple(stated["mean"]), std=tuple(stated["std"]))
     except (ValueError, TypeError, AttributeError) as error:
-        if folder != given:  # it need not be the file's
-            return _by_timm(given, name)
+        if not in_folder:
+            return None
         raise StageError(f"{config} is damaged ({reason_of(error)}): download the folder again") from error
 
 

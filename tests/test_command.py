@@ -105,6 +105,8 @@ def test_a_name_that_is_not_utf_8_in_a_file_of_ours_is_one_line(capsys: pytest.C
     [
         ("", "an argument is empty: is a variable of the shell not set?"),
         ("--out=", "an argument is empty: is a variable of the shell not set?"),
+        ("nan", "nan is no number that an option takes (a path of this name: ./nan)"),
+        ("--max-auc-drop=-Inf", "--max-auc-drop=-Inf is no number that an option takes"),
         ("9" * 5000, f"the argument {'9' * 40}... has 5000 characters: at most 4096 are read"),
     ],
 )
@@ -114,7 +116,9 @@ def test_arguments_that_nobody_means_end_with_one_line(
     monkeypatch.setattr(sys, "argv", ["pocketproof", "detect", argument])
     with pytest.raises(SystemExit) as ended:
         call(lambda: None)
-    assert (ended.value.code, capsys.readouterr().err) == (2, f"error: {message}\n")
+    said = capsys.readouterr().err
+    assert (ended.value.code, said.count("\n")) == (2, 1)
+    assert said.startswith(f"error: {message}")
 
 
 def test_a_folder_that_was_removed_ends_with_one_line(
@@ -140,10 +144,10 @@ def test_closed_streams_lead_nowhere(tmp_path: Path, closed: tuple[int, ...]) ->
         "    with open('out', 'w') as out:\n"  # else the first to get a free number
         "        stage.say('a note'), print('a result', flush=True), sys.stdin.read()\n"
         "        os.write(1, b'native'), os.write(2, b'native')\n"
-        "        stage.in_processes(os.write, [(1, b''), (2, b'')], 1, 'write')\n"
+        "        processes.in_processes(os.write, [(1, b''), (2, b'')], 1, 'write')\n"
         "        out.write('kept')\n"
         f"sys.path.insert(0, {str(ROOT)!r})\n"
-        "import command, stage\ncommand.call(work)"
+        "import command, processes, stage\ncommand.call(work)"
     )
 
     def close() -> None:

@@ -31,7 +31,8 @@ from data.prepare import prepare
 from data.video import write_video
 from export.export import export
 from files import written_whole
-from stage import LowPrecision, StageError, in_processes, say
+from processes import in_processes
+from stage import LowPrecision, StageError, say
 
 STUDENT, TEACHER, LARGE_TEACHER = "repvit_m0_9", "tf_efficientnet_lite0", "vit_base_patch14_dinov2"
 SIZE, FRAMES = 224, 20

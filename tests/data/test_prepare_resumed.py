@@ -19,7 +19,8 @@ from data.journal import Journal
 from data.prepare import prepare
 from data.store import ClipStore
 from data.unfinished import Unfinished
-from stage import StageError, WorkerDied
+from processes import WorkerDied
+from stage import StageError
 from tests.data.commands import ROOT, command, files, made
 
 

@@ -22,8 +22,9 @@ from export.bundle import Bundle
 from export.detect import detect
 from export.scan import scan
 from export.scorer import VideoScorer
+from processes import WorkerDied
 from resuming import Lock
-from stage import StageError, WorkerDied
+from stage import StageError
 from tests.export.clip_student import clip_bundle
 
 FILE = "test_byobnet-fp32.onnx"
