@@ -30,14 +30,18 @@ NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
 """Error numbers of file systems on which a file cannot have a second name (hard link)."""
 
 
+class CannotWrite(StageError):
+    """A file cannot be written: whatever a command would write after it could not be, either."""
+
+
 @contextlib.contextmanager
 def writing(target: Path) -> Iterator[None]:
-    """Raise StageError that names ``target`` where the system says that it cannot be written, or does not fit."""
+    """Raise CannotWrite that names ``target`` where the system says that it cannot be written, or does not fit."""
     try:
         yield
     except OSError as error:
         if error.errno in NOT_WRITABLE:
-            raise StageError(f"cannot write {target}: {os.strerror(error.errno)}") from error
+            raise CannotWrite(f"cannot write {target}: {os.strerror(error.errno)}") from error
         raise
 
 

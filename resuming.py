@@ -97,9 +97,13 @@ def go_on_with(folder: Path, mark: str, asked: str, begun: Callable[[], bool], m
 
     mark: name of the file in it that records the settings. asked: the settings, a JSON object. begun: tells whether
     there is work that could be lost. meaning: text for settings whose values tell a user nothing. Raises StageError
-    for unfinished work with other settings.
+    for unfinished work with other settings, or of another kind, which has no such file.
     """
     file = folder / mark
+    if not file.exists() and any(path.is_file() and path.suffix != ".partial" for path in folder.rglob("*")):
+        raise StageError(
+            f"{folder} is unfinished work of another command: give another --out, call that command again, or remove it"
+        )
     old = file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
     if old != asked:
         if begun():

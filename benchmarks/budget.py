@@ -276,12 +276,12 @@ def main() -> None:
 
     end_with_parent()
     task_file, result_file = map(Path, sys.argv[1:3])
-    task = BudgetTask.model_validate_json(task_file.read_text())
+    task = BudgetTask.model_validate_json(task_file.read_text(encoding="utf-8"))
     cv2.setNumThreads(task.threads)
     with bound_to(task.cores):
         result = task.measured()
     with writing(result_file):
-        result_file.write_text(result.model_dump_json())
+        result_file.write_text(result.model_dump_json(), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -9,13 +9,13 @@ import typer
 
 from benchmarks.budget import BudgetTask, first_clip
 from benchmarks.figures import Budget
-from benchmarks.kept import KeptMeasurements, NotKept
+from benchmarks.kept import KeptMeasurements
 from benchmarks.measuring import answer_of, refuse_changed
 from benchmarks.processor import cores_for
 from benchmarks.rows import Subject
 from data.depth import SIZES, find_weights
 from data.store import ClipStore
-from files import sha256_of
+from files import CannotWrite, sha256_of
 from stage import Modality, StageError, WrongArgument, progress
 
 
@@ -135,7 +135,7 @@ def _measure(task: BudgetTask, hashes: str, kept: KeptMeasurements) -> Budget:
     """Return a measured budget, or an empty one with the reason; ``hashes``: of the video and the weights."""
     try:
         return kept.once(f"{task.model_dump_json()} {hashes}", lambda: measure_budget(task), Budget)
-    except NotKept:
+    except CannotWrite:
         raise
     except StageError as error:
         return task.empty(str(error))

@@ -39,13 +39,13 @@ class Joules:
 
 def _is_processor(zone: Path) -> bool:
     try:
-        return (zone / "name").read_text().startswith("package")
+        return (zone / "name").read_text(encoding="utf-8").startswith("package")
     except OSError:
         return False
 
 
 def _microjoules(zone: Path, counter: str = "energy_uj") -> int | None:
     try:
-        return int((zone / counter).read_text())
+        return int((zone / counter).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None

@@ -11,14 +11,9 @@ from typing import TypeVar
 from pydantic import BaseModel, ValidationError
 
 from files import written_whole
-from resuming import Lock, unfinished_of
-from stage import StageError
+from resuming import Lock, go_on_with, unfinished_of
 
 Result = TypeVar("Result", bound=BaseModel)
-
-
-class NotKept(StageError):
-    """A measurement could not be written to disk: the command ends, as all that follow would not be kept either."""
 
 
 class KeptMeasurements:
@@ -33,24 +28,21 @@ class KeptMeasurements:
     def __init__(self, out: Path, where: str) -> None:
         self._lock, self._where = Lock(out), where
         self.folder = unfinished_of(out)
-        self.folder.mkdir(exist_ok=True)
+        go_on_with(self.folder, "measurements", "{}", lambda: any(self.folder.glob("*.json")), {})
 
     def once(self, asked: str, measure: Callable[[], Result], kind: type[Result]) -> Result:
         """Return the kept result for ``asked``, of type ``kind``; where there is none, measure it and keep it.
 
-        ``asked`` must name everything that decides the figures. Nothing is kept if ``measure`` raises. Raises NotKept
-        if the result cannot be written.
+        ``asked`` must name everything that decides the figures. Nothing is kept if ``measure`` raises. Raises
+        CannotWrite if the result cannot be written.
         """
         file = self.folder / f"{hashlib.sha256(f'{self._where} {asked}'.encode()).hexdigest()}.json"
         try:
             return kind.model_validate_json(file.read_bytes())
         except (FileNotFoundError, ValidationError):  # after a power cut a kept file can be empty
             result = measure()
-        try:
-            with written_whole(file) as aside:
-                aside.write_text(result.model_dump_json(), encoding="utf-8")
-        except StageError as error:
-            raise NotKept(str(error)) from error
+        with written_whole(file) as aside:
+            aside.write_text(result.model_dump_json(), encoding="utf-8")
         return result
 
     def scratch(self) -> tempfile.TemporaryDirectory[str]:

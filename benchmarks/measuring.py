@@ -49,7 +49,7 @@ def answer_of(module: str, task: BaseModel, kind: type[Answer], environment: Map
     with tempfile.TemporaryDirectory() as folder:
         task_file, result_file = Path(folder) / "task.json", Path(folder) / "result.json"
         with writing(task_file):
-            task_file.write_text(task.model_dump_json())
+            task_file.write_text(task.model_dump_json(), encoding="utf-8")
         command = [sys.executable, "-W", "ignore", "-m", module, str(task_file), str(result_file)]
         read_end, write_end = os.pipe()  # closed when this process ends, however it does: see ``end_with_parent``
         try:
@@ -62,7 +62,7 @@ def answer_of(module: str, task: BaseModel, kind: type[Answer], environment: Map
         if done.returncode or not result_file.exists():
             reason = last_line(done.stderr, f"exit code {done.returncode}")
             raise StageError(re.sub(r"^(\w+\.)+\w+: ", "", reason))  # without the module path of the error's class
-        return kind.model_validate_json(result_file.read_text())
+        return kind.model_validate_json(result_file.read_text(encoding="utf-8"))
 
 
 def measure_apart(task: Task) -> Measurement:

@@ -11,14 +11,14 @@ from pydantic import BaseModel
 
 from benchmarks.adb import Phone
 from benchmarks.figures import RUNS_FOR_P90, RUNS_FOR_P99, Latency, spread_of
-from benchmarks.kept import KeptMeasurements, NotKept
+from benchmarks.kept import KeptMeasurements
 from benchmarks.measuring import refuse_changed
 from benchmarks.native_runners import RunnerTimes, Tool, tool_of
 from benchmarks.rounds import Effort
 from benchmarks.rows import Subject
 from benchmarks.schema import Row
 from export.manifest import Artifact, Program
-from files import sha256_of
+from files import CannotWrite, sha256_of
 from stage import StageError, WrongArgument, progress
 
 ACCURACY = "timed on the phone; its accuracy is that of the row measured on this machine"
@@ -122,7 +122,7 @@ class _Calls:
         try:
             asked = f"{where} {row.name} {row.sha256} {row.threads} {runs}"
             self._rounds.append(kept.once(asked, lambda: self._time_round(runs), _Round).programs)
-        except NotKept:
+        except CannotWrite:
             raise
         except StageError as error:
             self._phone.require()

@@ -40,7 +40,7 @@ def best_first(processors: Iterable[int], root: Path = PROCESSORS) -> list[int]:
 
     def read_number(processor: int, name: str, default: int) -> int:
         try:
-            return int((root / f"cpu{processor}" / name).read_text())
+            return int((root / f"cpu{processor}" / name).read_text(encoding="utf-8"))
         except (OSError, ValueError):  # virtual machines lack some of these files
             return default
 

@@ -27,6 +27,7 @@ from models.origin import Parent
 from models.run import Run
 from models.schemes import fast_dtype
 from parsing import read_json
+from resuming import alone
 from stage import StageError, refuse_tf32, say, usable_cores
 
 SCHEMA_VERSION = 3
@@ -121,12 +122,31 @@ def reference(
     refuse_tf32()  # as the worker does, so that ``tf32`` below is true of the worker too
     _check(source, store, torch_device, precision)
     threads = min(torch.get_num_threads(), usable_cores())
-    with scratch_beside(out) as folder:
-        measurement = _measure(source, store, torch_device, precision, threads, repeats, folder)
+    with alone(out):
+        with scratch_beside(out) as folder:
+            measurement = _measure(source, store, torch_device, precision, threads, repeats, folder)
+        result = _reference_of(measurement, source, store, torch_device, precision, threads)
+        with written_whole(out) as aside:
+            aside.write_text(result.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    batch = f"in batches of {result.best_batch} samples"
+    cost = f"{result.latency_ms.p50:.1f} ms a frame, {result.throughput:.0f} frames/s {batch}"
+    say(f"{out}: {result.backbone} on {result.device}, AUC {result.metrics.auc:.3f}, {cost}")
+    return result
+
+
+def _reference_of(
+    measurement: Measurement,
+    source: Run,
+    store: ClipStore,
+    torch_device: str,
+    precision: Literal["fp32", "autocast"],
+    threads: int,
+) -> Reference:
+    """Return the reference of a measured run."""
     assert measurement.timing is not None
     test = clip_scores(measurement.scores["test"])
     machine = describe_machine()
-    result = Reference(
+    return Reference(
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         run=source.as_parent(),
         backbone=source.info.architecture.backbone,
@@ -141,12 +161,6 @@ def reference(
         notes=_notes(source, store, torch_device),
         **_cost(measurement.timing),
     )
-    with written_whole(out) as aside:
-        aside.write_text(result.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    batch = f"in batches of {result.best_batch} samples"
-    cost = f"{result.latency_ms.p50:.1f} ms a frame, {result.throughput:.0f} frames/s {batch}"
-    say(f"{out}: {result.backbone} on {result.device}, AUC {result.metrics.auc:.3f}, {cost}")
-    return result
 
 
 def _check(source: Run, store: ClipStore, device: str, precision: str) -> None:

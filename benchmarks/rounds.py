@@ -8,12 +8,13 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.kept import KeptMeasurements, NotKept
+from benchmarks.kept import KeptMeasurements
 from benchmarks.measuring import measure_apart, refuse_changed, refuse_changed_store, write_timed_crops
 from benchmarks.processor import cores_for
 from benchmarks.rows import Subject, fill_row
 from benchmarks.task import Measurement, Task
 from data.store import ClipStore
+from files import CannotWrite
 from stage import StageError, progress, usable_cores
 
 
@@ -118,7 +119,7 @@ class Rounds:
         try:
             measurement = self._kept.once(asked, lambda: self._measure_apart(subject, task), Measurement)
             self._measurements.setdefault(id(subject), []).append(measurement)
-        except NotKept:
+        except CannotWrite:
             raise
         except StageError as error:
             subject.row.status, subject.row.reason = "failed", str(error)

@@ -164,9 +164,9 @@ def main() -> None:
     """Read a task, measure, write the result."""
     end_with_parent()
     task_file, result_file = map(Path, sys.argv[1:3])
-    result = measure(Task.model_validate_json(task_file.read_text()))
+    result = measure(Task.model_validate_json(task_file.read_text(encoding="utf-8")))
     with writing(result_file):
-        result_file.write_text(result.model_dump_json())
+        result_file.write_text(result.model_dump_json(), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -187,7 +187,7 @@ class FrameCache:
             require_writable(folder / KEY_FILE, "--cache")
             _say_why_anew(root, key)
             with written_whole(folder / KEY_FILE) as aside:
-                aside.write_text(key.model_dump_json(indent=2) + "\n")
+                aside.write_text(key.model_dump_json(indent=2) + "\n", encoding="utf-8")
         filling = Filling(folder, key.modalities, views, compute)
         size = 2 * views.store.frames * len(views) * int(np.prod(filling.shape))
         say(f"{key.of} of {key.split} {'+'.join(key.modalities)}: {size / 1e6:.0f} MB on disk at {folder}")

@@ -16,7 +16,7 @@ from data.store import DamagedClip
 from data.views import View, Views
 from files import require_writable, writing, written_whole
 from resuming import Lock
-from stage import Modality, StageError, progress, say
+from stage import Modality, StageError, progress, reason_of, say
 
 FLUSHED_VIEWS = 32
 """Number of views after which the computed arrays are flushed to the disk."""
@@ -196,10 +196,19 @@ def _mapped(path: Path, dtype: Any, shape: tuple[int, ...]) -> Any:
 
 
 def _reserve(path: Path) -> None:
-    """Allocate the disk space of a sparse file: on a full disk, writing to its mapping would kill the process."""
+    """Allocate the disk space of a sparse file: on a full disk, writing to its mapping would kill the process.
+
+    Raises StageError if there is not enough.
+    """
     if hasattr(os, "posix_fallocate"):
-        with path.open("r+b") as file:
-            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+        try:
+            with path.open("r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+        except OSError as error:
+            room = f"{path.stat().st_size / 1e6:.0f} MB"
+            raise StageError(
+                f"{path.parent} has no room for {room} ({reason_of(error)}): give --cache on a larger disk"
+            ) from error
 
 
 def _mark(rows: Any, done: NDArray[np.bool_], fresh: list[int]) -> None:

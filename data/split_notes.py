@@ -26,7 +26,10 @@ def missing_label_notes(info: StoreInfo, labels: Collection[int]) -> list[str]:
         if label in labels:
             remedy = f"no {name} file gave a clip, for the reasons in videos.parquet."
         elif label == REAL or not forge:
-            remedy = f"give a source of {name} files as well{', or --forge' if label == FAKE else ''}."
+            forged = ", or --forge" if label == FAKE else ""
+            remedy = (
+                f"give {name} files as well, in a folder that holds real/ and fake/ or named by a .csv file{forged}."
+            )
     return [
         f"The {split} split has {counts['real']} real and {counts['fake']} fake clips, and teach and distill need "
         f"both: {remedy}"

@@ -8,7 +8,7 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -214,9 +214,12 @@ class ClipStore:
 
     def require(self, modalities: Iterable[Modality]) -> None:
         """Raise StageError if the store was prepared without any one of these modalities."""
-        for modality in modalities:
-            if modality not in self.info.settings.modalities:
-                raise StageError(f"{self.path} holds no {modality}: prepare it with --modalities rgb,{modality}")
+        present, wanted = self.info.settings.modalities, set(modalities)
+        if missing := sorted(wanted.difference(present)):
+            together = [modality for modality in get_args(Modality) if modality in wanted.union(present)]
+            raise StageError(
+                f"{self.path} holds no {' and no '.join(missing)}: prepare it with --modalities {','.join(together)}"
+            )
 
     def boxes_in_crops(self, clip: Clip) -> NDArray[np.float64]:
         """Return a clip's face boxes in its crops, float64 [T, 4] (x0, y0, x1, y1) in pixels of the crops."""

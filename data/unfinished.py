@@ -56,7 +56,7 @@ class Unfinished:
         with RowWriter(self.folder / "videos.parquet", VIDEO_SCHEMA) as videos_file:
             videos_file.write(*rows)
         info = store_info(self.settings, notes, rows, sha256_of(self.folder / "videos.parquet"))
-        (self.folder / "store.json").write_text(info.model_dump_json(indent=2) + "\n")
+        (self.folder / "store.json").write_text(info.model_dump_json(indent=2) + "\n", encoding="utf-8")
         self._remove_partial()
         put_in_place(self.folder, self.out)
         # Only now: without these notes, a process killed before the rename would have to prepare everything again.

@@ -164,7 +164,7 @@ def _count_operations(program: Any) -> tuple[int, int]:
 def without_native_messages() -> Iterator[None]:
     """Silence what ExecuTorch's native code prints about the processor and threads; its errors come as exceptions."""
     stderr = os.dup(2)
-    with open(os.devnull, "w") as null:
+    with open(os.devnull, "w", encoding="utf-8") as null:
         os.dup2(null.fileno(), 2)
         try:
             yield

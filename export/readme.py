@@ -5,6 +5,7 @@ from pathlib import PurePath
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from compress.fidelity import LOGIT_LIMIT
 from export.coreml import MINIMUM_OS
 from export.manifest import OWN_SCORES, Artifact, Manifest
 from export.parity import LEAST_SNR_DB
@@ -56,13 +57,16 @@ def readme(manifest: Manifest) -> str:
         minimum_os=MINIMUM_OS,
         batch=(onnx and onnx.batch) or 1,
         dynamic=onnx is not None and onnx.batch is None,
+        onnx_needs=onnx.minimum_os if onnx else "",
         file=file,
         stem=lambda runtime: PurePath(file(runtime)).stem,
         rules=rules,
         own=OWN_SCORES,
         judged=validations[0] if validations else None,
         pte={system: _shown(manifest, "executorch", delegates) for system, delegates in DELEGATES.items()},
+        vulkan=any(artifact.delegate == "vulkan" for artifact in manifest.artifacts),
         least_snr_db=LEAST_SNR_DB,
+        logit_limit=f"{LOGIT_LIMIT:.0f}",
         share=lambda part: f"{100 * part:.1f} %",
         tools=", ".join(f"{tool} {version}" for tool, version in manifest.tools.items()),
     )

@@ -212,23 +212,34 @@ def test_stand_in_is_never_silent():
         pocketproof._stand_in()
 
 
+def calls():
+    """Yield every call in the product: its file, what is called, its options and its text."""
+    for path in [*ROOT.glob("*.py"), *(p for room in ROOMS for p in (ROOT / room).rglob("*.py"))]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call):
+                options = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+                yield path.relative_to(ROOT), ast.unparse(node.func), options, ast.unparse(node)
+
+
+def test_text_files_are_utf_8_in_any_locale():
+    found = [
+        f"{path}: {text}"
+        for path, name, options, text in calls()
+        if name.endswith((".read_text", ".write_text")) and "encoding" not in options
+    ]
+    assert found == []
+
+
 def test_nothing_unpickles_without_restriction_or_runs_text():
     """``torch.export.load`` unpickles; a shell string may hold any command."""
     found = []
-    for path in [*ROOT.glob("*.py"), *(p for room in ROOMS for p in (ROOT / room).rglob("*.py"))]:
-        for node in ast.walk(ast.parse(path.read_text())):
-            if not isinstance(node, ast.Call):
-                continue
-            name, options = (
-                ast.unparse(node.func),
-                {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords},
-            )
-            loose = name == "torch.load" and options.get("weights_only") != "True"
-            unpickles = name in ("torch.export.load", "pickle.load", "pickle.loads", "joblib.load", "np.load")
-            safe_arrays = name == "np.load" and options.get("allow_pickle", "False") == "False"
-            runs_text = name in ("eval", "exec", "os.system") or options.get("shell", "False") != "False"
-            if loose or (unpickles and not safe_arrays) or runs_text:
-                found.append(f"{path.relative_to(ROOT)}: {ast.unparse(node)}")
+    for path, name, options, text in calls():
+        loose = name == "torch.load" and options.get("weights_only") != "True"
+        unpickles = name in ("torch.export.load", "pickle.load", "pickle.loads", "joblib.load", "np.load")
+        safe_arrays = name == "np.load" and options.get("allow_pickle", "False") == "False"
+        runs_text = name in ("eval", "exec", "os.system") or options.get("shell", "False") != "False"
+        if loose or (unpickles and not safe_arrays) or runs_text:
+            found.append(f"{path}: {text}")
     assert found == []
 
 

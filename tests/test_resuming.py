@@ -6,7 +6,7 @@ from typing import IO
 
 import pytest
 
-from resuming import Lock, alone, unfinished_of
+from resuming import Lock, alone, go_on_with, unfinished_of
 from stage import StageError
 
 
@@ -67,3 +67,27 @@ def test_links_where_work_would_be_locked_or_grow_are_not_followed(tmp_path: Pat
     (tmp_path / ".store.unfinished").symlink_to(tmp_path)
     with pytest.raises(StageError, match=r"\.store\.unfinished is a link, where unfinished work would grow: remove it"):
         unfinished_of(tmp_path / "store")
+
+
+def test_work_goes_on_with_its_own_settings_alone(tmp_path: Path) -> None:
+    folder, work = tmp_path / ".out.unfinished", tmp_path / ".out.unfinished" / "rows" / "a"
+    go_on_with(folder, "asked.json", '{"seed": 0}', work.exists, {})
+    go_on_with(folder, "asked.json", '{"seed": 1}', work.exists, {})  # nothing is lost yet
+    work.parent.mkdir()
+    work.touch()
+    go_on_with(folder, "asked.json", '{"seed": 1}', work.exists, {})
+    with pytest.raises(
+        StageError, match=r"is unfinished work of another call \(seed was 1\): call the command as then"
+    ):
+        go_on_with(folder, "asked.json", '{"seed": 2}', work.exists, {})
+    with pytest.raises(StageError, match="is unfinished work of another command: give another --out"):
+        go_on_with(folder, "checkpoints/asked.json", "{}", lambda: False, {})
+    assert work.exists()
+
+
+def test_what_a_kill_left_before_any_work_is_no_work(tmp_path: Path) -> None:
+    folder = tmp_path / ".out.unfinished"
+    (folder / "clips").mkdir(parents=True)
+    (folder / "clips" / ".a.host.1.partial").touch()
+    go_on_with(folder, "asked.json", "{}", lambda: False, {})
+    assert [path.name for path in folder.iterdir()] == ["asked.json"]

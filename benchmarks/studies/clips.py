@@ -116,7 +116,7 @@ def describe(row: Row, frames: int, depth: float, out: Path) -> dict[str, Any]:
     """Return a row's figures per clip; ``depth``: milliseconds a frame, which only teachers need."""
     assert row.latency_ms is not None
     run = out / (row.name if row.kind == "run" else "student")
-    cost = json.loads((run / "metrics.json").read_text())["cost"]
+    cost = json.loads((run / "metrics.json").read_text(encoding="utf-8"))["cost"]
     clip = row.latency_ms.p50 * frames
     return {
         "name": f"{row.name} ({row.runtime} {row.scheme})",

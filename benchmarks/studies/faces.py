@@ -75,7 +75,7 @@ def imagenet_weights(backbone: str, folder: Path) -> Path:
                 aside / "model.safetensors",
             )
             (aside / "README.md").write_text(
-                "---\nlicense: apache-2.0\n---\nImageNet weights of the package " + package
+                "---\nlicense: apache-2.0\n---\nImageNet weights of the package " + package, encoding="utf-8"
             )
     return target
 
@@ -94,7 +94,7 @@ def train(recipe: Recipe, photos: Path, out: Path, run: Path, passes: int) -> di
             batch_size=32, learning_rate=recipe.learning_rate, patience=passes, forge=True,
             weakest_forgery=recipe.weakest_forgery,
         )  # fmt: skip
-    metrics: dict[str, Any] = json.loads((run / "metrics.json").read_text())
+    metrics: dict[str, Any] = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
     return metrics | {"minutes": sum(entry["seconds"] for entry in metrics["training"]["passes"]) / 60}
 
 

@@ -69,7 +69,7 @@ def train_all(seeds: int, teacher: Path, store: Path, out: Path, views: int) -> 
             for name, loss in CHOICES.items()
         ]
         for job in as_completed(jobs):
-            metrics = json.loads((job.result() / "metrics.json").read_text())
+            metrics = json.loads((job.result() / "metrics.json").read_text(encoding="utf-8"))
             say(f"{job.result()}: val AUC {metrics['val']['auc']:.3f}")
     return runs
 

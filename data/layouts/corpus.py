@@ -41,6 +41,12 @@ MARKS = {
     "dfdc": ("metadata.json", "*/metadata.json"),
 }
 """For each layout, glob patterns of which its folder matches at least one; the first layout that fits is taken."""
+_NAMING = {
+    "folder": "A .csv file (path,label,identity) in place of the folder",
+    "csv": "Its column identity",
+    "flat": "--identity-pattern",
+}
+"""What tells the persons of a corpus whose files' names stand for them otherwise, by layout."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +81,10 @@ class Selection:
                 f"--label {self.label} and --layout {self.layout}: a layout has its own labels, give one"
             )
         if self.identity_pattern is not None and not self.label:
-            raise WrongArgument("--identity-pattern needs --label: a layout has its own identities")
+            raise WrongArgument(
+                "--identity-pattern is for folders with --label: a layout has its own identities; a .csv file "
+                "(path,label,identity) names others"
+            )
         if self.max_videos is not None and self.max_videos < 1:
             raise WrongArgument(f"--max-videos {self.max_videos}: give at least 1")
         if self.compression not in (None, *COMPRESSIONS):
@@ -102,6 +111,8 @@ def _layout_of(root: Path, selection: Selection) -> str:
     expected = ", ".join(f"{' or '.join(marks)} ({layout})" for layout, marks in MARKS.items())
     within = [f"{folder} ({name})" for folder in sorted(folders_below(root)) if (name := _marked(folder))]
     remedy = f"give what has one, {some_of(within)}" if within else "give --label for a folder of one label"
+    if above := _marked(root.absolute().parent):
+        remedy = f"give the folder above it ({above}), or --label for a folder of one label"
     raise StageError(
         f"{root} has no known layout: expected {expected} or a .csv file; name one with --layout, or {remedy}"
     )
@@ -196,7 +207,7 @@ def _named_by_files(layout: str, sources: Sequence[Source], selected: AbstractSe
         return []
     notes = [
         f"{len(unnamed)} of {len(used)} files of {_titled(layout)} name no person but their own file name: a person "
-        "who is in several of them may be in several splits."
+        f"who is in several of them may be in several splits. {_NAMING[layout]} names persons."
     ]
     reals = {name for source in sources if not source.label for name in source.identities}
     orphans = sum(1 for source in unnamed if source.label and source.identities[0] not in reals)

@@ -16,7 +16,7 @@ FOLDERS = {
     **{name.lower(): label for name, (label, _, _) in NAMES.items()},
 }
 """Label of the files in folders of these names, in capitals or not: those of the layouts."""
-FAKES, REALS = re.compile("(deep)?fake|manipulat|synth|forge|swap"), re.compile("(real|original|genuine)s?$")
+FAKES, REALS = re.compile("(deep)?fake|manipulat|generat|synth|forge|swap"), re.compile("(real|original|genuine)s?$")
 """Words in the names of folders that may tell the label of the files in them; the first also at a word's beginning."""
 
 
@@ -25,7 +25,7 @@ def refuse_other_labels(root: Path, sources: Sequence[Source], label: str) -> No
     for source in sources:
         for name in (_name_of(root), *PurePath(source.name).parts[:-1]):
             if FOLDERS.get(name.lower(), source.label) != source.label:
-                raise _refused(f"{source.name} lies in a folder {name}", label, "give folders of one label")
+                raise _refused(f"{source.name} lies in a folder {name}", label, "give folders of one label alone")
     # Absolute, without "..", and links as they are.
     labels = {os.path.abspath(source.path): source.label for source in sources}  # noqa: PTH100
     for folder in sorted(folders_below(root)):

@@ -5,7 +5,8 @@ import contextlib
 import pytest
 from pydantic import BaseModel
 
-from benchmarks.kept import KeptMeasurements, NotKept
+from benchmarks.kept import KeptMeasurements
+from files import CannotWrite
 from stage import StageError
 
 
@@ -38,7 +39,7 @@ def test_what_was_cut_off_or_failed_is_measured_again(tmp_path):
             kept.once("row", lambda: (_ for _ in ()).throw(StageError("no such row")), Figure)
         kept.once("row", lambda: Figure(value=1), Figure)
         raise KeyboardInterrupt
-    (file,) = (tmp_path / ".report.unfinished").iterdir()
+    (file,) = (tmp_path / ".report.unfinished").glob("*.json")
     file.write_text("")
     with KeptMeasurements(tmp_path / "report", "here") as kept:
         assert kept.once("row", lambda: Figure(value=2), Figure) == Figure(value=2)
@@ -63,9 +64,22 @@ def test_a_measurement_that_cannot_be_kept_ends_the_command(tmp_path, monkeypatc
 
     @contextlib.contextmanager
     def full(target, **_options):
-        raise StageError(f"cannot write {target}: No space left on device")
+        raise CannotWrite(f"cannot write {target}: No space left on device")
         yield
 
     monkeypatch.setattr("benchmarks.kept.written_whole", full)
-    with KeptMeasurements(tmp_path / "report", "here") as kept, pytest.raises(NotKept, match="No space left on device"):
+    with (
+        KeptMeasurements(tmp_path / "report", "here") as kept,
+        pytest.raises(CannotWrite, match="No space left on device"),
+    ):
         kept.once("a", lambda: Figure(value=1), Figure)
+
+
+def test_unfinished_work_of_another_command_is_left_alone(tmp_path):
+    """As of a training that was begun for the same ``--out``: a report there must not end it."""
+    checkpoint = tmp_path / ".report.unfinished" / "checkpoints" / "last.pt"
+    checkpoint.parent.mkdir(parents=True)
+    checkpoint.write_text("hours")
+    with pytest.raises(StageError, match=r"\.report\.unfinished is unfinished work of another command: give another"):
+        KeptMeasurements(tmp_path / "report", "here")
+    assert checkpoint.read_text() == "hours"

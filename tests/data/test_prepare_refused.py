@@ -83,7 +83,7 @@ def test_wrong_arguments_end_with_two(tmp_path: Path) -> None:
         ({"modalities": "rgb,flow", "flow": "raft"}, "--flow raft needs weights: give --flow-weights FILE"),
         ({"modalities": "rgb,flow", "frames": 1}, "--modalities flow needs clips of at least 2 frames: a photo has no"),
         ({"label": "real", "layout": "folder"}, "--label real and --layout folder: a layout has its own labels"),
-        ({"identity_pattern": "x"}, "--identity-pattern needs --label: a layout has its own identities"),
+        ({"identity_pattern": "x"}, "--identity-pattern is for folders with --label: a layout has its own identities"),
         ({"ratios": "1,1"}, "--ratios"),
     ],
 )

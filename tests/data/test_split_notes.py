@@ -38,14 +38,24 @@ def test_a_method_that_is_in_one_split_as_a_whole_is_noted() -> None:
             1,
             "other --ratios or --seed may mend it, files of oth",
         ),
-        ({"train": (9, 0), "val": (1, 0), "test": (2, 0)}, {0}, 0, "give a source of fake files as well, or --forge."),
+        (
+            {"train": (9, 0), "val": (1, 0), "test": (2, 0)},
+            {0},
+            0,
+            "give fake files as well, in a folder that holds real/ and fake/ or named by a .csv file, or --forge.",
+        ),
         (
             {"train": (9, 0), "val": (0, 0), "test": (0, 0)},
             {0},
             1,
             "other --ratios or --seed may mend it, files of oth",
         ),
-        ({"train": (0, 9), "val": (0, 1), "test": (0, 2)}, {1}, 0, "give a source of real files as well."),
+        (
+            {"train": (0, 9), "val": (0, 1), "test": (0, 2)},
+            {1},
+            0,
+            "give real files as well, in a folder that holds real/ and fake/ or named by a .csv file.",
+        ),
         (
             {"train": (9, 0), "val": (1, 0), "test": (2, 0)},
             {0, 1},

@@ -81,7 +81,10 @@ def test_a_corpus_without_files_says_what_was_looked_for(
         ({"layout": "dfcd"}, r"layout 'dfcd' is not known: give auto, ffpp or .*folder or dfdc or csv"),
         ({"label": "true"}, "--label 'true' is not known: give real or fake"),
         ({"label": "fake", "layout": "ffpp"}, "--label fake and --layout ffpp: a layout has its own labels, give one"),
-        ({"identity_pattern": "a"}, "--identity-pattern needs --label: a layout has its own identities"),
+        (
+            {"identity_pattern": "a"},
+            "--identity-pattern is for folders with --label: a layout has its own identities; a .csv file ",
+        ),
         ({"max_videos": 0}, "--max-videos 0: give at least 1"),
         ({"compression": "c1"}, "--compression 'c1' is not known: give c0, c23, c40"),
     ],
@@ -188,14 +191,16 @@ NAMELESS = "name no person but their own file name: a person who is in several o
 def test_persons_who_are_known_by_file_names_alone_are_noted(touch: Callable[..., Path]) -> None:
     root = touch("real/a.mp4", "real/b.mp4", "fake/a.mp4", "fake/a_swap.mp4", "fake/c.mp4")
     assert read_sources([root], Selection())[1] == [
-        f"5 of 5 files of the layout folder {NAMELESS}",
+        f"5 of 5 files of the layout folder {NAMELESS} A .csv file (path,label,identity) in place of the folder names "
+        "persons.",
         "2 fakes of the layout folder have the name of no real file: they may be in another split than their original.",
     ]
     assert read_sources([root / "real"], Selection(label="real"))[1] == [
-        f"2 of 2 files of a folder without a layout {NAMELESS}"
+        f"2 of 2 files of a folder without a layout {NAMELESS} --identity-pattern names persons."
     ]
     assert read_sources([root], Selection(max_videos=1))[1][:2] == [
-        f"2 of 2 files of the layout folder {NAMELESS}",
+        f"2 of 2 files of the layout folder {NAMELESS} A .csv file (path,label,identity) in place of the folder names "
+        "persons.",
         "2 of 5 files were taken (--max-videos 1).",
     ]
     assert read_sources([root / "real"], Selection(label="real", identity_pattern="(.)"))[1] == []
@@ -207,7 +212,9 @@ def test_a_table_that_names_persons_or_splits_and_a_corpus_that_describes_itself
     root = touch("a.mp4", "b.mp4")
     table = root / "corpus.csv"
     table.write_text("path,label,identity\na.mp4,real,anna\nb.mp4,fake,\n")
-    assert read_sources([table], Selection())[1][0] == f"1 of 2 files of the layout csv {NAMELESS}"
+    assert read_sources([table], Selection())[1][0] == (
+        f"1 of 2 files of the layout csv {NAMELESS} Its column identity names persons."
+    )
     table.write_text("path,label,identity\na.mp4,real,anna\nb.mp4,fake,anna\n")
     assert read_sources([table], Selection())[1] == []
     table.write_text("path,label,split\na.mp4,real,train\nb.mp4,fake,test\n")
