@@ -44,12 +44,6 @@ def weights_fingerprint(network: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def clips_fingerprint(views: Views) -> str:
-    """Return the SHA-256 of the names of a split's clips, in order, whatever the number of views of each."""
-    names = "\n".join(f"{view.clip.clip_id} {view.forged}" for view in views.views if not view.number)
-    return hashlib.sha256(names.encode()).hexdigest()
-
-
 class CacheKey(BaseModel):
     """Everything that the numbers in a cache depend on; another key means another cache."""
 
@@ -59,8 +53,8 @@ class CacheKey(BaseModel):
     """Kind of content: ``frozen features`` or ``teacher outputs``."""
     store: str
     clips: str
-    """SHA-256 of the clips that the rows belong to (``clips_fingerprint``): a clip whose file is damaged is left out of
-    training, and is back once the file is repaired."""
+    """SHA-256 of the clips that the rows belong to (``Views.clips_sha256``): a clip whose file is damaged is left out,
+    and is back once the file is repaired."""
     weights: str
     network: str
     precision: str
@@ -87,7 +81,7 @@ class CacheKey(BaseModel):
         return cls(
             of=of,
             store=views.store.info.fingerprint,
-            clips=clips_fingerprint(views),
+            clips=views.clips_sha256,
             weights=weights_fingerprint(network),
             network=settings,
             precision=precision,
@@ -148,7 +142,7 @@ def _allow_open_files(blocks: int) -> None:
 class FrameCache:
     """One float16 array per frame, in one memory-mapped file per block of views. Rows are numbered as in ``Views``.
 
-    Interrupted filling resumes where it was. Two processes may fill one cache at once: both write the same numbers.
+    Interrupted filling resumes where it was. Of several trainings that need one cache, one fills it, the others wait.
     """
 
     def __init__(self, blocks: list[NDArray[np.float16]], done: list[NDArray[np.bool_]], folder: Path) -> None:

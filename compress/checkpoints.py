@@ -1,6 +1,5 @@
 """Checkpoints of a training, with which an interrupted one ends with the weights of an uninterrupted one."""
 
-import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from compress.compute import Compute
 from data.views import Views
 from files import written_whole
 from models.run import RunInfo
@@ -42,14 +42,19 @@ class Position:
     speed: dict[str, Any] = field(default_factory=dict)
 
 
-def asked_of(info: RunInfo, views: Views) -> dict[str, Any]:
+def asked_of(info: RunInfo, views: Views, compute: Compute) -> dict[str, Any]:
     """Return what a training depends on besides its schedule, for ``UnfinishedRun`` to compare when it resumes.
 
-    The clips are those that can be read: others would have other numbers, and the training other batches.
+    The clips are those that can be read: others would have other numbers, and the training other batches. Raises
+    StageError if they are not the same in all processes.
     """
-    clips = "\n".join(view.clip.clip_id for view in views.views if not view.number and not view.forged)
-    sha256 = hashlib.sha256(clips.encode()).hexdigest()
-    return {"run": info.asked(), "rule": views.rule.model_dump(), "clips": sha256}
+    if len(set(compute.gathered(views.clips_sha256))) > 1:
+        raise StageError(
+            f"the processes of this training do not see the same clips of {views.store.path}: where one of them runs, "
+            "files are missing or damaged (pocketproof inspect tells which)"
+        )
+    asked = {"run": info.asked(), "rule": views.rule.model_dump(), "clips": views.clips_sha256}
+    return asked | {"where": compute.where}
 
 
 def trained_state(module: nn.Module) -> dict[str, Tensor]:

@@ -55,7 +55,8 @@ class Compute:
 
         A CPU's cores are busy computing, and two threads at once on MPS can crash torch 2.14 (pytorch issue 197805).
         """
-        return max(1, min(MOST_READERS, usable_cores() // self.processes)) if self.device.type == "cuda" else 0
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", self.processes))  # others may run on other machines
+        return max(1, min(MOST_READERS, usable_cores() // here)) if self.device.type == "cuda" else 0
 
     @property
     def numbers(self) -> str:

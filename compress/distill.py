@@ -1,6 +1,6 @@
 """Distill a teacher into a student, which imitates the teacher's outputs; these are computed once per picture."""
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -193,8 +193,8 @@ def distill(
     start = Start.of(architecture, Path(weights) if weights not in (None, "hub") else None, weights is None, seed)
     parents = [parent for parent in (run, start.run) if parent]
     info = start.info("student", data_source(store, [modality], *parents), seed, *parents)
-    asked = asked_of(info, training) | {"schedule": asdict(schedule), "loss": loss_weights}
     compute = prepare_compute(schedule.precision)
+    asked = asked_of(info, training, compute) | {"schedule": schedule.asked(), "loss": loss_weights}
     check_related(loss_weights, samples_of_part(schedule.batch_size, schedule.accumulate, compute.processes))
     example = example_outputs(start.detector, store.frames, "dense" in loss_weights and kind == "frame")
     with UnfinishedRun(out, asked) as unfinished:

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from stage import Modality, StageError, progress, reason_of, say
 
 FLUSHED_VIEWS = 32
 """Number of views after which the computed arrays are flushed to the disk."""
+SECONDS_BETWEEN_LOOKS = 2.0
+"""Pause of a training that waits for another to fill their cache."""
 
 OfView = Callable[[NDArray[np.uint8], NDArray[np.bool_]], Tensor]
 """From a view's pictures (``Views.pixels``) and valid frames, bool [T], to the arrays of its frames, [T, ...]."""
@@ -53,18 +56,21 @@ class Filling:
         return rows, _mapped(file.with_suffix(".done.npy"), np.bool_, (len(block),))
 
     def fill(self) -> None:
-        """Compute all views that are not done, and write them into the blocks."""
-        for number in range(len(self.views.blocks)):
-            rows, done = self.opened(number)
-            _put(self.views.store.frames, self._computed(number, np.flatnonzero(~done).tolist()), rows, done)
+        """Compute all views that are not done, and write them into the blocks, one training after another."""
+        with self._lock_unless_whole() as lock:
+            self._merge_parts()
+            for number in range(len(self.views.blocks)):
+                rows, done = self.opened(number)
+                _put(self.views.store.frames, self._computed(number, np.flatnonzero(~done).tolist()), rows, done)
+            if lock:
+                lock.remove()
 
     def fill_together(self, where: Compute) -> None:
         """Compute this process's share into a file of its own; then the first process alone copies all into the blocks.
 
-        On a network disk, two machines that write into one mapped file overwrite each other's parts of a page. Raises
-        StageError while the processes of another training do the same: their files have the same names.
+        On a network disk, two machines that write into one mapped file overwrite each other's parts of a page.
         """
-        with self._lock() if where.rank == 0 and not self._is_whole() else contextlib.nullcontext() as lock:
+        with self._lock_unless_whole() if where.rank == 0 else contextlib.nullcontext() as lock:
             if lock:
                 self._merge_parts()  # left by an interrupted training
             where.gathered(None)
@@ -81,22 +87,22 @@ class Filling:
                 lock.remove()
         where.gathered(None)
 
-    def _is_whole(self) -> bool:
-        """Return whether nothing is to be done, so that nothing need be writable."""
-        return not any(self.folder.glob("*.part")) and all(
+    def _lock_unless_whole(self) -> contextlib.AbstractContextManager[Lock | None]:
+        """Return the cache's lock, once no other training fills it; None if nothing is to be done or written."""
+        waits = False
+        while any(self.folder.glob("*.part")) or not all(
             self.opened(number)[1].all() for number in range(len(self.views.blocks))
-        )
-
-    def _lock(self) -> Lock:
-        try:
-            return Lock(self.folder, may_exist=True)
-        except StageError as error:
-            if not isinstance(error.__cause__, BlockingIOError):
-                raise
-            raise StageError(
-                f"{self.folder} is being filled by another training in several processes: wait for it, or give another "
-                "--cache"
-            ) from error
+        ):
+            try:
+                return Lock(self.folder, may_exist=True)
+            except StageError as error:
+                if not isinstance(error.__cause__, BlockingIOError):
+                    raise
+            if not waits:
+                say(f"{self.folder} is being filled by another training: waiting for it (or give another --cache)")
+            waits = True
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+        return contextlib.nullcontext()
 
     @property
     def _record(self) -> np.dtype[np.void]:

@@ -109,7 +109,7 @@ def with_weights_of(detector: Detector, program: Detector) -> Detector:
     return trained
 
 
-def _compute() -> Compute:
+def compute_of_rounding() -> Compute:
     """Choose a device; not Apple's GPUs, which have no kernels for rounding with gradients."""
     return prepare_compute("fp32", on_cpu=torch.backends.mps.is_available())
 
@@ -171,14 +171,13 @@ class QatSettings:
 
 
 def train_rounded(
-    calibrated: Calibrated, settings: QatSettings, unfinished: UnfinishedRun
+    calibrated: Calibrated, settings: QatSettings, unfinished: UnfinishedRun, compute: Compute
 ) -> tuple[Calibrated, dict[str, Any]]:
     """Train a fused detector with rounded weights and activations; return it, with its new scales, and the history.
 
     If the run is its own teacher, the last pass is kept: the aim is to keep its logits, and validation AUC says little
     about them.
     """
-    compute = _compute()
     run, teacher = settings.run, settings.teacher
     views, teacher_views = settings.views_for(run), settings.views_for(teacher)
     epochs = settings.passes // settings.rule.views

@@ -11,7 +11,7 @@ from command import run_as_script
 from compress.checkpoints import asked_of
 from compress.compute import require_one_process
 from compress.distill import load_teacher
-from compress.qat import QatSettings, train_rounded
+from compress.qat import QatSettings, compute_of_rounding, train_rounded
 from compress.quantized import Quantized, RefusedScheme, other_numbers, overflows, static_int8
 from compress.runs import data_source, own_metrics, with_notes_of
 from compress.scoring import NotANumber
@@ -125,7 +125,8 @@ def _train_and_write(
     out: Path, source: Unquantized, info: RunInfo, crops: int, settings: QatSettings
 ) -> tuple[Quantized, dict[str, Any]]:
     """Train and write an int8-qat run, or resume an interrupted one; return the result and the run's metrics."""
-    asked = asked_of(info, settings.views_for(settings.run)) | {
+    compute = compute_of_rounding()
+    asked = asked_of(info, settings.views_for(settings.run), compute) | {
         "crops": crops,
         "passes": settings.passes,
         "losses": settings.losses,
@@ -135,7 +136,7 @@ def _train_and_write(
             result = static_int8(
                 source,
                 crops,
-                lambda calibrated: train_rounded(calibrated, settings, unfinished),
+                lambda calibrated: train_rounded(calibrated, settings, unfinished, compute),
                 match=settings.of_itself,
             )
             metrics = _check_accuracy(source, result, info.scheme) | result.metrics

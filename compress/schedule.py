@@ -1,8 +1,8 @@
 """The training schedule of teachers and students: length, learning rate, batches, and their options."""
 
 import math
-from dataclasses import dataclass
-from typing import Annotated, Literal
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any, Literal
 
 import torch
 import typer
@@ -50,6 +50,10 @@ class Schedule:
     """Share of all steps, 0..1, in which the learning rate rises."""
     clip_norm: float = 5.0
     """Largest norm of the gradients."""
+
+    def asked(self) -> dict[str, Any]:
+        """Return all but the precision, of which ``Compute`` says what it became on this device."""
+        return {name: value for name, value in asdict(self).items() if name != "precision"}
 
     def factor(self, step: int, steps: int) -> float:
         """Return the learning rate's factor, 0..1, at ``step`` of ``steps``.

@@ -1,6 +1,6 @@
 """Fine-tune a teacher: a timm backbone, frozen except for its last blocks, and a head over frames or whole clips."""
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -183,8 +183,8 @@ def teach(
             check_length(start.run.path, trained_on.frames or store.frames, store)
         source = source.model_copy(update={"crops": trained_on.crops})
     info = start.info("teacher", source, seed, *parents)
-    asked = asked_of(info, training) | {"schedule": asdict(schedule), "unfreeze": cut.unfreeze}
     compute = prepare_compute(schedule.precision)
+    asked = asked_of(info, training, compute) | {"schedule": schedule.asked(), "unfreeze": cut.unfreeze}
     samples_of_part(schedule.batch_size, schedule.accumulate, compute.processes)
     with UnfinishedRun(out, asked) as unfinished:
         cut.pixels_in.to(compute.device).to(memory_format=torch.channels_last)

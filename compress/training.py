@@ -72,13 +72,7 @@ def fit(compute: Compute, task: Task, schedule: Schedule, seed: int, unfinished:
         load_trained(task.objective, position.best_weights)
     task.objective.eval()
     settings = {"precision": compute.precision, "device": str(compute.device), "processes": compute.processes}
-    settings |= {
-        "batch_size": schedule.batch_size,
-        "accumulate": schedule.accumulate,
-        "ema": schedule.ema,
-        "views": task.views.summary(),
-        "speed": position.speed,
-    }
+    settings |= schedule.asked() | {"views": task.views.summary(), "speed": position.speed}
     stopped = {"stopped": f"no better pass in {schedule.patience}"} if position.passes < training.passes else {}
     return settings | stopped | {"steps": position.steps, "passes": position.history}
 
@@ -249,12 +243,11 @@ class _Training:
                 "random": random,
                 "unreadable": unreadable,
                 "average": self.average.values,
-                "where": self.compute.where,
             }
             save_checkpoint(self.unfinished.checkpoint, self.position, states)
 
     def _restore(self) -> None:
-        """Load the checkpoint; without one, seed the random numbers. Raises StageError if it cannot be resumed here."""
+        """Load the checkpoint; without one, seed the random numbers. Raises StageError if a process does not see it."""
         visible = self.compute.gathered(self.unfinished.checkpoint.exists())
         if not any(visible):
             torch.manual_seed(self.seed + self.compute.rank)
@@ -262,11 +255,6 @@ class _Training:
         if not all(visible):
             raise StageError(f"{self.unfinished.folder} is not seen by every process: give --out on a shared disk")
         self.position, states = load_checkpoint(self.unfinished.checkpoint)
-        if states.get("where") != self.compute.where:
-            raise StageError(
-                f"{self.unfinished.out} was begun by {states.get('where')} and would go on with {self.compute.where}: "
-                f"go on with the former, or remove {self.unfinished.folder}"
-            )
         load_trained(self.task.objective, states["weights"])
         self.average.restore(states["average"])
         self.optimizer.load_state_dict(states["optimizer"])

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from data.parquet import Row
-from stage import StageError, WrongArgument, progress, reason_of, say
+from stage import StageError, WrongArgument, out_of_memory, progress, reason_of, say
 
 Job = TypeVar("Job", bound=tuple[Any, ...])
 LOCAL = "local"
@@ -44,19 +44,26 @@ def not_shared(path: Path) -> Row:
 
 
 def on_ray(
-    function: Callable[..., Row], jobs: Sequence[Job], address: str, workers: int, description: str
+    function: Callable[..., Row],
+    jobs: Sequence[Job],
+    address: str,
+    workers: int,
+    description: str,
+    gpu_share: float = 0.0,
 ) -> Iterator[tuple[Job, Row | None]]:
     """Call ``function(*job)`` for every job on a Ray cluster; yield each job with its result, in any order.
 
     The result is None for a job that kills its worker again and again, finally also when run alone. The machines need
-    not share a disk. ``workers`` is the number of processes of a local cluster. The first error of the function cancels
-    the waiting jobs. Raises StageError for it, and if Ray is not installed, no cluster answers, or Ray gives up.
+    not share a disk. ``workers`` is the number of processes of a local cluster. ``gpu_share``: of a GPU, which a job
+    takes if the cluster has any: Ray then shows it that GPU alone. The first error of the function cancels the waiting
+    jobs. Raises StageError for it, and if Ray is not installed, no cluster answers, or Ray gives up.
     """
     if not jobs:
         return
     ray = _connect(address, workers)
     try:
-        for number, row in progress(_results(ray, function, jobs, description), description, total=len(jobs)):
+        needs = {"num_gpus": gpu_share} if gpu_share and ray.cluster_resources().get("GPU") else {}
+        for number, row in progress(_results(ray, function, jobs, description, needs), description, total=len(jobs)):
             if row and row.get("error"):
                 raise StageError(row["error"])
             yield jobs[number], row
@@ -68,16 +75,19 @@ def on_ray(
 
 
 def _results(
-    ray: Any, function: Callable[..., Row], jobs: Sequence[Job], description: str
+    ray: Any, function: Callable[..., Row], jobs: Sequence[Job], description: str, needs: dict[str, float]
 ) -> Iterator[tuple[int, Row | None]]:
-    """Yield the number of every job with its result. Raises RayError if Ray fails, or if every worker dies."""
+    """Yield the number of every job with its result. ``needs``: resources that Ray reserves for each.
+
+    Raises RayError if Ray fails, or if every worker dies.
+    """
     missing = set(range(len(jobs)))
-    for number, row in _together(ray, function, jobs):
+    for number, row in _together(ray, function, jobs, needs):
         missing.remove(number)
         yield number, row
     if missing:
         say(f"{description}: no result for {len(missing)} of {len(jobs)}, tried {1 + RETRIES} times; trying each alone")
-    run_alone = ray.remote(max_retries=0)(_called)
+    run_alone = ray.remote(max_retries=0, **needs)(_called)
     for number in sorted(missing):
         try:
             row = ray.get(run_alone.remote(function, jobs[number]))
@@ -89,7 +99,9 @@ def _results(
             yield number, None
 
 
-def _together(ray: Any, function: Callable[..., Row], jobs: Sequence[Job]) -> Iterator[tuple[int, Row]]:
+def _together(
+    ray: Any, function: Callable[..., Row], jobs: Sequence[Job], needs: dict[str, float]
+) -> Iterator[tuple[int, Row]]:
     """Yield results as they come, with their jobs' numbers. Ray Data leaves out jobs that it could not do."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
@@ -100,7 +112,7 @@ def _together(ray: Any, function: Callable[..., Row], jobs: Sequence[Job]) -> It
     def work(row: Row) -> Row:
         return {"id": row["id"]} | _called(function, ray.cloudpickle.loads(row["job"]))
 
-    results = ray.data.from_items(rows, override_num_blocks=len(rows)).map(work, max_retries=RETRIES)
+    results = ray.data.from_items(rows, override_num_blocks=len(rows)).map(work, max_retries=RETRIES, **needs)
     for row in results.iter_rows():
         yield row.pop("id"), row
 
@@ -112,6 +124,8 @@ def _called(function: Callable[..., Row], job: tuple[Any, ...]) -> Row:
     except (StageError, OSError) as error:
         return {"error": str(error)}
     except Exception as error:
+        if out_of_memory(error):
+            return {"error": f"a worker on {platform.node()} has not enough memory ({reason_of(error)})"}
         return {"error": f"a bug: {type(error).__name__}: {reason_of(error)}; without --ray it shows where"}
 
 

@@ -5,7 +5,8 @@ import hashlib
 import io
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -32,8 +33,10 @@ from data.store import ClipStore, StoreInfo, clip_file
 from data.unfinished import Unfinished, clips_of, is_done, note
 from data.views import WeakestForgery, check_weakest_forgery
 from files import refuse_existing, written_whole
-from stage import Seed, StageError, WrongArgument, say
+from stage import Seed, StageError, WrongArgument, progress, say, usable_cores
 
+GPU_SHARE = 0.25
+"""Share of a GPU that a process with a network for depth or flow takes on a cluster: by estimate it needs 1 to 2 GB."""
 Job = tuple[Source, str, Recipe, bool, Path]
 """Source, its split, recipe, whether its file was found, and the folder of the unfinished store."""
 
@@ -53,9 +56,7 @@ def _use_one_thread(recipe: Recipe) -> None:
 
 
 def _prepare_one(source: Source, split: str, recipe: Recipe, existed: bool, folder: Path) -> None:
-    """Prepare one video unless an interrupted run has done so. Raises StageError if a file that was found is gone."""
-    if is_done(folder, source):
-        return
+    """Prepare one video. Raises StageError if a file that was found is gone."""
     Journal(folder).begin(source.video_id)
     _use_one_thread(recipe)
     with clips_of(folder, source.video_id) as clips:
@@ -89,8 +90,9 @@ def _prepare_on_cluster(source: Source, split: str, recipe: Recipe, existed: boo
 
 def _prepare_on_ray(jobs: list[Job], store: Unfinished, address: str, workers: int) -> None:
     """Prepare on a Ray cluster, whose machines need not share a disk with this one."""
-    pending = [job[:4] for job in jobs if not is_done(store.folder, job[0])]
-    for (source, split, *_), result in on_ray(_prepare_on_cluster, pending, address, workers, "prepare"):
+    share = GPU_SHARE if jobs and jobs[0][2].modalities.in_torch else 0.0
+    pending = [job[:4] for job in jobs]
+    for (source, split, *_), result in on_ray(_prepare_on_cluster, pending, address, workers, "prepare", share):
         row = json.loads(result["row"]) if result else without_clips(source, split, "unreadable", KILLER)
         if result and result["clips"]:
             with written_whole(clip_file(store.folder, row["video_id"])) as aside:
@@ -104,7 +106,10 @@ def _build(
     """Prepare all sources, each with its split, into a store; one without a split gets the status left_out."""
     with Unfinished(out, recipe.settings) as store:
         folder = store.folder.absolute()
-        jobs = [(source, split, recipe, _exists(source), folder) for source, split in sources if split]
+        jobs = [
+            (source, split, recipe, _exists(source), folder)
+            for source, split in _not_done(folder, [(source, split) for source, split in sources if split])
+        ]
         if ray is None:
             _prepare_here(jobs, store, workers)
         else:
@@ -112,6 +117,14 @@ def _build(
         for source in (source for source, split in sources if not split):
             note(folder, source, without_clips(source, "", "left_out", "it shows persons of two splits"))
         return store.finish([source for source, _ in sources], notes)
+
+
+def _not_done(folder: Path, sources: Sequence[tuple[Source, str]]) -> list[tuple[Source, str]]:
+    """Return the sources that an interrupted run has not prepared; reads what it has prepared once."""
+    with ThreadPoolExecutor(usable_cores()) as pool:
+        found = pool.map(lambda entry: is_done(folder, entry[0]), sources)
+        done = list(progress(found, "check what was prepared", len(sources)))
+    return [entry for entry, its_done in zip(sources, done, strict=True) if not its_done]
 
 
 def _staging_path(out: Path) -> Path:

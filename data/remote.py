@@ -15,7 +15,7 @@ from typing import Any, cast
 from upath import UPath
 
 from data.picture import UnreadableVideo
-from stage import StageError, WrongArgument, reason_of
+from stage import StageError, WrongArgument, progress, reason_of
 
 PAUSES = (1.0, 5.0)
 """Seconds to wait before each retry of a file that could not be fetched."""
@@ -195,7 +195,7 @@ def upload(store: Path, out: Path) -> None:
     with answering(out):
         refuse_occupied(out, store)
         uploaded_sizes = {path: info["size"] for path, info in _listing(remote).items()}
-        for path in sorted(files, key=lambda path: order.get(path.name, 1)):
+        for path in progress(sorted(files, key=lambda path: order.get(path.name, 1)), "upload"):
             target = remote / path.relative_to(store).as_posix()
             if uploaded_sizes.get(target.path) == path.stat().st_size:
                 continue

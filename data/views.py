@@ -4,6 +4,7 @@ A view is named by (seed, clip, number), so that a frozen network's outputs for 
 clip; every other number is an augmented copy.
 """
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -117,6 +118,15 @@ class Views:
 
     def __len__(self) -> int:
         return len(self.views)
+
+    @property
+    def clips_sha256(self) -> str:
+        """The SHA-256 of the names of the clips, in order, whatever the number of views of each.
+
+        A clip whose file is missing or damaged is none of them.
+        """
+        names = "\n".join(f"{view.clip.clip_id} {view.forged}" for view in self.views if not view.number)
+        return hashlib.sha256(names.encode()).hexdigest()
 
     def summary(self) -> dict[str, Any]:
         """Return the entry for ``metrics.json``: the views that were trained on, and what could not be read."""

@@ -95,13 +95,13 @@ def test_other_settings_lose_no_work_and_a_spoiled_checkpoint_is_named(
         patched.setattr(training, "save_checkpoint", InterruptedAfter(1))
         teach("dino", demo_store, tmp_path / "run", **TEACHER)
     checkpoint = tmp_path / ".run.unfinished" / "checkpoints" / "last.pt"
-    position, states = load_checkpoint(checkpoint)
-    save_checkpoint(checkpoint, position, states | {"where": "3 processes on cpu in fp32"})
-    with pytest.raises(
-        StageError, match=r"begun by 3 processes on cpu in fp32 and would go on with 1 processes on cpu"
-    ):
-        teach("dino", demo_store, tmp_path / "run", **TEACHER)
-    save_checkpoint(checkpoint, position, states)
+    asked = checkpoint.with_name("asked.json")
+    begun = asked.read_text()
+    asked.write_text(begun.replace("1 processes on cpu", "3 processes on cpu"))
+    with pytest.raises(StageError, match=r"unfinished work of another call \(where was \"3 processes on cpu in"):
+        teach("dino", demo_store, tmp_path / "run", **TEACHER, cache=tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()  # it is said before anything is computed
+    asked.write_text(begun)
     store = shutil.copytree(demo_store, tmp_path / "store")
     lost = store / "clips" / f"{ClipStore(store).clips('train')[0].video_id}.parquet"
     lost.rename(tmp_path / lost.name)

@@ -124,7 +124,7 @@ def test_int8_qat_keeps_off_apple_s_gpus(monkeypatch: pytest.MonkeyPatch) -> Non
     asked = []
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     monkeypatch.setattr("compress.qat.prepare_compute", lambda precision, on_cpu: asked.append((precision, on_cpu)))
-    qat._compute()
+    qat.compute_of_rounding()
     assert asked == [("fp32", True)]
 
 

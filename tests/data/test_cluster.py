@@ -1,6 +1,7 @@
 """Preparing on a Ray cluster: the store of one machine, byte for byte, whatever is killed; and what is said else."""
 
 import os
+import platform
 import re
 import shutil
 import signal
@@ -9,11 +10,12 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
 from data.cluster import _called, check_workers, on_ray
+from data.parquet import Row
 from stage import StageError, WrongArgument
 from tests.data.commands import ended, files, killing, processes_of, started, wait_for_rows
 
@@ -137,3 +139,36 @@ def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None
 def test_nothing_to_do_needs_no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     assert list(on_ray(len, [], "local", 1, "prepare")) == []
+
+
+@pytest.mark.parametrize(
+    ("resources", "share", "needs"),
+    [
+        ({"CPU": 8.0, "GPU": 2.0}, 0.25, {"num_gpus": 0.25}),
+        ({"CPU": 8.0, "GPU": 2.0}, 0.0, {}),
+        ({"CPU": 8.0}, 0.25, {}),
+    ],
+)
+def test_networks_take_their_share_of_a_gpu_where_the_cluster_has_any(
+    resources: dict[str, float], share: float, needs: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without it all networks of a machine with eight GPUs would run on the first."""
+    cluster = SimpleNamespace(
+        cluster_resources=lambda: resources,
+        shutdown=lambda: None,
+        exceptions=SimpleNamespace(RayError=ZeroDivisionError),
+    )
+    monkeypatch.setattr("data.cluster._connect", lambda *_: cluster)
+    reserved = []
+    monkeypatch.setattr("data.cluster._results", lambda *given: reserved.append(given[-1]) or iter([(0, {"row": ""})]))
+    assert list(on_ray(abs, [(1,)], "auto", 1, "x", share)) == [((1,), {"row": ""})]
+    assert reserved == [needs]
+
+
+def test_a_worker_without_memory_is_no_bug() -> None:
+    def full() -> Row:
+        raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    assert _called(full, ()) == {
+        "error": f"a worker on {platform.node()} has not enough memory (CUDA out of memory. Tried to allocate 2 GiB)"
+    }
