@@ -157,7 +157,8 @@ class _Calls:
         if any(times.mean_alone for round_times in self._rounds for times in round_times):
             count, runs = len(self._rounds), self._rounds[0][0].runs
             means = f"the mean of {runs} runs" if count == 1 else f"the median of {count} means of {runs} runs each"
-            row.reason += f"; p50 is {means}, the only figure that {self._tool.in_name} told"
+            warmed = ", warm-ups included" if self._artifact.runtime == "executorch" else ""
+            row.reason += f"; p50 is {means}{warmed}, the only figure that {self._tool.in_name} told"
 
 
 def _frames_of(program: Program, frames: int) -> int:

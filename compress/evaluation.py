@@ -192,8 +192,10 @@ def evaluations(
     evaluation under that name.
     """
     clips = store.clips(split, both=False)
-    seen_on_purpose = split != "test" and model.data.fingerprint == store.info.fingerprint
-    seen_notes = [] if seen_on_purpose else seen_note([model.name], model.data.persons, clips, split)
+    seen = set(model.data.persons)
+    if model.data.fingerprint == store.info.fingerprint and split != "test":  # on its own store, on purpose
+        seen = model.data.training_persons if split == "val" and model.data.validation_persons else set()
+    seen_notes = seen_note([model.name], seen, clips, split)
     of_crops = crops_notes([model.name], model.data.crops, model.takes.modalities, store)
     notes = [*store.info.notes, *model.notes, *of_crops, *seen_notes]
     if lost := [file.name for file in store.lost_files(split)]:

@@ -83,7 +83,8 @@ def _of_phones() -> dict[str, str]:
     return {
         "Rows of a phone": "A runner that was copied to the phone is called once a round and times the model on "
         "inputs that it makes up. p50 is the median of the calls' medians, p90 and p99 of theirs, where each call made "
-        "enough runs; a single call has no spread. A reason says where a runner tells a mean alone. A clip "
+        "enough runs; a single call has no spread. A reason says where a runner tells a mean alone, and where "
+        "its first, slower runs are in it. A clip "
         "student's two programs are called one by one: the time to load is the sum of both calls', and percentiles and "
         "the first run of a clip are not known.",
     }

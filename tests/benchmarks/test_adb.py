@@ -179,7 +179,7 @@ def test_rows_hold_what_the_runners_told(adb, runners, bundle_path):
 
 def test_mean_alone_has_no_percentiles(adb, runners, bundle_path):
     adb.change(prints={"executor_runner": BEFORE_ITERATIONS})
-    told = "; p50 is {}, the only figure that executor_runner told"
+    told = "; p50 is {}, warm-ups included, the only figure that executor_runner told"
     row = _timed(bundle_path, runners[:1], [1], Effort(repeats=10, rounds=3))["test_byobnet-fp32.pte", 1]
     assert row.reason.endswith(told.format(f"the median of 3 means of {row.repeats // 3} runs each"))
     rows = _timed(bundle_path, runners[:1], [1], Effort(repeats=10, rounds=1))

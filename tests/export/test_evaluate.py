@@ -24,6 +24,7 @@ from export.evaluate import evaluate
 from models.detector import Detector
 from models.run import Run, save_run
 from stage import StageError
+from tests.conftest import forget_hashes
 
 
 @pytest.fixture
@@ -208,6 +209,19 @@ def test_refused_work_is_one_line_and_saves_nothing(teacher_run, demo_store, tmp
     with pytest.raises(StageError, match=r"is not a run: it has no readable model.json"):
         evaluate(tmp_path, demo_store)
     assert not (teacher_run / "evaluations").exists()
+
+
+def test_persons_of_its_own_validation_on_whom_a_parent_was_trained_are_noted(teacher_copy, demo_store):
+    """As where the parent has seen another store: the run chose its weights on faces that it knew."""
+    told = json.loads((teacher_copy / "model.json").read_text())
+    validation = told["data"]["validation_persons"]
+    assert evaluate(teacher_copy, demo_store, split="val")[0].notes == Run(teacher_copy).info.data.notes
+    told["data"]["validation_persons"] = validation[1:]
+    (teacher_copy / "model.json").write_text(json.dumps(told))
+    forget_hashes(teacher_copy)
+    shutil.rmtree(teacher_copy / "evaluations")
+    (found,) = evaluate(teacher_copy, demo_store, split="val")
+    assert found.notes[-1].startswith(f"1 of {len(validation)} persons of the val split have names of persons in the")
 
 
 def test_store_must_hold_what_the_run_looks_at_and_flow_cannot_be_recompressed(teacher_run, demo_store, tmp_path):
