@@ -155,6 +155,47 @@ def test_notes_say_what_the_demo_does_not_measure(report):
 
 
 @pytest.fixture(scope="module")
+def alone(student_run, demo_store, demo_corpus, reference_file, tmp_path_factory):
+    """Bench of one run, with all that is asked for by option, as a function of the folder and of more options."""
+
+    def measured(out, **options):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("benchmarks.rounds.measure_apart", measure)
+            patch.setattr("benchmarks.worker.LEAST_SECONDS", 0.0)
+            patch.setattr("benchmarks.clip_cost.answer_of", lambda _module, task, *_: task.measured())
+            return bench([student_run], demo_store, reference_file, out, repeats=10, rounds=1, **options)
+
+    out = tmp_path_factory.mktemp("alone") / "report"
+    measured(out, video=sorted(demo_corpus.rglob("*.mp4"))[0], sustain=0.5, profile=True)
+    return out, measured
+
+
+def test_what_is_asked_for_by_option_is_in_the_report(alone):
+    found = read_report(alone[0] / "report.json")
+    timed = [row for row in found.rows if row.latency_ms]
+    assert timed and all(row.sustained.frames_per_second and row.profile for row in timed)
+    (budget, *_) = found.budgets
+    assert budget.row == timed[0].name and budget.frames == 4
+    assert [stage.name for stage in budget.stages][:3] == ["decode", "faces", "crop"]
+    assert all(stage.ms > 0 for stage in budget.stages)
+
+
+def test_a_row_that_is_worse_than_a_baseline_s_ends_the_command_after_its_report(alone, tmp_path):
+    out, measured = alone
+    earlier = json.loads((out / "report.json").read_text())
+    for row in earlier["rows"]:
+        row["latency_ms"] = row["latency_ms"] and row["latency_ms"] | {"p50": 1e-6}
+    (tmp_path / "faster.json").write_text(json.dumps(earlier))
+    with pytest.raises(StageError, match=r"the report is in .*again, and is worse than .*faster.json: .*% slower: "):
+        measured(tmp_path / "again", baseline=tmp_path / "faster.json")
+    assert (tmp_path / "again" / "report.html").exists()
+    for row in earlier["rows"]:
+        row["latency_ms"] = row["latency_ms"] and row["latency_ms"] | {"p50": 1e6}
+    (tmp_path / "slower.json").write_text(json.dumps(earlier))
+    measured(tmp_path / "third", baseline=tmp_path / "slower.json")
+
+
+@pytest.fixture(scope="module")
 def clip_artifacts(demo_store, tmp_path_factory):
     return clip_bundle(demo_store, tmp_path_factory)
 

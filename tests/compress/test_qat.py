@@ -6,15 +6,17 @@ import shutil
 import pytest
 import torch
 
+from compress import training
 from compress.calibration import calibrate
 from compress.int8 import graph_of, observers_of
-from compress.qat import QatSettings, WeightRounding, as_trained, trainable, with_weights_of
+from compress.qat import OF_TEACHER, QatSettings, WeightRounding, as_trained, trainable, with_weights_of
 from compress.quantize import quantize
 from compress.runs import pixel_detector
 from data.store import ClipStore
 from models.run import Run
 from stage import StageError
 from tests import tiny  # noqa: F401  (timm knows it from then on)
+from tests.compress.interrupted import InterruptedAfter
 from tests.compress.small_network import small_detector, some_pictures
 
 
@@ -107,14 +109,35 @@ def test_training_changes_nothing_but_weights(qat_parts):
 
 
 def test_a_transformer_learns_to_be_int8(tiny_transformer, demo_store, tmp_path):
-    """Eight crops are too few to match logits well: without more, and without training, it stays below 20 dB."""
-    runs = {"int8": {"calibration_clips": 8}, "int8-qat": {"calibration_clips": 32, "passes": 4}}
-    for scheme, options in runs.items():
+    """On the same crops, what is trained comes nearer than what is only calibrated."""
+    found = {}
+    for scheme, options in {"int8": {}, "int8-qat": {"passes": 4}}.items():
         out = tmp_path / scheme
-        quantize(tiny_transformer, demo_store, out, scheme=scheme, max_auc_drop=1.0, **options)
+        quantize(tiny_transformer, demo_store, out, scheme, calibration_clips=32, max_auc_drop=1.0, **options)
         metrics = json.loads((out / "metrics.json").read_text())
-        found, best = metrics["logit_snr_db"], max(metrics["diagnosis"]["observers"].values())
-        assert found > 22 if scheme == "int8-qat" else (found == pytest.approx(best) and found < 20)
+        found[scheme] = metrics["logit_snr_db"]
+        if scheme == "int8":
+            assert found[scheme] == pytest.approx(max(metrics["diagnosis"]["observers"].values()))
+    assert found["int8-qat"] > found["int8"] + 0.3, found
+
+
+def test_the_lesson_of_a_teacher_that_is_interrupted_ends_as_a_whole_one(
+    student_run, teacher_run, demo_store, tmp_path, monkeypatch
+):
+    options = {"scheme": "int8-qat", "teacher": teacher_run, "calibration_clips": 8, "passes": 2, "max_auc_drop": 1.0}
+    quantize(student_run, demo_store, tmp_path / "whole", **options)
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(training, "save_checkpoint", InterruptedAfter(1))
+        quantize(student_run, demo_store, tmp_path / "resumed", **options)
+    quantize(student_run, demo_store, tmp_path / "resumed", **options)
+    whole, resumed = (Run(tmp_path / name) for name in ("whole", "resumed"))
+    assert [parent.name for parent in whole.info.parents] == [student_run.name, teacher_run.name]
+    assert json.loads(whole.read("metrics.json"))["training"]["loss"] == OF_TEACHER
+    assert whole.read("quantization.json") == resumed.read("quantization.json")
+    weights = [run.detector().state_dict() for run in (whole, resumed, Run(student_run))]
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+    moved = [not torch.equal(value, weights[2][name]) for name, value in weights[0].items() if name in weights[2]]
+    assert sum(moved) > 3
 
 
 def test_qat_says_where_it_cannot_go_on(student_run, demo_store, tmp_path):

@@ -228,3 +228,11 @@ def test_int8_of_what_looks_at_more_than_one_picture(architecture, store_name, d
 def test_two_commands_do_not_make_one_run(student_run, demo_store, tmp_path):
     with Lock(tmp_path / "run"), pytest.raises(StageError, match=r"run is being made by another process"):
         quantize(student_run, demo_store, tmp_path / "run")
+
+
+@pytest.mark.parametrize("expected", [20.0, 190.0])
+def test_logits_that_are_far_from_the_run_s_are_noted(expected, student_run, demo_store, tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr("compress.quantize.EXPECTED_SNR_DB", expected)
+    quantize(student_run, demo_store, tmp_path / "fp16", "fp16")
+    said = f"note: {expected:.0f} dB or more are expected of fp16\n"
+    assert (said in capfd.readouterr().err) == (expected > 100)

@@ -1,6 +1,7 @@
 """Corpora behind URLs: what lies there must not reach out of where it is read."""
 
 import re
+import shutil
 from pathlib import Path
 
 import fsspec
@@ -10,10 +11,12 @@ from data.crops import CropRule
 from data.layouts import Source, corpus_note
 from data.modalities import Modalities
 from data.picture import UnreadableVideo
+from data.prepare import prepare
 from data.prepare_video import Recipe, prepare_video
 from data.remote import PAUSES, NotFetched, at_hand, fetched, place, refuse_occupied, upload
 from data.settings import StoreSettings
 from stage import StageError
+from tests.data.commands import files
 
 
 @pytest.fixture
@@ -166,3 +169,25 @@ def test_prepare_stops_where_the_way_to_a_file_is_broken_and_does_not_blame_the_
     source = Source(place("memory://corpus/a.mp4"), "a.mp4", 0, "none", ("a",))
     with pytest.raises(StageError, match=r"a.mp4 cannot be fetched: no answer: what is done is kept, call the command"):
         prepare_video(source, "train", Recipe(settings, Modalities()), print)
+
+
+def test_a_corpus_and_a_store_behind_urls_are_those_of_a_disk(
+    memory: fsspec.AbstractFileSystem, demo_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("data.journal.in_processes", lambda function, jobs, *_: [function(*job) for job in jobs])
+    monkeypatch.chdir(tmp_path)  # where the store for a URL is made
+    below = demo_corpus / "original_sequences/youtube/c23/videos"
+    videos = sorted(below.glob("*.mp4"))[:3]
+    for video in videos:
+        memory.pipe(f"/corpus/real/{video.name}", video.read_bytes())
+        (tmp_path / "corpus" / "real").mkdir(parents=True, exist_ok=True)
+        shutil.copy(video, tmp_path / "corpus" / "real")
+    options = {"frames": 4, "size": 64, "ratios": "0,0,1"}
+    prepare([place("memory://corpus")], place("memory://stores/mine"), **options)
+    prepare([tmp_path / "corpus"], tmp_path / "store", **options)
+    there = "/stores/mine/"
+    uploaded = {path.removeprefix(there): memory.cat_file(path) for path in memory.store if path.startswith(there)}
+    assert uploaded == files(tmp_path / "store")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus", "store"]
+    with pytest.raises(StageError, match=r"memory://stores/mine already exists: remove it or give another --out"):
+        prepare([place("memory://corpus")], place("memory://stores/mine"), **options)

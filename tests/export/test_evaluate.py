@@ -16,6 +16,7 @@ from compress.evaluation import Evaluation
 from compress.metrics import compute_metrics
 from compress.runs import own_threshold, pixel_detector, takes, torch_scorer
 from compress.scoring import Takes, score_clip_list
+from data.depth import DepthAnything
 from data.prepare import prepare
 from data.recompress import RecompressedStore, Recompression
 from data.store import ClipStore
@@ -209,6 +210,21 @@ def test_refused_work_is_one_line_and_saves_nothing(teacher_run, demo_store, tmp
     with pytest.raises(StageError, match=r"is not a run: it has no readable model.json"):
         evaluate(tmp_path, demo_store)
     assert not (teacher_run / "evaluations").exists()
+
+
+def test_depth_of_recompressed_crops_is_computed_anew(drawn_run, modal_store, tiny_depth, tmp_path):
+    of_crops = {"crops": ClipStore(modal_store).info.settings.made(["depth"])}
+    run = drawn_run(tmp_path / "run", {"data": {"fingerprint": "none"} | of_crops}, modalities=("depth",))
+    metrics = {"threshold": {"value": 0.5, "false_positive_rate": 0.0, "rule": "by hand", "equal_error": 0.5}}
+    (run / "metrics.json").write_text(json.dumps(metrics))
+    forget_hashes(run)
+    plain, found = evaluate(run, modal_store, recompress="jpeg:30", depth_weights=tiny_depth)
+    store = ClipStore(modal_store)
+    pictures = RecompressedStore(store, Recompression("jpeg", 30), DepthAnything(folder=tiny_depth))
+    scorer = torch_scorer(pixel_detector(Run(run)), torch.device("cpu"))
+    scores = score_clip_list(scorer, pictures, store.clips("test"), "score", takes(Run(run).info))
+    assert found.metrics.clip == compute_metrics(scores, 0.5).clip
+    assert found.recompression == "jpeg-30" and plain.recompression is None
 
 
 def test_persons_of_its_own_validation_on_whom_a_parent_was_trained_are_noted(teacher_copy, demo_store):
