@@ -5,7 +5,6 @@ model does not need, torch for an artifact, because the process's memory is one 
 """
 
 import itertools
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -16,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
+from benchmarks.apart import serve
 from benchmarks.figures import Budget, Stage
 from benchmarks.processor import bound_to
-from benchmarks.task import end_with_parent
 from benchmarks.timing import peak_mb, reset_peak
 from data.clips import FaceClip, face_clips
 from data.crops import CropRule
@@ -27,7 +26,6 @@ from data.picture import Picture
 from data.tracks import Tracker
 from data.video import Video
 from export.runtimes import Method, Runtime, open_artifact, scorer_of
-from files import writing
 from stage import Modality, Per, Scheme, StageError
 
 if TYPE_CHECKING:
@@ -270,19 +268,14 @@ class Steps:
         self.timed("score", score)
 
 
-def main() -> None:
-    """Read a task, measure, write the result."""
+def measure(task: BudgetTask) -> Budget:
+    """Measure a row with the threads and on the cores of its task."""
     import cv2
 
-    end_with_parent()
-    task_file, result_file = map(Path, sys.argv[1:3])
-    task = BudgetTask.model_validate_json(task_file.read_text(encoding="utf-8"))
     cv2.setNumThreads(task.threads)
     with bound_to(task.cores):
-        result = task.measured()
-    with writing(result_file):
-        result_file.write_text(result.model_dump_json(), encoding="utf-8")
+        return task.measured()
 
 
 if __name__ == "__main__":
-    main()
+    serve(BudgetTask, measure)

@@ -7,10 +7,11 @@ from typing import Annotated
 
 import typer
 
+from benchmarks.apart import answer_of
 from benchmarks.budget import BudgetTask, first_clip
 from benchmarks.figures import Budget
 from benchmarks.kept import KeptMeasurements
-from benchmarks.measuring import answer_of, refuse_changed
+from benchmarks.measuring import refuse_changed
 from benchmarks.processor import cores_for
 from benchmarks.rows import Subject
 from data.depth import SIZES, find_weights

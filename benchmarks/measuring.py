@@ -1,26 +1,19 @@
 """Measure in a fresh process, on real crops."""
 
 import os
-import re
-import subprocess
-import sys
-import tempfile
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
-from pydantic import BaseModel
 
+from benchmarks.apart import answer_of
 from benchmarks.task import Measurement, Task
 from compress.scoring import Takes, pictures_of
 from data.store import ClipStore
 from files import sha256_of, write_raw, writing
 from models.run import Run
-from stage import StageError, last_line, reason_of
+from stage import StageError, reason_of
 
 TIMED_CROPS = 8
-Answer = TypeVar("Answer", bound=BaseModel)
 
 
 def write_timed_crops(store: ClipStore, split: str, folder: Path, takes: Takes | None = None) -> Path:
@@ -39,30 +32,6 @@ def write_timed_crops(store: ClipStore, split: str, folder: Path, takes: Takes |
         with writing(file):
             write_raw(file, np.concatenate([pictures_of(store, clip, indices, takes) for clip, indices in pairs]))
     return file
-
-
-def answer_of(module: str, task: BaseModel, kind: type[Answer], environment: Mapping[str, str] | None = None) -> Answer:
-    """Run ``python -m MODULE TASK.json RESULT.json`` in a fresh process and return its result, of type ``kind``.
-
-    The process ends when this one ends. Raises StageError with its last line of stderr, or the signal that killed it.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        task_file, result_file = Path(folder) / "task.json", Path(folder) / "result.json"
-        with writing(task_file):
-            task_file.write_text(task.model_dump_json(), encoding="utf-8")
-        command = [sys.executable, "-W", "ignore", "-m", module, str(task_file), str(result_file)]
-        read_end, write_end = os.pipe()  # closed when this process ends, however it does: see ``end_with_parent``
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, stdin=read_end)
-        finally:
-            os.close(write_end)
-            os.close(read_end)
-        if done.returncode < 0:
-            raise StageError(f"killed by signal {-done.returncode}, perhaps for want of memory")
-        if done.returncode or not result_file.exists():
-            reason = last_line(done.stderr, f"exit code {done.returncode}")
-            raise StageError(re.sub(r"^(\w+\.)+\w+: ", "", reason))  # without the module path of the error's class
-        return kind.model_validate_json(result_file.read_text(encoding="utf-8"))
 
 
 def measure_apart(task: Task) -> Measurement:

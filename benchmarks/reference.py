@@ -16,7 +16,7 @@ from benchmarks.machine import Machine, describe_machine
 from benchmarks.measuring import measure_apart, refuse_changed, refuse_changed_store, write_timed_crops
 from benchmarks.pages.columns import threads_of
 from benchmarks.schema import ReferenceSummary
-from benchmarks.task import BatchTiming, Measurement, Scores, Task, Timing, clip_scores
+from benchmarks.task import BatchTiming, Measurement, Scores, Task, Timing
 from command import run_as_script
 from compress.metrics import Metrics
 from compress.persons import seen_note
@@ -144,7 +144,7 @@ def _reference_of(
 ) -> Reference:
     """Return the reference of a measured run."""
     assert measurement.timing is not None
-    test = clip_scores(measurement.scores["test"])
+    test = measurement.scores["test"].to_clip_scores()
     machine = describe_machine()
     return Reference(
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

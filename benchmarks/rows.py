@@ -11,7 +11,7 @@ import torch
 from benchmarks.figures import Latency, MethodFigures, spread_of
 from benchmarks.robustness import robustness_of
 from benchmarks.schema import Row
-from benchmarks.task import Measurement, Timing, clip_scores
+from benchmarks.task import Measurement, Timing
 from compress.auc import auc_change
 from compress.metrics import Metrics, Threshold
 from compress.runs import check_length, check_size, own_threshold, student_of, takes
@@ -259,10 +259,10 @@ def fill_row(subject: Subject, rounds: Sequence[Measurement], reference_auc: flo
     if split not in first.scores:
         return
     if "val" in first.scores:
-        subject.threshold = clip_scores(first.scores["val"]).choose_threshold()
+        subject.threshold = first.scores["val"].to_clip_scores().choose_threshold()
     assert subject.threshold is not None
     row.threshold = subject.threshold.value
-    subject.scores = clip_scores(first.scores[split])
+    subject.scores = first.scores[split].to_clip_scores()
     metrics = subject.scores.metrics(row.threshold)
     row.auc, row.auc_interval, row.frame_auc = metrics.auc, metrics.auc_interval, metrics.frame_auc
     row.eer, row.ap, row.accuracy = metrics.clip.eer, metrics.clip.ap, metrics.clip.accuracy
@@ -270,8 +270,8 @@ def fill_row(subject: Subject, rounds: Sequence[Measurement], reference_auc: flo
     if row.auc is not None and reference_auc is not None:
         row.delta_auc = auc_change(row.auc, reference_auc)
     if "control" in first.scores:
-        row.control_auc = clip_scores(first.scores["control"]).metrics(row.threshold, intervals=False).auc
+        row.control_auc = first.scores["control"].to_clip_scores().metrics(row.threshold, intervals=False).auc
     names = [perturbation.name for perturbation in PERTURBATIONS if perturbation.name in first.scores]
-    perturbed = {name: clip_scores(first.scores[name]) for name in names}
+    perturbed = {name: first.scores[name].to_clip_scores() for name in names}
     if perturbed:
         row.robustness = robustness_of(perturbed, subject.scores, subject.threshold)

@@ -1,7 +1,5 @@
 """The JSON between two processes: the task of a worker, and the measurement that it returns."""
 
-import os
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
@@ -114,28 +112,17 @@ class Scores(BaseModel):
             whole=None if scores.whole is None else scores.whole.tolist(),
         )
 
-
-def end_with_parent() -> None:
-    """End this worker process when its parent ends, which closes this process's standard input."""
-
-    def watch() -> None:
-        os.read(0, 1)  # not sys.stdin, whose lock a thread must not hold when Python ends
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def clip_scores(scores: Scores) -> ClipScores:
-    """Return the ``ClipScores``, whose scores are float64 arrays, of a JSON form (``Scores.of``)."""
-    return ClipScores(
-        clip_ids=tuple(scores.clip_ids),
-        video_ids=tuple(scores.video_ids),
-        labels=np.array(scores.labels, np.int64),
-        methods=tuple(scores.methods),
-        identities=tuple(map(tuple, scores.identities)),
-        frames=None if scores.frames is None else np.array(scores.frames, np.float64),
-        whole=None if scores.whole is None else np.array(scores.whole, np.float64),
-    )
+    def to_clip_scores(self) -> ClipScores:
+        """Return the ``ClipScores`` of this JSON form (``of``); its scores are float64 arrays."""
+        return ClipScores(
+            clip_ids=tuple(self.clip_ids),
+            video_ids=tuple(self.video_ids),
+            labels=np.array(self.labels, np.int64),
+            methods=tuple(self.methods),
+            identities=tuple(map(tuple, self.identities)),
+            frames=None if self.frames is None else np.array(self.frames, np.float64),
+            whole=None if self.whole is None else np.array(self.whole, np.float64),
+        )
 
 
 class BatchTiming(BaseModel):

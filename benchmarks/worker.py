@@ -3,19 +3,18 @@
 Nothing is imported before it is needed, because the process's memory is one of the figures.
 """
 
-import sys
 import time
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import cast
 
+from benchmarks.apart import serve
 from benchmarks.processor import bound_to
-from benchmarks.task import Measurement, Scores, Task, Timing, end_with_parent
+from benchmarks.task import Measurement, Scores, Task, Timing
 from benchmarks.timing import device_mb, peak_mb, resident_mb, sustained, time_batches, time_runs
 from export.golden import Inputs
 from export.runtimes import Runtime, import_runtime, load_artifact
-from files import writing
 from stage import Scorer, reason_of, refuse_tf32, usable_cores
 
 WARM_UPS = 3
@@ -160,14 +159,5 @@ def measure(task: Task) -> Measurement:
     return measurement
 
 
-def main() -> None:
-    """Read a task, measure, write the result."""
-    end_with_parent()
-    task_file, result_file = map(Path, sys.argv[1:3])
-    result = measure(Task.model_validate_json(task_file.read_text(encoding="utf-8")))
-    with writing(result_file):
-        result_file.write_text(result.model_dump_json(), encoding="utf-8")
-
-
 if __name__ == "__main__":
-    main()
+    serve(Task, measure)

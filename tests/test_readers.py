@@ -22,7 +22,6 @@ from hypothesis import strategies as st
 from benchmarks.pages.render import write_report
 from benchmarks.reference import read_reference
 from benchmarks.schema import read_report
-from benchmarks.task import clip_scores
 from compress.checkpoints import Position, load_checkpoint, save_checkpoint
 from compress.filling import _mapped as mapped
 from compress.int8 import rebuild
@@ -212,7 +211,7 @@ def test_reference_json(reference_file, data, tmp_path_factory):
     with one_line():
         reference = read_reference(file)
         reference.summary()
-        assert len(clip_scores(reference.scores).clips) == len(reference.scores.labels)
+        assert len(reference.scores.to_clip_scores().clips) == len(reference.scores.labels)
 
 
 @pytest.mark.parametrize("label", [2, -1, 2**63, 0.5])

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks.reference import Reference, read_reference, reference
-from benchmarks.task import Measurement, clip_scores
+from benchmarks.task import Measurement
 from benchmarks.worker import measure
 from compress.runs import own_threshold, pixel_detector, takes, torch_scorer
 from compress.scoring import score_split
@@ -26,7 +26,7 @@ def test_reference_scores_are_the_teacher_s(reference_file, teacher_run, opened_
     scores = score_split(torch_scorer(pixel_detector(Run(teacher_run)), torch.device("cpu")), opened_store, "test")
     np.testing.assert_allclose(np.array(found.scores.frames), scores.frames, atol=1e-5)
     assert found.metrics.auc == scores.metrics(0.5).auc
-    again = clip_scores(found.scores)
+    again = found.scores.to_clip_scores()
     for field in ("clip_ids", "video_ids", "methods", "identities", "whole"):
         assert getattr(again, field) == getattr(scores, field)
     assert set(json.loads(reference_file.read_text())) == set(Reference.model_fields)
@@ -51,7 +51,7 @@ def test_clip_model_can_be_the_reference(clip_run_and_store, tmp_path, monkeypat
     # In this process, which has torch: starting another takes longer than all the rest.
     monkeypatch.setattr("benchmarks.reference.measure_apart", measure)
     made = reference(run, path, tmp_path / "reference.json", device="cpu", repeats=10)
-    scores = clip_scores(made.scores)
+    scores = made.scores.to_clip_scores()
     assert made.metrics.frame is None and scores.frames is None
     assert made.metrics.threshold == own_threshold(Run(run)).value
     scorer = torch_scorer(pixel_detector(Run(run)), torch.device("cpu"))

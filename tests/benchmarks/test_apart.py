@@ -11,7 +11,7 @@ import psutil
 import pytest
 from pydantic import BaseModel
 
-from benchmarks.measuring import answer_of
+from benchmarks.apart import answer_of
 from stage import StageError
 
 
@@ -58,17 +58,26 @@ def test_an_error_is_told_without_the_path_of_its_class(module):
         answer_of(name, Figure(value=1), Figure)
 
 
+def test_what_is_asked_comes_back_measured(module):
+    name = module("""
+        from benchmarks.apart import serve
+        from tests.benchmarks.test_apart import Figure
+        serve(Figure, lambda task: Figure(value=2 * task.value))
+    """)
+    assert answer_of(name, Figure(value=4), Figure) == Figure(value=8)
+
+
 def test_a_process_ends_with_the_one_that_asked(module):
     name = module("""
         import time
-        from benchmarks.task import end_with_parent
-        end_with_parent()
-        time.sleep(600)
+        from benchmarks.apart import serve
+        from tests.benchmarks.test_apart import Figure
+        serve(Figure, lambda task: time.sleep(600))
     """)
     asking = f"""
         import os, signal, subprocess, threading, time
-        from benchmarks.measuring import answer_of
-        from tests.benchmarks.test_measuring import Figure
+        from benchmarks.apart import answer_of
+        from tests.benchmarks.test_apart import Figure
         started = []
         call = subprocess.Popen.__init__
         def noting(self, *args, **options):
