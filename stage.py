@@ -79,6 +79,11 @@ def some_of(names: Sequence[str]) -> str:
     return ", ".join([*names[:3], *(["..."] if len(names) > 3 else [])])
 
 
+def counted(count: int, noun: str) -> str:
+    """Return a number of things as text: ``1 thread``, ``2 threads``."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 def usable_cores() -> int:
     """Return how many processors this process may use: by its affinity, and its container's quota (cgroup v2)."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -8,10 +8,9 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.pages.columns import threads_of
 from benchmarks.schema import Report, Row, machine_of, read_report
 from compress.auc import auc_change
-from stage import StageError, WrongArgument
+from stage import StageError, WrongArgument, counted
 
 Key = tuple[object, ...]
 MAX_SLOWER, MAX_AUC_DROP = "10%", 0.005
@@ -97,7 +96,7 @@ class Baseline:
         ]
 
     def _regressions_of(self, before: Row, now: Row | None) -> Iterable[str]:
-        name = f"{before.name} ({before.runtime} {before.scheme}, {before.device}, {threads_of(before.threads)})"
+        name = f"{before.name} ({before.runtime} {before.scheme}, {before.device}, {counted(before.threads, 'thread')})"
         if now is None:
             if before.latency_ms or before.auc is not None:
                 yield f"{name} is not measured any more"

@@ -16,7 +16,6 @@ from benchmarks.kept import KeptMeasurements
 from benchmarks.machine import Machine, describe_machine
 from benchmarks.notes import not_cut, not_exported, notes_of
 from benchmarks.on_phone import DeviceOptions, PhoneTimer
-from benchmarks.pages.columns import threads_of
 from benchmarks.pages.render import table_text, write_report
 from benchmarks.processor import measure_products
 from benchmarks.reference import Reference, read_reference
@@ -31,7 +30,7 @@ from data.store import ClipStore
 from export.bundle import Bundle, is_bundle
 from files import refuse_existing, shortest_names
 from models.run import Run
-from stage import StageError, WrongArgument, say, usable_cores
+from stage import StageError, WrongArgument, counted, say, usable_cores
 
 
 def _diagnoses(paths: list[Path]) -> dict[str, Diagnosis]:
@@ -90,7 +89,7 @@ def _parse_threads(text: str, most: int | None) -> list[int]:
         raise WrongArgument(f"--threads {text!r}: give one or more counts, as 1 or 1,2")
     counts = sorted({int(part) for part in text.split(",")})
     if most is not None and max(counts) > most:
-        raise WrongArgument(f"--threads {text}: this machine has {threads_of(most).replace('thread', 'core')}")
+        raise WrongArgument(f"--threads {text}: this machine has {counted(most, 'core')}")
     return counts
 
 

@@ -6,7 +6,6 @@ from pathlib import Path
 from benchmarks.comparing import has_flips, runtimes_apart
 from benchmarks.machine import slow_int8
 from benchmarks.on_phone import PhoneTimer
-from benchmarks.pages.columns import threads_of
 from benchmarks.reference import Reference
 from benchmarks.rows import Subject
 from benchmarks.schema import MOST_SPREAD
@@ -17,6 +16,7 @@ from data.store import ClipStore
 from export.bundle import Bundle, is_bundle
 from export.manifest import OWN_SCORES
 from files import name_of
+from stage import counted
 
 
 def _named(subjects: Iterable[Subject]) -> str:
@@ -88,7 +88,7 @@ def notes_of(
     notes += [f"{reason}: {', '.join(dict.fromkeys(row_names))}." for reason, row_names in unmeasured.items()]
     notes += runtimes_apart(subjects)
     if unstable := [subject.row for subject in subjects if subject.row.unstable]:
-        on = [row.device if row.own_threads else threads_of(row.threads) for row in unstable]
+        on = [row.device if row.own_threads else counted(row.threads, "thread") for row in unstable]
         names = ", ".join(f"{row.name} ({row.scheme}, {where})" for row, where in zip(unstable, on, strict=True))
         notes.append(f"Unstable: medians at different times lie more than {MOST_SPREAD:.0%} apart: {names}.")
     if (slow := slow_int8()) and any(subject.row.device == "cpu" for subject in subjects):

@@ -14,7 +14,6 @@ from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt
 from benchmarks.figures import Latency
 from benchmarks.machine import Machine, describe_machine
 from benchmarks.measuring import measure_apart, refuse_changed, refuse_changed_store, write_timed_crops
-from benchmarks.pages.columns import threads_of
 from benchmarks.schema import ReferenceSummary
 from benchmarks.task import BatchTiming, Measurement, Scores, Task, Timing
 from command import run_as_script
@@ -28,7 +27,7 @@ from models.run import Run
 from models.schemes import fast_dtype
 from parsing import read_json
 from resuming import alone
-from stage import StageError, refuse_tf32, say, usable_cores
+from stage import StageError, counted, refuse_tf32, say, usable_cores
 
 SCHEMA_VERSION = 3
 
@@ -150,7 +149,7 @@ def _reference_of(
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         run=source.as_parent(),
         backbone=source.info.architecture.backbone,
-        device=machine.accelerators[0] if torch_device == "cuda" else f"cpu, {threads_of(threads)}",
+        device=machine.accelerators[0] if torch_device == "cuda" else f"cpu, {counted(threads, 'thread')}",
         precision=precision,
         tf32=torch_device == "cuda" and (torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32),
         machine=machine,

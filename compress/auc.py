@@ -6,7 +6,7 @@ import numpy as np
 import sklearn
 from sklearn.metrics import roc_auc_score
 
-from compress.bootstrap import DRAWS, FEWEST_IDENTITIES, Labels, Values, persons_of_rarer, usable_draws
+from compress.bootstrap import DRAWS, FEWEST_PERSONS, Labels, Values, persons_of_rarer, usable_draws
 
 if TYPE_CHECKING:
     from compress.scoring import ClipScores
@@ -34,11 +34,11 @@ def auc_difference(own: "ClipScores", other: "ClipScores") -> tuple[float, tuple
     """Return the AUC of ``own`` minus that of ``other`` on the same clips, of both labels, and its 95 % interval.
 
     Each bootstrap draw resamples the same persons for both models. The interval is None with fewer than
-    FEWEST_IDENTITIES persons of a label, or where fewer than DRAWS draws hold both labels.
+    FEWEST_PERSONS persons of a label, or where fewer than DRAWS draws hold both labels.
     """
     persons, labels, scores, other_scores = own.persons, own.labels, own.clips, other.clips
     difference = auc_change(own.auc, other.auc)
-    if persons_of_rarer(labels, persons) < FEWEST_IDENTITIES:
+    if persons_of_rarer(labels, persons) < FEWEST_PERSONS:
         return difference, None
     with sklearn.config_context(assume_finite=True, skip_parameter_validation=True):
         resampled = [

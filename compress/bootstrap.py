@@ -9,7 +9,7 @@ DRAWS = 1000
 """Number of bootstrap draws: a rough minimum for percentile intervals (Efron, 1987, JASA 82, section 9)."""
 MOST_DRAWS = 10 * DRAWS
 """Limit of draws, including those that lack a class and are repeated."""
-FEWEST_IDENTITIES = 10
+FEWEST_PERSONS = 10
 """Minimum of persons per label: with 2 or 3 persons of a label, 95 % intervals cover only 60 % (docs/lab-notes.md)."""
 BOOTSTRAP_SEED = 0
 
@@ -21,7 +21,7 @@ Identities = Sequence[tuple[str, ...]]
 """Names of the persons in each of N items."""
 
 
-def identity_draws(identities: Identities, rng: np.random.Generator) -> Iterator[Values]:
+def person_draws(identities: Identities, rng: np.random.Generator) -> Iterator[Values]:
     """Yield endlessly the weights of N items, float [N], when their persons are drawn with replacement.
 
     An item of persons a and b, drawn c_a and c_b times, has the weight c_a * c_b: the pigeonhole bootstrap of Owen
@@ -51,7 +51,7 @@ def usable_draws(labels: Labels, identities: Identities) -> Iterator[Values]:
 
     Other draws are repeated, up to MOST_DRAWS in all.
     """
-    draws = identity_draws(identities, np.random.default_rng(BOOTSTRAP_SEED))
+    draws = person_draws(identities, np.random.default_rng(BOOTSTRAP_SEED))
     label_masks = [labels == label for label in np.unique(labels)]
     usable = 0
     for _ in range(MOST_DRAWS):

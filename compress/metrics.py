@@ -16,7 +16,7 @@ from sklearn.metrics import auc as area_under
 from compress.auc import DIGITS, auc
 from compress.bootstrap import (
     DRAWS,
-    FEWEST_IDENTITIES,
+    FEWEST_PERSONS,
     MOST_DRAWS,
     Identities,
     Labels,
@@ -161,7 +161,7 @@ def _at_rates(fpr: Values, tpr: Values) -> dict[str, float]:
 
 
 def point_figures(labels: Labels, scores: Values, threshold: float) -> dict[str, float]:
-    """Return all figures by name for labels, int [N], which hold both classes, and scores, float [N]."""
+    """Return all figures by name for labels, int [N], which hold both labels, and scores, float [N]."""
     fpr, tpr, _ = roc_curve(labels, scores, drop_intermediate=False)
     verdicts = (scores > threshold).astype(np.int64)
     return {
@@ -201,19 +201,19 @@ def _intervals(
 ) -> tuple[dict[str, tuple[float, float]], str]:
     """Return the 95 % percentile intervals by figure and "", or no intervals and the reason."""
     persons = persons_of_rarer(labels, identities)
-    if persons < FEWEST_IDENTITIES:
-        return {}, f"needs {FEWEST_IDENTITIES} identities of each label, has {persons}"
-    both_classes = len(np.unique(labels)) == 2
+    if persons < FEWEST_PERSONS:
+        return {}, f"needs {FEWEST_PERSONS} persons of each label, has {persons}"
+    both_labels = len(np.unique(labels)) == 2
     resampled = []
     with sklearn.config_context(assume_finite=True, skip_parameter_validation=True):
         for weights in usable_draws(labels, identities):
-            if both_classes:
+            if both_labels:
                 resampled.append(weighted_figures(labels, scores, threshold, weights))
             else:
                 correct = (scores > threshold) == (labels == 1)
                 resampled.append({"accuracy": float(np.average(correct, weights=weights))})
     if len(resampled) < DRAWS:
-        return {}, f"only {len(resampled)} of {MOST_DRAWS} draws of identities hold both classes"
+        return {}, f"only {len(resampled)} of {MOST_DRAWS} draws of persons hold both labels"
     spans = {name: np.quantile([figures[name] for figures in resampled], (0.025, 0.975)) for name in resampled[0]}
     return {name: (float(low), float(high)) for name, (low, high) in spans.items()}, ""
 
@@ -222,7 +222,7 @@ def _unsupported(real: int, fake: int, videos: int) -> dict[str, str]:
     """Return the reasons, by figure, why ``real`` and ``fake`` items of ``videos`` real videos cannot support it."""
     rates = {f"tpr_at_fpr {rate}": fewest for rate, fewest in FEWEST_VIDEOS.items()}
     if not real or not fake:
-        return dict.fromkeys(("auc", "eer", "ap", "f1", *rates), f"needs both classes: {real} real, {fake} fake")
+        return dict.fromkeys(("auc", "eer", "ap", "f1", *rates), f"needs both labels: {real} real, {fake} fake")
     return {name: f"needs {least} real videos, has {videos}" for name, least in rates.items() if videos < least}
 
 

@@ -20,7 +20,7 @@ from export.forms import Form
 from export.gate import Gated, SourceRun, gate
 from export.golden import Inputs
 from export.manifest import OWN_SCORES, Absent, Artifact, Validation
-from export.programs import Graph, graphs_of, in_torch
+from export.programs import TorchProgram, in_torch, programs_of
 from export.runtimes import Delegate, Runtime, UnfitArtifact, evaluated_by, program_file, scorer_of
 from files import bytes_of, sha256_of
 from models.pixels import PixelDetector
@@ -72,14 +72,14 @@ def _detector(run: Path, scheme: Scheme) -> PixelDetector:
     return pixel_detector(Run(run), scheme)
 
 
-def _write(graphs: list[Graph], form: Form, path: Path) -> dict[str, Any]:
+def _write(torch_programs: list[TorchProgram], form: Form, path: Path) -> dict[str, Any]:
     """Write programs for a runtime; return fields of the manifest's entry, and ``operators`` by program."""
     if form.runtime == "executorch":
         assert form.delegate is not None
-        return executorch.write(graphs, path, form.delegate, form.etrecord)
+        return executorch.write(torch_programs, path, form.delegate, form.etrecord)
     if form.runtime == "onnxruntime":
-        return onnx.write(graphs, path, form.ort)
-    return coreml.write(graphs, path)
+        return onnx.write(torch_programs, path, form.ort)
+    return coreml.write(torch_programs, path)
 
 
 @dataclass(frozen=True)
@@ -97,12 +97,18 @@ def write_artifact(job: Job, folder: Path, inputs: Inputs, frames: int) -> Writt
     info, form = job.info, job.form
     # Core ML converts float32 to float16 itself, and keeps what must not overflow.
     scheme: Scheme = "fp32" if form.runtime == "coreml" and info.scheme in coreml.HALF else info.scheme
-    graphs = graphs_of(_detector(job.source.run.path, scheme), info, form, frames)
-    scores = scorer_of(in_torch(graphs), form.method)(*inputs)
-    fields = _write(graphs, form, folder / job.file)
+    torch_programs = programs_of(_detector(job.source.run.path, scheme), info, form, frames)
+    scores = scorer_of(in_torch(torch_programs), form.method)(*inputs)
+    fields = _write(torch_programs, form, folder / job.file)
     operators = fields.pop("operators")
-    files = {graph.name: program_file(Path(job.file), form.runtime, graph.name) for graph in graphs}
-    programs = [graph.described(folder, files[graph.name], operators[graph.name]) for graph in graphs]
+    files = {
+        torch_program.name: program_file(Path(job.file), form.runtime, torch_program.name)
+        for torch_program in torch_programs
+    }
+    programs = [
+        torch_program.described(folder, files[torch_program.name], operators[torch_program.name])
+        for torch_program in torch_programs
+    ]
     return Written(fields | {"programs": programs}, scores)
 
 

@@ -28,7 +28,7 @@ from export.runtimes import (
 from stage import PALETTES, Scheme, some_of
 
 if TYPE_CHECKING:
-    from export.programs import Graph
+    from export.programs import TorchProgram
 
 MINIMUM_OS = "iOS 17 / macOS 14"
 HALF: tuple[Scheme, ...] = ("fp16", *PALETTES)
@@ -52,29 +52,29 @@ MEANING = {
 }
 
 
-def write(graphs: Sequence["Graph"], path: Path) -> dict[str, Any]:
+def write(torch_programs: Sequence["TorchProgram"], path: Path) -> dict[str, Any]:
     """Write one program as an ``.mlpackage``, or several into a folder; return ``operators`` by program.
 
     Programs compute in FLOAT32, except in the schemes of HALF: int8 values are dequantized to float32 where an
     operation has no int8 form. Raises UnfitArtifact if a palette is lost.
     """
     operators = {}
-    for graph in graphs:
-        file = program_file(path, "coreml", graph.name)
+    for torch_program in torch_programs:
+        file = program_file(path, "coreml", torch_program.name)
         file.parent.mkdir(exist_ok=True)
-        model = _convert(graph)
-        model.short_description = MEANING[graph.name]
+        model = _convert(torch_program)
+        model.short_description = MEANING[torch_program.name]
         model.author, model.version = f"Pocketproof {version('pocketproof')}", version("pocketproof")
-        model.license = graph.licence
+        model.license = torch_program.licence
         model.user_defined_metadata["classes"] = "real, fake: the output is the probability of the second"
-        for tensor in graph.inputs:
+        for tensor in torch_program.inputs:
             model.input_description[tensor.name] = tensor.meaning
-        model.output_description[graph.output.name] = graph.output.meaning
+        model.output_description[torch_program.output.name] = torch_program.output.meaning
         model.save(str(file))
         (file / DEBUG_HANDLES).unlink(missing_ok=True)
         functions = model.get_spec().mlProgram.functions["main"].block_specializations
         types = {operation.type for block in functions.values() for operation in block.operations}
-        operators[graph.name] = sorted(types - {"const"})
+        operators[torch_program.name] = sorted(types - {"const"})
     return {"operators": operators}
 
 
@@ -96,40 +96,40 @@ def _in_half(operation: Any) -> bool:
     return not (operation.op_type in LAST and following <= {*LAST, "cast"})
 
 
-def _convert(graph: "Graph") -> Any:
-    """Return a program as a coremltools model in the graph's scheme."""
+def _convert(torch_program: "TorchProgram") -> Any:
+    """Return a program as a coremltools model in the torch_program's scheme."""
     ct = quietly_imported()
     with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):  # silences progress bars
         warnings.simplefilter("ignore")
-        example = graph.example()
+        example = torch_program.example()
         rgb = ct.colorlayout.RGB
         inputs = [
             ct.ImageType(name=tensor.name, shape=tuple(zeros.shape), color_layout=rgb)
             if tensor.dtype == "image"
             else ct.TensorType(name=tensor.name, shape=tuple(zeros.shape))
-            for tensor, zeros in zip(graph.inputs, example, strict=True)
+            for tensor, zeros in zip(torch_program.inputs, example, strict=True)
         ]
         model = ct.convert(
             # Without the decompositions coremltools refuses the training dialect.
-            graph.exported.run_decompositions({}),
+            torch_program.exported.run_decompositions({}),
             inputs=inputs,
-            outputs=[ct.TensorType(name=graph.output.name, dtype=np.float32)],
+            outputs=[ct.TensorType(name=torch_program.output.name, dtype=np.float32)],
             minimum_deployment_target=ct.target.iOS17,
             compute_precision=ct.transform.FP16ComputePrecision(op_selector=_in_half)
-            if graph.scheme in HALF
+            if torch_program.scheme in HALF
             else ct.precision.FLOAT32,
             convert_to="mlprogram",
             skip_model_load=True,
         )
-        if graph.scheme not in PALETTES:
+        if torch_program.scheme not in PALETTES:
             return model
         # The weights have few distinct values already: each becomes a table and indices into it.
         config = ct.optimize.coreml.OpPalettizerConfig(mode="unique")
         model = ct.optimize.coreml.palettize_weights(model, ct.optimize.coreml.OptimizationConfig(global_config=config))
         if dense := _dense_weights(model):
             raise UnfitArtifact(
-                f"Core ML would store {len(dense)} layers of {graph.name} without a palette ({some_of(dense)}), as its "
-                "compiler changes their weights: give --scheme fp16 or int8"
+                f"Core ML would store {len(dense)} layers of {torch_program.name} without a palette "
+                f"({some_of(dense)}), as its compiler changes their weights: give --scheme fp16 or int8"
             )
         return model
 

@@ -18,7 +18,7 @@ from stage import reason_of
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
-    from export.programs import Graph
+    from export.programs import TorchProgram
 
 IDENTIFIER = b"ET12"
 """FlatBuffers' file identifier, from byte 4 of a program (ExecuTorch's schema/program.fbs)."""
@@ -44,7 +44,7 @@ def _partitioner(delegate: Delegate) -> Any:
 
 
 def write(
-    graphs: Sequence["Graph"], path: Path, delegate: Delegate = "xnnpack", etrecord: bool = False
+    torch_programs: Sequence["TorchProgram"], path: Path, delegate: Delegate = "xnnpack", etrecord: bool = False
 ) -> dict[str, Any]:
     """Write programs as the methods of one ``.pte``; with ``etrecord``, also the record that names profiled operations.
 
@@ -52,11 +52,11 @@ def write(
     ``delegated_fraction`` (operations inside the delegate / all); ``delegate``; ``companions``. Raises UnfitArtifact if
     a delegate other than XNNPACK does not take the programs.
     """
-    edge, lowered = _lower(graphs, path.name, delegate, etrecord)
+    edge, lowered = _lower(torch_programs, path.name, delegate, etrecord)
     path.write_bytes(lowered.buffer)
     if etrecord:
         lowered.get_etrecord().save(str(path.with_suffix(ETRECORD)))
-    counts = [_count_operations(edge.exported_program(graph.name)) for graph in graphs]
+    counts = [_count_operations(edge.exported_program(given.name)) for given in torch_programs]
     delegated, portable = (sum(count) for count in zip(*counts, strict=True))
     plans = lowered.executorch_program.execution_plan
     operators = {plan.name: [*sorted(map(_full_name, plan.operators)), BACKENDS[delegate]] for plan in plans}
@@ -68,7 +68,7 @@ def write(
     }
 
 
-def _lower(graphs: Sequence["Graph"], name: str, delegate: Delegate, etrecord: bool) -> tuple[Any, Any]:
+def _lower(torch_programs: Sequence["TorchProgram"], name: str, delegate: Delegate, etrecord: bool) -> tuple[Any, Any]:
     """Return the programs lowered to a delegate, in the edge dialect and as ExecuTorch's program.
 
     Raises UnfitArtifact if a delegate other than XNNPACK does not take them.
@@ -77,7 +77,7 @@ def _lower(graphs: Sequence["Graph"], name: str, delegate: Delegate, etrecord: b
 
     with warnings.catch_warnings(), without_native_messages():
         warnings.simplefilter("ignore")
-        exported = {graph.name: graph.exported for graph in graphs}
+        exported = {given.name: given.exported for given in torch_programs}
         for program in exported.values():
             keep_pooled_dimensions(program)
             drop_idle_ceilings(program)

@@ -18,7 +18,7 @@ from export.onnx_passes import EXACT_ON_X86, rewrite
 from export.runtimes import ORT, Loaded, Programs, in_batches, int8_instructions, program_file
 
 if TYPE_CHECKING:
-    from export.programs import Graph
+    from export.programs import TorchProgram
 
 OPSET = 20
 """The first opset in which Gelu is one operator."""
@@ -31,7 +31,7 @@ REQUIRED = ".required_operators.config"
 REQUIRED_MEANING = "operators and types that a build of ONNX Runtime for the .ort must have (--include_ops_by_config)"
 
 
-def write(graphs: Sequence["Graph"], path: Path, ort: bool = False) -> dict[str, Any]:
+def write(torch_programs: Sequence["TorchProgram"], path: Path, ort: bool = False) -> dict[str, Any]:
     """Write one program as a ``.onnx``, or several into a folder.
 
     With ``ort``, programs are in ONNX Runtime's own format, optimized for Arm processors, and the operators that a
@@ -43,24 +43,26 @@ def write(graphs: Sequence["Graph"], path: Path, ort: bool = False) -> dict[str,
 
     operators, checks = {}, []
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        for graph in graphs:
-            model = _convert(graph)
+        for torch_program in torch_programs:
+            model = _convert(torch_program)
             rewrite(model)
             model.ir_version = IR_VERSION
             onnx.checker.check_model(model)
-            plain = Path(folder) / f"{graph.name}.onnx"
+            plain = Path(folder) / f"{torch_program.name}.onnx"
             onnx.save(model, plain)
-            operators[graph.name] = sorted({f"{node.domain or 'ai.onnx'}.{node.op_type}" for node in model.graph.node})
+            operators[torch_program.name] = sorted(
+                {f"{node.domain or 'ai.onnx'}.{node.op_type}" for node in model.graph.node}
+            )
             if not ort:
-                checks.append(f"{graph.name}: {_phone_check(plain)}")
+                checks.append(f"{torch_program.name}: {_phone_check(plain)}")
         companions: dict[str, str] = {}
         if ort:
             companions, required = _in_own_format(Path(folder), path)
             operators = dict.fromkeys(operators, required)
-        for graph in graphs:
-            file = program_file(path, "onnxruntime", graph.name)
+        for torch_program in torch_programs:
+            file = program_file(path, "onnxruntime", torch_program.name)
             file.parent.mkdir(exist_ok=True)
-            shutil.move(Path(folder) / f"{graph.name}{ORT if ort else '.onnx'}", file)
+            shutil.move(Path(folder) / f"{torch_program.name}{ORT if ort else '.onnx'}", file)
     return {"operators": operators, "phone_check": "; ".join(checks), "companions": companions}
 
 
@@ -106,19 +108,19 @@ def _phone_check(file: Path) -> str:
     )
 
 
-def _convert(graph: "Graph") -> Any:
+def _convert(torch_program: "TorchProgram") -> Any:
     """Return a program as an ONNX model, as torch's exporter writes it."""
     import torch
 
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         exported = torch.onnx.export(
-            graph.exported,
-            graph.example(),
+            torch_program.exported,
+            torch_program.example(),
             dynamo=True,
             opset_version=OPSET,
-            input_names=[tensor.name for tensor in graph.inputs],
-            output_names=[graph.output.name],
+            input_names=[tensor.name for tensor in torch_program.inputs],
+            output_names=[torch_program.output.name],
             verbose=False,
         )
     assert exported is not None

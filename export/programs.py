@@ -32,7 +32,7 @@ DTYPES = {"uint8": torch.uint8, "float32": torch.float32}
 
 
 @dataclass(frozen=True)
-class Graph:
+class TorchProgram:
     """A program to write: a module in torch, and the description of its inputs and output."""
 
     name: ProgramName
@@ -171,7 +171,7 @@ class WholeClip(nn.Module):
         return scores
 
 
-def step_graphs(
+def step_programs(
     network: Detector,
     preprocessing: Preprocessing,
     planar: bool,
@@ -179,7 +179,7 @@ def step_graphs(
     batch: int | None = 1,
     scheme: Scheme = "fp32",
     licence: str = "",
-) -> list[Graph]:
+) -> list[TorchProgram]:
     """Return the programs ``embed`` and ``score`` of a clip student, for clips of T = ``frames``."""
     width = network.embedding_size
     embedding = Tensor(
@@ -195,14 +195,14 @@ def step_graphs(
     embed = (ImageEmbed if planar else Embed)(network.backbone, preprocessing).eval()
     pixels, score = pixel_input(network.architecture.size, planar, batch), Score(network.head).eval()
     return [
-        Graph("embed", embed, (pixels,), embedding, scheme, licence),
-        Graph("score", score, (embeddings, flags(frames, batch)), probability(batch), scheme, licence),
+        TorchProgram("embed", embed, (pixels,), embedding, scheme, licence),
+        TorchProgram("score", score, (embeddings, flags(frames, batch)), probability(batch), scheme, licence),
     ]
 
 
-def whole_graph(
+def whole_program(
     network: Detector, preprocessing: Preprocessing, frames: int, form: Form, scheme: Scheme, licence: str
-) -> Graph:
+) -> TorchProgram:
     """Return a clip student as the one program ``clip``, for clips of T = ``frames``."""
     size = network.architecture.size
     pixels = Tensor(
@@ -214,27 +214,29 @@ def whole_graph(
         **PIXELS,
     )
     inputs = (pixels, flags(frames, form.batch))
-    return Graph("clip", WholeClip(network, preprocessing).eval(), inputs, probability(form.batch), scheme, licence)
+    return TorchProgram(
+        "clip", WholeClip(network, preprocessing).eval(), inputs, probability(form.batch), scheme, licence
+    )
 
 
-def in_torch(graphs: Sequence[Graph]) -> Programs:
+def in_torch(torch_programs: Sequence[TorchProgram]) -> Programs:
     """Return the exported programs, run in torch."""
 
     def load(name: ProgramName) -> Loaded:
-        (graph,) = (graph for graph in graphs if graph.name == name)
-        module = graph.exported.module()
+        (torch_program,) = (torch_program for torch_program in torch_programs if torch_program.name == name)
+        module = torch_program.exported.module()
 
         def run(*inputs: NDArray[Any]) -> NDArray[np.float32]:
             tensors = map(torch.from_numpy, inputs)
             arguments = (
                 value.permute(0, 3, 1, 2).float() if tensor.dtype == "image" else value.to(DTYPES[tensor.dtype])
-                for tensor, value in zip(graph.inputs, tensors, strict=True)
+                for tensor, value in zip(torch_program.inputs, tensors, strict=True)
             )
             with torch.inference_mode():
                 output: NDArray[np.float32] = module(*arguments).numpy()
             return output
 
-        return in_batches(run, graph.batch)
+        return in_batches(run, torch_program.batch)
 
     return load
 
@@ -264,7 +266,7 @@ def _is_tanh_gelu(module: nn.Module) -> bool:
     return isinstance(module, timm.layers.GELUTanh) or (isinstance(module, nn.GELU) and module.approximate == "tanh")
 
 
-def graphs_of(detector: PixelDetector, info: RunInfo, form: Form, frames: int) -> list[Graph]:
+def programs_of(detector: PixelDetector, info: RunInfo, form: Form, frames: int) -> list[TorchProgram]:
     """Return the programs of a run's artifact; ``frames`` is the length of a clip student's clips."""
     if form.runtime != "onnxruntime":
         detector = _with_written_gelus(detector)
@@ -274,8 +276,8 @@ def graphs_of(detector: PixelDetector, info: RunInfo, form: Form, frames: int) -
     if form.method == "forward":
         module = ImageDetector(network, preprocessing) if planar else detector
         pixels = pixel_input(info.architecture.size, planar, form.batch)
-        return [Graph("forward", module, (pixels,), probability(form.batch), scheme, licence)]
+        return [TorchProgram("forward", module, (pixels,), probability(form.batch), scheme, licence)]
     assert isinstance(network, Detector)
     if form.method == "steps":
-        return step_graphs(network, preprocessing, planar, frames, form.batch, scheme, licence)
-    return [whole_graph(network, preprocessing, frames, form, scheme, licence)]
+        return step_programs(network, preprocessing, planar, frames, form.batch, scheme, licence)
+    return [whole_program(network, preprocessing, frames, form, scheme, licence)]

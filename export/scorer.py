@@ -198,7 +198,7 @@ class VideoScorer:
                 yield frame
 
         for clip, *_ in watch.each("faces", face_clips(counted_frames(), rule.frames, rule.hop)):
-            if rule.per == "clip" and 2 * int(clip.valid.sum()) < rule.frames:
+            if rule.per == "clip" and not clip.steady:
                 tally.left_out += 1
                 continue
             scores = scorer(*self._inputs(clip, watch))

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from benchmarks.schema import Row
 from compress.scoring import probability
+from stage import counted
 
 DASH = "–"
 RUNTIMES = {"torch": "PyTorch", "executorch": "ExecuTorch", "onnxruntime": "ONNX Runtime", "coreml": "Core ML"}
@@ -152,15 +153,10 @@ def deciding(rows: Sequence[Row]) -> list[str]:
     return [title for title in COLUMNS if title in DECIDING or (title in PLACES and differing(title, rows))]
 
 
-def threads_of(count: int) -> str:
-    """Return a number of threads as text: ``1 thread``, ``2 threads``."""
-    return f"{count} thread{'' if count == 1 else 's'}"
-
-
 def label(row: Row, rows: Sequence[Row]) -> str:
     """Return a row's name, with the columns that distinguish it from other rows of that name."""
     namesakes = [other for other in rows if other.name == row.name]
     details = [COLUMNS[title].text(row) for title in TELLING if differing(title, namesakes)]
     if differing("Threads", namesakes):
-        details.append(threads_of(row.threads))
+        details.append(counted(row.threads, "thread"))
     return ", ".join([row.name, *details])

@@ -1,7 +1,8 @@
 """The report in two or three sentences: the gains and the losses of the best artifact."""
 
-from benchmarks.pages.columns import COLUMNS, fixed, percent, threads_of, times
+from benchmarks.pages.columns import COLUMNS, fixed, percent, times
 from benchmarks.schema import Report, Row, machine_of
+from stage import counted
 
 NO_INT8 = "No int8 artifact was measured for both latency and accuracy."
 
@@ -39,7 +40,7 @@ def _teacher(best: Row, report: Report) -> Row | None:
 def _cost(best: Row, where: str) -> str:
     """Return the sentence on latency and size; ``where``: the device, with its machine if there are several."""
     text = {title: column.text(best) for title, column in COLUMNS.items()}
-    place = where if best.own_threads else f"{where}, {threads_of(best.threads)}"
+    place = where if best.own_threads else f"{where}, {counted(best.threads, 'thread')}"
     cost = f"{best.name} ({text['Runtime']}, {best.scheme}, {place})"
     at_once = f", {best.batch} samples at once" if best.batch > 1 else ""
     at_once += ", more where clips overlap" if best.whole_clip else ""
@@ -47,7 +48,7 @@ def _cost(best: Row, where: str) -> str:
     cost += f" takes {text['p50, ms']} ms per frame{at_once} and {text['Size, MB']} MB ({best.bytes:,} bytes)"
     if best.speedup is not None:
         cost += f": {text['Speedup']} as fast as the fp32 teacher {best.speedup_over}"
-        cost += f" on {threads_of(best.threads)}" if best.own_threads else ""
+        cost += f" on {counted(best.threads, 'thread')}" if best.own_threads else ""
     if best.size_ratio is not None:
         smaller = best.size_ratio >= 1
         cost += (

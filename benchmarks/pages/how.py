@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from benchmarks.figures import RUNS_FOR_P90, RUNS_FOR_P99
 from benchmarks.schema import LEAST_BOUND, MOST_FLIPS, MOST_LOST, MOST_SPREAD, Report, Row
-from compress.bootstrap import FEWEST_IDENTITIES
+from compress.bootstrap import FEWEST_PERSONS
 
 
 def _span(report: Report, count: Callable[[Row], int]) -> str:
@@ -94,7 +94,7 @@ def _of_accuracy(report: Report) -> dict[str, str]:
     clips = " and ".join(f"{count} {label}" for label, count in report.clips.items())
     return {
         "AUC; AUC, 95%": f"Area under the ROC curve over the clips of the split {report.split} ({clips}). "
-        f"95% is its bootstrap interval, which draws persons anew; it needs {FEWEST_IDENTITIES} of each label (and is "
+        f"95% is its bootstrap interval, which draws persons anew; it needs {FEWEST_PERSONS} of each label (and is "
         "a dash where all draws agree, as at an AUC of 1), and is too short for few persons and for an AUC near 1. "
         "Bars in the pictures are the same interval.",
         "Video AUC; Frame AUC": "AUC of videos, each the mean over its valid frames, of clip models over "

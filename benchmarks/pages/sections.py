@@ -6,7 +6,7 @@ from typing import Any
 
 from benchmarks.figures import Budget, Peak
 from benchmarks.pages.charts import budget_chart, noise_chart, speed_chart
-from benchmarks.pages.columns import COLUMNS, DASH, PLACES, differing, figure, fixed, label, status_of, threads_of
+from benchmarks.pages.columns import COLUMNS, DASH, PLACES, differing, figure, fixed, label, status_of
 from benchmarks.pages.how import how
 from benchmarks.pages.pareto import Mark, pareto_chart
 from benchmarks.pages.svg import shortened
@@ -27,6 +27,7 @@ from benchmarks.pages.tables import (
 )
 from benchmarks.schema import ReferenceSummary, Report, Row
 from compress.fidelity import Diagnosis
+from stage import counted
 
 OPTIONS = {
     "Clip budget": "bench --video FILE gives it.",
@@ -97,7 +98,7 @@ def _latency_chart(machine: str, report: Report) -> Chart | None:
     ]
     timed_on = drawn[0].device if drawn[0].on_phone else machine  # a session times on its machine, or on one phone
     own = " (Core ML: threads and units of its own)" if any(row.own_threads for row in drawn) else ""
-    place = f"{threads_of(min(threads))} of {timed_on}{own}"
+    place = f"{counted(min(threads), 'thread')} of {timed_on}{own}"
     svg = pareto_chart(marks, "Median latency per frame, ms", f"Median latency and AUC, one mark per row on {place}")
     return Chart(svg, _latency_caption(rows, place, len(threads) > 1, report))
 
@@ -161,7 +162,7 @@ def _budgets(budgets: list[Budget]) -> Iterator[Section]:
     if not budgets:
         return
     drawn = [(budget_label(budget, budgets), budget) for budget in budgets if budget.ms > 0]
-    threads = ", ".join(sorted({threads_of(budget.threads) for budget in budgets}))
+    threads = ", ".join(sorted({counted(budget.threads, "thread") for budget in budgets}))
     sentence = f"From the video file to P(fake), on {threads}. {_clips(budgets)}"
     caption = (
         "A bar ends at the total, on a logarithmic axis; inside a bar, a step's length is its share of that bar's "
@@ -244,7 +245,7 @@ def _peak_text(peak: Peak) -> str:
 
 def _environments(report: Report) -> Iterator[Section]:
     for session in report.sessions:
-        peaks = {f"Matrix products, {threads_of(peak.threads)}": _peak_text(peak) for peak in session.peaks}
+        peaks = {f"Matrix products, {counted(peak.threads, 'thread')}": _peak_text(peak) for peak in session.peaks}
         origin = {"Made": session.created, "Command": session.command}
         yield Section("Environment", session.machine, facts=origin | peaks | dict(_flat(session.environment)))
 

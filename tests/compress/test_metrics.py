@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, average_precision_score, f1_score, roc_auc_score, roc_curve
 
-from compress.bootstrap import identity_draws
+from compress.bootstrap import person_draws
 from compress.metrics import (
     Metrics,
     choose_threshold,
@@ -157,8 +157,8 @@ def test_one_class_has_counts_accuracy_and_a_reason_for_everything_else(label):
     assert (clip.auc, clip.eer, clip.ap, clip.f1) == (None,) * 4
     assert clip.tpr_at_fpr == {"0.01": None, "0.05": None}
     figures = ("auc", "eer", "ap", "f1", "tpr_at_fpr 0.01", "tpr_at_fpr 0.05")
-    reasons = dict.fromkeys(figures, f"needs both classes: {counts}")
-    assert clip.unsupported == reasons | {"intervals": "needs 10 identities of each label, has 3"}
+    reasons = dict.fromkeys(figures, f"needs both labels: {counts}")
+    assert clip.unsupported == reasons | {"intervals": "needs 10 persons of each label, has 3"}
     assert set(metrics.methods) == ({"swap"} if label else set())
 
 
@@ -186,7 +186,7 @@ def test_each_method_s_fakes_stand_against_all_reals():
 
 
 def test_weights_are_products_of_how_often_each_person_was_drawn():
-    draws = identity_draws([("a",), ("b",), ("a", "b"), ("b", "b"), ("c",)], np.random.default_rng(0))
+    draws = person_draws([("a",), ("b",), ("a", "b"), ("b", "b"), ("c",)], np.random.default_rng(0))
     weights = np.array([next(draws) for _ in range(4000)])
     a, b, both, twice, c = weights.T
     assert (a + b + c == 3).all()
@@ -209,7 +209,7 @@ def test_weighted_figures_by_hand():
 def test_weights_count_as_replicated_rows(seed):
     labels, scores = _scores(seed, 60, 40)
     identities = [(str(index),) for index in range(60)] + [(str(index), str(index + 1)) for index in range(40)]
-    weights = next(identity_draws(identities, np.random.default_rng(seed)))
+    weights = next(person_draws(identities, np.random.default_rng(seed)))
     many, values = np.repeat(labels, weights.astype(int)), np.repeat(scores, weights.astype(int))
     fpr, tpr, _ = roc_curve(many, values, drop_intermediate=False)
     assert weighted_figures(labels, scores, 0.4, weights) == pytest.approx(
@@ -255,7 +255,7 @@ def test_intervals_hold_the_point_and_are_the_same_each_time():
 def test_few_persons_of_one_label_have_no_interval() -> None:
     labels, scores = np.repeat([0, 1], [60, 20]), np.random.default_rng(0).random(80)
     many_reals = [(f"r{number}",) for number in range(60)]
-    for fakes, expected in ((3, "needs 10 identities of each label, has 3"), (10, None)):
+    for fakes, expected in ((3, "needs 10 persons of each label, has 3"), (10, None)):
         persons = [*many_reals, *((f"f{number % fakes}",) for number in range(20))]
         figures = compute_figures(labels, scores, 0.5, 60, persons)
         assert figures.unsupported.get("intervals") == expected
@@ -274,7 +274,7 @@ def test_videos_of_unknown_persons_count_as_persons_of_their_own():
     clips = replace(_clip_scores(labels, scores[:, None]), identities=((),) * 24)
     assert "auc" in clips.metrics(0.4).clip.intervals
     few = replace(clips, video_ids=tuple(str(index // 3) for index in range(24)))
-    assert few.metrics(0.4).clip.unsupported["intervals"] == "needs 10 identities of each label, has 4"
+    assert few.metrics(0.4).clip.unsupported["intervals"] == "needs 10 persons of each label, has 4"
 
 
 def test_draws_that_seldom_hold_both_classes_give_no_interval():
@@ -282,4 +282,4 @@ def test_draws_that_seldom_hold_both_classes_give_no_interval():
     labels = np.array([0] * 10 + [1])
     figures = compute_figures(labels, np.linspace(0, 1, 11), 0.5, 11, identities)
     assert figures.intervals == {} and figures.auc == 1.0
-    assert figures.unsupported["intervals"].endswith("of 10000 draws of identities hold both classes")
+    assert figures.unsupported["intervals"].endswith("of 10000 draws of persons hold both labels")

@@ -23,7 +23,7 @@ from export.gate import SourceRun, gate, mistaken_scores
 from export.golden import golden_clips, golden_inputs
 from export.mil import MilProgram
 from export.parity import compare
-from export.programs import step_graphs
+from export.programs import step_programs
 from files import sha256_of
 from models.pixels import PixelDetector, Preprocessing
 from models.run import Run
@@ -203,8 +203,8 @@ def test_gate_refuses_a_mistaken_program(bundle, eager, run_path, source, tmp_pa
     path, form = shutil.copytree(bundle.path / f"{NAME}-onnx", tmp_path / "artifact"), Form("onnxruntime", "steps")
     inputs = bundle.golden_inputs()
     assert all(step.passed for step in gate(path, form, source, source.golden, inputs).parity)
-    graphs = step_graphs(eager.network, Run(run_path).info.preprocessing, False, FRAMES)
-    (right,) = (graph for graph in graphs if graph.name == program)
+    torch_programs = step_programs(eager.network, Run(run_path).info.preprocessing, False, FRAMES)
+    (right,) = (torch_program for torch_program in torch_programs if torch_program.name == program)
     onnx_writer.write([dataclasses.replace(right, module=mistaken(right.module))], path)
     with pytest.raises(
         StageError, match=r"artifact failed the parity gate .lowered. on 6 real inputs: scores differ by"
@@ -220,8 +220,8 @@ def test_every_mistake_is_beyond_the_tolerance(bundle, eager, source):
 
 
 def test_both_programs_of_a_clip_student_go_to_core_ml_s_delegate(tmp_path):
-    graphs = step_graphs(clip_student(), Preprocessing.of("test_tiny"), False, FRAMES)
-    written = executorch.write(graphs, tmp_path / "x.pte", "coreml")
+    torch_programs = step_programs(clip_student(), Preprocessing.of("test_tiny"), False, FRAMES)
+    written = executorch.write(torch_programs, tmp_path / "x.pte", "coreml")
     assert {name: operators[-1] for name, operators in written["operators"].items()} == {
         "embed": "CoreMLBackend", "score": "CoreMLBackend",
     }  # fmt: skip
@@ -272,9 +272,9 @@ def test_other_settings_reach_onnx_and_core_ml(tmp_path):
     valid = np.array([[0, 1, 1, 0]], np.float32)
     with torch.inference_mode():
         expected = detector.head(torch.from_numpy(embeddings), torch.from_numpy(valid) > 0).softmax(-1)[:, 1]
-    graphs = step_graphs(detector, Preprocessing.of("test_tiny"), False, FRAMES)[1:]
-    onnx_writer.write(graphs, tmp_path / "x")
-    coreml.write(graphs, tmp_path / "x")
+    torch_programs = step_programs(detector, Preprocessing.of("test_tiny"), False, FRAMES)[1:]
+    onnx_writer.write(torch_programs, tmp_path / "x")
+    coreml.write(torch_programs, tmp_path / "x")
     found = onnx_writer.opened(tmp_path / "x", 1)("score")(embeddings, valid)
     np.testing.assert_allclose(found, expected, atol=1e-5)
     found = MilProgram(tmp_path / "x" / "score.mlpackage")(embeddings, valid)

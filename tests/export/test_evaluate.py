@@ -89,8 +89,7 @@ def test_plain_and_recompressed_figures_are_saved_and_shown(teacher_copy, demo_s
     for text in ("crops as they are", "jpeg-20", "clips of SelfBlended", "videos", "TPR at 1% FPR", "new persons"):
         assert text in printed
     assert (
-        "not given for clips, videos, clips of SelfBlended: intervals: needs 10 identities of each label, has 3"
-        in printed
+        "not given for clips, videos, clips of SelfBlended: intervals: needs 10 persons of each label, has 3" in printed
     )
     levels = "frames, clips, videos, clips of SelfBlended"
     assert f"not given for {levels}: tpr_at_fpr 0.01: needs 300 real videos, has 3" in printed
@@ -134,7 +133,7 @@ def test_another_corpus_of_photos_of_one_label(teacher_copy, photo_store, capsys
     assert (made.metrics.clip.real, made.metrics.clip.fake) == (1, 0)
     assert made.metrics.clip.accuracy in (0.0, 1.0)
     assert made.metrics.methods == {}
-    assert "needs both classes: 1 real, 0 fake" in capsys.readouterr().out
+    assert "needs both labels: 1 real, 0 fake" in capsys.readouterr().out
     again = evaluate(teacher_copy, photo_store)
     assert len(list((teacher_copy / "evaluations").iterdir())) == len(again) == 1
 

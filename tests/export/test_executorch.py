@@ -12,7 +12,7 @@ from export import coreml
 from export.bundle import Bundle
 from export.executorch import drop_idle_ceilings, keep_pooled_dimensions, native_runtime, opened, write
 from export.forms import parse_forms
-from export.programs import graphs_of
+from export.programs import programs_of
 from export.runtimes import load_artifact
 from models.detector import Architecture, Detector
 from models.pixels import PixelDetector, Preprocessing
@@ -93,12 +93,12 @@ def test_a_gelu_by_tanh_stays_one(runtime, tmp_path, real_crops):
     weights, architecture = SimpleNamespace(licence=""), network.architecture
     info = SimpleNamespace(preprocessing=preprocessing, scheme="fp32", weights=weights, architecture=architecture)
     form = next(form for form in parse_forms(runtime, "1", "xnnpack", False, False) if form.method == "forward")
-    graphs = graphs_of(detector, info, form, 1)
+    torch_programs = programs_of(detector, info, form, 1)
     path = tmp_path / ("a.pte" if runtime == "executorch" else "a.mlpackage")
     if runtime == "executorch":
-        write(graphs, path, "xnnpack", False)
+        write(torch_programs, path, "xnnpack", False)
     else:
-        coreml.write(graphs, path)
+        coreml.write(torch_programs, path)
     with torch.inference_mode():
         expected = detector(torch.from_numpy(real_crops)).numpy()
         network.backbone.act = nn.GELU()

@@ -15,7 +15,7 @@ from compress.runs import pixel_detector
 from export import onnx as onnx_writer
 from export.bundle import Bundle
 from export.export import export
-from export.programs import Graph, pixel_input, probability
+from export.programs import TorchProgram, pixel_input, probability
 from files import sha256_of
 from models.detector import Architecture, Detector
 from models.fusing import fuse
@@ -187,7 +187,7 @@ def test_unknown_format_lists_the_known(student_run, demo_store, tmp_path):
 def test_repvit_is_fused_in_its_artifact(tmp_path):
     fused = fuse(Detector(Architecture(backbone="repvit_m0_9", size=64)), torch.zeros(1, 3, 64, 64))
     detector = PixelDetector(fused, Preprocessing.of("repvit_m0_9"))
-    onnx_writer.write([Graph("forward", detector, (pixel_input(64),), probability())], tmp_path / "repvit.onnx")
+    onnx_writer.write([TorchProgram("forward", detector, (pixel_input(64),), probability())], tmp_path / "repvit.onnx")
     operators = [node.op_type for node in onnx.load(tmp_path / "repvit.onnx").graph.node]
     assert "BatchNormalization" not in operators
     assert operators.count("Conv") == 103

@@ -14,7 +14,7 @@ from export.forms import Form
 from export.gate import NormalizedTwice, SourceRun, gate
 from export.golden import golden_crops, golden_inputs
 from export.parity import TOLERANCES, compare
-from export.programs import Graph, pixel_input, probability
+from export.programs import TorchProgram, pixel_input, probability
 from export.runtimes import UnfitArtifact
 from stage import StageError
 from tests.conftest import export_here
@@ -66,7 +66,7 @@ def test_gate_refuses_a_mistaken_artifact(runtime, name, mistake, sources, detec
     writer, suffix = (onnx_writer, "onnx") if runtime == "onnxruntime" else (pte, "pte")
     mistaken = NormalizedTwice(detector) if mistake == "normalized twice" else Mistaken(detector, mistake)
     path = tmp_path / f"mistaken.{suffix}"
-    writer.write([Graph("forward", mistaken, (pixel_input(64),), probability())], path)
+    writer.write([TorchProgram("forward", mistaken, (pixel_input(64),), probability())], path)
     with pytest.raises(StageError, match=rf"mistaken.{suffix} failed the parity gate .lowered. on 32 real .* is"):
         gate(path, Form(runtime), source, source.golden, (golden_crops(opened_store),))
 

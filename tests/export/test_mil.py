@@ -19,7 +19,7 @@ from export.gate import SourceRun, gate
 from export.golden import golden_inputs
 from export.mil import MilProgram
 from export.mil_operations import OPERATIONS
-from export.programs import Graph, pixel_input, probability
+from export.programs import TorchProgram, pixel_input, probability
 from export.runtimes import NotEvaluated, evaluated_by
 from models.detector import Architecture, Detector
 from models.pixels import ImageDetector, PixelDetector, Preprocessing
@@ -285,8 +285,8 @@ def test_scores_near_one_stay_apart_in_float16(tmp_path, real_crops):
         detector.classifier.bias.copy_(torch.tensor([0.0, 9.5]))
     preprocessing = Preprocessing.of("test_byobnet")
     image = ImageDetector(detector, preprocessing).eval()
-    graph = Graph("forward", image, (pixel_input(64, planar=True),), probability(), "fp16")
-    coreml.write([graph], tmp_path / "x.mlpackage")
+    torch_program = TorchProgram("forward", image, (pixel_input(64, planar=True),), probability(), "fp16")
+    coreml.write([torch_program], tmp_path / "x.mlpackage")
     spec = ct.models.MLModel(str(tmp_path / "x.mlpackage"), skip_model_load=True).get_spec()
     assert spec.description.output[0].type.multiArrayType.dataType == FLOAT32_OUTPUT
     found = coreml.evaluated(tmp_path / "x.mlpackage")("forward")(real_crops)
