@@ -9,8 +9,7 @@ from benchmarks.on_phone import PhoneTimer
 from benchmarks.reference import Reference
 from benchmarks.rows import Subject
 from benchmarks.schema import MOST_SPREAD
-from compress.persons import seen_note
-from compress.runs import crops_notes
+from compress.provenance import crops_notes, seen_note
 from data.perturb import PERTURBATIONS
 from data.store import ClipStore
 from export.bundle import Bundle, is_bundle

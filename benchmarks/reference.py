@@ -18,8 +18,8 @@ from benchmarks.schema import ReferenceSummary
 from benchmarks.task import BatchTiming, Measurement, Scores, Task, Timing
 from command import run_as_script
 from compress.metrics import Metrics
-from compress.persons import seen_note
-from compress.runs import check_store, crops_notes, own_threshold, takes
+from compress.provenance import crops_notes, seen_note
+from compress.runs import check_store, own_threshold, takes
 from data.store import ClipStore
 from files import refuse_existing, scratch_beside, written_whole
 from models.origin import Parent

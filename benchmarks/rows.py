@@ -14,7 +14,8 @@ from benchmarks.schema import Row
 from benchmarks.task import Measurement, Timing
 from compress.auc import auc_change
 from compress.metrics import Metrics, Threshold
-from compress.runs import check_length, check_size, own_threshold, student_of, takes
+from compress.provenance import student_of
+from compress.runs import check_length, check_size, own_threshold, takes
 from compress.scoring import ClipScores, Takes
 from data.perturb import PERTURBATIONS
 from data.store import ClipStore

@@ -13,15 +13,8 @@ from compress.caches import CacheFolder, default_cache
 from compress.checkpoints import asked_of
 from compress.compute import Compute, prepare_compute, samples_of_part
 from compress.objective import CLASSIFICATION, StudentObjective, check_related, parse_losses
-from compress.runs import (
-    check_measured_splits,
-    check_store,
-    crops_notes,
-    data_source,
-    finish_run,
-    say_notes,
-    torch_scorer,
-)
+from compress.provenance import crops_notes, data_source, say_notes
+from compress.runs import check_measured_splits, check_store, finish_run, torch_scorer
 from compress.schedule import BatchSize, Schedule, class_weights
 from compress.scoring import Takes, from_pixels
 from compress.teacher_outputs import TeacherOutputs

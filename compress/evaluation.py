@@ -13,8 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from compress.metrics import RATES, Figures, Metrics
-from compress.persons import seen_note
-from compress.runs import check_store, crops_notes, own_threshold, pixel_detector, takes, torch_scorer
+from compress.provenance import crops_notes, seen_note
+from compress.runs import check_store, own_threshold, pixel_detector, takes, torch_scorer
 from compress.scoring import PictureSource, Takes, probability, score_clip_list
 from data.recompress import RecompressedStore, Recompression, depth_of
 from data.store import ClipStore

@@ -11,9 +11,10 @@ from command import run_as_script
 from compress.checkpoints import asked_of
 from compress.compute import require_one_process
 from compress.distill import load_teacher
+from compress.provenance import data_source, with_notes_of
 from compress.qat import QatSettings, compute_of_rounding, train_rounded
 from compress.quantized import Quantized, RefusedScheme, other_numbers, overflows, static_int8
-from compress.runs import data_source, own_metrics, with_notes_of
+from compress.runs import own_metrics
 from compress.scoring import NotANumber
 from compress.unquantized import Unquantized
 from data.store import ClipStore

@@ -3,7 +3,7 @@
 Imports torchao and scikit-learn only where needed: a worker that times a float run needs neither.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,18 +13,17 @@ from numpy.typing import NDArray
 from torch import nn
 
 from compress.fidelity import Diagnosis
-from compress.persons import seen_note, seen_persons
+from compress.provenance import say_notes, seen_note
 from compress.scoring import ClipScores, Takes, score_split
 from data.store import ClipStore
 from models.cost import cost_of
 from models.detector import Detector
 from models.fusing import fuse
-from models.origin import DataSource
 from models.pixels import PixelDetector
 from models.run import Run, RunInfo, UnfinishedRun
 from models.schemes import in_scheme
 from parsing import parse_json
-from stage import Modality, Scheme, Scorer, StageError, say, speaks
+from stage import Scheme, Scorer, StageError, say, speaks
 
 if TYPE_CHECKING:
     from compress.metrics import Metrics, Threshold
@@ -86,29 +85,6 @@ def check_store(run: Run, store: ClipStore) -> None:
         )
 
 
-def _made_otherwise(crops: str | None, modalities: Iterable[Modality], store: ClipStore) -> str:
-    """Return how pictures, of which a run notes ``crops``, were made otherwise than a store's; "" if they were not.
-
-    Older runs do not say what made their depth or flow, or nothing at all.
-    """
-    of_store = store.info.settings.made(modalities)
-    if crops is None or of_store.startswith(crops):
-        return ""
-    return f"trained on crops made otherwise ({crops}) than those of {store.name} ({of_store})"
-
-
-def check_crops(run: Run, store: ClipStore) -> None:
-    """Raise StageError unless a store's crops, depth and flow were made as those that a run was trained on."""
-    if otherwise := _made_otherwise(run.info.data.crops, run.info.architecture.modalities, store):
-        raise StageError(f"{run.path} was {otherwise}: give a store whose crops are made alike")
-
-
-def crops_notes(names: Iterable[str], crops: str | None, modalities: Iterable[Modality], store: ClipStore) -> list[str]:
-    """Return a note if a store's pictures were made otherwise than ``crops``, on which named models were trained."""
-    otherwise = _made_otherwise(crops, modalities, store)
-    return [f"{', '.join(names)}: {otherwise}."] if otherwise else []
-
-
 def check_measured_splits(store: ClipStore) -> None:
     """Raise StageError, before a training, unless validation and test, on which it is measured, have both labels."""
     for split in ("val", "test"):
@@ -157,58 +133,6 @@ def diagnosis_of(run: Run) -> Diagnosis | None:
         return Diagnosis.model_validate(parse_json(run.read("metrics.json"))["diagnosis"])
     except (ValueError, KeyError, TypeError) as error:
         raise StageError(f"{run.path / 'metrics.json'} holds no readable diagnosis: quantize the run again") from error
-
-
-def student_of(run: Run) -> str | None:
-    """Return the SHA-256 of the fp32 run that a run is or was quantized from; None if it names no parent."""
-    if run.info.scheme == "fp32":
-        return run.sha256
-    return run.info.parents[0].sha256 if run.info.parents else None
-
-
-def data_source(store: ClipStore, modalities: Iterable[Modality], *runs: Run) -> DataSource:
-    """Return a run's record of its store, of the persons in its data and in that of its parents, and of notes on both.
-
-    ``modalities``: those that it looks at; ``runs``: its parents, the notes on whom are printed.
-    """
-    say_notes(notes := _validation_notes(store, *runs))
-    return DataSource(
-        fingerprint=store.info.fingerprint,
-        notes=[*store.info.notes, *notes],
-        frames=store.frames,
-        crops=store.info.settings.made(modalities),
-        **seen_persons(store, *runs),
-    )
-
-
-def with_notes_of(runs: Iterable[Run], data: DataSource) -> DataSource:
-    """Return the record of what is made from runs as it is, with the notes on their data before its own."""
-    notes = [note for run in runs for note in run.info.data.notes]
-    return data.model_copy(update={"notes": list(dict.fromkeys([*notes, *data.notes]))})
-
-
-def _validation_notes(store: ClipStore, *runs: Run) -> list[str]:
-    """Return notes on persons of a store's validation split, which sets thresholds, on whom runs of another trained.
-
-    After that the persons of both stores are one list, in which nobody can tell them apart.
-    """
-    figures = f"weights or thresholds that were chosen on it, in {store.name}, and their figures"
-    others = [run for run in runs if run.info.data.fingerprint != store.info.fingerprint]
-    if not others or not sum(store.info.clips["val"].values()):
-        return []
-    clips = store.clips("val", both=False)
-    notes = []
-    for run in others:
-        data = run.info.data
-        seen_in = "training" if data.validation_persons else "training or validation"  # older runs tell them not apart
-        notes += seen_note([run.name], data.training_persons, clips, "val", figures, seen_in)
-    return list(dict.fromkeys(notes))
-
-
-def say_notes(lines: Iterable[str]) -> None:
-    """Print notes."""
-    for line in lines:
-        say(f"note: {line}")
 
 
 def _dumped(metrics: "Metrics") -> dict[str, Any]:

@@ -14,12 +14,8 @@ from compress.caches import CacheFolder, default_cache
 from compress.checkpoints import asked_of
 from compress.compute import Compute, prepare_compute, samples_of_part
 from compress.features import Cut, Features
-from compress.runs import (
-    check_length,
-    check_measured_splits,
-    data_source,
-    finish_run,
-)
+from compress.provenance import data_source
+from compress.runs import check_length, check_measured_splits, finish_run
 from compress.schedule import BatchSize, Schedule, class_weights
 from compress.training import Task, fit
 from data.batches import Batch

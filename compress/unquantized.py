@@ -12,7 +12,8 @@ from compress.auc import DIGITS
 from compress.calibration import NetworkInputs, drawn_inputs, logits, one_pair, validation_scores
 from compress.diagnosis import layer_noise
 from compress.fidelity import LayerNoise, snr_db
-from compress.runs import check_crops, check_store, takes
+from compress.provenance import check_crops
+from compress.runs import check_store, takes
 from compress.scoring import ClipScores, Takes
 from data.store import ClipStore
 from models.detector import Detector

@@ -12,7 +12,8 @@ import torch
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from compress.runs import pixel_detector, student_of, takes, torch_scorer
+from compress.provenance import student_of
+from compress.runs import pixel_detector, takes, torch_scorer
 from compress.scoring import NotANumber, score_split
 from data.store import ClipStore
 from export import coreml, executorch, onnx

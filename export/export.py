@@ -6,15 +6,8 @@ from typing import Annotated
 import typer
 
 from command import run_as_script
-from compress.runs import (
-    check_crops,
-    check_rgb,
-    check_store,
-    data_source,
-    diagnosis_of,
-    student_of,
-    with_notes_of,
-)
+from compress.provenance import check_crops, data_source, student_of, with_notes_of
+from compress.runs import check_rgb, check_store, diagnosis_of
 from data.store import ClipStore
 from export.artifact import Job, make_artifact
 from export.bundle import MANIFEST, Bundle, write_sums

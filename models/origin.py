@@ -37,7 +37,7 @@ class DataSource(BaseModel):
     crops: str | None = None
     """How the pictures that the run looks at were made (``StoreSettings.made``); None in older runs."""
     persons: list[str] = Field(default_factory=list)
-    """Hashed names (``compress.persons``) of the persons in the training and validation data of this run and of its
+    """Hashed names (``compress.provenance``) of the persons in the training and validation data of this run and of its
     parents; empty in older runs."""
     validation_persons: list[str] = Field(default_factory=list)
     """Those of ``persons`` on whom nothing was trained: they chose weights and thresholds. Empty in older runs."""

@@ -12,9 +12,8 @@ from benchmarks.reference import reference
 from benchmarks.worker import measure
 from compress.distill import distill
 from compress.evaluation import Evaluated, evaluations
-from compress.persons import hashed, seen_note
+from compress.provenance import data_source, hashed, seen_note
 from compress.quantize import quantize
-from compress.runs import data_source
 from compress.teach import teach
 from data.store import ClipStore
 from models.run import Run
