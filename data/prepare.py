@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 import cv2
 import typer
@@ -37,8 +37,18 @@ from stage import Seed, StageError, WrongArgument, progress, say, usable_cores
 
 GPU_SHARE = 0.25
 """Share of a GPU that a process with a network for depth or flow takes on a cluster: by estimate it needs 1 to 2 GB."""
-Job = tuple[Source, str, Recipe, bool, Path]
-"""Source, its split, recipe, whether its file was found, and the folder of the unfinished store."""
+
+
+class Job(NamedTuple):
+    """The work on one source, and what ``_prepare_one`` takes."""
+
+    source: Source
+    split: str
+    recipe: Recipe
+    existed: bool
+    """Whether its file was found when the command began."""
+    folder: Path
+    """Folder of the unfinished store."""
 
 
 def _exists(source: Source) -> bool:
@@ -68,7 +78,7 @@ def _prepare_one(source: Source, split: str, recipe: Recipe, existed: bool, fold
 
 def _prepare_here(jobs: list[Job], store: Unfinished, workers: int) -> None:
     """Prepare in local processes. A file that kills its process, and a second one when tried alone, is unreadable."""
-    job_of = {job[0].video_id: job for job in jobs}
+    job_of = {job.source.video_id: job for job in jobs}
 
     def note_killer(video_id: str) -> None:
         source, split, *_ = job_of[video_id]
@@ -90,7 +100,7 @@ def _prepare_on_cluster(source: Source, split: str, recipe: Recipe, existed: boo
 
 def _prepare_on_ray(jobs: list[Job], store: Unfinished, address: str, workers: int) -> None:
     """Prepare on a Ray cluster, whose machines need not share a disk with this one."""
-    share = GPU_SHARE if jobs and jobs[0][2].modalities.in_torch else 0.0
+    share = GPU_SHARE if jobs and jobs[0].recipe.modalities.in_torch else 0.0
     pending = [job[:4] for job in jobs]
     for (source, split, *_), result in on_ray(_prepare_on_cluster, pending, address, workers, "prepare", share):
         row = json.loads(result["row"]) if result else without_clips(source, split, "unreadable", KILLER)
@@ -107,7 +117,7 @@ def _build(
     with Unfinished(out, recipe.settings) as store:
         folder = store.folder.absolute()
         jobs = [
-            (source, split, recipe, _exists(source), folder)
+            Job(source, split, recipe, _exists(source), folder)
             for source, split in _not_done(folder, [(source, split) for source, split in sources if split])
         ]
         if ray is None:

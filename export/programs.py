@@ -252,7 +252,8 @@ class TanhGelu(nn.Module):
 def _with_written_gelus(detector: PixelDetector) -> PixelDetector:
     """Return a detector whose GELUs by tanh are written out, as a copy if it has any.
 
-    ExecuTorch's XNNPACK (1.5) and coremltools (9.0) take torch's own for the exact GELU, without a word.
+    ExecuTorch's XNNPACK (1.5) and coremltools (9.0) take torch's own for the exact GELU, without a word. In an int8
+    program they stay: the two differ by less than 5e-4, which is far below a step there.
     """
     names = [name for name, module in detector.named_modules() if _is_tanh_gelu(module)]
     if names:

@@ -242,7 +242,7 @@ def scan(
         if ray is None:
             _scan_in_processes(todo, bundle, artifact, folder, workers)
         else:
-            _scan_on_ray(todo, bundle, artifact, journal, ray, workers)
+            _scan_on_ray(todo, bundle, artifact, scorer, journal, ray, workers)
         rows |= {row["video"]: row for row in journal.rows()}
         _write_table(out, [rows[video] for video in sorted(rows)], scorer)
         shutil.rmtree(folder)
@@ -262,11 +262,19 @@ def _scan_in_processes(todo: dict[str, Path], bundle: Bundle, artifact: Artifact
 
 
 def _scan_on_ray(
-    videos: dict[str, Path], bundle: Bundle, artifact: Artifact, journal: Journal, address: str, workers: int
+    videos: dict[str, Path],
+    bundle: Bundle,
+    artifact: Artifact,
+    scorer: str,
+    journal: Journal,
+    address: str,
+    workers: int,
 ) -> None:
-    """Score videos on a cluster; its machines reach them by the same paths, and are sent all else that they need."""
+    """Score videos on a cluster; ``scorer``: the hash of what scores (``_scorer_hash``).
+
+    Its machines reach them by the same paths, and are sent all else that they need.
+    """
     files = _files_to_send(bundle, artifact)
-    scorer = _scorer_hash(bundle, artifact)
     # Sent to the cluster once, not with each video.
     score = functools.partial(_scan_on_cluster, file=artifact.file, files=files, scorer=scorer)
     jobs = [(path, is_remote(path) or path.exists()) for path in videos.values()]
