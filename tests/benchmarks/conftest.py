@@ -1,7 +1,9 @@
-"""Runs that several tests of this room measure."""
+"""Runs, and the scripted phone, that several tests of this room measure."""
 
 import json
 import shutil
+import sys
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -10,7 +12,10 @@ from compress.teach import teach
 from models.detector import Architecture, Detector
 from models.megatron import MegatronSettings
 from models.run import Run, save_run
+from tests.benchmarks.runner_logs import EXECUTORCH, ONNXRUNTIME
+from tests.benchmarks.scripted_adb import ADB, Adb
 from tests.conftest import note_anew, shared
+from tests.export.clip_student import clip_bundle
 
 
 @pytest.fixture(scope="module")
@@ -42,3 +47,41 @@ def clip_run_and_store(demo_store, teacher_run, tmp_path_factory):
     """A Megatron run of random weights that says it was trained, and a store whose depth is a copy of its RGB."""
     folder = shared(tmp_path_factory, "clips", lambda out: _save_clip_run_and_store(demo_store, teacher_run, out))
     return folder / "megatron", folder / "store"
+
+
+@pytest.fixture(scope="module")
+def clip_artifacts(demo_store, tmp_path_factory):
+    return clip_bundle(demo_store, tmp_path_factory)
+
+
+@pytest.fixture
+def adb(tmp_path, monkeypatch) -> Adb:
+    folder = tmp_path / "platform-tools"
+    folder.mkdir()
+    program = folder / "adb"
+    program.write_text(ADB.format(python=sys.executable, folder=str(folder)))
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder))
+    monkeypatch.delenv("ANDROID_SERIAL", raising=False)
+    properties = {
+        "ro.product.manufacturer": "Google",
+        "ro.product.model": "Pixel 8",
+        "ro.build.version.release": "15",
+        "ro.soc.model": "Tensor G3",
+    }
+    prints = {"executor_runner": EXECUTORCH, "perf_test": ONNXRUNTIME}
+    known = {"devices": [("R5CT", "device")], "serial": "R5CT", "properties": properties, "prints": prints}
+    made = Adb(folder, known)
+    made.change(stderr="", code=0, logcat="")
+    return made
+
+
+@pytest.fixture
+def runners(tmp_path) -> list[Path]:
+    """Files whose names hold a space and quotes."""
+    folder = tmp_path / "my 'own' \"tools\"; echo $HOME"
+    folder.mkdir()
+    files = [folder / "executor_runner (1)", folder / "onnxruntime_perf_test"]
+    for file in files:
+        file.write_bytes(b"\x7fELF")
+    return files

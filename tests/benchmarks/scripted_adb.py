@@ -4,6 +4,12 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.kept import KeptMeasurements
+from benchmarks.on_phone import PhoneTimer
+from benchmarks.rounds import Effort
+from benchmarks.rows import list_subjects
+from benchmarks.schema import Row
+
 ADB = """\
 #!{python}
 import json, os, pathlib, sys
@@ -72,3 +78,14 @@ class Adb:
         made = {words[1] for words in shells if words[0] == "mkdir"}
         assert made
         return made - {words[2] for words in shells if words[:2] == ["rm", "-rf"]}
+
+
+PHONE = "Google Pixel 8 (Tensor G3), Android 15"
+
+
+def timed(path: Path, runners: list[Path], threads: list[int], effort: Effort) -> dict[tuple[str, int], Row]:
+    """Return the rows of a bundle on the scripted phone, by name and threads."""
+    subjects = list_subjects([path], threads, "here")
+    with KeptMeasurements(runners[0].parents[1] / "report", "here") as kept:
+        PhoneTimer.connect(runners).measure(subjects, effort, kept)
+    return {(subject.row.name, subject.row.threads): subject.row for subject in subjects}

@@ -1,70 +1,23 @@
 """Rows timed on a phone, over an ``adb`` that replays what both runners print (``runner_logs``)."""
 
-import sys
-from pathlib import Path
-
 import pytest
 
 from benchmarks.adb import Phone
 from benchmarks.bench import bench
-from benchmarks.kept import KeptMeasurements
 from benchmarks.native_runners import tool_of
 from benchmarks.on_phone import ACCURACY, PhoneTimer
 from benchmarks.pages.render import markdown
 from benchmarks.report import report as merged
 from benchmarks.rounds import Effort
-from benchmarks.rows import list_subjects
 from benchmarks.schema import read_report
 from benchmarks.worker import measure
 from export.bundle import Bundle
 from stage import StageError
-from tests.benchmarks.runner_logs import BEFORE_ITERATIONS, EXECUTORCH, ONNXRUNTIME
-from tests.benchmarks.scripted_adb import ADB, Adb
+from tests.benchmarks.runner_logs import BEFORE_ITERATIONS
+from tests.benchmarks.scripted_adb import PHONE, timed
 from tests.export.clip_student import NAME, clip_bundle
 
-
-@pytest.fixture
-def adb(tmp_path, monkeypatch) -> Adb:
-    folder = tmp_path / "platform-tools"
-    folder.mkdir()
-    program = folder / "adb"
-    program.write_text(ADB.format(python=sys.executable, folder=str(folder)))
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", str(folder))
-    monkeypatch.delenv("ANDROID_SERIAL", raising=False)
-    properties = {
-        "ro.product.manufacturer": "Google",
-        "ro.product.model": "Pixel 8",
-        "ro.build.version.release": "15",
-        "ro.soc.model": "Tensor G3",
-    }
-    prints = {"executor_runner": EXECUTORCH, "perf_test": ONNXRUNTIME}
-    known = {"devices": [("R5CT", "device")], "serial": "R5CT", "properties": properties, "prints": prints}
-    made = Adb(folder, known)
-    made.change(stderr="", code=0, logcat="")
-    return made
-
-
-@pytest.fixture
-def runners(tmp_path) -> list[Path]:
-    """Files whose names hold a space and quotes."""
-    folder = tmp_path / "my 'own' \"tools\"; echo $HOME"
-    folder.mkdir()
-    files = [folder / "executor_runner (1)", folder / "onnxruntime_perf_test"]
-    for file in files:
-        file.write_bytes(b"\x7fELF")
-    return files
-
-
-PHONE = "Google Pixel 8 (Tensor G3), Android 15"
 WANTED = ["test_byobnet-int8.pte", "test_byobnet-int8.onnx", "test_byobnet-fp32.pte", "test_byobnet-fp32.onnx"]
-
-
-def _timed(path: Path, runners: list[Path], threads: list[int], effort: Effort):
-    subjects = list_subjects([path], threads, "here")
-    with KeptMeasurements(runners[0].parents[1] / "report", "here") as kept:
-        PhoneTimer.connect(runners).measure(subjects, effort, kept)
-    return {(subject.row.name, subject.row.threads): subject.row for subject in subjects}
 
 
 def test_runner_of_no_known_kind_or_place(tmp_path, runners, adb):
@@ -144,7 +97,7 @@ def test_phone_without_a_chip_s_name_whose_model_names_its_maker(adb):
 
 
 def test_artifacts_are_timed_with_the_threads_and_runs_asked_for(adb, runners, bundle_path):
-    rows = _timed(bundle_path, runners, [1, 2], Effort(repeats=5, rounds=2))
+    rows = timed(bundle_path, runners, [1, 2], Effort(repeats=5, rounds=2))
     assert {key for key, row in rows.items() if row.status == "measured"} == {
         (name, threads) for name in WANTED for threads in (1, 2)
     }
@@ -164,7 +117,7 @@ def test_artifacts_are_timed_with_the_threads_and_runs_asked_for(adb, runners, b
 
 
 def test_rows_hold_what_the_runners_told(adb, runners, bundle_path):
-    rows = _timed(bundle_path, runners, [1], Effort(repeats=5, rounds=2))
+    rows = timed(bundle_path, runners, [1], Effort(repeats=5, rounds=2))
     row = rows["test_byobnet-fp32.pte", 1]
     assert (row.device, row.machine, row.reason) == (PHONE, "here", ACCURACY)
     assert (row.latency_ms.p50, row.medians_ms, row.spread, row.repeats) == (4, [4, 4], 0, 10)
@@ -180,9 +133,9 @@ def test_rows_hold_what_the_runners_told(adb, runners, bundle_path):
 def test_mean_alone_has_no_percentiles(adb, runners, bundle_path):
     adb.change(prints={"executor_runner": BEFORE_ITERATIONS})
     told = "; p50 is {}, warm-ups included, the only figure that executor_runner told"
-    row = _timed(bundle_path, runners[:1], [1], Effort(repeats=10, rounds=3))["test_byobnet-fp32.pte", 1]
+    row = timed(bundle_path, runners[:1], [1], Effort(repeats=10, rounds=3))["test_byobnet-fp32.pte", 1]
     assert row.reason.endswith(told.format(f"the median of 3 means of {row.repeats // 3} runs each"))
-    rows = _timed(bundle_path, runners[:1], [1], Effort(repeats=10, rounds=1))
+    rows = timed(bundle_path, runners[:1], [1], Effort(repeats=10, rounds=1))
     row = rows["test_byobnet-fp32.pte", 1]
     assert (row.latency_ms.p90, row.latency_ms.p99, row.spread) == (None, None, None)
     assert row.latency_ms.p50 == pytest.approx(2.904883)
@@ -193,7 +146,7 @@ def test_mean_alone_has_no_percentiles(adb, runners, bundle_path):
 
 def test_clip_in_steps_takes_an_embedding_and_a_share_of_the_score(adb, runners, demo_store, tmp_path_factory):
     path = clip_bundle(demo_store, tmp_path_factory)
-    rows = _timed(path, runners, [1], Effort(repeats=5, rounds=1))
+    rows = timed(path, runners, [1], Effort(repeats=5, rounds=1))
     assert rows[f"{NAME}.pte", 1].latency_ms.p50 == 4 + 4 / 4  # clips of 4 frames
     assert rows[f"{NAME}.pte", 1].latency_ms.p90 is None
     assert rows["test_tiny-whole-clip-fp32.pte", 1].latency_ms.p50 == 1
@@ -205,90 +158,6 @@ def test_clip_in_steps_takes_an_embedding_and_a_share_of_the_score(adb, runners,
     assert methods == ["--method_name=embed", "--method_name=score", "--method_name=clip"]
     for name in ("embed", "score"):
         assert path.resolve() / f"{NAME}-onnx" / f"{name}.onnx" in adb.pushed.values()
-
-
-def test_runner_that_crashes_fails_its_row_and_leaves_nothing(adb, runners, bundle_path):
-    adb.change(code=134, stderr="terminating with uncaught exception\nAborted\n", prints={"executor_runner": ""})
-    rows = _timed(bundle_path, runners[:1], [1], Effort(repeats=5, rounds=3))
-    row = rows["test_byobnet-fp32.pte", 1]
-    assert (row.status, row.reason) == ("failed", "executor_runner ended with exit code 134: Aborted")
-    assert row.latency_ms is None
-    assert len(adb.ran) == 2  # a row that failed is called no more
-    assert adb.left == set()
-
-
-def test_reason_of_a_crash_may_be_in_android_s_log(adb, runners, bundle_path):
-    said = "Execution of method forward failed with status 0x12\n"
-    adb.change(code=134, logcat=said, prints={"executor_runner": ""})
-    row = _timed(bundle_path, runners[:1], [1], Effort(repeats=5, rounds=1))["test_byobnet-fp32.pte", 1]
-    assert row.reason == f"executor_runner ended with exit code 134: {said.strip()}"
-
-
-def test_build_that_writes_to_android_s_log_is_read_there(adb, runners, bundle_path):
-    lines = [line.partition("] ")[2] for line in EXECUTORCH.splitlines() if "] " in line]
-    adb.change(logcat="\n".join(lines), prints={"executor_runner": "OutputX 0: tensor(sizes=[1, 1], [0.401872])\n"})
-    row = _timed(bundle_path, runners[:1], [1], Effort(repeats=5, rounds=1))["test_byobnet-fp32.pte", 1]
-    assert (row.status, row.latency_ms.p50, row.load_ms) == ("measured", 4, 29.49)
-
-
-def test_output_that_tells_no_times_is_said_with_the_mend(adb, runners, bundle_path):
-    adb.change(prints={"executor_runner": "OutputX 0: tensor\n", "perf_test": "Session creation time cost: 0.2 s\n"})
-    rows = _timed(bundle_path, runners, [1], Effort(repeats=5, rounds=1))
-    assert rows["test_byobnet-fp32.pte", 1].reason == (
-        "executor_runner told no times (no line 'Model executed successfully N time(s) in X ms'): a release build logs "
-        "nothing: build it with -DEXECUTORCH_ENABLE_LOGGING=ON"
-    )
-    assert rows["test_byobnet-fp32.onnx", 1].reason.startswith("perf_test told no times (no line 'Average inference")
-    assert adb.left == set()
-
-
-def test_folder_is_removed_after_ctrl_c(adb, runners, bundle_path, monkeypatch):
-    def interrupted(*_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("benchmarks.on_phone._Calls.add_round", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        _timed(bundle_path, runners, [1], Effort(repeats=5, rounds=1))
-    assert adb.left == set()
-
-
-def test_an_interrupted_bench_on_a_phone_goes_on(adb, runners, bundle_path, monkeypatch):
-    effort, run, left = Effort(repeats=5, rounds=2), Phone.run, [6]
-
-    def unplugged(*arguments):
-        if not left[0]:
-            raise KeyboardInterrupt
-        left[0] -= 1
-        return run(*arguments)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Phone, "run", unplugged)
-        _timed(bundle_path, runners, [1], effort)
-    assert len(adb.ran) == 6
-    rows = _timed(bundle_path, runners, [1], effort)
-    assert len(adb.ran) == 8  # what was told before is not asked again
-    assert adb.pushed["3-forward.onnx"] == bundle_path.resolve() / WANTED[3]
-    row = rows["test_byobnet-fp32.pte", 1]
-    assert (row.latency_ms.p50, row.medians_ms, row.repeats) == (4, [4, 4], 10)
-
-
-def test_a_phone_that_goes_away_ends_the_command_and_what_was_told_is_kept(adb, runners, bundle_path, monkeypatch):
-    effort, run, left = Effort(repeats=5, rounds=2), Phone.run, [6]
-
-    def unplugged(*arguments):
-        if not left[0]:
-            adb.change(devices=[])
-            raise StageError("executor_runner ended with exit code 1: error: device 'R5CT' not found")
-        left[0] -= 1
-        return run(*arguments)
-
-    with monkeypatch.context() as patch, pytest.raises(StageError, match="adb sees no phone: plug one in"):
-        patch.setattr(Phone, "run", unplugged)
-        _timed(bundle_path, runners, [1], effort)
-    adb.change(devices=[("R5CT", "device")])
-    rows = _timed(bundle_path, runners, [1], effort)
-    assert len(adb.ran) == 8
-    assert rows["test_byobnet-fp32.pte", 1].status == "measured"
 
 
 def test_bench_on_a_phone_merges_with_a_report_of_this_machine(

@@ -1,64 +1,22 @@
 """Caches of frozen outputs: what is computed, what is found again, and what another key or a kill does."""
 
-import multiprocessing
-import os
 import resource
 import shutil
-import threading
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
 import psutil
 import pytest
 import torch
-from numpy.typing import NDArray
 
 from compress.caches import (
-    CacheKey,
-    FrameCache,
     _allow_open_files,
     default_cache,
     weights_fingerprint,
 )
-from compress.compute import prepare_compute
-from compress.filling import Filling, OfView
 from data.store import ClipStore
 from data.views import ViewRule, Views
-from resuming import Lock
 from stage import StageError, WrongArgument
-
-
-class Means:
-    """Mean colour of each quarter of a crop, [N, 4, 3]; counts its calls and fails after some."""
-
-    def __init__(self, fail_after: int = 10**9) -> None:
-        self.calls, self.fail_after = 0, fail_after
-
-    def __call__(self, pixels: NDArray[np.uint8], valid: NDArray[np.bool_] | None = None) -> torch.Tensor:
-        self.calls += 1
-        if self.calls > self.fail_after:
-            raise KeyboardInterrupt
-        n, s = len(pixels), pixels.shape[1] // 2
-        quarters = torch.from_numpy(pixels).float().view(n, 2, s, 2, s, 3).mean(dim=(2, 4))
-        return quarters.reshape(n, 4, 3)
-
-
-def key_of(views: Views, **changes: object) -> CacheKey:
-    known = {"of": "means", "store": "s", "weights": "w", "network": "n", "precision": "fp32"}
-    return CacheKey.model_validate(known | {"clips": views.clips_sha256, "rule": views.rule} | changes)
-
-
-def fill(root: Path, key: CacheKey, views: Views, compute: OfView) -> FrameCache:
-    """Fill a cache by this process alone."""
-    return FrameCache.fill(root, key, views, compute, prepare_compute("fp32"))
-
-
-def check(cache: FrameCache, views: Views) -> None:
-    frames = views.store.frames
-    rows = np.random.default_rng(0).permutation(len(views) * frames)
-    expected = torch.cat([Means()(views.pixels(view)) for view in views.views])[rows]
-    torch.testing.assert_close(cache[rows], expected.half().float())
+from tests.compress.means_cache import Means, check, fill, key_of
 
 
 def test_rows_are_those_of_the_views(opened_store: ClipStore, tmp_path: Path) -> None:
@@ -80,24 +38,6 @@ def test_more_views_are_added_to_those_there_are(opened_store: ClipStore, tmp_pa
     means = Means()
     check(fill(tmp_path, key_of(two), two, means), two)
     assert means.calls == 1 + len(one)
-
-
-def test_a_whole_cache_on_a_disk_that_is_only_read_serves_and_one_that_lacks_views_says_what_to_do(
-    opened_store: ClipStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    one, two = (Views(opened_store, ViewRule(views=n)) for n in (1, 2))
-    fill(tmp_path, key_of(one), one, Means())
-    with pytest.raises(KeyboardInterrupt):
-        fill(tmp_path / "half", key_of(one), one, Means(fail_after=6))
-    monkeypatch.setattr(os, "access", lambda path, _: tmp_path not in Path(path).parents)
-    check(fill(tmp_path, key_of(one), one, Means()), one)
-    with monkeypatch.context() as patch:  # several processes make no lock there either
-        patch.setattr("compress.filling.Lock", None)
-        own = Filling(tmp_path / key_of(one).folder, ["rgb"], one, Means())
-        own.fill_together(Together(0, threading.Barrier(1)))
-    for root, views in ((tmp_path, two), (tmp_path / "half", one), (tmp_path / "new", one)):
-        with pytest.raises(StageError, match=r" cannot be written, as .* may not: give --cache, a folder that may"):
-            fill(root, key_of(views), views, Means())
 
 
 def test_interrupted_work_goes_on(opened_store: ClipStore, tmp_path: Path) -> None:
@@ -133,24 +73,6 @@ def test_another_seed_of_views_is_another_key(opened_store: ClipStore, tmp_path:
     for seed in (0, 1):
         views = Views(opened_store, ViewRule(views=2, seed=seed))
         check(fill(tmp_path, key_of(views), views, Means()), views)
-
-
-def _fill(store: Path, root: Path) -> None:
-    views = Views(ClipStore(store), ViewRule(views=2))
-    check(fill(root, key_of(views), views, Means()), views)
-
-
-def test_two_writers_at_once_give_one_whole_cache(demo_store: Path, opened_store: ClipStore, tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    writers = [context.Process(target=_fill, args=(demo_store, tmp_path)) for _ in range(2)]
-    for writer in writers:
-        writer.start()
-    for writer in writers:
-        writer.join(120)
-    assert [writer.exitcode for writer in writers] == [0, 0]
-    views, means = Views(opened_store, ViewRule(views=2)), Means()
-    check(fill(tmp_path, key_of(views), views, means), views)
-    assert means.calls == 1
 
 
 def test_a_clip_that_cannot_be_read_is_left_out_and_said(
@@ -216,92 +138,6 @@ def test_numbers_beyond_half_precision_are_refused(opened_store: ClipStore, tmp_
     views = Views(opened_store, ViewRule())
     with pytest.raises(StageError, match=r"gives numbers beyond half precision; give --precision fp32, if that is"):
         fill(tmp_path, key_of(views), views, lambda pixels, _: 1e6 * Means()(pixels))
-
-
-class Together:
-    """Of processes that fill a cache together, each a thread here: they meet where they gather."""
-
-    def __init__(self, rank: int, barrier: threading.Barrier) -> None:
-        self.rank, self.processes, self._barrier = rank, barrier.parties, barrier
-
-    def gathered(self, found: object) -> list[object]:
-        self._barrier.wait(60)
-        return [found] * self.processes
-
-
-def fill_together(store: Path, root: Path, processes: int, fail_after: int = 10**9) -> list[tuple[Means, FrameCache]]:
-    """Fill a cache by so many processes, of which the last one fails after some calls."""
-    barrier = threading.Barrier(processes)
-
-    def work(rank: int) -> tuple[Means, FrameCache]:
-        means = Means(fail_after if rank == processes - 1 else 10**9)
-        views = Views(ClipStore(store), ViewRule(views=2))
-        try:
-            return means, FrameCache.fill(root, key_of(views), views, means, Together(rank, barrier))
-        except BaseException:
-            barrier.abort()
-            raise
-
-    with ThreadPoolExecutor(processes) as pool:
-        return [own.result() for own in [pool.submit(work, rank) for rank in range(processes)]]
-
-
-def test_processes_together_give_the_cache_of_one(demo_store: Path, opened_store: ClipStore, tmp_path: Path) -> None:
-    views = Views(opened_store, ViewRule(views=2))
-    for means, cache in fill_together(demo_store, tmp_path, 3):
-        check(cache, views)
-        assert means.calls == 1 + len(views) // 3
-    assert not list(tmp_path.rglob("*.part"))
-    alone = Means()
-    check(fill(tmp_path, key_of(views), views, alone), views)
-    assert alone.calls == 1
-
-
-def test_what_processes_left_half_done_is_taken_in(demo_store: Path, opened_store: ClipStore, tmp_path: Path) -> None:
-    views = Views(opened_store, ViewRule(views=2))
-    with pytest.raises((KeyboardInterrupt, threading.BrokenBarrierError)):
-        fill_together(demo_store, tmp_path, 2, fail_after=4)
-    (torn,) = tmp_path.rglob("block-0.1-of-2.part")
-    record = torn.stat().st_size // 3
-    torn.write_bytes(torn.read_bytes()[: 2 * record + 5])  # as a power cut leaves it
-    calls = [means.calls - 1 for means, cache in fill_together(demo_store, tmp_path, 3) if not check(cache, views)]
-    assert sum(calls) == len(views) // 2 - 2  # the first process had its half, the other one two views
-    assert not list(tmp_path.rglob("*.part"))
-
-
-@pytest.mark.parametrize("processes", [1, 2])
-def test_a_training_waits_while_another_fills_their_cache(
-    processes: int,
-    demo_store: Path,
-    opened_store: ClipStore,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    """On a network disk, two that write into one mapped file overwrite each other's parts of a page."""
-    views = Views(opened_store, ViewRule(views=2))
-    other = Lock(tmp_path / key_of(views).folder, may_exist=True)
-
-    def filled_by_the_other(_seconds: float) -> None:
-        other.remove()
-        fill(tmp_path, key_of(views), views, Means())
-
-    monkeypatch.setattr("compress.filling.time.sleep", filled_by_the_other)
-    for means, cache in fill_together(demo_store, tmp_path, processes):
-        check(cache, views)
-        assert means.calls == 1
-    said = capsys.readouterr().err
-    assert said.count("is being filled by another training: waiting for it (or give another --cache)") == 1
-
-
-def test_what_a_process_did_not_see_is_missed(opened_store: ClipStore, tmp_path: Path) -> None:
-    views = Views(opened_store, ViewRule())
-    fill(tmp_path, key_of(views), views, Means())
-    done = next(tmp_path.rglob("block-0.done.npy"))
-    cache = FrameCache([], [np.arange(12) % 2 == 0], done.parent)
-    with pytest.raises(StageError, match=r"lacks 6 views that another process was to fill: give --cache on a disk"):
-        cache.require_whole(set())
-    cache.require_whole(set(range(1, 12, 2)))
 
 
 def test_plain_clips_are_the_same_under_every_seed_and_policy(opened_store: ClipStore) -> None:
