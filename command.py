@@ -31,9 +31,10 @@ def _check_arguments(arguments: Iterable[str]) -> None:
     for argument in arguments:
         if not argument or re.fullmatch(r"--[a-z-]+=", argument):
             raise WrongArgument("an argument is empty: is a variable of the shell not set?")
-        if re.fullmatch(r"(--[a-z-]+=)?[+-]?(nan|inf|infinity)", argument, re.IGNORECASE):
+        value = argument.rpartition("=")[2]
+        if re.fullmatch("[+-]?(nan|inf|infinity)", value, re.IGNORECASE):
             # The bounds of an option would let it through: no comparison with it is true.
-            raise WrongArgument(f"{argument} is no number that an option takes (a path of this name: ./{argument})")
+            raise WrongArgument(f"{value} is no number that an option takes (a path of this name: ./{value})")
         if len(argument) > LONGEST:
             raise WrongArgument(
                 f"the argument {argument[:40]}... has {len(argument)} characters: at most {LONGEST} are read"

@@ -90,8 +90,9 @@ class Filling:
     def _lock_unless_whole(self) -> contextlib.AbstractContextManager[Lock | None]:
         """Return the cache's lock, once no other training fills it; None if nothing is to be done or written."""
         waits = False
-        while any(self.folder.glob("*.part")) or not all(
-            self.opened(number)[1].all() for number in range(len(self.views.blocks))
+        blocks = range(len(self.views.blocks))
+        while any(next(self.folder.glob(f"block-{number}.*.part"), None) for number in blocks) or not all(
+            self.opened(number)[1].all() for number in blocks
         ):
             try:
                 return Lock(self.folder, may_exist=True)

@@ -20,6 +20,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 from torch.fx import GraphModule, Node
+from torch.fx.node import map_arg
 from torchao.quantization.pt2e import ObserverBase
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
@@ -191,6 +192,18 @@ def _numbers_of(observer: Any) -> QuantizedTensor:
     return QuantizedTensor(scale=scale.flatten().tolist(), zero_point=zero_point.flatten().tolist())
 
 
+def _value_of(graph: GraphModule, node: Node) -> Tensor:
+    """Return the value of a node that depends on parameters alone: one of them, or what is joined of several."""
+    if node.op == "get_attr":
+        parameter: Tensor = attrgetter(str(node.target))(graph)
+        return parameter
+    if node.op == "call_module":  # an observer
+        return _value_of(graph, node.all_input_nodes[0])
+    assert callable(node.target), node
+    value: Tensor = node.target(*map_arg(node.args, lambda given: _value_of(graph, given)), **node.kwargs)
+    return value
+
+
 def least_scales(graph: GraphModule, weight: Node, tensors: Iterable[Tensors]) -> Tensor:
     """Return the least scale that each output channel of a layer's weights may have, float32 [C].
 
@@ -201,9 +214,9 @@ def least_scales(graph: GraphModule, weight: Node, tensors: Iterable[Tensors]) -
     for layer in {layer for observer in weight.users for layer in observer.users}:
         bias = layer.args[2] if len(layer.args) > 2 else None
         if isinstance(bias, Node):
+            largest = _value_of(graph, bias).detach().abs()
             given = layer.all_input_nodes[0].all_input_nodes[0].name  # behind its observer
             input_scale = min(known[given].scale[0] for known in tensors)
-            largest = attrgetter(str(bias.target))(graph).detach().abs()
             floors = torch.maximum(floors, largest / (input_scale * MOST_BIAS))
     return floors
 

@@ -62,7 +62,7 @@ def on_ray(
         return
     ray = _connect(address, workers)
     try:
-        needs = {"num_gpus": gpu_share} if gpu_share and ray.cluster_resources().get("GPU") else {}
+        needs = _needs(ray.cluster_resources().get("GPU", 0.0), gpu_share, workers if address == LOCAL else None)
         for number, row in progress(_results(ray, function, jobs, description, needs), description, total=len(jobs)):
             if row and row.get("error"):
                 raise StageError(row["error"])
@@ -72,6 +72,17 @@ def on_ray(
         raise StageError(f"{gave_up}; what is done is kept, also for a run without --ray") from error
     finally:
         ray.shutdown()
+
+
+def _needs(gpus: float, share: float, workers: int | None) -> dict[str, float]:
+    """Return what Ray reserves for a job that takes a ``share`` of a GPU, where the cluster has ``gpus`` of them.
+
+    ``workers``: the number of processes of a local cluster, all of which must find room; None for another.
+    """
+    if not (gpus and share):
+        return {}
+    # By default Ray ends a process that has a GPU after each job: it would load its networks anew.
+    return {"num_gpus": min(share, gpus / workers) if workers else share, "max_calls": 0}
 
 
 def _results(

@@ -111,7 +111,8 @@ def _layout_of(root: Path, selection: Selection) -> str:
     expected = ", ".join(f"{' or '.join(marks)} ({layout})" for layout, marks in MARKS.items())
     within = [f"{folder} ({name})" for folder in sorted(folders_below(root)) if (name := _marked(folder))]
     remedy = f"give what has one, {some_of(within)}" if within else "give --label for a folder of one label"
-    if above := _marked(root.absolute().parent):
+    above = _marked(root.absolute().parent)
+    if not within and above and f"{root.absolute().name}/" in MARKS[above]:
         remedy = f"give the folder above it ({above}), or --label for a folder of one label"
     raise StageError(
         f"{root} has no known layout: expected {expected} or a .csv file; name one with --layout, or {remedy}"

@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from timm.models.beit import Beit
 
 from compress.fidelity import logits_of, snr_db
 from compress.graph import layers_of, traced
@@ -90,6 +91,22 @@ def test_small_weights_have_all_levels_and_a_large_bias_fits_int32():
     levels = layer.weight.detach().flatten(1).abs().amax(1) / torch.tensor(weight.scale)
     assert levels[0] == pytest.approx(1e-4 * 2**18, rel=1e-3) and levels[1] < 1
     assert 2**29 < 1e4 / (weight.scale[1] * given.scale[0]) < 2**30 * 1.001
+
+
+def test_a_bias_that_is_joined_of_parameters_counts_as_their_values():
+    """As BEiT's and Swin V2's, of queries and values: its keys have none."""
+    torch.manual_seed(0)
+    backbone = Beit(img_size=SIZE, patch_size=8, embed_dim=16, depth=1, num_heads=2, num_classes=0).eval()
+    torch.nn.init.constant_(backbone.blocks[0].attn.q_bias, 1e6)
+    detector = Detector(Architecture(backbone="beit_base_patch16_224", size=SIZE, fused=True), backbone).eval()
+    pictures = some_pictures(8)
+    quantization = _quantization(observe(detector, [pictures])["minmax"], [], "minmax")
+    scales = quantization.tensors["blocks_0_attn_qkv_weight"].scale
+    largest = backbone.blocks[0].attn.qkv.weight.detach().abs().amax(1) / 127
+    raised = torch.tensor(scales) > largest * 1.001
+    assert raised[:16].all() and not raised[16:].any()
+    with torch.inference_mode():
+        assert quantized(detector, quantization)(pictures).isfinite().all()
 
 
 class Counting(SmallNetwork):

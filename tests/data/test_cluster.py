@@ -1,6 +1,7 @@
 """Preparing on a Ray cluster: the store of one machine, byte for byte, whatever is killed; and what is said else."""
 
 import os
+import pickle
 import platform
 import re
 import shutil
@@ -8,9 +9,10 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -142,27 +144,56 @@ def test_nothing_to_do_needs_no_cluster(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.parametrize(
-    ("resources", "share", "needs"),
+    ("gpus", "share", "workers", "needs"),
     [
-        ({"CPU": 8.0, "GPU": 2.0}, 0.25, {"num_gpus": 0.25}),
-        ({"CPU": 8.0, "GPU": 2.0}, 0.0, {}),
-        ({"CPU": 8.0}, 0.25, {}),
+        (2.0, 0.25, None, {"num_gpus": 0.25, "max_calls": 0}),
+        (1.0, 0.25, 16, {"num_gpus": 1 / 16, "max_calls": 0}),  # --ray local --workers 16: all of them
+        (1.0, 0.25, 2, {"num_gpus": 0.25, "max_calls": 0}),
+        (2.0, 0.0, None, {}),
+        (0.0, 0.25, None, {}),
     ],
 )
 def test_networks_take_their_share_of_a_gpu_where_the_cluster_has_any(
-    resources: dict[str, float], share: float, needs: dict[str, float], monkeypatch: pytest.MonkeyPatch
+    gpus: float, share: float, workers: int | None, needs: dict[str, float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without it all networks of a machine with eight GPUs would run on the first."""
+    """Without it all networks of a machine with eight GPUs would run on the first; what is reserved reaches Ray."""
+    reserved: list[dict[str, Any]] = []
+    options: list[dict[str, Any]] = []
+
+    class Rows:
+        def map(self, _work: object, **asked: Any) -> "Rows":
+            reserved.append(asked)
+            return self
+
+        def iter_rows(self) -> Iterator[Row]:
+            yield {"id": 0, "row": ""}
+
+    class Remote:
+        def remote(self, *_: object) -> Row:
+            return {"row": "alone"}
+
+    def remote(**asked: Any) -> Callable[..., Remote]:
+        options.append(asked)
+        return lambda _function: Remote()
+
     cluster = SimpleNamespace(
-        cluster_resources=lambda: resources,
+        cluster_resources=lambda: {"CPU": 8.0} | ({"GPU": gpus} if gpus else {}),
         shutdown=lambda: None,
-        exceptions=SimpleNamespace(RayError=ZeroDivisionError),
+        remote=remote,
+        get=lambda found: found,
+        cloudpickle=pickle,
+        data=SimpleNamespace(
+            DataContext=SimpleNamespace(get_current=SimpleNamespace), from_items=lambda *_, **__: Rows()
+        ),
+        exceptions=SimpleNamespace(
+            RayError=ZeroDivisionError, WorkerCrashedError=ZeroDivisionError, OutOfMemoryError=ZeroDivisionError
+        ),
     )
     monkeypatch.setattr("data.cluster._connect", lambda *_: cluster)
-    reserved = []
-    monkeypatch.setattr("data.cluster._results", lambda *given: reserved.append(given[-1]) or iter([(0, {"row": ""})]))
-    assert list(on_ray(abs, [(1,)], "auto", 1, "x", share)) == [((1,), {"row": ""})]
-    assert reserved == [needs]
+    address = "local" if workers else "auto"
+    found = list(on_ray(abs, [(1,), (2,)], address, workers or 1, "x", share))
+    assert found == [((1,), {"row": ""}), ((2,), {"row": "alone"})]
+    assert reserved == [{"max_retries": 3} | needs] and options == [{"max_retries": 0} | needs]
 
 
 def test_a_worker_without_memory_is_no_bug() -> None:

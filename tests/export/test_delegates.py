@@ -70,6 +70,8 @@ def test_the_readme_names_for_each_system_a_file_that_runs_there(delegated, dele
             artifact = artifacts[delegate]
             assert f"System and runtime: {artifact.minimum_os}." in section and f"// of {artifact.file}\n" in section
             assert call in section
+            if "Kotlin" in heading:
+                assert ("`org.pytorch:executorch-android-vulkan`" in section) == ("-vulkan" in delegates)
 
 
 def test_notes_of_a_corpus_are_text_in_the_readme(delegated):

@@ -45,6 +45,14 @@ def test_folders_within_that_have_a_layout_are_named(touch: Callable[..., Path])
         names(root)
 
 
+def test_one_of_two_folders_that_a_layout_names_leads_to_the_one_above(touch: Callable[..., Path]) -> None:
+    root = touch("real/a.mp4", "fake/b.mp4", "mine/c.mp4")
+    with pytest.raises(StageError, match=r"--layout, or give the folder above it \(folder\), or --label for a folder"):
+        names(root / "real")
+    with pytest.raises(StageError, match=r"--layout, or give --label for a folder of one label$"):
+        names(root / "mine")
+
+
 def test_folders_that_a_layout_names_but_for_capitals_are_named(touch: Callable[..., Path]) -> None:
     expected = r"has no known layout: FAKE must be named fake; Real must be named real$"
     with pytest.raises(StageError, match=expected):
