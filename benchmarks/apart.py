@@ -12,17 +12,20 @@ from typing import TypeVar
 
 from pydantic import BaseModel
 
-from files import writing
-from stage import StageError, last_line
+from files import CannotWrite, writing
+from stage import StageError, last_line, say
 
 Answer = TypeVar("Answer", bound=BaseModel)
 Asked = TypeVar("Asked", bound=BaseModel)
+NOT_WRITTEN = 3
+"""Exit code of a process whose result could not be written: another one's could not be, either."""
 
 
 def answer_of(module: str, task: BaseModel, kind: type[Answer], environment: Mapping[str, str] | None = None) -> Answer:
     """Run ``python -m MODULE TASK.json RESULT.json`` in a fresh process and return its result, of type ``kind``.
 
-    The process ends when this one ends. Raises StageError with its last line of stderr, or the signal that killed it.
+    The process ends when this one ends. Raises CannotWrite if the task or the result does not fit on the disk of
+    temporary files, else StageError with the process's last line of stderr, or the signal that killed it.
     """
     with tempfile.TemporaryDirectory() as folder:
         task_file, result_file = Path(folder) / "task.json", Path(folder) / "result.json"
@@ -39,6 +42,8 @@ def answer_of(module: str, task: BaseModel, kind: type[Answer], environment: Map
             raise StageError(f"killed by signal {-done.returncode}, perhaps for want of memory")
         if done.returncode or not result_file.exists():
             reason = last_line(done.stderr, f"exit code {done.returncode}")
+            if done.returncode == NOT_WRITTEN:
+                raise CannotWrite(reason)
             raise StageError(re.sub(r"^(\w+\.)+\w+: ", "", reason))  # without the module path of the error's class
         return kind.model_validate_json(result_file.read_text(encoding="utf-8"))
 
@@ -48,8 +53,12 @@ def serve(task: type[Asked], measure: Callable[[Asked], BaseModel]) -> None:
     _end_with_parent()
     task_file, result_file = map(Path, sys.argv[1:3])
     result = measure(task.model_validate_json(task_file.read_text(encoding="utf-8")))
-    with writing(result_file):
-        result_file.write_text(result.model_dump_json(), encoding="utf-8")
+    try:
+        with writing(result_file):
+            result_file.write_text(result.model_dump_json(), encoding="utf-8")
+    except CannotWrite as error:
+        say(str(error))
+        sys.exit(NOT_WRITTEN)
 
 
 def _end_with_parent() -> None:

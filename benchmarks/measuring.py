@@ -9,7 +9,7 @@ from benchmarks.apart import answer_of
 from benchmarks.task import Measurement, Task
 from compress.scoring import Takes, pictures_of
 from data.store import ClipStore
-from files import sha256_of, write_raw, writing
+from files import CannotWrite, sha256_of, write_raw, writing
 from models.run import Run
 from stage import StageError, reason_of
 
@@ -39,6 +39,8 @@ def measure_apart(task: Task) -> Measurement:
     environment = os.environ | {"OMP_NUM_THREADS": str(task.threads)}
     try:
         return answer_of("benchmarks.worker", task, Measurement, environment)
+    except CannotWrite:
+        raise
     except StageError as error:
         raise StageError(f"measuring {task.path} failed: {error}") from error
 

@@ -76,6 +76,11 @@ def traced(detector: Detector) -> GraphModule:
     return graph
 
 
+def of_pictures(node: Node) -> bool:
+    """Return whether a node's value depends on the pictures, and not on parameters alone."""
+    return node.op == "placeholder" or any(map(of_pictures, node.all_input_nodes))
+
+
 def layers_of(graph: GraphModule) -> dict[Node, str]:
     """Return the nodes that have weights, in order, with the names of their modules."""
     layers = {}

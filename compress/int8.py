@@ -25,7 +25,7 @@ from torchao.quantization.pt2e import ObserverBase
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
-from compress.graph import aten, floating, traced
+from compress.graph import aten, floating, layers_of, of_pictures, traced
 from compress.observers import OBSERVERS, Candidates, Clamped, ObserverName
 from models.detector import Detector
 from models.fusing import check_unmoved
@@ -113,11 +113,15 @@ def _prepare(detector: Detector, float_layers: Collection[str]) -> GraphModule:
     float_nodes = floating(graph, float_layers)
 
     class Partial(xnnpack.XNNPACKQuantizer):  # type: ignore[misc]
-        """Leaves concatenations of float32 tensors, and what follows them, alone: there XNNPACK's asks no filter."""
+        """Leaves concatenations of float32 tensors, and what follows them, alone: there XNNPACK's asks no filter.
+
+        And of parameters, of which some transformers join a layer's bias.
+        """
 
         def annotate(self, model: GraphModule) -> GraphModule:
             for node in super().annotate(model).graph.nodes:
-                if node.name in float_nodes:
+                joins_parameters = node.target == aten.cat.default and not of_pictures(node)
+                if node.name in float_nodes or joins_parameters:
                     node.meta.pop(Q_ANNOTATION_KEY, None)
             return model
 
@@ -277,7 +281,21 @@ def quantized(detector: Detector, quantization: Quantization) -> Detector:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = convert_pt2e(graph_of(simulation))
+    _settle_biases(program)
     return detector.with_parts(backbone=_always_eval(program))
+
+
+def _settle_biases(program: GraphModule) -> None:
+    """Make constants of biases that a program joins of parameters: XNNPACK takes no layer whose bias is computed."""
+    for layer in layers_of(program):
+        bias = layer.args[2] if len(layer.args) > 2 else None
+        if isinstance(bias, Node) and bias.op != "get_attr":
+            settled = f"{layer.name}_settled_bias"
+            program.register_buffer(settled, _value_of(program, bias).detach().clone())
+            with program.graph.inserting_before(layer):
+                layer.update_arg(2, program.graph.get_attr(settled))
+    program.graph.eliminate_dead_code()
+    program.recompile()
 
 
 def rebuild(run: Run) -> Detector:

@@ -6,12 +6,15 @@ import sys
 import textwrap
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 from pydantic import BaseModel
 
 from benchmarks.apart import answer_of
+from benchmarks.rounds import Rounds
+from files import CannotWrite
 from stage import StageError
 
 
@@ -67,6 +70,24 @@ def test_what_is_asked_comes_back_measured(module):
     assert answer_of(name, Figure(value=4), Figure) == Figure(value=8)
 
 
+def test_a_result_for_which_there_is_no_room_ends_more_than_its_row(module, monkeypatch):
+    """Else a bench with a full temporary folder would fail each row that is left, and throw the measured ones away."""
+    name = module("""
+        import resource
+        from benchmarks.apart import serve
+        from tests.benchmarks.test_apart import Figure
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+        serve(Figure, lambda task: Figure(value=2 * task.value))
+    """)
+    with pytest.raises(CannotWrite, match=r"^cannot write .*result\.json: File too large$"):
+        answer_of(name, Figure(value=4), Figure)
+    monkeypatch.setattr("benchmarks.measuring.answer_of", lambda *_: answer_of(name, Figure(value=4), Figure))
+    subject = SimpleNamespace(row=SimpleNamespace(status="measured", reason=""))
+    task = SimpleNamespace(path="run", threads=1)
+    with pytest.raises(CannotWrite):
+        Rounds(None, None)._measure_apart(subject, task)
+
+
 def test_a_process_ends_with_the_one_that_asked(module):
     name = module("""
         import time
@@ -77,6 +98,8 @@ def test_a_process_ends_with_the_one_that_asked(module):
     asking = f"""
         import os, signal, subprocess, threading, time
         from benchmarks.apart import answer_of
+from benchmarks.rounds import Rounds
+from files import CannotWrite
         from tests.benchmarks.test_apart import Figure
         started = []
         call = subprocess.Popen.__init__

@@ -13,7 +13,10 @@ from compress.graph import layers_of, traced
 from compress.int8 import SMALLEST_WEIGHT_SCALE, Quantization, graph_of, observe, observers_of, quantized, simulated
 from compress.quantize import quantize
 from compress.runs import pixel_detector
+from export import executorch
+from export.programs import TorchProgram, pixel_input, probability
 from models.detector import Architecture, Detector, create_backbone
+from models.pixels import PixelDetector, Preprocessing
 from models.run import Run
 from stage import StageError
 from tests.compress.small_network import SIZE, SmallNetwork, small_detector, some_pictures
@@ -106,7 +109,27 @@ def test_a_bias_that_is_joined_of_parameters_counts_as_their_values():
     raised = torch.tensor(scales) > largest * 1.001
     assert raised[:16].all() and not raised[16:].any()
     with torch.inference_mode():
-        assert quantized(detector, quantization)(pictures).isfinite().all()
+        expected = simulated(detector, quantization.tensors)(pictures)
+        torch.testing.assert_close(quantized(detector, quantization)(pictures), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_a_layer_whose_bias_is_joined_may_stay_in_float32_and_has_a_constant_else(tmp_path):
+    """XNNPACK takes no layer whose bias is computed, and ExecuTorch alone has no operation for its int8 weights."""
+    torch.manual_seed(0)
+    backbone = Beit(img_size=SIZE, patch_size=8, embed_dim=16, depth=2, num_heads=2, num_classes=0).eval()
+    detector = Detector(Architecture(backbone="beit_base_patch16_224", size=SIZE, fused=True), backbone).eval()
+    pictures = some_pictures(8)
+    tensors = observe(detector, [pictures])["minmax"]
+    with torch.inference_mode():
+        for float_layers in ([], ["blocks.0.attn.qkv"]):
+            program = quantized(detector, _quantization(tensors, float_layers, "minmax"))
+            expected = simulated(detector, tensors, float_layers)(pictures)
+            torch.testing.assert_close(program(pictures), expected, rtol=1e-3, atol=1e-3)
+            assert all(layer.args[2].op == "get_attr" for layer in layers_of(graph_of(program)))
+    module = PixelDetector(program, Preprocessing.of("test_byobnet"))
+    torch_program = TorchProgram("forward", module, (pixel_input(SIZE),), probability(), "int8")
+    found = executorch.write([torch_program], tmp_path / "beit.pte")
+    assert not [name for name in found["operators"]["forward"] if "dequantize_per_channel" in name]
 
 
 class Counting(SmallNetwork):
