@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from files import refuse_existing, remove, writing, written_whole
+from files import aside_of, refuse_existing, remove, writing, written_whole
 from parsing import parse_json
 from stage import StageError, reason_of, say, some_of
 
@@ -26,6 +26,18 @@ def unfinished_of(out: Path) -> Path:
     if folder.is_symlink():
         raise StageError(f"{folder} is a link, where unfinished work would grow: remove it")
     return folder
+
+
+def discard(folder: Path) -> None:
+    """Remove a folder of unfinished work, all of it or nothing: one without its mark would pass for another command's.
+
+    What a kill leaves of it is removed with other leftovers beside what was to be made.
+    """
+    out = folder.with_name(folder.name.removeprefix(".").removesuffix(".unfinished"))
+    gone = aside_of(out)
+    remove(gone)
+    folder.replace(gone)
+    remove(gone)
 
 
 class Lock:
@@ -111,7 +123,8 @@ def go_on_with(folder: Path, mark: str, asked: str, begun: Callable[[], bool], m
                 f"{folder} is unfinished work of another call ({_differing(old, asked, meaning)}): call the command "
                 "as then to go on with it, or remove it to begin anew"
             )
-        remove(folder)
+        if folder.exists():
+            discard(folder)
     file.parent.mkdir(parents=True, exist_ok=True)
     with written_whole(file) as aside:
         aside.write_text(asked, encoding="utf-8")

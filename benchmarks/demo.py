@@ -21,6 +21,7 @@ from data.prepare import prepare
 from data.store import ClipStore
 from export.bundle import Bundle
 from export.export import export
+from files import check_output
 from stage import Seed, StageError, say, usable_cores
 
 RENDERS, CONTROLS, FRAMES, SIZE = 80, 12, 4, 168
@@ -108,6 +109,7 @@ def demo(
     Example: **pocketproof demo --out demo**
     """
     store, report = out / "store", out / "report"
+    check_output(store)  # before anything is rendered there
     if store.exists() and (first_seed := ClipStore(store).info.settings.seed) != seed:
         raise StageError(f"{out} was begun with --seed {first_seed}: give that, or another --out")
     measured_before = report.exists()

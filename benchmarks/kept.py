@@ -1,7 +1,6 @@
 """Measurements that are kept on disk until the report is written, so that an interrupted ``bench`` can resume."""
 
 import hashlib
-import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TypeVar
 from pydantic import BaseModel, ValidationError
 
 from files import written_whole
-from resuming import Lock, go_on_with, unfinished_of
+from resuming import Lock, discard, go_on_with, unfinished_of
 
 Result = TypeVar("Result", bound=BaseModel)
 
@@ -54,6 +53,6 @@ class KeptMeasurements:
 
     def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
         if kind is None or not any(self.folder.glob("*.json")):
-            shutil.rmtree(self.folder)
+            discard(self.folder)
             self._lock.remove()
         self._lock.close()

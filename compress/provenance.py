@@ -58,7 +58,9 @@ def data_source(store: ClipStore, modalities: Iterable[Modality], *runs: Run) ->
 
     ``modalities``: those that it looks at; ``runs``: its parents, the notes on whom are printed.
     """
-    say_notes(notes := _validation_notes(store, *runs))
+    of_store = [run for run in runs if run.info.data.fingerprint == store.info.fingerprint]
+    inherited = [note for run in of_store for note in run.info.data.notes if note not in store.info.notes]
+    say_notes(notes := list(dict.fromkeys([*_validation_notes(store, *runs), *inherited])))
     return DataSource(
         fingerprint=store.info.fingerprint,
         notes=[*store.info.notes, *notes],

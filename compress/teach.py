@@ -14,7 +14,7 @@ from compress.caches import CacheFolder, default_cache
 from compress.checkpoints import asked_of
 from compress.compute import Compute, prepare_compute, samples_of_part
 from compress.features import Cut, Features
-from compress.provenance import data_source
+from compress.provenance import crops_notes, data_source, say_notes
 from compress.runs import check_length, check_measured_splits, finish_run
 from compress.schedule import BatchSize, Schedule, class_weights
 from compress.training import Task, fit
@@ -177,6 +177,7 @@ def teach(
         trained_on = start.run.info.data
         if architecture.per == "clip":
             check_length(start.run.path, trained_on.frames or store.frames, store)
+        say_notes(crops_notes([str(start.run.path)], trained_on.crops, architecture.modalities, store))
         source = source.model_copy(update={"crops": trained_on.crops})
     info = start.info("teacher", source, seed, *parents)
     compute = prepare_compute(schedule.precision)

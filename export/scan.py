@@ -24,7 +24,7 @@ from export.manifest import Artifact
 from export.scorer import NothingToScore, VideoScorer
 from files import files_in, written_whole
 from parsing import shown
-from resuming import Lock, go_on_with, unfinished_of
+from resuming import Lock, discard, go_on_with, unfinished_of
 from stage import StageError, reason_of, say, some_of
 
 CLIP = pa.struct([("start_frame", pa.int32()), ("score", pa.float64()), ("frames", pa.int32())])
@@ -245,7 +245,7 @@ def scan(
             _scan_on_ray(todo, bundle, artifact, scorer, journal, ray, workers)
         rows |= {row["video"]: row for row in journal.rows()}
         _write_table(out, [rows[video] for video in sorted(rows)], scorer)
-        shutil.rmtree(folder)
+        discard(folder)
         lock.remove()
     return Counter(rows[shown(path)]["status"] for path in absolute)
 

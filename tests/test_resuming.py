@@ -6,7 +6,7 @@ from typing import IO
 
 import pytest
 
-from resuming import Lock, alone, go_on_with, unfinished_of
+from resuming import Lock, alone, discard, go_on_with, unfinished_of
 from stage import StageError
 
 
@@ -91,3 +91,18 @@ def test_what_a_kill_left_before_any_work_is_no_work(tmp_path: Path) -> None:
     (folder / "clips" / ".a.host.1.partial").touch()
     go_on_with(folder, "asked.json", "{}", lambda: False, {})
     assert [path.name for path in folder.iterdir()] == ["asked.json"]
+
+
+def test_work_that_is_thrown_away_is_gone_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed within, a removal file by file might leave rows without the mark that says whose they are."""
+    folder = tmp_path / ".out.unfinished"
+    go_on_with(folder, "asked.json", "{}", lambda: False, {})
+    (folder / "rows").mkdir()
+    (folder / "rows" / "a").touch()
+    monkeypatch.setattr("resuming.remove", lambda _: None)  # as a kill in its midst
+    discard(folder)
+    assert not folder.exists()
+    go_on_with(folder, "asked.json", "{}", lambda: False, {})
+    monkeypatch.undo()
+    discard(folder)
+    assert not list(tmp_path.iterdir())

@@ -43,7 +43,7 @@ MARKS = {
 """For each layout, glob patterns of which its folder matches at least one; the first layout that fits is taken."""
 _NAMING = {
     "folder": "A .csv file (path,label,identity) in place of the folder",
-    "csv": "Its column identity",
+    "csv": "Its column identity, filled in otherwise,",
     "flat": "--identity-pattern",
 }
 """What tells the persons of a corpus whose files' names stand for them otherwise, by layout."""

@@ -13,7 +13,6 @@ import pytest
 from pydantic import BaseModel
 
 from benchmarks.apart import answer_of
-from benchmarks.rounds import Rounds
 from files import CannotWrite
 from stage import StageError
 
@@ -81,6 +80,8 @@ def test_a_result_for_which_there_is_no_room_ends_more_than_its_row(module, monk
     """)
     with pytest.raises(CannotWrite, match=r"^cannot write .*result\.json: File too large$"):
         answer_of(name, Figure(value=4), Figure)
+    from benchmarks.rounds import Rounds  # imported here, as the processes of these tests import this file
+
     monkeypatch.setattr("benchmarks.measuring.answer_of", lambda *_: answer_of(name, Figure(value=4), Figure))
     subject = SimpleNamespace(row=SimpleNamespace(status="measured", reason=""))
     task = SimpleNamespace(path="run", threads=1)
@@ -98,8 +99,6 @@ def test_a_process_ends_with_the_one_that_asked(module):
     asking = f"""
         import os, signal, subprocess, threading, time
         from benchmarks.apart import answer_of
-from benchmarks.rounds import Rounds
-from files import CannotWrite
         from tests.benchmarks.test_apart import Figure
         started = []
         call = subprocess.Popen.__init__

@@ -92,3 +92,12 @@ def test_a_bundle_that_lacks_a_file_ends_a_second_call_too(calls, tmp_path):
     manifest.write_text(json.dumps(told))
     with pytest.raises(StageError, match=r"bundle lacks a\.pte: its manifest says why"):
         demo(tmp_path / "demo")
+
+
+def test_a_place_that_cannot_be_is_said_before_anything_is_rendered(calls, bundle_path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(StageError, match=r"s3:/bucket/demo/store is a URL"):
+        demo(Path("s3://bucket/demo"))
+    with pytest.raises(StageError, match=r"is in the bundle .*, which stays as it was exported"):
+        demo(bundle_path / "demo")
+    assert not calls and not list(tmp_path.iterdir()) and not (bundle_path / "demo").exists()

@@ -95,7 +95,10 @@ def test_a_run_whose_parents_trained_on_persons_of_the_validation_split_says_so(
     assert Run(tmp_path / "run").info.data.notes == [*opened_store.info.notes, note]
     assert capsys.readouterr().err.count(f"note: {note}\n") == 1
     quantize(tmp_path / "run", demo_store, tmp_path / "fp16", scheme="fp16")
-    assert Run(tmp_path / "fp16").info.data.notes == [*opened_store.info.notes, note]
+    teach("dino", demo_store, tmp_path / "next", backbone="test_vit", weights=tmp_path / "run", epochs=1)
+    for made in ("fp16", "next"):
+        assert Run(tmp_path / made).info.data.notes == [*opened_store.info.notes, note]
+    assert capsys.readouterr().err.count(f"note: {note}\n") == 2
 
 
 def test_figures_of_persons_that_were_trained_on_say_so(

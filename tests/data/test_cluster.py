@@ -147,7 +147,9 @@ def test_nothing_to_do_needs_no_cluster(monkeypatch: pytest.MonkeyPatch) -> None
     ("gpus", "share", "workers", "needs"),
     [
         (2.0, 0.25, None, {"num_gpus": 0.25, "max_calls": 0}),
-        (1.0, 0.25, 16, {"num_gpus": 1 / 16, "max_calls": 0}),  # --ray local --workers 16: all of them
+        (1.0, 0.25, 16, {"num_gpus": 0.0625, "max_calls": 0}),  # --ray local --workers 16: all of them
+        (1.0, 0.25, 6, {"num_gpus": 0.1666, "max_calls": 0}),
+        (2.0, 0.25, 9, {"num_gpus": 0.2, "max_calls": 0}),
         (1.0, 0.25, 2, {"num_gpus": 0.25, "max_calls": 0}),
         (2.0, 0.0, None, {}),
         (0.0, 0.25, None, {}),

@@ -221,7 +221,7 @@ def test_a_table_that_names_persons_or_splits_and_a_corpus_that_describes_itself
     table = root / "corpus.csv"
     table.write_text("path,label,identity\na.mp4,real,anna\nb.mp4,fake,\n")
     assert read_sources([table], Selection())[1][0] == (
-        f"1 of 2 files of the layout csv {NAMELESS} Its column identity names persons."
+        f"1 of 2 files of the layout csv {NAMELESS} Its column identity, filled in otherwise, names persons."
     )
     table.write_text("path,label,identity\na.mp4,real,anna\nb.mp4,fake,anna\n")
     assert read_sources([table], Selection())[1] == []
