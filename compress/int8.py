@@ -40,11 +40,6 @@ CLAMPS: dict[Any, Callable[[Node], tuple[float, float]]] = {
     aten.hardtanh_.default: lambda node: (float(node.args[1]), float(node.args[2])),  # type: ignore[arg-type]
 }
 """Operations that clamp values, with their lower and upper bound."""
-SMALLEST_WEIGHT_SCALE = 2.0**-18
-"""XNNPACK's quantizer stops at 2**-12: weights below .03, such as those of branches whose batch norms began at 0, would
-have a few levels, and some channels none (docs/lab-notes.md)."""
-MOST_BIAS = 2.0**30
-"""Largest bias, in units of the product of the scales of a layer's input and weights: half of what an int32 holds."""
 
 
 class QuantizedTensor(BaseModel):
@@ -162,14 +157,13 @@ def observe(detector: Detector, batches: Iterable[Tensor]) -> dict[ObserverName,
     """
     graph = _prepare(detector, [])
     shared: dict[int, Candidates] = {}
-    of_weights: list[tuple[Node, Any]] = []
-    observed: list[tuple[str, Any]] = []
+    observed = {}
     for name, node, observer in list(observers_of(graph)):
         if observer.qscheme == torch.per_channel_symmetric:
-            of_weights.append((node, observer))
+            observed[name] = (node.name, dict.fromkeys(OBSERVERS, observer))
             continue
         candidates = shared.setdefault(id(observer), Candidates(observer))
-        observed.append((node.name, dict(candidates.observers.items())))
+        observed[name] = (node.name, dict(candidates.observers.items()))
         bounds = _clamp_bounds(node)
         setattr(graph, name, candidates if bounds == (-math.inf, math.inf) else Clamped(candidates, *bounds))
     with torch.inference_mode():
@@ -178,51 +172,16 @@ def observe(detector: Detector, batches: Iterable[Tensor]) -> dict[ObserverName,
         check_unmoved(detector.backbone(pictures), outputs, f"preparing {detector.architecture.backbone} for int8")
         numbers: dict[tuple[int, str], QuantizedTensor] = {}
         tensors: dict[ObserverName, Tensors] = {name: {} for name in OBSERVERS}
-        for node_name, observers in observed:
+        for node_name, observers in observed.values():
             for name, observer in observers.items():
                 key = (id(observer), name)
                 if key not in numbers:
-                    numbers[key] = _numbers_of(observer)
+                    scale, zero_point = observer.calculate_qparams()
+                    numbers[key] = QuantizedTensor(
+                        scale=scale.flatten().tolist(), zero_point=zero_point.flatten().tolist()
+                    )
                 tensors[name][node_name] = numbers[key]
-        for node, observer in of_weights:
-            observer.eps = least_scales(graph, node, tensors.values())
-            for of_observer in tensors.values():
-                of_observer[node.name] = _numbers_of(observer)
     return tensors
-
-
-def _numbers_of(observer: Any) -> QuantizedTensor:
-    scale, zero_point = observer.calculate_qparams()
-    return QuantizedTensor(scale=scale.flatten().tolist(), zero_point=zero_point.flatten().tolist())
-
-
-def _value_of(graph: GraphModule, node: Node) -> Tensor:
-    """Return the value of a node that depends on parameters alone: one of them, or what is joined of several."""
-    if node.op == "get_attr":
-        parameter: Tensor = attrgetter(str(node.target))(graph)
-        return parameter
-    if node.op == "call_module":  # an observer
-        return _value_of(graph, node.all_input_nodes[0])
-    assert callable(node.target), node
-    value: Tensor = node.target(*map_arg(node.args, lambda given: _value_of(graph, given)), **node.kwargs)
-    return value
-
-
-def least_scales(graph: GraphModule, weight: Node, tensors: Iterable[Tensors]) -> Tensor:
-    """Return the least scale that each output channel of a layer's weights may have, float32 [C].
-
-    Runtimes keep a bias as int32 in units of the product of the scales of input and weights: with smaller ones it
-    would not fit. ``tensors``: what is known of the layer's input, by each observer.
-    """
-    floors = torch.full((len(attrgetter(str(weight.target))(graph)),), SMALLEST_WEIGHT_SCALE)
-    for layer in {layer for observer in weight.users for layer in observer.users}:
-        bias = layer.args[2] if len(layer.args) > 2 else None
-        if isinstance(bias, Node):
-            largest = _value_of(graph, bias).detach().abs()
-            given = layer.all_input_nodes[0].all_input_nodes[0].name  # behind its observer
-            input_scale = min(known[given].scale[0] for known in tensors)
-            floors = torch.maximum(floors, largest / (input_scale * MOST_BIAS))
-    return floors
 
 
 def _always_eval(graph: GraphModule) -> GraphModule:
@@ -285,17 +244,28 @@ def quantized(detector: Detector, quantization: Quantization) -> Detector:
     return detector.with_parts(backbone=_always_eval(program))
 
 
+def _value_of(graph: GraphModule, node: Node) -> Tensor:
+    """Return the value of a node that depends on parameters alone: one of them, or what is joined of several."""
+    if node.op == "get_attr":
+        parameter: Tensor = attrgetter(str(node.target))(graph)
+        return parameter
+    assert callable(node.target), node
+    value: Tensor = node.target(*map_arg(node.args, lambda given: _value_of(graph, given)), **node.kwargs)
+    return value
+
+
 def _settle_biases(program: GraphModule) -> None:
     """Make constants of biases that a program joins of parameters: XNNPACK takes no layer whose bias is computed."""
-    for layer in layers_of(program):
-        bias = layer.args[2] if len(layer.args) > 2 else None
-        if isinstance(bias, Node) and bias.op != "get_attr":
-            settled = f"{layer.name}_settled_bias"
-            program.register_buffer(settled, _value_of(program, bias).detach().clone())
-            with program.graph.inserting_before(layer):
-                layer.update_arg(2, program.graph.get_attr(settled))
-    program.graph.eliminate_dead_code()
-    program.recompile()
+    biases = {layer: layer.args[2] for layer in layers_of(program) if len(layer.args) > 2}
+    joined = {layer: bias for layer, bias in biases.items() if isinstance(bias, Node) and bias.op != "get_attr"}
+    for layer, bias in joined.items():
+        settled = f"{layer.name}_settled_bias"
+        program.register_buffer(settled, _value_of(program, bias).detach().clone())
+        with program.graph.inserting_before(layer):
+            layer.update_arg(2, program.graph.get_attr(settled))
+    if joined:
+        program.graph.eliminate_dead_code()
+        program.recompile()
 
 
 def rebuild(run: Run) -> Detector:

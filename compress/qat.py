@@ -19,7 +19,7 @@ from compress.compute import Compute, prepare_compute
 from compress.distill import student_task
 from compress.folding import norms_behind_layers, pass_through
 from compress.graph import layers_of
-from compress.int8 import QuantizedTensor, graph_of, least_scales, observers_of, set_numbers, simulated
+from compress.int8 import QuantizedTensor, graph_of, observers_of, set_numbers, simulated
 from compress.objective import StudentObjective
 from compress.schedule import Schedule
 from compress.teacher_outputs import TeacherOutputs
@@ -40,28 +40,23 @@ OF_TEACHER = {"classification": 1.0, "kl": 1.0}
 LEARNING_RATE = 2e-5
 """A hundredth of the students' default: the weights are already good, apart from the rounding. With 1e-4 the network
 moves far away without becoming better (docs/lab-notes.md)."""
+SMALLEST_SCALE = 2.0**-12
+"""Smallest scale of weights in XNNPACK's quantizer; smaller ones bring logits no nearer (docs/lab-notes.md)."""
 MOST_WEIGHT = 127
 """Largest absolute int8 value of a weight."""
 
 
-def weight_scales(weight: Tensor, least: Tensor) -> Tensor:
-    """Return the scale of each output channel of weights, float32 [C, ...] -> [C], not below ``least``, float32 [C]."""
-    return torch.maximum(weight.detach().flatten(1).abs().amax(1) / MOST_WEIGHT, least)
+def weight_scales(weight: Tensor) -> Tensor:
+    """Return the scale of each output channel of weights, float32 [C, ...] -> [C], as in XNNPACK's quantizer."""
+    return (weight.detach().flatten(1).abs().amax(1) / MOST_WEIGHT).clamp(min=SMALLEST_SCALE)
 
 
 class WeightRounding(nn.Module):
-    """Rounds weights, float32 [C, ...], with scales from the current range of each output channel.
-
-    ``least``: the least scale of each channel, float32 [C] (``least_scales``).
-    """
-
-    def __init__(self, least: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("least", least)
+    """Rounds weights, float32 [C, ...], with scales from the current range of each output channel."""
 
     def forward(self, weight: Tensor) -> Tensor:
         """Return the rounded weights, float32 [C, ...]; the gradient is 1."""
-        scale = weight_scales(weight, self.get_buffer("least"))
+        scale = weight_scales(weight)
         zeros = torch.zeros_like(scale, dtype=torch.int32)
         return torch.fake_quantize_per_channel_affine(weight, scale, zeros, 0, -MOST_WEIGHT, MOST_WEIGHT)
 
@@ -71,9 +66,9 @@ def trainable(calibrated: Calibrated) -> Detector:
     program = simulated(copy.deepcopy(calibrated.detector), calibrated.tensors)
     graph = graph_of(program)
     graph.requires_grad_(True)  # includes the biases that folded batch norms have added
-    for name, node, rounding in list(observers_of(graph)):
+    for name, _, rounding in list(observers_of(graph)):
         if rounding.qscheme == torch.per_channel_symmetric:
-            setattr(graph, name, WeightRounding(least_scales(graph, node, [calibrated.tensors])))
+            setattr(graph, name, WeightRounding())
     return program
 
 
@@ -83,8 +78,7 @@ def as_trained(calibrated: Calibrated, trained: Detector) -> Calibrated:
     graph, tensors = graph_of(program), dict(calibrated.tensors)
     for _, node, rounding in observers_of(graph):
         if rounding.qscheme == torch.per_channel_symmetric:
-            least = least_scales(graph, node, [calibrated.tensors])
-            scales = weight_scales(attrgetter(str(node.target))(graph), least).tolist()
+            scales = weight_scales(attrgetter(str(node.target))(graph)).tolist()
             tensors[node.name] = QuantizedTensor(scale=scales, zero_point=[0] * len(scales))
     set_numbers(graph, tensors)
     return replace(calibrated, detector=trained, tensors=tensors, program=program)

@@ -10,7 +10,7 @@ from timm.models.beit import Beit
 
 from compress.fidelity import logits_of, snr_db
 from compress.graph import layers_of, traced
-from compress.int8 import SMALLEST_WEIGHT_SCALE, Quantization, graph_of, observe, observers_of, quantized, simulated
+from compress.int8 import Quantization, graph_of, observe, observers_of, quantized, simulated
 from compress.quantize import quantize
 from compress.runs import pixel_detector
 from export import executorch
@@ -65,9 +65,9 @@ def test_weights_are_rounded_to_their_stored_scales(int8_run):
     stored = [value for value in program.state_dict().values() if value.dtype == torch.int8]
     per_channel = {name: tensor for name, tensor in quantization.tensors.items() if name.endswith("_weight")}
     assert len(stored) == len(per_channel) and "head_weight" not in per_channel
-    # Symmetric per channel: each channel's largest weight becomes 127, unless its scale is the least.
+    # Symmetric per channel: each channel's largest weight becomes 127, unless its scale is XNNPACK's floor.
     largest = torch.cat([integers.flatten(1).abs().amax(1) for integers in stored])
-    above_floor = sum(scale > SMALLEST_WEIGHT_SCALE for tensor in per_channel.values() for scale in tensor.scale)
+    above_floor = sum(scale > 2**-12 for tensor in per_channel.values() for scale in tensor.scale)
     assert int((largest == 127).sum()) >= above_floor > 100
     backbone = run.detector().backbone
     convolutions = {n: m for n, m in backbone.named_modules() if isinstance(m, torch.nn.Conv2d)}
@@ -78,39 +78,6 @@ def test_weights_are_rounded_to_their_stored_scales(int8_run):
     # A half may be rounded either way: the program multiplies by 1 / scale.
     of_shape = [integers.float() for integers in stored if integers.shape == expected.shape]
     assert any((expected - i).abs().max() <= 1 and (expected != i).float().mean() < 0.01 for i in of_shape)
-
-
-def test_small_weights_have_all_levels_and_a_large_bias_fits_int32():
-    """As those of a branch whose batch norm began at 0. XNNPACK's quantizer would give the first channel no level."""
-    detector = small_detector()
-    name, layer = next((n, m) for n, m in detector.backbone.named_modules() if isinstance(m, torch.nn.Conv2d))
-    with torch.no_grad():
-        layer.weight.mul_(1e-4 / layer.weight.abs().amax((1, 2, 3), keepdim=True))
-        layer.bias.zero_()
-        layer.bias[1] = 1e4
-    tensors = observe(detector, [some_pictures(16)])["minmax"]
-    node = next(node for node, of_layer in layers_of(traced(detector)).items() if of_layer == name)
-    given, weight = (tensors[str(argument)] for argument in node.args[:2])
-    levels = layer.weight.detach().flatten(1).abs().amax(1) / torch.tensor(weight.scale)
-    assert levels[0] == pytest.approx(1e-4 * 2**18, rel=1e-3) and levels[1] < 1
-    assert 2**29 < 1e4 / (weight.scale[1] * given.scale[0]) < 2**30 * 1.001
-
-
-def test_a_bias_that_is_joined_of_parameters_counts_as_their_values():
-    """As BEiT's and Swin V2's, of queries and values: its keys have none."""
-    torch.manual_seed(0)
-    backbone = Beit(img_size=SIZE, patch_size=8, embed_dim=16, depth=1, num_heads=2, num_classes=0).eval()
-    torch.nn.init.constant_(backbone.blocks[0].attn.q_bias, 1e6)
-    detector = Detector(Architecture(backbone="beit_base_patch16_224", size=SIZE, fused=True), backbone).eval()
-    pictures = some_pictures(8)
-    quantization = _quantization(observe(detector, [pictures])["minmax"], [], "minmax")
-    scales = quantization.tensors["blocks_0_attn_qkv_weight"].scale
-    largest = backbone.blocks[0].attn.qkv.weight.detach().abs().amax(1) / 127
-    raised = torch.tensor(scales) > largest * 1.001
-    assert raised[:16].all() and not raised[16:].any()
-    with torch.inference_mode():
-        expected = simulated(detector, quantization.tensors)(pictures)
-        torch.testing.assert_close(quantized(detector, quantization)(pictures), expected, rtol=1e-3, atol=1e-3)
 
 
 def test_a_layer_whose_bias_is_joined_may_stay_in_float32_and_has_a_constant_else(tmp_path):
