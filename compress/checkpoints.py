@@ -48,13 +48,13 @@ def asked_of(info: RunInfo, views: Views, compute: Compute) -> dict[str, Any]:
     The clips are those that can be read: others would have other numbers, and the training other batches. Raises
     StageError if they are not the same in all processes.
     """
-    if len(set(compute.gathered(views.clips_sha256))) > 1:
+    clips = views.clips_sha256
+    if len(set(compute.gathered(clips))) > 1:
         raise StageError(
             f"the processes of this training do not see the same clips of {views.store.path}: where one of them runs, "
             "files are missing or damaged (pocketproof inspect tells which)"
         )
-    asked = {"run": info.asked(), "rule": views.rule.model_dump(), "clips": views.clips_sha256}
-    return asked | {"where": compute.where}
+    return {"run": info.asked(), "rule": views.rule.model_dump(), "clips": clips, "where": compute.where}
 
 
 def trained_state(module: nn.Module) -> dict[str, Tensor]:

@@ -20,7 +20,7 @@ from models.detector import Architecture, Detector
 from models.origin import DataSource, Parent, Weights
 from models.pixels import Preprocessing
 from parsing import read_json
-from resuming import Lock, go_on_with, unfinished_of, versions_of
+from resuming import Lock, discard, go_on_with, unfinished_of, versions_of
 from stage import STATIC_INT8, Scheme, StageError, reason_of, say, speaks
 
 SCHEMA_VERSION = 1
@@ -134,7 +134,7 @@ class UnfinishedRun:
             return
         # Without a checkpoint there is nothing to resume.
         if self.folder.exists() and not self.checkpoint.exists():
-            shutil.rmtree(self.folder)
+            discard(self.folder)
             self._lock.remove()
         self._lock.close()
 

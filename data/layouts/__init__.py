@@ -1,6 +1,7 @@
 """Layouts of corpora on disk: from a folder or a table to a list of sources. One file per layout."""
 
-from data.layouts.corpus import LAYOUTS, Selection, corpus_note, read_sources
+from data.layouts.corpus import LAYOUTS, Selection, read_sources
+from data.layouts.notes import corpus_note
 from data.layouts.source import (
     FAKE,
     REAL,

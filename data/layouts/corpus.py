@@ -1,12 +1,11 @@
 """Turn corpora into sources: recognize the layout of each, list its files, and select the requested ones."""
 
 import os
-import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
@@ -18,10 +17,9 @@ from data.layouts.ffpp import COMPRESSIONS, compression_notes, ffpp_layout, of_c
 from data.layouts.flat import flat_layout
 from data.layouts.folder import folder_layout
 from data.layouts.labels import label_notes, refuse_other_labels
-from data.layouts.source import PHOTO_SUFFIXES, VIDEO_SUFFIXES, Source, folders_below, unknown_or_media
+from data.layouts.notes import corpus_note, named_by_files, overlooked_notes, titled
+from data.layouts.source import PHOTO_SUFFIXES, VIDEO_SUFFIXES, Source, folders_below, one_form
 from data.layouts.table import csv_layout
-from files import name_of
-from parsing import parse_json
 from stage import StageError, WrongArgument, some_of
 
 LAYOUTS: dict[str, Callable[[Path], list[Source]]] = {
@@ -32,8 +30,6 @@ LAYOUTS: dict[str, Callable[[Path], list[Source]]] = {
     "csv": csv_layout,
 }
 """For each layout, the function from a corpus's folder (csv: its table) to its sources."""
-MASKS = "/masks/"
-"""Part of the names of FaceForensics++'s mask videos, which are left out without a note."""
 MARKS = {
     "ffpp": ("original_sequences/", "manipulated_sequences/"),
     "celebdf": ("Celeb-real/", "Celeb-synthesis/", "YouTube-real/"),
@@ -41,12 +37,6 @@ MARKS = {
     "dfdc": ("metadata.json", "*/metadata.json"),
 }
 """For each layout, glob patterns of which its folder matches at least one; the first layout that fits is taken."""
-_NAMING = {
-    "folder": "A .csv file (path,label,identity) in place of the folder",
-    "csv": "Its column identity, filled in otherwise,",
-    "flat": "--identity-pattern",
-}
-"""What tells the persons of a corpus whose files' names stand for them otherwise, by layout."""
 
 
 @dataclass(frozen=True)
@@ -143,17 +133,12 @@ def _read(root: Path, layout: str, selection: Selection) -> list[Source]:
     if not sources:
         photos = f" or photo ({', '.join(sorted(PHOTO_SUFFIXES))})" if layout in ("folder", "flat") else ""
         videos = f"video ({', '.join(sorted(VIDEO_SUFFIXES))})"
-        raise StageError(f"{root} holds no {videos}{photos} where {_titled(layout)} has it")
+        raise StageError(f"{root} holds no {videos}{photos} where {titled(layout)} has it")
     if layout == "ffpp" and selection.compression:
         sources = of_compression(sources, selection.compression)
     if layout == "ffpp" and selection.official_splits:
         sources = with_official_split(sources, selection.official_splits)
-    return [replace(source, identities=tuple(dict.fromkeys(map(_one_form, source.identities)))) for source in sources]
-
-
-def _one_form(identity: str) -> str:
-    """Return a person's name in one Unicode form: a Mac may write é as two signs, and one person would be two."""
-    return unicodedata.normalize("NFC", identity)
+    return [replace(source, identities=tuple(dict.fromkeys(map(one_form, source.identities)))) for source in sources]
 
 
 def read_sources(roots: Sequence[Path], selection: Selection) -> tuple[list[Source], list[str]]:
@@ -185,7 +170,7 @@ def _notes(
     notes = [note] if note else []
     by_name = layout in ("folder", "csv") or (layout == "flat" and selection.identity_pattern is None)
     if by_name and not note:  # a corpus's own note would say whom its files show
-        notes += _named_by_files(layout, sources, selected)
+        notes += named_by_files(layout, sources, selected)
     if selection.label:
         notes += label_notes(root, sources, selection.label)
     if layout == "ffpp":
@@ -195,45 +180,8 @@ def _notes(
     elif layout != "csv":  # a table names its files, so that none is overlooked
         # Videos of compressions that were not asked for lie where the layout looks: they are not reported.
         listed = ffpp_layout(root) if layout == "ffpp" and selection.compression else sources
-        notes += _overlooked_notes(root, listed)
+        notes += overlooked_notes(root, listed)
     return notes
-
-
-def _named_by_files(layout: str, sources: Sequence[Source], selected: AbstractSet[Source]) -> list[str]:
-    """Return notes on how many files have only their file name as identity, and what that may cost."""
-    used = [source for source in sources if source in selected]
-    without_split = [source for source in used if source.split is None]
-    unnamed = [source for source in without_split if source.identities == (_one_form(PurePath(source.name).stem),)]
-    if not unnamed:
-        return []
-    notes = [
-        f"{len(unnamed)} of {len(used)} files of {_titled(layout)} name no person but their own file name: a person "
-        f"who is in several of them may be in several splits. {_NAMING[layout]} names persons."
-    ]
-    reals = {name for source in sources if not source.label for name in source.identities}
-    orphans = sum(1 for source in unnamed if source.label and source.identities[0] not in reals)
-    if reals and orphans:
-        notes.append(
-            f"{orphans} fakes of {_titled(layout)} have the name of no real file: they may be in another split than "
-            "their original."
-        )
-    return notes
-
-
-def _titled(layout: str) -> str:
-    return "a folder without a layout" if layout == "flat" else f"the layout {layout}"
-
-
-def _overlooked_notes(root: Path, sources: Sequence[Source]) -> list[str]:
-    """Return a note on the videos and photos that a layout overlooks because of their folder or suffix."""
-    taken = {os.path.realpath(source.path) for source in sources}  # a layout may link to files beside it
-    names = [name for path, name in unknown_or_media(root) if os.path.realpath(path) not in taken and MASKS not in name]
-    if not names:
-        return []
-    return [
-        f"{len(names)} files of {name_of(root)} were not taken: their folder or suffix is none that its layout "
-        f"reads: {some_of(names)}."
-    ]
 
 
 def _asked(selection: Selection) -> str:
@@ -294,19 +242,3 @@ def _at_most(sources: list[Source], max_videos: int | None) -> list[Source]:
         indices = np.linspace(0, len(group) - 1, min(max_videos, len(group))).astype(int)
         selected.update(group[index] for index in indices)
     return [source for source in sources if source in selected]
-
-
-def corpus_note(root: Path) -> str | None:
-    """Return a corpus's note for reports, from its ``corpus.json`` (``{"note": "..."}``); None without such a file.
-
-    Raises StageError if the file is of another form.
-    """
-    path = root / "corpus.json"
-    if not path.is_file():
-        return None
-    try:
-        note: str = parse_json(path.read_text(encoding="utf-8"))["note"]
-        note.encode()  # raises for lone surrogates
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise StageError(f'{path} is not of the form {{"note": "..."}}: mend or remove it') from error
-    return note

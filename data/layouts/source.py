@@ -3,6 +3,7 @@
 import hashlib
 import os
 import re
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -132,3 +133,8 @@ def corpus_json(path: Path) -> Any:
         return parse_json(path.read_bytes())
     except ValueError as error:
         raise StageError(f"{path} is not JSON ({reason_of(error)}): mend it or download it again") from error
+
+
+def one_form(identity: str) -> str:
+    """Return a person's name in one Unicode form: a Mac may write é as two signs, and one person would be two."""
+    return unicodedata.normalize("NFC", identity)
