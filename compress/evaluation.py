@@ -194,7 +194,8 @@ def evaluations(
     clips = store.clips(split, both=False)
     seen = set(model.data.persons)
     if model.data.fingerprint == store.info.fingerprint and split != "test":  # on its own store, on purpose
-        seen = model.data.training_persons if split == "val" and model.data.validation_persons else set()
+        told_apart = model.data.validation_persons is not None
+        seen = model.data.training_persons if split == "val" and told_apart else set()
     seen_notes = seen_note([model.name], seen, clips, split)
     of_crops = crops_notes([model.name], model.data.crops, model.takes.modalities, store)
     notes = [*store.info.notes, *model.notes, *of_crops, *seen_notes]

@@ -89,7 +89,7 @@ def _validation_notes(store: ClipStore, *runs: Run) -> list[str]:
     notes = []
     for run in others:
         data = run.info.data
-        seen_in = "training" if data.validation_persons else "training or validation"  # older runs tell them not apart
+        seen_in = "training or validation" if data.validation_persons is None else "training"
         notes += seen_note([run.name], data.training_persons, clips, "val", figures, seen_in)
     return list(dict.fromkeys(notes))
 

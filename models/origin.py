@@ -39,10 +39,10 @@ class DataSource(BaseModel):
     persons: list[str] = Field(default_factory=list)
     """Hashed names (``compress.provenance``) of the persons in the training and validation data of this run and of its
     parents; empty in older runs."""
-    validation_persons: list[str] = Field(default_factory=list)
-    """Those of ``persons`` on whom nothing was trained: they chose weights and thresholds. Empty in older runs."""
+    validation_persons: list[str] | None = None
+    """Those of ``persons`` on whom nothing was trained: they chose weights and thresholds. None in older runs."""
 
     @property
     def training_persons(self) -> set[str]:
-        """Hashed names of the persons in the training data of this run and of its parents."""
-        return set(self.persons) - set(self.validation_persons)
+        """Hashed names of the persons on whom this run and its parents were trained; ``persons`` in older runs."""
+        return set(self.persons) - set(self.validation_persons or ())

@@ -161,7 +161,7 @@ def test_options_without_use_are_refused(student_run, demo_store, tmp_path, opti
 def test_a_run_names_the_store_that_its_threshold_is_of(student_run, demo_store, tmp_path):
     run = shutil.copytree(student_run, tmp_path / "run")
     told = json.loads((run / "model.json").read_text())
-    told["data"] |= {"fingerprint": "of another store", "notes": ["Of another store."], "validation_persons": []}
+    told["data"] |= {"fingerprint": "of another store", "notes": ["Of another store."], "validation_persons": None}
     (run / "model.json").write_text(json.dumps(told))
     quantize(run, demo_store, tmp_path / "fp16", scheme="fp16")
     data, store = Run(tmp_path / "fp16").info.data, ClipStore(demo_store).info

@@ -237,6 +237,12 @@ def test_persons_of_its_own_validation_on_whom_a_parent_was_trained_are_noted(te
     shutil.rmtree(teacher_copy / "evaluations")
     (found,) = evaluate(teacher_copy, demo_store, split="val")
     assert found.notes[-1].startswith(f"1 of {len(validation)} persons of the val split have names of persons in the")
+    told["data"]["validation_persons"] = []  # all of them, not none
+    (teacher_copy / "model.json").write_text(json.dumps(told))
+    forget_hashes(teacher_copy)
+    shutil.rmtree(teacher_copy / "evaluations")
+    (found,) = evaluate(teacher_copy, demo_store, split="val")
+    assert found.notes[-1].startswith(f"{len(validation)} of {len(validation)} persons of the val split")
 
 
 def test_store_must_hold_what_the_run_looks_at_and_flow_cannot_be_recompressed(teacher_run, demo_store, tmp_path):

@@ -211,7 +211,7 @@ def test_runs_of_two_students_are_refused(student_run, int8_run, demo_store, tmp
 def test_a_bundle_says_whom_its_thresholds_know(student_run, demo_store, tmp_path, capsys):
     run = shutil.copytree(student_run, tmp_path / "run")
     told = json.loads((run / "model.json").read_text())
-    told["data"] |= {"fingerprint": "of another store", "notes": ["Of another store."], "validation_persons": []}
+    told["data"] |= {"fingerprint": "of another store", "notes": ["Of another store."], "validation_persons": None}
     (run / "model.json").write_text(json.dumps(told))
     notes = export([run], demo_store, tmp_path / "bundle", format="onnx").manifest.data.notes
     assert notes[0] == "Of another store."
