@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from benchmarks.apart import serve
-from benchmarks.figures import Budget, Stage
+from benchmarks.figures import Budget, ClipStep
 from benchmarks.processor import bound_to
 from benchmarks.timing import peak_mb, reset_peak
 from data.clips import FaceClip, face_clips
@@ -74,7 +74,7 @@ class BudgetTask(BaseModel):
         return self._budget((0, 0), 0, [], [], reason)
 
     def _budget(
-        self, picture: tuple[int, int], repeats: int, stages: list[Stage], notes: list[str], reason: str = ""
+        self, picture: tuple[int, int], repeats: int, stages: list[ClipStep], notes: list[str], reason: str = ""
     ) -> Budget:
         return Budget(
             row=self.row,
@@ -135,7 +135,7 @@ class Steps:
     """Times one step after another, and collects the stages and notes of the budget."""
 
     task: BudgetTask
-    stages: list[Stage] = field(default_factory=list)
+    stages: list[ClipStep] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     def timed(self, name: str, run: Callable[[], T], share: float = 1.0, warm: Callable[[], Any] | None = None) -> T:
@@ -154,7 +154,7 @@ class Steps:
             times.append(time.perf_counter() - before)
         memory = peak_mb() if peak_known else None
         milliseconds = 1e3 * float(np.median(times)) * share
-        self.stages.append(Stage.model_validate({"name": name, "ms": milliseconds, "peak_memory_mb": memory}))
+        self.stages.append(ClipStep.model_validate({"name": name, "ms": milliseconds, "peak_memory_mb": memory}))
         return results[0]
 
     def until_the_faces(self, pictures: list[Picture]) -> None:

@@ -14,7 +14,7 @@ from benchmarks.kept import KeptMeasurements
 from benchmarks.measuring import refuse_changed
 from benchmarks.processor import cores_for
 from benchmarks.rows import Subject
-from data.depth import SIZES, find_weights
+from data.depth import find_weights
 from data.store import ClipStore
 from files import CannotWrite, sha256_of
 from stage import Modality, StageError, WrongArgument, progress
@@ -69,9 +69,8 @@ class ClipCost:
         made_by = store.info.settings.depth
         if self.depth_weights or made_by is None:
             return None
-        for size, published in SIZES.items():
-            if made_by.source == "hub" and made_by.name == published.repository:
-                return size
+        if made_by.published_size:
+            return made_by.published_size
         raise WrongArgument(
             f"--video times the depth of {store.path} too, which {made_by.name} made: give its folder, --depth-weights"
         )

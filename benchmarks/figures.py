@@ -102,7 +102,7 @@ class Sustained(BaseModel):
     """The counters that were read for ``joules_per_frame``, or why it is not known."""
 
 
-class Stage(BaseModel):
+class ClipStep(BaseModel):
     """Time and memory of one step of a clip's way from the video file to P(fake)."""
 
     model_config = ConfigDict(extra="forbid")
@@ -133,7 +133,7 @@ class Budget(BaseModel):
     picture: tuple[int, int]
     """Width and height of the video's frames, in pixels."""
     repeats: int
-    stages: list[Stage]
+    stages: list[ClipStep]
     notes: list[str] = Field(default_factory=list)
     """What a reader must know, for example that the depth network has random weights."""
     reason: str = ""

@@ -9,7 +9,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from export.runtimes import int8_instructions, lacks_int8_instructions
-from stage import usable_cores
+from stage import counted, usable_cores
 
 PACKAGES = (
     "pocketproof", "torch", "torchvision", "timm", "torchao", "executorch", "onnx", "onnxruntime", "coremltools",
@@ -39,7 +39,7 @@ class Machine(BaseModel):
     @property
     def name(self) -> str:
         """Name of the machine in the rows of a report."""
-        return f"{self.processor}, {self.cores} core{'' if self.cores == 1 else 's'}"
+        return f"{self.processor}, {counted(self.cores, 'core')}"
 
 
 def _processor(cpuinfo: Path = Path("/proc/cpuinfo"), board: Path = BOARD) -> str:

@@ -26,9 +26,10 @@ from models.pixels import PixelDetector
 from models.run import Run
 from stage import progress
 
-PICTURES_AT_ONCE = 32
 RIDGES = np.logspace(-3, 4, 8)
 """Candidate penalties of the ridge regression, in units of the inputs' variance."""
+BATCH_PICTURES = 32
+"""Most pictures in a batch of ``drawn_inputs``."""
 NetworkInputs = tuple[Tensor, ...]
 """Arguments of a detector: normalized pictures, float32, and for clips the mask of valid frames, bool [N, T]."""
 
@@ -44,7 +45,7 @@ def drawn_inputs(run: Run, inputs: Takes, store: ClipStore, split: str, samples:
     samples_of = {"frame": lambda view: int(view.valid.sum()), "clip": lambda _: 1}[inputs.per]
     fewest = min(sum(map(samples_of, (view for view in views.views if view.label == label))) for label in (REAL, FAKE))
     batch = next(balanced_batches(views, 2 * max(1, min(samples // 2, fewest)), (seed,), inputs.per))
-    step = PICTURES_AT_ONCE if inputs.per == "frame" else max(1, PICTURES_AT_ONCE // store.frames)
+    step = BATCH_PICTURES if inputs.per == "frame" else max(1, BATCH_PICTURES // store.frames)
     parts = [slice(start, start + step) for start in range(0, len(batch.rows), step)]
     pixels_in = PixelDetector(nn.Identity(), run.info.preprocessing)
     batches: list[NetworkInputs] = []

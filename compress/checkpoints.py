@@ -107,4 +107,4 @@ def load_checkpoint(path: Path) -> tuple[Position, dict[str, Any]]:
         states = load_tensors(path)
         return Position(**states.pop("position")), states
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise StageError(f"{path} cannot be read ({reason_of(error)}): remove {path.parent} to start anew") from error
+        raise StageError(f"{path} cannot be read ({reason_of(error)}): remove it to start anew") from error

@@ -12,20 +12,15 @@ from torch.fx.node import map_arg
 from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
 from compress.fidelity import LayerNoise, decibels
-from compress.graph import layers_of
+from compress.graph import layers_of, of_pictures
 from compress.int8 import graph_of, observers_of
 from models.detector import Detector, per_picture
 
 
 def _of_parameters_alone(graph: GraphModule) -> bool:
     """Tell whether a layer or a rounding takes no picture, as in a relative position bias that is computed."""
-    of_pictures: set[Node] = set()
-    for node in graph.graph.nodes:
-        is_size = node.target == torch.ops.aten.sym_size.int
-        if node.op == "placeholder" or (not is_size and of_pictures.intersection(node.all_input_nodes)):
-            of_pictures.add(node)
     rounded = [node for _, node, _ in observers_of(graph) if node.op != "get_attr"]
-    return not of_pictures.issuperset([*rounded, *layers_of(graph)])
+    return not of_pictures(graph).issuperset([*rounded, *layers_of(graph)])
 
 
 class _Layers(Interpreter):

@@ -15,7 +15,7 @@ from torch import Tensor
 from compress.compute import Compute
 from data.store import DamagedClip
 from data.views import View, Views
-from files import require_writable, writing, written_whole
+from files import CannotWrite, require_writable, writing, written_whole
 from resuming import Lock
 from stage import Modality, StageError, progress, reason_of, say
 
@@ -96,6 +96,8 @@ class Filling:
         ):
             try:
                 return Lock(self.folder, may_exist=True)
+            except CannotWrite:  # whole for these views, perhaps, except for those that cannot be read
+                break
             except StageError as error:
                 if not isinstance(error.__cause__, BlockingIOError):
                     raise

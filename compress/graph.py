@@ -76,9 +76,14 @@ def traced(detector: Detector) -> GraphModule:
     return graph
 
 
-def of_pictures(node: Node) -> bool:
-    """Return whether a node's value depends on the pictures, and not on parameters alone."""
-    return node.op == "placeholder" or any(map(of_pictures, node.all_input_nodes))
+def of_pictures(graph: GraphModule) -> set[Node]:
+    """Return the nodes whose values depend on what is in the pictures, and not on parameters or numbers alone."""
+    found: set[Node] = set()
+    for node in graph.graph.nodes:
+        is_size = node.target == aten.sym_size.int
+        if node.op == "placeholder" or (not is_size and found.intersection(node.all_input_nodes)):
+            found.add(node)
+    return found
 
 
 def layers_of(graph: GraphModule) -> dict[Node, str]:

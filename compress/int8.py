@@ -114,8 +114,10 @@ def _prepare(detector: Detector, float_layers: Collection[str]) -> GraphModule:
         """
 
         def annotate(self, model: GraphModule) -> GraphModule:
-            for node in super().annotate(model).graph.nodes:
-                joins_parameters = node.target == aten.cat.default and not of_pictures(node)
+            annotated = super().annotate(model)
+            picture_nodes = of_pictures(annotated)
+            for node in annotated.graph.nodes:
+                joins_parameters = node.target == aten.cat.default and node not in picture_nodes
                 if node.name in float_nodes or joins_parameters:
                     node.meta.pop(Q_ANNOTATION_KEY, None)
             return model

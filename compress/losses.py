@@ -4,6 +4,9 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor
 
+TEMPERATURE = 2.0
+"""T by which ``kl_logits`` softens the logits of both."""
+
 
 def _full(tensor: Tensor) -> Tensor:
     """Return a tensor in float32, or unchanged if it is float64."""
@@ -19,15 +22,15 @@ def classification(logits: Tensor, labels: Tensor, class_weights: Tensor | None 
     return functional.cross_entropy(_full(logits), labels, class_weights, reduction="sum") / len(labels)
 
 
-def kl_logits(student: Tensor, teacher: Tensor, temperature: float = 2.0) -> Tensor:
-    """KL divergence of the student's from the teacher's softened classes, times T^2.
+def kl_logits(student: Tensor, teacher: Tensor) -> Tensor:
+    """KL divergence of the student's from the teacher's softened classes, times T^2, where T is ``TEMPERATURE``.
 
     ``T^2 sum_c p_c(z_t / T) (log p_c(z_t / T) - log p_c(z_s / T))``, the mean over samples. student, teacher: logits
     [N, 2]. Hinton, Vinyals & Dean, arXiv 1503.02531, section 2.
     """
-    return temperature**2 * functional.kl_div(
-        torch.log_softmax(_full(student) / temperature, dim=-1),
-        torch.log_softmax(_full(teacher) / temperature, dim=-1),
+    return TEMPERATURE**2 * functional.kl_div(
+        torch.log_softmax(_full(student) / TEMPERATURE, dim=-1),
+        torch.log_softmax(_full(teacher) / TEMPERATURE, dim=-1),
         reduction="batchmean",
         log_target=True,
     )

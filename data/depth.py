@@ -46,6 +46,12 @@ class DepthWeights(BaseModel):
     sha256: str
     licence: str
 
+    @property
+    def published_size(self) -> str | None:
+        """The size, a key of ``SIZES``, of the published weights that these are; None if they are from a folder."""
+        sizes = [size for size, published in SIZES.items() if published.repository == self.name]
+        return sizes[0] if sizes and self.source == "hub" else None
+
 
 def _from_hub(repository: str) -> Path:
     """Return the folder with a repository's files, which are downloaded unless the hub's cache has them.

@@ -18,7 +18,7 @@ from command import run_as_script
 from data.layouts import SPLITS
 from data.store import FORGED, Clip, ClipStore
 from files import check_output, require_writable, written_whole
-from stage import StageError, WrongArgument, printable, say, some_of
+from stage import StageError, WrongArgument, counted, printable, say, some_of
 
 SHEET_CLIPS, SHEET_FRAMES = 12, 4
 TITLE = "Contact sheet of a ClipStore"
@@ -110,7 +110,7 @@ def _print(counts: dict[str, Any]) -> None:
         )  # as rich reads brackets in str as markup
     Console(width=WIDTH, color_system=None).print(table)
     for reason, number in counts["reasons"].items():
-        print(f"{number} file{'' if number == 1 else 's'}: {printable(reason)}")
+        print(f"{counted(number, 'file')}: {printable(reason)}")
     for note in counts["notes"]:
         print(f"note: {printable(note)}")
 

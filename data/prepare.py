@@ -26,7 +26,7 @@ from data.parquet import Row, RowWriter
 from data.prepare_video import Recipe, prepare_video, without_clips
 from data.remote import at_hand, is_remote, place, refuse_occupied, upload
 from data.schemas import CLIP_SCHEMA
-from data.settings import Start, StoreSettings
+from data.settings import ClipStart, StoreSettings
 from data.split_notes import in_one_split_notes, left_out_notes, missing_label_notes
 from data.splits import parse_ratios, split_sources
 from data.store import ClipStore, StoreInfo, clip_file
@@ -213,7 +213,7 @@ def prepare(
     selection: Selection = Selection(),
     frames: Annotated[int | None, typer.Option(help="Frames of a clip; 20, or 1 for photos.", min=1)] = None,
     clips_per_video: Annotated[int, typer.Option(help="Stretches of frames to take from a video.", min=1)] = 1,
-    start: Annotated[Start, typer.Option(help="Where in a video its clips begin.")] = "first",
+    start: Annotated[ClipStart, typer.Option(help="Where in a video its clips begin.")] = "first",
     detector: Annotated[Literal["dlib", "mtcnn"], typer.Option(help="Face detector.")] = "dlib",
     all_faces: Annotated[bool, typer.Option(help="A clip of each steady face, not only of the largest.")] = False,
     crop: CropRule = CropRule(),

@@ -19,7 +19,7 @@ from data.photo import Photo
 from data.picture import Frame, Picture, UnreadableVideo
 from data.png import encode_png
 from data.remote import NotFetched, fetched
-from data.settings import Start, StoreSettings
+from data.settings import ClipStart, StoreSettings
 from data.store import FORGED, Status
 from data.tracks import STRIDE, Tracker
 from data.video import Video, flaws, recompressed
@@ -119,7 +119,7 @@ def _outcome(tally: VideoTally, decode_error: str, settings: StoreSettings) -> t
     return tally.refused[0] if tally.refused else ("no_face", NOT_SEEN)
 
 
-def _starts(video: Video | Photo, start: Start, clips: int, length: int, rng: np.random.Generator) -> list[int]:
+def _starts(video: Video | Photo, start: ClipStart, clips: int, length: int, rng: np.random.Generator) -> list[int]:
     """Return the frame numbers from which clips are sought, so far apart that clips do not overlap if there is room."""
     if start == "first":
         return [0]
@@ -177,7 +177,7 @@ def _refusal(clip: FaceClip, length: int) -> tuple[str, str] | None:
 
 
 def _find_clips(
-    video: Video | Photo, row: Row, recipe: Recipe, start: Start, tally: VideoTally, keep: Callable[[Row], None]
+    video: Video | Photo, row: Row, recipe: Recipe, start: ClipStart, tally: VideoTally, keep: Callable[[Row], None]
 ) -> None:
     """Pass the rows of a video's clips to ``keep`` and count them in ``tally``."""
     settings = recipe.settings

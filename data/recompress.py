@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from data.depth import SIZES, DepthAnything, DepthWeights, depth_pictures
+from data.depth import DepthAnything, DepthWeights, depth_pictures
 from data.store import Clip, ClipStore
 from data.video import recompressed, through_jpeg
 from stage import Modality, StageError, WrongArgument
@@ -88,14 +88,10 @@ def depth_of(store: ClipStore, weights: Path | None) -> DepthAnything:
     store.require(["depth"])
     store_weights = store.info.settings.depth
     assert store_weights is not None
-    published = [
-        size
-        for size, entry in SIZES.items()
-        if entry.repository == store_weights.name and store_weights.source == "hub"
-    ]
-    if weights is None and not published:
+    published = store_weights.published_size
+    if weights is None and published is None:
         raise StageError(f"{_made_with(store, store_weights)}: give that folder as --depth-weights")
-    network = DepthAnything(None if weights else published[0], weights)
+    network = DepthAnything(None if weights else published, weights)
     if network.weights.sha256 != store_weights.sha256:
         origin = weights or f"the hub's {network.weights.name}"
         raise StageError(

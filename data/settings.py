@@ -9,7 +9,7 @@ from data.crops import CropRule
 from data.depth import DepthWeights
 from stage import Modality
 
-Start = Literal["first", "random", "spread"]
+ClipStart = Literal["first", "random", "spread"]
 """Where a video's clips begin: with its first face, at random frames, or evenly spread over it."""
 
 
@@ -23,7 +23,7 @@ class StoreSettings(BaseModel):
     detector: Literal["dlib", "mtcnn"] = "dlib"
     all_faces: bool = False
     clips_per_video: PositiveInt = 1
-    start: Start = "first"
+    start: ClipStart = "first"
     modalities: tuple[Modality, ...] = ("rgb",)
     flow: str | None = None
     """Name of the estimator of the flow pictures, with the SHA-256 of its weights if it has any."""

@@ -37,7 +37,8 @@ class Unfinished:
         self.out, self.settings = out, settings
         self.folder = unfinished_of(out)
         self._lock = Lock(out)
-        asked = json.dumps(settings.model_dump(mode="json") | {"tools": versions_of([*TOOLS, *_networks(settings)])})
+        pixels = settings.model_dump(mode="json", exclude={"depth": {"name"}})  # of weights, their hash decides
+        asked = json.dumps(pixels | {"tools": versions_of([*TOOLS, *_networks(settings)])})
         go_on_with(self.folder, "settings.json", asked, lambda: any(self.folder.glob("rows/*.json")), MEANING)
         self._remove_partial()
         (self.folder / "clips").mkdir(parents=True, exist_ok=True)

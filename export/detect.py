@@ -62,7 +62,9 @@ def detect(
         typer.Argument(parser=place, help="Videos or photos, by paths or URLs, or folders of them, by paths."),
     ],
     bundle: Annotated[Path, typer.Option(help="The bundle to score with.")],
-    artifact: Annotated[str | None, typer.Option(help="File of an artifact; else the smallest that runs here.")] = None,
+    artifact: Annotated[
+        str | None, typer.Option(help="File of an artifact; else one whole sample at once, the smallest that runs.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per video.")] = False,
     annotate: Annotated[
         Path | None,

@@ -18,7 +18,7 @@ from stage import WrongArgument
 
 
 def artifact_of(path: Path, file: str | None, store: ClipStore) -> Evaluated:
-    """Load the artifact ``file`` of a bundle (None: the smallest that runs here), to be evaluated on a store.
+    """Load the artifact ``file`` of a bundle (None: as ``Bundle.chosen``), to be evaluated on a store.
 
     Raises StageError if the bundle was changed, or takes crops or clips of another size than the store holds.
     """
@@ -45,9 +45,7 @@ def artifact_of(path: Path, file: str | None, store: ClipStore) -> Evaluated:
 def evaluate(
     model: Annotated[Path, typer.Argument(help="The run to evaluate, of any scheme, or the bundle.")],
     data: Annotated[Path, typer.Option(help="The ClipStore to evaluate on; it need not be the run's own.")],
-    artifact: Annotated[
-        str | None, typer.Option(help="File of a bundle's artifact; else the smallest that runs here.")
-    ] = None,
+    artifact: Annotated[str | None, typer.Option(help="File of a bundle's artifact; else as detect chooses.")] = None,
     split: Annotated[Literal["train", "val", "test"], typer.Option(help="The split to score.")] = "test",
     recompress: Annotated[
         str | None, typer.Option(help="Also on crops compressed once more: h264:CRF,... or jpeg:QUALITY,...")

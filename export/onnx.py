@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from export.onnx_passes import EXACT_ON_X86, rewrite
 from export.runtimes import ORT, Loaded, Programs, in_batches, int8_instructions, program_file
+from stage import counted
 
 if TYPE_CHECKING:
     from export.programs import TorchProgram
@@ -103,7 +104,7 @@ def _phone_check(file: Path) -> str:
     }
     return ", ".join(
         f"{name} could take {info.num_supported_nodes / max(1, info.num_nodes):.0%} of the nodes in "
-        f"{info.num_partitions} part{'' if info.num_partitions == 1 else 's'} ({WORTH[info.suitability().name]})"
+        f"{counted(info.num_partitions, 'part')} ({WORTH[info.suitability().name]})"
         for name, info in checks.items()
     )
 

@@ -125,7 +125,7 @@ class VideoScorer:
 
     @classmethod
     def load(cls, bundle: Bundle, file: str | None = None) -> "VideoScorer":
-        """Load the bundle's face detector, and its named artifact, or the smallest that runs here, on one thread.
+        """Load the bundle's face detector, and its named artifact, or ``Bundle.chosen``'s, on one thread.
 
         Raises StageError if one of them cannot be loaded on this machine.
         """

@@ -55,9 +55,10 @@ class RunInfo(BaseModel):
     def asked(self) -> dict[str, Any]:
         """Return the settings that a training depends on, for ``UnfinishedRun``.
 
-        Persons, crops and notes are left out: they follow from the store and the parents.
+        Persons, crops and notes are left out: they follow from the store and the parents, whose names may change.
         """
-        return self.model_dump(exclude={"data": {"persons", "validation_persons", "crops", "notes"}})
+        following = {"persons", "validation_persons", "crops", "notes"}
+        return self.model_dump(exclude={"data": following, "parents": {"__all__": {"name"}}})
 
     @property
     def integer(self) -> bool:

@@ -26,7 +26,7 @@ from compress.checkpoints import Position, load_checkpoint, save_checkpoint
 from compress.filling import _mapped as mapped
 from compress.int8 import rebuild
 from compress.runs import diagnosis_of, own_threshold
-from data.layouts import corpus_note
+from data.layouts.notes import corpus_note
 from data.store import ClipStore
 from export.bundle import Bundle
 from export.scan import scan

@@ -6,14 +6,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
-from benchmarks.figures import Budget, Stage, Sustained
+from benchmarks.figures import Budget, ClipStep, Sustained
 from benchmarks.pages.pareto import logarithmic
 from benchmarks.pages.svg import COLOURS, INK, WIDTH, Place, as_svg, shortened, write_labels
 from compress.fidelity import Diagnosis
 
 LEAST_SHARE = 1e-8
 """Least share that is drawn, so that a layer without noise still has a bar on the logarithmic axis."""
-STAGES: tuple[str, ...] = get_args(Stage.model_fields["name"].annotation)
+STEPS: tuple[str, ...] = get_args(ClipStep.model_fields["name"].annotation)
 HATCHES = ("", "///", "\\\\\\", "xxx", "---", "|||", "+++")
 DASHES = ("-", "--", ":", "-.")
 POINTS = "os^Dv"
@@ -49,7 +49,7 @@ def _draw_shares(axes: Axes, place: int, budget: Budget, start: float) -> None:
     for stage in budget.stages:
         ends = [start * (budget.ms / start) ** share for share in (drawn_share, drawn_share + stage.ms / budget.ms)]
         drawn_share += stage.ms / budget.ms
-        number = STAGES.index(stage.name)
+        number = STEPS.index(stage.name)
         axes.barh(
             place,
             ends[1] - ends[0],
@@ -80,8 +80,8 @@ def _draw_budgets(budgets: list[tuple[str, Budget]]) -> Figure:
     axes.grid(axis="y", visible=False)
     axes.set_ylim(len(budgets) - 0.4, -0.6)
     handles, labels = axes.get_legend_handles_labels()
-    entries = dict(sorted(zip(labels, handles, strict=True), key=lambda entry: STAGES.index(entry[0])))
-    figure.legend(entries.values(), entries.keys(), loc="upper right", ncols=len(STAGES), frameon=False)
+    entries = dict(sorted(zip(labels, handles, strict=True), key=lambda entry: STEPS.index(entry[0])))
+    figure.legend(entries.values(), entries.keys(), loc="upper right", ncols=len(STEPS), frameon=False)
     return figure
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from benchmarks.figures import Budget, MethodFigures, Profile
-from benchmarks.pages.charts import STAGES
+from benchmarks.pages.charts import STEPS
 from benchmarks.pages.columns import (
     ACCURACY,
     COLUMNS,
@@ -24,6 +24,7 @@ from benchmarks.pages.columns import (
 )
 from benchmarks.schema import Report, Row
 from compress.fidelity import Diagnosis
+from stage import counted
 
 WORST_LAYERS = 8
 """Number of layers in the table of a diagnosis."""
@@ -140,7 +141,7 @@ def _peak(budget: Budget, name: str = "") -> str:
 
 def budget_tables(budgets: Sequence[Budget]) -> tuple[Table, Table]:
     """Return the tables of milliseconds a clip and of peak memory, by step."""
-    steps = [name for name in STAGES if any(stage.name == name for budget in budgets for stage in budget.stages)]
+    steps = [name for name in STEPS if any(stage.name == name for budget in budgets for stage in budget.stages)]
     names = [budget_label(budget, budgets) for budget in budgets]
     lines = [
         (
@@ -190,7 +191,7 @@ def _operations(profile: Profile, title: str) -> Table:
         for operation in profile.operations
     ]
     lines += [("all others", DASH, figure(profile.others_ms), percent(profile.others_ms / total if total else None))]
-    title = f"{title}: {profile.profiler}, {profile.runs} run{'' if profile.runs == 1 else 's'}"
+    title = f"{title}: {profile.profiler}, {counted(profile.runs, 'run')}"
     return Table(("Operation", "Kind", "ms a run", "Share"), tuple(lines), title, words=("Kind",), folded=True)
 
 

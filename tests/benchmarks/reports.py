@@ -4,7 +4,7 @@ import re
 from html.parser import HTMLParser
 from typing import Any
 
-from benchmarks.figures import Budget, Latency, MethodFigures, Operation, Peak, Profile, Robustness, Stage, Sustained
+from benchmarks.figures import Budget, ClipStep, Latency, MethodFigures, Operation, Peak, Profile, Robustness, Sustained
 from benchmarks.schema import ReferenceSummary, Report, Row, Session
 from compress.fidelity import Diagnosis, LayerNoise
 
@@ -125,9 +125,9 @@ def plain_report() -> Report:
     )
 
 
-def _stages(**milliseconds: float) -> list[Stage]:
+def _stages(**milliseconds: float) -> list[ClipStep]:
     return [
-        Stage.model_validate({"name": name, "ms": ms, "peak_memory_mb": 300.0 + 10 * place})
+        ClipStep.model_validate({"name": name, "ms": ms, "peak_memory_mb": 300.0 + 10 * place})
         for place, (name, ms) in enumerate(milliseconds.items())
     ]
 

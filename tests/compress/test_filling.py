@@ -2,17 +2,21 @@
 
 import multiprocessing
 import os
+import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from compress.caches import FrameCache
 from compress.filling import Filling
 from data.store import ClipStore
 from data.views import ViewRule, Views
+from files import CannotWrite
 from resuming import Lock
 from stage import StageError
 from tests.compress.means_cache import Means, check, fill, key_of
@@ -80,6 +84,31 @@ def test_a_whole_cache_on_a_disk_that_is_only_read_serves_and_one_that_lacks_vie
     for root, views in ((tmp_path, two), (tmp_path / "half", one), (tmp_path / "new", one)):
         with pytest.raises(StageError, match=r" cannot be written, as .* may not: give --cache, a folder that may"):
             fill(root, key_of(views), views, Means())
+
+
+def test_a_cache_that_is_only_read_serves_when_a_clip_is_damaged(
+    demo_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The clip's views were never done; they are left out again, and nothing needs to be written."""
+    store = shutil.copytree(demo_store, tmp_path / "store")
+    clip = ClipStore(store).clips("train")[0]
+    file = store / "clips" / f"{clip.video_id}.parquet"
+    table = pq.read_table(file)
+    column = table.schema.get_field_index("rgb")
+    spoiled = pa.array([[b"no picture"] * len(row) for row in table["rgb"].to_pylist()], table.schema.types[column])
+    pq.write_table(table.set_column(column, table.schema.field(column), spoiled), file)
+    views, root = Views(ClipStore(store), ViewRule()), tmp_path / "cache"
+    fill(root, key_of(views), views, Means())
+    assert not all(np.load(done).all() for done in root.rglob("*.done.npy"))
+
+    def refused(folder: Path, **_: object) -> None:
+        raise CannotWrite(f"cannot write {folder}: Read-only file system")
+
+    monkeypatch.setattr("compress.filling.Lock", refused)
+    monkeypatch.setattr(os, "access", lambda path, _: root not in Path(path).parents)
+    again = Means()
+    fill(root, key_of(views), views, again)
+    assert again.calls <= 1  # for the shape alone
 
 
 def test_processes_together_give_the_cache_of_one(demo_store: Path, opened_store: ClipStore, tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ import fsspec
 import pytest
 
 from data.crops import CropRule
-from data.layouts import Source, corpus_note
+from data.layouts import Source
+from data.layouts.notes import corpus_note
 from data.modalities import Modalities
 from data.picture import UnreadableVideo
 from data.prepare import prepare

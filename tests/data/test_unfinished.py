@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from data.depth import DepthWeights
 from data.prepare import prepare
 from data.settings import StoreSettings
 from data.unfinished import Unfinished
@@ -124,6 +125,19 @@ def settings() -> StoreSettings:
     return StoreSettings.model_validate(
         {"frames": 4, "crop": {"size": 32}, "ratios": (1, 0, 0), "seed": 0, "sources_sha256": ""}
     )
+
+
+def test_a_depth_network_is_known_by_its_hash_and_not_by_its_folder(tmp_path: Path) -> None:
+    asked = {"source": "folder", "name": "depth", "sha256": "ab" * 32, "licence": "unknown"}
+    begun = settings().model_copy(update={"depth": DepthWeights.model_validate(asked)})
+    with Unfinished(tmp_path / "store", begun) as store:
+        (store.folder / "rows" / "a.json").write_text("{}")
+    renamed = DepthWeights.model_validate(asked | {"name": "renamed"})
+    with Unfinished(tmp_path / "store", begun.model_copy(update={"depth": renamed})) as store:
+        assert (store.folder / "rows" / "a.json").exists()
+    other = DepthWeights.model_validate(asked | {"sha256": "cd" * 32})
+    with pytest.raises(StageError, match=r"unfinished work of another call \(sha256 was "):
+        Unfinished(tmp_path / "store", begun.model_copy(update={"depth": other}))
 
 
 def test_an_error_lets_go_of_the_store(tmp_path: Path) -> None:

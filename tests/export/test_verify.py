@@ -284,6 +284,7 @@ def test_the_readme_names_every_file_and_input(name, request):
         for program in artifact.programs:
             assert all(given.name in text for given in program.inputs) and program.output.name in text
     assert manifest.crop.text in text and manifest.clip.text in text and "{{" not in text and "THE-MODEL" not in text
+    assert "`com.microsoft.onnxruntime:onnxruntime-android`" in text
     hop = f" and `hop` is {manifest.clip.hop}" if manifest.clip.per == "clip" else ""
     assert f"Here `frames` is {manifest.clip.frames}{hop}." in text
 

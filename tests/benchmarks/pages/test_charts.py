@@ -6,7 +6,7 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 
 from benchmarks.figures import Sustained
-from benchmarks.pages.charts import HATCHES, STAGES, _draw_speeds, budget_chart, noise_chart, speed_chart
+from benchmarks.pages.charts import HATCHES, STEPS, _draw_speeds, budget_chart, noise_chart, speed_chart
 from benchmarks.pages.svg import COLOURS
 from benchmarks.pages.tables import sustained_table
 from tests.benchmarks.reports import DIAGNOSIS, full_report, measured
@@ -34,8 +34,8 @@ def widths_of(svg: str, colour: str) -> list[float]:
 
 
 def test_each_step_has_a_colour_and_a_hatch_of_its_own() -> None:
-    assert len(set(HATCHES)) == len(STAGES) == len(set(HATCHES[: len(STAGES)]))
-    assert len(set(COLOURS)) >= len(STAGES)
+    assert len(set(HATCHES)) == len(STEPS) == len(set(HATCHES[: len(STEPS)]))
+    assert len(set(COLOURS)) >= len(STEPS)
 
 
 def test_bars_of_budgets_are_divided_as_their_totals_are() -> None:
@@ -43,7 +43,7 @@ def test_bars_of_budgets_are_divided_as_their_totals_are() -> None:
     svg = budget_chart([(budget.row, budget)])
     assert {"500 ms", "student-int8.pte", "decode", "faces", "crop", "score"} <= set(texts_of(svg))
     assert "depth" not in texts_of(svg)
-    bars = {name: max(widths_of(svg, COLOURS[STAGES.index(name)])) for name in ("faces", "decode", "score")}
+    bars = {name: max(widths_of(svg, COLOURS[STEPS.index(name)])) for name in ("faces", "decode", "score")}
     assert bars["faces"] / bars["decode"] == pytest.approx(3, rel=0.01)
     assert bars["decode"] / bars["score"] == pytest.approx(1.25, rel=0.01)
 

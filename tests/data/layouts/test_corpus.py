@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from data.layouts import Selection, corpus_note, read_sources
+from data.layouts import Selection, read_sources
+from data.layouts.notes import corpus_note
 from stage import StageError
 
 

@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.layouts import LAYOUTS, Selection, corpus_note, read_sources
+from data.layouts import Selection, read_sources
+from data.layouts.corpus import LAYOUTS
+from data.layouts.notes import corpus_note
 from tests.spoiling import TRICKS, one_line, spoiled_bytes, spoiled_json
 
 ROWS = (
