@@ -121,6 +121,7 @@ def sustained(score: Scorer, task: Task, inputs: Callable[[int], Inputs]) -> Sus
         if now - second_started >= 1:
             rates.append(frames / (now - second_started))
             second_started, frames = now, 0
+            joules.spent()  # in an hour, its counters wrap around more than once
         score(*inputs(runs))
         frames += task.frames_at_once
         runs += 1

@@ -3,14 +3,7 @@
 import pytest
 
 from benchmarks.energy import Joules
-
-
-def zone(root, name, microjoules, largest=1_000_000):
-    folder = root / name
-    folder.mkdir(exist_ok=True)
-    (folder / "name").write_text("psys\n" if name == "intel-rapl:2" else "package-0\n")
-    (folder / "energy_uj").write_text(f"{microjoules}\n")
-    (folder / "max_energy_range_uj").write_text(f"{largest}\n")
+from tests.benchmarks.powercap import zone
 
 
 def test_energy_is_that_of_whole_processors_and_goes_on_when_a_counter_begins_anew(tmp_path):
@@ -25,6 +18,15 @@ def test_energy_is_that_of_whole_processors_and_goes_on_when_a_counter_begins_an
     zone(tmp_path, "intel-rapl:0:0", 999)
     zone(tmp_path, "intel-rapl:2", 777_777)
     assert joules.spent() == pytest.approx((500_000 + 500) / 1e6)
+    zone(tmp_path, "intel-rapl:0", 100_000)  # and once more, since the last reading
+    assert joules.spent() == pytest.approx((500_000 + 700_000 + 500) / 1e6)
+    (tmp_path / "intel-rapl:1" / "energy_uj").unlink()
+    assert (
+        joules.spent() is None
+        and joules.origin == f"not known: {tmp_path / 'intel-rapl:1'} could not be read to the end"
+    )
+    zone(tmp_path, "intel-rapl:1", 600)
+    assert joules.spent() is None
 
 
 def test_energy_that_is_not_counted_is_said(tmp_path):

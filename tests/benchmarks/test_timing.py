@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.energy import Joules
 from benchmarks.measuring import measure_apart, write_timed_crops
 from benchmarks.rounds import times_alone
 from benchmarks.task import Task
@@ -15,6 +16,7 @@ from benchmarks.timing import peak_mb, sustained, time_batches, time_runs
 from compress.scoring import Takes
 from data.store import ClipStore
 from stage import StageError
+from tests.benchmarks.powercap import zone
 
 ENDINGS = {"onnx": "onnxruntime", "pte": "executorch"}
 
@@ -85,13 +87,17 @@ def test_batches_grow_until_that_brings_little(tmp_path, demo_store, monkeypatch
 
 def test_speed_without_a_pause_is_told_second_by_second(tmp_path, demo_store, monkeypatch):
     task = _onnx_task(tmp_path, demo_store, tmp_path).model_copy(update={"sustain": 4.0, "batch": 2})
-    clock = Clock(monkeypatch)
+    clock, powercap = Clock(monkeypatch), tmp_path / "powercap"
+    zone(powercap, "intel-rapl:0", 0)
+    monkeypatch.setattr("benchmarks.timing.Joules", lambda: Joules(powercap))
 
     def score(pixels):
         assert len(pixels) == 2
         clock.now += 1 / 64 if clock.now < 2 else 1 / 32  # powers of two add up exactly
+        zone(powercap, "intel-rapl:0", int(clock.now * 700_000) % 1_000_000)  # 700 mW: it wraps around twice in 4 s
 
     found = sustained(score, task, task.inputs())
+    assert found.joules_per_frame == pytest.approx(4 * 0.7 / 384, rel=1e-3)
     assert found.seconds == 4.0
     assert found.frames_per_second == [128.0, 128.0, 64.0, 64.0]
     assert found.drop == 0.5
