@@ -116,6 +116,33 @@ def _interrupt(*_: object) -> None:
 
 def call(app: Callable[[], Any]) -> None:
     """Run a command; bad input ends it with one line and exit code 1, never with a traceback."""
+    ended: SystemExit | None = None
+    try:
+        _call(app)
+    except SystemExit as error:
+        ended = error
+    unwritten = _flush_output()
+    if unwritten and not (ended and ended.code):
+        if not isinstance(unwritten, BrokenPipeError):  # whoever read it, as head, has had enough
+            say(f"error: standard output cannot be written: {reason_of(unwritten)}", everywhere=True)
+        sys.exit(1)
+    if ended:
+        raise ended
+
+
+def _flush_output() -> OSError | None:
+    """Write what standard output still holds; return why that cannot be, before Python tries it again."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 1)
+        return error
+    return None
+
+
+def _call(app: Callable[[], Any]) -> None:
+    """Run a command. Raises SystemExit as ``call`` does."""
     try:
         _end_as_after_ctrl_c()
         _open_closed_streams()

@@ -132,7 +132,7 @@ def remove(path: Path) -> None:
             path.unlink()
 
 
-def _remove_stale(target: Path) -> None:
+def remove_stale(target: Path) -> None:
     """Remove the partial files that ended processes of this machine left beside ``target``."""
     partial_name = re.compile(re.escape(f".{target.name}.{platform.node()}.") + r"(\d+)\.partial")
     for path in target.parent.iterdir():
@@ -190,7 +190,7 @@ def refuse_existing(out: Path) -> None:
     """
     check_output(out)
     if out.parent.is_dir():
-        _remove_stale(out)
+        remove_stale(out)
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise StageError(f"{out} already exists: remove it or give another --out")
     if out.is_dir():
@@ -242,12 +242,12 @@ def bytes_of(path: Path) -> int:
 
 def name_of(path: Path) -> str:
     """Return a file's or folder's own name as valid UTF-8, also where the path is a link or ends in a dot."""
-    return shown(path.resolve().name)
+    return shown(Path(os.path.realpath(path)).name)  # Path.resolve() raises for a link to itself
 
 
 def shortest_names(paths: Iterable[Path]) -> dict[Path, str]:
     """Return each path's last part, with as many parts before it as distinguish it from the others."""
-    parts = {path: path.resolve().parts for path in paths}
+    parts = {path: Path(os.path.realpath(path)).parts for path in paths}
     names = {}
     for path, path_parts in parts.items():
         length = 1

@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from files import aside_of, refuse_existing, remove, writing, written_whole
+from files import aside_of, refuse_existing, remove, remove_stale, writing, written_whole
 from parsing import parse_json
 from stage import StageError, reason_of, say, some_of
 
@@ -51,7 +51,9 @@ class Lock:
         while not os.fstat(self._file.fileno()).st_nlink:  # removed by its last holder between opening and locking
             self.close()
             self._lock(out)
-        if not may_exist:
+        if may_exist:
+            remove_stale(out)
+        else:
             try:
                 refuse_existing(out)
             except StageError:

@@ -57,6 +57,12 @@ def notes_of(
 ) -> list[str]:
     """Return the notes on the store and the reference, on missing or substituted figures, and on doubtful latencies."""
     notes = [*store.info.notes, *reference.notes, *(phone.notes if phone else ())]
+    same_name = [s for s in subjects if s.row.kind == "run" and s.row.name == reference.run.name]
+    if any(subject.row.sha256 not in (None, reference.run.sha256) for subject in same_name):
+        notes.append(
+            f"The reference was measured on another run of the name {reference.run.name} than the one in the rows: "
+            "Delta AUC is against that one."
+        )
     for subject in subjects:
         if subject.teacher and subject.meaningless:
             notes.append(f"{subject.row.name} ({subject.row.model}): {subject.meaningless}.")

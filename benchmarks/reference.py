@@ -149,7 +149,7 @@ def _reference_of(
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         run=source.as_parent(),
         backbone=source.info.architecture.backbone,
-        device=machine.accelerators[0] if torch_device == "cuda" else f"cpu, {counted(threads, 'thread')}",
+        device=machine.accelerators[0] if torch_device == "cuda" else f"{counted(threads, 'thread')} of {machine.name}",
         precision=precision,
         tf32=torch_device == "cuda" and (torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32),
         machine=machine,

@@ -19,8 +19,11 @@ def hashed(clips: Iterable[Clip]) -> set[str]:
     return {hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:12] for name in names}
 
 
-def seen_persons(store: ClipStore, *runs: Run) -> dict[str, list[str]]:
-    """Return ``persons`` and ``validation_persons`` of a ``DataSource``: of a store and of the parent runs, sorted."""
+def seen_persons(store: ClipStore, *runs: Run) -> tuple[list[str], list[str] | None]:
+    """Return ``persons`` and ``validation_persons`` of a ``DataSource``: of a store and of the parent runs, sorted.
+
+    ``validation_persons`` is None if an older run among them does not tell them apart.
+    """
     of_store = {
         split: hashed(store.clips(split, both=False))
         for split in ("train", "val")
@@ -28,7 +31,8 @@ def seen_persons(store: ClipStore, *runs: Run) -> dict[str, list[str]]:
     }
     trained_on = of_store.get("train", set()).union(*(run.info.data.training_persons for run in runs))
     everyone = trained_on.union(of_store.get("val", ()), *(run.info.data.persons for run in runs))
-    return {"persons": sorted(everyone), "validation_persons": sorted(everyone - trained_on)}
+    older = any(run.info.data.persons and run.info.data.validation_persons is None for run in runs)
+    return sorted(everyone), None if older else sorted(everyone - trained_on)
 
 
 def seen_note(
@@ -61,12 +65,14 @@ def data_source(store: ClipStore, modalities: Iterable[Modality], *runs: Run) ->
     of_store = [run for run in runs if run.info.data.fingerprint == store.info.fingerprint]
     inherited = [note for run in of_store for note in run.info.data.notes if note not in store.info.notes]
     say_notes(notes := list(dict.fromkeys([*_validation_notes(store, *runs), *inherited])))
+    persons, validation_persons = seen_persons(store, *runs)
     return DataSource(
         fingerprint=store.info.fingerprint,
         notes=[*store.info.notes, *notes],
         frames=store.frames,
         crops=store.info.settings.made(modalities),
-        **seen_persons(store, *runs),
+        persons=persons,
+        validation_persons=validation_persons,
     )
 
 

@@ -27,9 +27,9 @@ from data.prepare_video import Recipe, prepare_video, without_clips
 from data.remote import at_hand, is_remote, place, refuse_occupied, upload
 from data.schemas import CLIP_SCHEMA
 from data.settings import ClipStart, StoreSettings
-from data.split_notes import in_one_split_notes, left_out_notes, missing_label_notes
 from data.splits import parse_ratios, split_sources
 from data.store import ClipStore, StoreInfo, clip_file
+from data.store_notes import in_one_split_notes, left_out_notes, missing_label_notes
 from data.unfinished import Unfinished, clips_of, is_done, note
 from data.views import WeakestForgery, check_weakest_forgery
 from files import refuse_existing, written_whole
@@ -145,7 +145,7 @@ def _staging_path(out: Path) -> Path:
 def _make_and_upload(out: Path, settings: StoreSettings, make: Callable[[Path], StoreInfo]) -> StoreInfo:
     """Make a store locally and upload it, or go on with the upload of one that is already made."""
     local = _staging_path(out)
-    if local.exists() and ClipStore(local).info.settings == settings:
+    if local.exists() and ClipStore(local).info.settings.asked() == settings.asked():
         info = ClipStore(local).info
     else:
         refuse_existing(local)
@@ -190,11 +190,11 @@ def _frames_of(sources: list[Source], frames: int | None, modalities: Modalities
     return length
 
 
-def _report(out: Path, info: StoreInfo, notes: list[str], labels: set[int]) -> None:
+def _report(out: Path, info: StoreInfo, labels: set[int]) -> None:
     """Print what is in a new store, made of files of ``labels``. Raises StageError if it holds no clip."""
     statuses = ", ".join(f"{count} {status}" for status, count in info.videos.items())
     say(f"{out}: {sum(info.videos.values())} files ({statuses}); clips by split: {info.clips}")
-    for line in notes:
+    for line in info.notes:
         say(f"note: {line}")
     if not info.videos["ok"]:
         raise StageError(
@@ -268,7 +268,7 @@ def prepare(
         _build, sources=list(zip(sources, splits, strict=True)), recipe=recipe, notes=notes, workers=workers, ray=ray
     )
     info = _make_and_upload(out, settings, make) if is_remote(out) else make(out)
-    _report(out, info, notes, {entry.label for entry in sources})
+    _report(out, info, {entry.label for entry in sources})
     return info
 
 

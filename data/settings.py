@@ -1,7 +1,7 @@
 """The settings that decide what a ClipStore holds."""
 
 from collections.abc import Iterable
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 
@@ -34,6 +34,10 @@ class StoreSettings(BaseModel):
     ratios: tuple[NonNegativeFloat, NonNegativeFloat, NonNegativeFloat]
     seed: NonNegativeInt
     sources_sha256: str
+
+    def asked(self) -> dict[str, Any]:
+        """Return all that decides a store's content: of weights the hash, not the name of the folder."""
+        return self.model_dump(mode="json", exclude={"depth": {"name"}})
 
     @property
     def flow_and_weights(self) -> tuple[str, str]:

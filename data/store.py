@@ -8,6 +8,7 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePath
+from statistics import median
 from typing import Literal, get_args
 
 import numpy as np
@@ -128,6 +129,12 @@ class ClipStore:
         self._verified: dict[Path, tuple[int, ...]] = {}
         """Inode, size and modification time (ns) of each clip file when its hash was verified."""
 
+    @property
+    def frame_rate(self) -> float | None:
+        """Median frames a second of the videos that gave clips; None of photos."""
+        rates = [video["fps"] for video in self._videos if video["fps"]]
+        return median(rates) if rates else None
+
     def file_of(self, video_id: str) -> Path:
         """Return the path of the Parquet file with a video's clips."""
         return clip_file(self.path, video_id)
@@ -158,7 +165,7 @@ class ClipStore:
         if hashlib.sha256(data).hexdigest() != self.info.fingerprint:
             raise StageError(f"{file} was changed after prepare: prepare the store again")
         try:
-            columns = ["video_id", "label", "method", "split", "identities", "clips", "clips_sha256"]
+            columns = ["video_id", "label", "method", "split", "identities", "fps", "clips", "clips_sha256"]
             rows = read_rows(data, VIDEO_SCHEMA, columns)
         except ValueError as error:
             raise StageError(f"{file} is damaged ({reason_of(error)}): prepare the store again") from error

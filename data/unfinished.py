@@ -17,6 +17,7 @@ from data.remote import is_remote
 from data.schemas import CLIP_SCHEMA, VIDEO_SCHEMA
 from data.settings import StoreSettings
 from data.store import Status, StoreInfo, clip_file
+from data.store_notes import frame_rate_notes
 from files import aside_of, put_in_place, remove, sha256_of
 from resuming import Lock, go_on_with, unfinished_of, versions_of
 
@@ -37,8 +38,7 @@ class Unfinished:
         self.out, self.settings = out, settings
         self.folder = unfinished_of(out)
         self._lock = Lock(out)
-        pixels = settings.model_dump(mode="json", exclude={"depth": {"name"}})  # of weights, their hash decides
-        asked = json.dumps(pixels | {"tools": versions_of([*TOOLS, *_networks(settings)])})
+        asked = json.dumps(settings.asked() | {"tools": versions_of([*TOOLS, *_networks(settings)])})
         go_on_with(self.folder, "settings.json", asked, lambda: any(self.folder.glob("rows/*.json")), MEANING)
         self._remove_partial()
         (self.folder / "clips").mkdir(parents=True, exist_ok=True)
@@ -56,6 +56,7 @@ class Unfinished:
                 remove(clip_file(self.folder, row["video_id"]))
         with RowWriter(self.folder / "videos.parquet", VIDEO_SCHEMA) as videos_file:
             videos_file.write(*rows)
+        notes = [*notes, *frame_rate_notes(rows, self.settings.frames)]
         info = store_info(self.settings, notes, rows, sha256_of(self.folder / "videos.parquet"))
         (self.folder / "store.json").write_text(info.model_dump_json(indent=2) + "\n", encoding="utf-8")
         self._remove_partial()

@@ -63,7 +63,8 @@ def detect(
     ],
     bundle: Annotated[Path, typer.Option(help="The bundle to score with.")],
     artifact: Annotated[
-        str | None, typer.Option(help="File of an artifact; else one whole sample at once, the smallest that runs.")
+        str | None,
+        typer.Option(help="File of an artifact; else the smallest that runs here, clips in steps."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per video.")] = False,
     annotate: Annotated[

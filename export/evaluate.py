@@ -73,7 +73,7 @@ def evaluate(
     else:
         evaluated = Evaluated.of_run(model, store)
     if out is not None:
-        check_output(out)
+        check_output(out / "evaluation.json")
     results = []
     for evaluation in evaluations(evaluated, store, split, recompressions, depth_weights, out):
         results.append(evaluation)

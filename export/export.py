@@ -96,7 +96,7 @@ def _manifest(
     return Manifest(
         backbone=first.architecture.backbone,
         crop=crop,
-        clip=ClipRule.of(store.frames, first.architecture.per),
+        clip=ClipRule.of(store.frames, first.architecture.per, store.frame_rate),
         artifacts=artifacts,
         absent=absent,
         golden=golden,

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 
 from data.clips import BRIDGED_FRAMES
 from data.crops import CropRule
@@ -212,6 +212,10 @@ SCORE_RULE = (
 )
 
 
+OTHER_RATE = 1.5
+"""Least ratio of two frame rates at which faces move so much otherwise from frame to frame that it is said."""
+
+
 class ClipRule(Frozen):
     """How frames make a verdict."""
 
@@ -222,14 +226,24 @@ class ClipRule(Frozen):
     """Frames from the beginning of one clip to that of the next."""
     aggregation: Literal["mean", "score"] = "mean"
     """``mean`` of the frames' scores, or the program ``score`` over exactly ``frames`` embeddings."""
+    frame_rate: PositiveFloat | None = None
+    """Median frames a second of the videos that clips were measured on; None where frames are scored one by one."""
     text: str
 
     @classmethod
-    def of(cls, frames: int, per: Per) -> "ClipRule":
-        """Return the rule of a model that scores frames or clips of T = ``frames``."""
+    def of(cls, frames: int, per: Per, frame_rate: float | None) -> "ClipRule":
+        """Return the rule of a model that scores frames or clips of T = ``frames`` of videos of this rate."""
         if per == "frame":
             return cls(frames=frames, hop=frames, text=MEAN_RULE)
-        return cls(frames=frames, hop=max(1, frames // 2), aggregation="score", text=SCORE_RULE)
+        hop = max(1, frames // 2)
+        return cls(frames=frames, hop=hop, aggregation="score", frame_rate=frame_rate, text=SCORE_RULE)
+
+    def other_rate(self, frame_rate: float | None) -> str:
+        """Return a remark on a video of another frame rate than that which clips were measured on; "" if alike."""
+        slower, faster = sorted((frame_rate or 0, self.frame_rate or 0))
+        if not slower or faster < OTHER_RATE * slower:
+            return ""
+        return f"{frame_rate:.4g} frames a second: its clips were measured at {self.frame_rate:.4g}"
 
     @property
     def per(self) -> Per:

@@ -169,7 +169,8 @@ class VideoScorer:
         tally = _Tally()
         with fetched(path) as file, watch.stage("whole"), Photo(file) if is_photo(path) else Video(file) as video:
             self._score_clips(path, video, watch, tally, on_clip)
-            tally.flaws = flaws(video.damaged, video.remarks)
+            of_rate = self.manifest.clip.other_rate(video.info.fps)
+            tally.flaws = flaws(video.damaged, [*video.remarks, *filter(None, [of_rate])])
         if not tally.clips:
             raise self._nothing(path, tally)
         return self._detection(path, tally, watch)

@@ -40,7 +40,8 @@ class DataSource(BaseModel):
     """Hashed names (``compress.provenance``) of the persons in the training and validation data of this run and of its
     parents; empty in older runs."""
     validation_persons: list[str] | None = None
-    """Those of ``persons`` on whom nothing was trained: they chose weights and thresholds. None in older runs."""
+    """Those of ``persons`` on whom nothing was trained: they chose weights and thresholds. None in older runs,
+    and in what was made from them."""
 
     @property
     def training_persons(self) -> set[str]:

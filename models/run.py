@@ -55,10 +55,14 @@ class RunInfo(BaseModel):
     def asked(self) -> dict[str, Any]:
         """Return the settings that a training depends on, for ``UnfinishedRun``.
 
-        Persons, crops and notes are left out: they follow from the store and the parents, whose names may change.
+        Persons, crops and notes are left out: they follow from the store and the parents. So are names of what has a
+        hash.
         """
         following = {"persons", "validation_persons", "crops", "notes"}
-        return self.model_dump(exclude={"data": following, "parents": {"__all__": {"name"}}})
+        asked = self.model_dump(exclude={"data": following, "parents": {"__all__": {"name"}}})
+        if self.weights.sha256:
+            del asked["weights"]["name"]
+        return asked
 
     @property
     def integer(self) -> bool:

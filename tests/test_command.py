@@ -134,6 +134,28 @@ def test_a_folder_that_was_removed_ends_with_one_line(
     )  # fmt: skip
 
 
+def test_output_that_cannot_be_written_is_one_line_or_none_where_its_reader_has_had_enough() -> None:
+    """Small texts stay with Python until its end, which says so in lines of its own and ends with 120."""
+    work = f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nimport command\ncommand.call(lambda: print('a result'))"
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    with open("/dev/full", "w") as full, os.fdopen(write_end, "w") as unread:
+        for stdout, said in (
+            (full, "error: standard output cannot be written: No space left on device\n"),
+            (unread, ""),
+        ):
+            done = subprocess.run(
+                [sys.executable, "-c", work],
+                stdout=stdout,
+                stderr=subprocess.PIPE,
+                text=True,
+                env=environment,
+                check=False,
+            )
+            assert (done.returncode, done.stderr) == (1, said)
+
+
 @pytest.mark.parametrize("closed", [(1,), (0, 1, 2)])
 def test_closed_streams_lead_nowhere(tmp_path: Path, closed: tuple[int, ...]) -> None:
     work = (

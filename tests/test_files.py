@@ -21,6 +21,7 @@ from files import (
     require_writable,
     scratch_beside,
     sha256_of,
+    shortest_names,
     write_raw,
     writing,
     written_whole,
@@ -289,3 +290,9 @@ def test_what_cannot_be_written_is_said_before_the_work(tmp_path: Path, monkeypa
         StageError, match=rf"folder cannot be written, as {tmp_path} may not: give --out, a folder that"
     ):
         require_writable(tmp_path / "new" / "folder", "--out")
+
+
+def test_a_link_to_itself_has_a_name(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    assert name_of(tmp_path / "loop") == "loop"
+    assert shortest_names([tmp_path / "loop"]) == {tmp_path / "loop": "loop"}

@@ -1,6 +1,7 @@
 """One process makes a thing at a time."""
 
 import fcntl
+import platform
 from pathlib import Path
 from typing import IO
 
@@ -48,6 +49,13 @@ def test_what_another_process_made_meanwhile_is_not_made_again(tmp_path: Path) -
     with Lock(tmp_path / "out", may_exist=True) as lock:
         lock.remove()
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_what_a_killed_process_left_is_removed_beside_what_may_exist(tmp_path: Path) -> None:
+    left = tmp_path / f".out.{platform.node()}.{2**22 + 1}.partial"  # more than Linux gives as a process's number
+    left.write_text("half")
+    with Lock(tmp_path / "out", may_exist=True):
+        assert not left.exists()
 
 
 @pytest.mark.parametrize("out", ["/dev/null/x", "x" * 251])

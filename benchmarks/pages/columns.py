@@ -153,10 +153,17 @@ def deciding(rows: Sequence[Row]) -> list[str]:
     return [title for title in COLUMNS if title in DECIDING or (title in PLACES and differing(title, rows))]
 
 
-def label(row: Row, rows: Sequence[Row]) -> str:
-    """Return a row's name, with the columns that distinguish it from other rows of that name."""
+def label(row: Row, rows: Sequence[Row], timed: bool = False) -> str:
+    """Return a row's name, with the columns that distinguish it from other rows of that name.
+
+    ``timed``: for time or memory of several machines, which is always told with its machine.
+    """
     namesakes = [other for other in rows if other.name == row.name]
-    details = [COLUMNS[title].text(row) for title in TELLING if differing(title, namesakes)]
+    details = [
+        COLUMNS[title].text(row)
+        for title in TELLING
+        if differing(title, rows if timed and title == "Machine" else namesakes)
+    ]
     if differing("Threads", namesakes):
         details.append(counted(row.threads, "thread"))
     return ", ".join([row.name, *details])

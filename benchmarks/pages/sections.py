@@ -173,7 +173,7 @@ def _budgets(budgets: list[Budget]) -> Iterator[Section]:
 
 
 def _sustained(rows: list[Row]) -> Iterator[Section]:
-    sustained = [(label(row, rows), row.sustained) for row in rows if row.sustained]
+    sustained = [(label(row, rows, timed=True), row.sustained) for row in rows if row.sustained]
     if sustained:
         drawn = [(name, run) for name, run in sustained if run.frames_per_second]
         chart = Chart(

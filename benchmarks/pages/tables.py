@@ -43,9 +43,9 @@ class Table:
     """Whether the page shows only the title until the reader opens the table."""
 
 
-def _of_columns(titles: Sequence[str], rows: Sequence[Row], every: Sequence[Row]) -> Table:
-    """Return a table with one line per row; ``every``: the rows from which labels must distinguish it."""
-    lines = tuple((label(row, every), *(COLUMNS[title].text(row) for title in titles)) for row in rows)
+def _of_columns(titles: Sequence[str], rows: Sequence[Row], timed: bool = False) -> Table:
+    """Return a table with one line per row; ``timed``: see ``label``."""
+    lines = tuple((label(row, rows, timed), *(COLUMNS[title].text(row) for title in titles)) for row in rows)
     return Table(("Row", *titles), lines, words=words(titles))
 
 
@@ -66,20 +66,20 @@ def accuracy_table(rows: Sequence[Row]) -> Table:
     titles = [title for title in COLUMNS if title in ACCURACY]
     scored = [row for row in rows if row.auc is not None]
     unique = _without_repeats(scored, lambda row: [COLUMNS[title].text(row) for title in titles])
-    return _of_columns(titles, unique, unique)
+    return _of_columns(titles, unique)
 
 
 def cost_table(rows: Sequence[Row]) -> Table:
     """Return the table of time, memory and size: the columns that the narrow table of rows leaves out."""
     titles = [title for title in COLUMNS if title not in (*ACCURACY, *DECIDING, *PLACES)]
-    return _of_columns(titles, rows, rows)
+    return _of_columns(titles, rows, timed=True)
 
 
 def stability_table(rows: Sequence[Row]) -> Table:
     """Return the table of each timed row's medians, spread and verdict: stable, unstable or not known."""
     lines = [
         (
-            label(row, rows),
+            label(row, rows, timed=True),
             "not known" if row.spread is None else "unstable" if row.unstable else "stable",
             percent(row.spread),
             ", ".join(map(figure, row.medians_ms)) or DASH,
@@ -113,11 +113,11 @@ def methods_table(rows: Sequence[Row]) -> Table:
 
 
 def budget_label(budget: Budget, every: Sequence[Budget]) -> str:
-    """Return the name of a budget's row, with the fields that distinguish it from other budgets of that name."""
+    """Return the name of a budget's row, what distinguishes it from others of that name, and its machine of several."""
     namesakes = [other for other in every if other.row == budget.row]
-    fields = ("runtime", "scheme", "machine")
-    differing = [field for field in fields if len({getattr(other, field) for other in namesakes}) > 1]
-    return ", ".join([budget.row, *(getattr(budget, field) for field in differing)])
+    compared = {"runtime": namesakes, "scheme": namesakes, "machine": every}
+    telling = [field for field, others in compared.items() if len({getattr(other, field) for other in others}) > 1]
+    return ", ".join([budget.row, *(getattr(budget, field) for field in telling)])
 
 
 def _against(budget: Budget, every: Sequence[Budget]) -> str:
@@ -164,7 +164,7 @@ def budget_tables(budgets: Sequence[Budget]) -> tuple[Table, Table]:
 
 def sustained_table(rows: Sequence[Row]) -> Table:
     """Return the table of speed and energy without a pause."""
-    sustained = [(label(row, rows), row.sustained) for row in rows if row.sustained]
+    sustained = [(label(row, rows, timed=True), row.sustained) for row in rows if row.sustained]
     lines = []
     for name, run in sustained:
         speeds = run.frames_per_second
@@ -197,12 +197,14 @@ def _operations(profile: Profile, title: str) -> Table:
 
 def profile_tables(rows: Sequence[Row]) -> tuple[Table, ...]:
     """Return the tables of the slowest operations, one for each profiled row."""
-    return tuple(_operations(row.profile, label(row, rows)) for row in rows if row.profile and row.profile.operations)
+    return tuple(
+        _operations(row.profile, label(row, rows, timed=True)) for row in rows if row.profile and row.profile.operations
+    )
 
 
 def not_profiled(rows: Sequence[Row]) -> dict[str, str]:
     """Return the reasons for missing profiles, by the labels of the rows that share each reason."""
-    profiles = [(row.profile, label(row, rows)) for row in rows if row.profile]
+    profiles = [(row.profile, label(row, rows, timed=True)) for row in rows if row.profile]
     missing = [(profile.reason or "no reason given", name) for profile, name in profiles if not profile.operations]
     by_reason = groupby(sorted(missing), key=lambda entry: entry[0])
     return {"; ".join(name for _, name in entries): reason for reason, entries in by_reason}

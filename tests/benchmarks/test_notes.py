@@ -7,7 +7,10 @@ from types import SimpleNamespace
 
 from benchmarks.notes import not_exported, notes_of
 from benchmarks.rows import Subject
+from models.origin import Parent
 from tests.benchmarks.reports import measured
+
+REFERENCE = SimpleNamespace(notes=[], run=Parent(name="teacher", sha256="ab" * 32))
 
 
 def test_notes_name_rows_of_models_whose_crops_were_made_otherwise(opened_store):
@@ -18,7 +21,7 @@ def test_notes_name_rows_of_models_whose_crops_were_made_otherwise(opened_store)
             ("a.onnx", made), ("b.onnx", None), ("c.onnx", "margin 2"), ("d.pte", "margin 2"),
         )
     ]  # fmt: skip
-    notes = notes_of(subjects, opened_store, "test", SimpleNamespace(notes=[]), None)
+    notes = notes_of(subjects, opened_store, "test", REFERENCE, None)
     found = [note for note in notes if "made otherwise" in note]
     assert found == [f"c.onnx, d.pte: trained on crops made otherwise (margin 2) than those of demo ({made})."]
 
@@ -46,7 +49,7 @@ def test_notes_tell_why_there_are_no_verdict_flips(opened_store):
         row("c.pte", "artifact", "c", "two"),
     ]
     subjects[0].row.verdict_flips = 0.0
-    notes = notes_of(subjects, opened_store, "test", SimpleNamespace(notes=[]), None)
+    notes = notes_of(subjects, opened_store, "test", REFERENCE, None)
     assert [note for note in notes if "flips" in note] == [
         "No verdict flips, as the fp32 run is not among the rows, or was not scored: b.pte, c.pte.",
         "No verdict flips, as the threshold and that of the fp32 run are of two stores: a.pte.",
@@ -60,5 +63,17 @@ def test_notes_name_models_that_were_trained_from_random_weights(opened_store):
             ("a.onnx", None, True), ("a.onnx", None, True), ("b", None, False), ("c", "never trained", True),
         )
     ]  # fmt: skip
-    notes = notes_of(subjects, opened_store, "test", SimpleNamespace(notes=[]), None)
+    notes = notes_of(subjects, opened_store, "test", REFERENCE, None)
     assert [note for note in notes if "random" in note] == ["Trained from random weights: a.onnx."]
+
+
+def test_a_reference_of_an_earlier_run_of_that_name_is_noted(opened_store):
+    def notes(sha256, kind="run"):
+        own = Subject(measured("teacher", 4.0, 10, kind=kind, sha256=sha256), Path("teacher"), True, None, None, None)
+        return [note for note in notes_of([own], opened_store, "test", REFERENCE, None) if "another run" in note]
+
+    assert notes("cd" * 32) == [
+        "The reference was measured on another run of the name teacher than the one in the rows: Delta AUC is against "
+        "that one."
+    ]
+    assert notes("ab" * 32) == notes("cd" * 32, "artifact") == notes(None) == []

@@ -30,7 +30,7 @@ def test_reference_scores_are_the_teacher_s(reference_file, teacher_run, opened_
     for field in ("clip_ids", "video_ids", "methods", "identities", "whole"):
         assert getattr(again, field) == getattr(scores, field)
     assert set(json.loads(reference_file.read_text())) == set(Reference.model_fields)
-    assert re.fullmatch(r"cpu, (1 thread|\d+ threads)", found.device)
+    assert re.fullmatch(r"(1 thread|\d+ threads) of .+, \d+ cores?", found.device)
     assert "measured on the CPU, not on a GPU" in " ".join(found.notes)
     assert "(test_vit) was trained from random weights" in " ".join(found.notes)
 

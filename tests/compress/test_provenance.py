@@ -136,3 +136,17 @@ def test_figures_of_persons_that_were_trained_on_say_so(
 @pytest.mark.parametrize("known", [[], ["another"]])
 def test_unknown_persons_need_no_note(opened_store: ClipStore, known: list[str]) -> None:
     assert seen_note(["a"], known, opened_store.clips("test"), "test") == []
+
+
+def test_what_is_made_from_a_run_that_does_not_tell_its_persons_apart_does_not_either(
+    demo_store: Path, opened_store: ClipStore, student_run: Path, tmp_path: Path
+) -> None:
+    older = shutil.copytree(student_run, tmp_path / "older")
+    told = json.loads((older / "model.json").read_text())
+    told["data"]["validation_persons"] = None
+    (older / "model.json").write_text(json.dumps(told))
+    quantize(older, demo_store, tmp_path / "fp16", scheme="fp16")
+    made = Run(tmp_path / "fp16").info.data
+    assert made.validation_persons is None and set(made.persons) >= hashed(opened_store.clips("val"))
+    (found,) = evaluations(Evaluated.of_run(tmp_path / "fp16", opened_store), opened_store, "val")
+    assert not [note for note in found.notes if "persons of the val split" in note]

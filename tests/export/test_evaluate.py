@@ -157,6 +157,12 @@ def test_figures_of_a_run_that_may_not_be_written_go_where_they_are_asked_to(
     assert kept == made and not (teacher_copy / "evaluations").exists()
 
 
+def test_figures_do_not_go_into_a_bundle(bundle_path, teacher_run, demo_store, monkeypatch):
+    monkeypatch.setattr("compress.evaluation.score_clip_list", lambda *_: pytest.fail("scored in vain"))
+    with pytest.raises(StageError, match=r"is in the bundle .+, which stays as it was exported: give a path beside it"):
+        evaluate(teacher_run, demo_store, out=bundle_path)
+
+
 def test_figures_of_another_model_are_not_overwritten(teacher_run, student_run, demo_store, tmp_path):
     (made,) = evaluate(teacher_run, demo_store, out=tmp_path)
     evaluate(teacher_run, demo_store, out=tmp_path)

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from data.crops import CropRule
-from export.rules import CropPixels, example_picture
+from export.rules import ClipRule, CropPixels, example_picture
+from stage import Per
 
 
 def area(old: int, new: int) -> np.ndarray:
@@ -61,3 +62,20 @@ def test_squares_shrink_leave_the_picture_and_grow():
     rule = CropRule(size=100)
     (_, _, first), (left, _, second), (_, _, third) = (rule.square(box) for box in CropPixels.of(rule).boxes)
     assert first > 100 and second > 100 and left < 0 and third < 100
+
+
+@pytest.mark.parametrize(
+    ("per", "measured", "video", "said"),
+    [
+        ("clip", 25.0, 60.0, "60 frames a second: its clips were measured at 25"),
+        ("clip", 25.0, 12.5, "12.5 frames a second: its clips were measured at 25"),
+        ("clip", 25.0, 30.0, ""),
+        ("clip", 25.0, 0.0, ""),  # a photo
+        ("clip", None, 60.0, ""),
+        ("frame", 25.0, 60.0, ""),
+    ],
+)
+def test_a_video_of_another_rate_than_the_clips_says_so(
+    per: Per, measured: float | None, video: float, said: str
+) -> None:
+    assert ClipRule.of(8, per, measured).other_rate(video) == said

@@ -16,7 +16,7 @@ from benchmarks.pages.tables import (
     worst_layers,
 )
 from benchmarks.schema import Report
-from tests.benchmarks.reports import BREAKOUT, CLOSING, DIAGNOSIS, HOSTILE, full_report
+from tests.benchmarks.reports import BREAKOUT, CLOSING, DIAGNOSIS, HOSTILE, MACHINE, full_report
 
 
 @pytest.fixture
@@ -54,8 +54,8 @@ def test_one_method_is_a_sentence(report: Report) -> None:
 
 def test_stability_has_the_word(report: Report) -> None:
     lines = {line[0]: line[1:] for line in stability_table(report.rows).rows}
-    assert lines["student-int8.pte, 1 thread"] == ("stable", "2.5%", "4.00, 4.10, 4.04", "200", "1")
-    assert lines["student-int8.onnx"][:2] == ("unstable", "11.7%")
+    assert lines[f"student-int8.pte, {MACHINE}, 1 thread"] == ("stable", "2.5%", "4.00, 4.10, 4.04", "200", "1")
+    assert lines[f"student-int8.onnx, {MACHINE}"][:2] == ("unstable", "11.7%")
     assert lines[HOSTILE][0] == "not known"
     assert "broken.pte" not in lines
 
@@ -71,13 +71,15 @@ def test_budgets_have_shares_totals_and_the_teacher_s_ratio_or_a_reason(report: 
     assert missing["Notes"] == "not measured: no face is seen in 20 frames"
     assert memory.rows[0] == ("runs/dino", "300", "310", "320", "330", "340", "350")
     report.budgets[0].machine = "another"
-    assert budget_tables(report.budgets)[0].rows[1][-2] == "–", "a teacher of another machine is no measure"
+    there, here, _ = budget_tables(report.budgets)[0].rows
+    assert here[-2] == "–", "a teacher of another machine is no measure"
+    assert there[0] == "runs/dino, another" and here[0].endswith(f", {MACHINE}")
 
 
 def test_sustained_speed_says_what_is_lost_and_why_energy_is_not_known(report: Report) -> None:
     dino, int8 = sustained_table(report.rows).rows
     assert dino == (
-        "runs/dino",
+        f"runs/dino, {MACHINE}",
         "4.50",
         "1.70",
         "1.20",
@@ -91,11 +93,13 @@ def test_sustained_speed_says_what_is_lost_and_why_energy_is_not_known(report: R
 
 def test_profiles_list_operations_and_what_is_left_or_a_reason(report: Report) -> None:
     (table,) = profile_tables(report.rows)
-    assert table.title == "student-int8.pte, 1 thread: ExecuTorch's tracer, 20 runs"
+    assert table.title == f"student-int8.pte, {MACHINE}, 1 thread: ExecuTorch's tracer, 20 runs"
     assert table.folded
     assert table.rows[0] == (BREAKOUT, "Conv", "2.50", "62.5%")
     assert table.rows[-1] == ("all others", "–", "1.00", "25.0%")
-    assert not_profiled(report.rows) == {"runs/dino; student-fp32.pte": f"no tracer for {CLOSING}"}
+    assert not_profiled(report.rows) == {
+        f"runs/dino, {MACHINE}; student-fp32.pte, {MACHINE}": f"no tracer for {CLOSING}"
+    }
 
 
 def test_costs_leave_nothing_out_that_the_first_table_lacks(report: Report) -> None:

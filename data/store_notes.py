@@ -1,11 +1,15 @@
-"""What a user must know of a store's splits: a label that one lacks, files that are left out, methods in one alone."""
+"""What a user must know of a store: a label that a split lacks, files left out, methods in one split, frame rates."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from statistics import median
 
 from data.layouts import FAKE, REAL, SPLITS, Source
+from data.parquet import Row
 from data.splits import lacks_label
 from data.store import StoreInfo
 
+RATES_APART = 1.25
+"""Least ratio of the frame rates of real and of fake videos that is noted: 30 and 25 frames a second are not."""
 MANY_FILES = 10
 """Least number of a method's files of which chance alone would not put all into one split."""
 
@@ -75,3 +79,23 @@ def in_one_split_notes(
             f"of the other splits are not of it. {remedy}"
         )
     return notes
+
+
+def frame_rate_notes(rows: Iterable[Row], frames: int) -> list[str]:
+    """Return a note if real and fake videos that gave clips of several frames differ in their median frame rate.
+
+    ``rows``: of ``videos.parquet``.
+    """
+    rates: dict[int, list[float]] = {REAL: [], FAKE: []}
+    for row in rows:
+        if row["clips"] and row["fps"]:
+            rates[row["label"]].append(row["fps"])
+    if frames == 1 or not all(rates.values()):
+        return []
+    real, fake = median(rates[REAL]), median(rates[FAKE])
+    if max(real, fake) < RATES_APART * min(real, fake):
+        return []
+    return [
+        f"Real videos have {real:.4g} frames a second and fake ones {fake:.4g} (medians): what looks at whole clips or "
+        "at flow can tell them apart by that alone. Convert them to one rate before prepare."
+    ]

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from data.layouts import Source
-from data.split_notes import in_one_split_notes, missing_label_notes
 from data.store import ClipStore
+from data.store_notes import frame_rate_notes, in_one_split_notes, missing_label_notes
 
 
 def test_a_method_that_is_in_one_split_as_a_whole_is_noted() -> None:
@@ -76,3 +76,15 @@ def test_what_mends_a_split_that_lacks_a_label(
     notes = missing_label_notes(info, labels)
     assert notes[0].partition("need both: ")[2].startswith(remedy)
     assert len(notes) == sum(not all(counts) for split, counts in clips.items() if split != "train")
+
+
+def test_frame_rates_that_tell_the_labels_apart_are_noted() -> None:
+    rates = [(0, 60.0), (0, 59.94), (0, 25.0), (1, 25.0), (1, 25.0), (1, 0.0)]  # a photo has none
+    rows = [{"label": label, "fps": fps, "clips": 2} for label, fps in rates]
+    (note,) = frame_rate_notes(rows, 8)
+    assert note.startswith(
+        "Real videos have 59.94 frames a second and fake ones 25 (medians): what looks at whole clips"
+    )
+    assert frame_rate_notes(rows, 1) == frame_rate_notes(rows[:3], 8) == []
+    assert frame_rate_notes([row | {"fps": 30.0 - 5 * row["label"]} for row in rows], 8) == []
+    assert frame_rate_notes([row | {"clips": row["label"]} for row in rows], 8) == []
