@@ -118,8 +118,8 @@ class Baseline:
 
 
 def _place(row: Row) -> str:
-    """Return where a row was timed: the phone, whichever machine it was connected to, or the machine of the session."""
-    return row.device if row.on_phone else machine_of(row.machine)
+    """Return where a row was timed, whatever the session."""
+    return row.place if row.on_phone else machine_of(row.machine)
 
 
 def _key(row: Row, file: str | None = None) -> Key:

@@ -90,7 +90,7 @@ def _other_files(rows: Sequence[Row]) -> list[str]:
     machines: dict[tuple[str, str, str, str], dict[str, list[str]]] = {}
     for row in (row for row in rows if row.sha256):  # reports of before it was noted do not tell
         by_hash = machines.setdefault((row.kind, row.name, row.runtime, row.scheme), {})
-        by_hash.setdefault(row.sha256 or "", []).append(row.device if row.on_phone else row.machine)
+        by_hash.setdefault(row.sha256 or "", []).append(row.place)
     notes = []
     for (kind, name, _, scheme), by_hash in machines.items():
         if len(by_hash) > 1:

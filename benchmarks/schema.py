@@ -145,6 +145,11 @@ class Row(BaseModel):
         return self.device not in ("cpu", *get_args(ComputeUnits))
 
     @property
+    def place(self) -> str:
+        """Where it was timed: the phone, whichever machine that hung on, or the machine."""
+        return self.device if self.on_phone else self.machine
+
+    @property
     def unstable(self) -> bool:
         """Whether its medians lie too far apart for its latency to be believed."""
         return self.spread is not None and self.spread > MOST_SPREAD

@@ -1,6 +1,7 @@
 """Fills the blocks of a cache of frozen outputs: one process in place, several each into its own file first."""
 
 import contextlib
+import itertools
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -113,10 +114,13 @@ class Filling:
         return np.dtype([("view", np.int64), ("rows", np.float16, (self.views.store.frames, *self.shape))])
 
     def _write_part(self, part: Path, number: int, todo: list[int]) -> None:
-        """Compute views of a block and write them as records to the file ``part``."""
+        """Compute views of a block and write them as records to the file ``part``, unless none can be read."""
+        computed = self._computed(number, todo)
+        if (first := next(computed, None)) is None:
+            return
         require_writable(part, "--cache")
         with writing(part), part.open("wb") as file:
-            for count, (index, arrays) in enumerate(self._computed(number, todo), start=1):
+            for count, (index, arrays) in enumerate(itertools.chain([first], computed), start=1):
                 file.write(np.int64(index).tobytes() + arrays.tobytes())
                 if count % FLUSHED_VIEWS == 0:
                     file.flush()

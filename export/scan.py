@@ -92,7 +92,7 @@ def _scorer_hash(bundle: Bundle, artifact: Artifact) -> str:
     manifest = bundle.manifest
     rules = (
         manifest.crop.model_dump_json(include={"rule", "detector"}),
-        manifest.clip.model_dump_json(exclude={"text"}),
+        manifest.clip.model_dump_json(exclude={"text", "frame_rate"}),
     )
     parts = [artifact.sha256, artifact.threshold.model_dump_json(), *rules]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()

@@ -89,7 +89,7 @@ class Detection(BaseModel):
     clips_left_out: int
     """Number of clips in which less than half of the frames count: a clip student does not score them."""
     reason: str
-    """What is to be known of its frames: damaged, interlaced, HDR; empty if nothing."""
+    """What is to be known of its frames: damaged, interlaced, HDR, of another rate than clips; empty if nothing."""
     clips: list[ScoredClip]
     milliseconds: Milliseconds
 

@@ -156,14 +156,12 @@ def deciding(rows: Sequence[Row]) -> list[str]:
 def label(row: Row, rows: Sequence[Row], timed: bool = False) -> str:
     """Return a row's name, with the columns that distinguish it from other rows of that name.
 
-    ``timed``: for time or memory of several machines, which is always told with its machine.
+    ``timed``: beside time or memory, which is told with its place where rows are of several.
     """
     namesakes = [other for other in rows if other.name == row.name]
-    details = [
-        COLUMNS[title].text(row)
-        for title in TELLING
-        if differing(title, rows if timed and title == "Machine" else namesakes)
-    ]
+    details = [COLUMNS[title].text(row) for title in TELLING if differing(title, namesakes)]
+    if timed and row.place not in details and len({other.place for other in rows}) > 1:
+        details.append(row.place)
     if differing("Threads", namesakes):
         details.append(counted(row.threads, "thread"))
     return ", ".join([row.name, *details])

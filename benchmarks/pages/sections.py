@@ -1,10 +1,10 @@
 """The sections of a report in their order, for the HTML page and for Markdown."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
-from benchmarks.figures import Budget, Peak
+from benchmarks.figures import Budget, Peak, Sustained
 from benchmarks.pages.charts import budget_chart, noise_chart, speed_chart
 from benchmarks.pages.columns import COLUMNS, DASH, PLACES, differing, figure, fixed, label, status_of
 from benchmarks.pages.how import how
@@ -29,6 +29,7 @@ from benchmarks.schema import ReferenceSummary, Report, Row
 from compress.fidelity import Diagnosis
 from stage import counted
 
+Drawn = TypeVar("Drawn", Budget, Sustained)
 OPTIONS = {
     "Clip budget": "bench --video FILE gives it.",
     "Sustained speed": "bench --sustain SECONDS gives it.",
@@ -161,25 +162,40 @@ def _clips(budgets: list[Budget]) -> str:
 def _budgets(budgets: list[Budget]) -> Iterator[Section]:
     if not budgets:
         return
-    drawn = [(budget_label(budget, budgets), budget) for budget in budgets if budget.ms > 0]
     threads = ", ".join(sorted({counted(budget.threads, "thread") for budget in budgets}))
     sentence = f"From the video file to P(fake), on {threads}. {_clips(budgets)}"
     caption = (
         "A bar ends at the total, on a logarithmic axis; inside a bar, a step's length is its share of that bar's "
+        "total, so that steps are compared within a bar and totals between bars."
     )
-    caption += "total, so that steps are compared within a bar and totals between bars."
-    charts = (Chart(budget_chart(drawn), caption),) if drawn else ()
+    by_machine: dict[str, list[Budget]] = {}
+    for budget in (budget for budget in budgets if budget.ms > 0):
+        by_machine.setdefault(budget.machine, []).append(budget)
+    drawn = {place: [(budget_label(budget, own), budget) for budget in own] for place, own in by_machine.items()}
+    charts = _charts_by_place(drawn, budget_chart, caption)
     yield Section("Clip budget", sentences=(sentence,), charts=charts, tables=budget_tables(budgets))
 
 
+def _charts_by_place(
+    drawn: dict[str, list[tuple[str, Drawn]]], draw: Callable[[list[tuple[str, Drawn]]], str], caption: str
+) -> tuple[Chart, ...]:
+    """Return a chart for each place, of what was measured there by its label; captions name the place if of several."""
+    of_several = len(drawn) > 1
+    return tuple(Chart(draw(own), f"On {place}. {caption}" if of_several else caption) for place, own in drawn.items())
+
+
 def _sustained(rows: list[Row]) -> Iterator[Section]:
-    sustained = [(label(row, rows, timed=True), row.sustained) for row in rows if row.sustained]
-    if sustained:
-        drawn = [(name, run) for name, run in sustained if run.frames_per_second]
-        chart = Chart(
-            speed_chart(drawn), "A level line keeps its speed; the last point may stand for less than a second."
-        )
-        yield Section("Sustained speed", charts=(chart,) if drawn else (), tables=(sustained_table(rows),))
+    if not any(row.sustained for row in rows):
+        return
+    drawn: dict[str, list[tuple[str, Sustained]]] = {}
+    for row in rows:
+        if row.sustained and row.sustained.frames_per_second:
+            own = [other for other in rows if other.place == row.place]
+            drawn.setdefault(row.place, []).append((label(row, own), row.sustained))
+    caption = "A level line keeps its speed; the last point may stand for less than a second."
+    yield Section(
+        "Sustained speed", charts=_charts_by_place(drawn, speed_chart, caption), tables=(sustained_table(rows),)
+    )
 
 
 def _profiles(rows: list[Row]) -> Iterator[Section]:

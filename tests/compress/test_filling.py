@@ -108,7 +108,8 @@ def test_a_cache_that_is_only_read_serves_when_a_clip_is_damaged(
     monkeypatch.setattr(os, "access", lambda path, _: root not in Path(path).parents)
     again = Means()
     fill(root, key_of(views), views, again)
-    assert again.calls <= 1  # for the shape alone
+    Filling(root / key_of(views).folder, ["rgb"], views, again).fill_together(Together(0, threading.Barrier(1)))
+    assert again.calls <= 2  # for the shape alone
 
 
 def test_processes_together_give_the_cache_of_one(demo_store: Path, opened_store: ClipStore, tmp_path: Path) -> None:

