@@ -8,7 +8,7 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from statistics import median
+from statistics import median_low
 from typing import Literal, get_args
 
 import numpy as np
@@ -131,9 +131,9 @@ class ClipStore:
 
     @property
     def frame_rate(self) -> float | None:
-        """Median frames a second of the videos that gave clips; None of photos."""
+        """Median frames a second of the videos that gave clips; None where none tells its own, as photos."""
         rates = [video["fps"] for video in self._videos if video["fps"]]
-        return median(rates) if rates else None
+        return median_low(rates) if rates else None
 
     def file_of(self, video_id: str) -> Path:
         """Return the path of the Parquet file with a video's clips."""

@@ -25,7 +25,10 @@ MODIFIED = "modified_ns"
 """Key in a noted row: when the input file was last changed."""
 TOOLS = ("pocketproof", "av", "dlib-bin", "numpy", "opencv-python-headless", "pillow")
 """Packages whose versions may decide a pixel of a crop: no store is begun with some and finished with others."""
-MEANING = {"sources_sha256": "a source was added, removed or changed"}
+MEANING = {
+    "sources_sha256": "a source was added, removed or changed",
+    "sha256": "the depth network's weights were others",
+}
 
 
 class Unfinished:

@@ -36,13 +36,15 @@ WORTH_SEEKING = 50
 """Least number of frames to skip by a seek; fewer are decoded and dropped, as a seek goes back to a key frame."""
 NEARLY_SQUARE, MOST_OBLONG = 0.01, 4.0
 """Aspect ratios of pixels that are taken for square: those within a hundredth of it, and those that no format has."""
+LARGEST_RATE = 300.0
+"""Largest frame rate, in frames a second, that is believed: some recorders write the unit of their times there."""
 CRF = 23
 """Constant rate factor of H.264: FaceForensics++'s light compression (c23)."""
 
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What a file says: frames per second (0 for a photo), and the displayed size in pixels (after rotation)."""
+    """What a file says: frames per second (0 where it tells none, as a photo), and the size in pixels as displayed."""
 
     fps: float
     width: int
@@ -87,7 +89,8 @@ class Video:
             self._first: Picture | None = next(self._decoded)
             self._begins = self._first.time
             height, width = self._first.size
-            self.info = VideoInfo(float(self._stream.average_rate or 25.0), width, height)
+            rate = float(self._stream.average_rate or 0)
+            self.info = VideoInfo(rate if rate <= LARGEST_RATE else 0.0, width, height)
         except StopIteration as error:
             self.close()
             raise self._unreadable("it holds no frame") from error

@@ -26,6 +26,8 @@ STRIP = 0.16
 """Height of the strip with the score over time, as a share of the picture's height."""
 SMALLEST_STRIP = 48
 """Least height of the strip, in pixels."""
+USUAL_RATE = 25
+"""Frames a second of what is written of a video that tells no rate."""
 DASH = 12
 """Length of a dash and of a gap, in pixels."""
 
@@ -56,7 +58,7 @@ def annotate(path: Path, detection: Detection, marks: Marks, out: Path) -> None:
     Holds one frame in memory. Raises StageError if H.264 cannot hold the video.
     """
     with fetched(path) as file, Video(file) as video, written_whole(out) as aside:
-        rate = Fraction(video.info.fps).limit_denominator(90_000)
+        rate = Fraction(video.info.fps or USUAL_RATE).limit_denominator(90_000)
         frames = (picture.rgb for picture in video.pictures())
         try:
             write_video(aside, _marked_frames(frames, detection, marks), rate)

@@ -15,7 +15,7 @@ from export.annotate import annotate as write_annotated
 from export.bundle import Bundle
 from export.scan import scan, videos_in
 from export.scorer import Detection, VideoScorer
-from files import check_output
+from files import check_output, remove_stale
 from stage import StageError, WrongArgument, printable, say
 
 
@@ -47,6 +47,8 @@ def _check(
             raise StageError(f"--annotate {annotate} already exists: remove it")
     for target in filter(None, (annotate, out)):
         check_output(target)
+    if annotate is not None and annotate.parent.is_dir():
+        remove_stale(annotate)
     if out is not None and out.suffix.lower() != ".parquet":
         raise WrongArgument(f"--out {out} is not a .parquet: name one")
     if out is not None and as_json:

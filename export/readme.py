@@ -10,6 +10,7 @@ from export.coreml import MINIMUM_OS
 from export.manifest import OWN_SCORES, Artifact, Manifest
 from export.onnx import NEEDS
 from export.parity import LEAST_SNR_DB
+from export.rules import OTHER_RATE
 from export.runtimes import ORT, Delegate, Runtime
 from stage import in_markdown
 
@@ -51,6 +52,7 @@ def readme(manifest: Manifest) -> str:
         rules.setdefault(artifact.threshold.rule, []).append(artifact.file)
     validations = [artifact.validation for artifact in manifest.artifacts if artifact.validation]
     return pages.get_template("readme.md.j2").render(
+        other_rate=OTHER_RATE,
         manifest=manifest,
         frame=manifest.clip.per == "frame",
         size=manifest.crop.rule.size,

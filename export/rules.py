@@ -243,7 +243,7 @@ class ClipRule(Frozen):
         slower, faster = sorted((frame_rate or 0, self.frame_rate or 0))
         if not slower or faster < OTHER_RATE * slower:
             return ""
-        return f"{frame_rate:.4g} frames a second: its clips were measured at {self.frame_rate:.4g}"
+        return f"{frame_rate:.4g} frames a second: clips were measured at a median of {self.frame_rate:.4g}"
 
     @property
     def per(self) -> Per:

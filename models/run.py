@@ -102,7 +102,7 @@ def save_run(out: Path, info: RunInfo, detector: Detector, metrics: dict[str, An
 MEANING = {
     "fingerprint": "the store was another",
     "clips": "its clips were others: of another store, or files were damaged, lost or repaired since",
-    **dict.fromkeys(("parents", "trained_steps", "weights"), "what it starts from or learns from was another"),
+    **dict.fromkeys(("parents", "trained_steps", "sha256"), "what it starts from or learns from was another"),
 }
 
 

@@ -136,7 +136,7 @@ def test_a_depth_network_is_known_by_its_hash_and_not_by_its_folder(tmp_path: Pa
     with Unfinished(tmp_path / "store", begun.model_copy(update={"depth": renamed})) as store:
         assert (store.folder / "rows" / "a.json").exists()
     other = DepthWeights.model_validate(asked | {"sha256": "cd" * 32})
-    with pytest.raises(StageError, match=r"unfinished work of another call \(sha256 was "):
+    with pytest.raises(StageError, match=r"unfinished work of another call \(the depth network's weights were"):
         Unfinished(tmp_path / "store", begun.model_copy(update={"depth": other}))
 
 

@@ -67,8 +67,8 @@ def test_squares_shrink_leave_the_picture_and_grow():
 @pytest.mark.parametrize(
     ("per", "measured", "video", "said"),
     [
-        ("clip", 25.0, 60.0, "60 frames a second: its clips were measured at 25"),
-        ("clip", 25.0, 12.5, "12.5 frames a second: its clips were measured at 25"),
+        ("clip", 25.0, 60.0, "60 frames a second: clips were measured at a median of 25"),
+        ("clip", 25.0, 12.5, "12.5 frames a second: clips were measured at a median of 25"),
         ("clip", 25.0, 30.0, ""),
         ("clip", 25.0, 0.0, ""),  # a photo
         ("clip", None, 60.0, ""),
