@@ -227,7 +227,8 @@ class ClipRule(Frozen):
     aggregation: Literal["mean", "score"] = "mean"
     """``mean`` of the frames' scores, or the program ``score`` over exactly ``frames`` embeddings."""
     frame_rate: PositiveFloat | None = None
-    """Median frames a second of the videos that clips were measured on; None where frames are scored one by one."""
+    """Median frames a second of the videos that clips were measured on; None where frames are scored one by one,
+    or where no video tells its rate."""
     text: str
 
     @classmethod

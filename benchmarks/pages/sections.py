@@ -163,7 +163,8 @@ def _budgets(budgets: list[Budget]) -> Iterator[Section]:
     if not budgets:
         return
     threads = ", ".join(sorted({counted(budget.threads, "thread") for budget in budgets}))
-    sentence = f"From the video file to P(fake), on {threads}. {_clips(budgets)}"
+    machines = "; ".join(dict.fromkeys(budget.machine for budget in budgets))
+    sentence = f"From the video file to P(fake), on {threads} of {machines}. {_clips(budgets)}"
     caption = (
         "A bar ends at the total, on a logarithmic axis; inside a bar, a step's length is its share of that bar's "
         "total, so that steps are compared within a bar and totals between bars."
@@ -179,9 +180,8 @@ def _budgets(budgets: list[Budget]) -> Iterator[Section]:
 def _charts_by_place(
     drawn: dict[str, list[tuple[str, Drawn]]], draw: Callable[[list[tuple[str, Drawn]]], str], caption: str
 ) -> tuple[Chart, ...]:
-    """Return a chart for each place, of what was measured there by its label; captions name the place if of several."""
-    of_several = len(drawn) > 1
-    return tuple(Chart(draw(own), f"On {place}. {caption}" if of_several else caption) for place, own in drawn.items())
+    """Return a chart for each place, which its caption names, of what was measured there by its label."""
+    return tuple(Chart(draw(own), f"On {place}. {caption}") for place, own in drawn.items())
 
 
 def _sustained(rows: list[Row]) -> Iterator[Section]:

@@ -130,3 +130,13 @@ def test_times_of_several_places_name_theirs_and_charts_are_of_one_each(report: 
     ):
         assert [chart.caption.partition(". ")[0] for chart in charts[title]] == [f"On {place}" for place in places]
     assert ">elsewhere.pte<" in charts["Sustained speed"][2].svg
+
+
+def test_times_of_one_place_name_it_beside_rows_of_another(report: Report) -> None:
+    for row in report.rows:
+        row.sustained = row.sustained if row.machine == MACHINE else None
+    found = {section.title: section for section in sections(report)}
+    assert f" on 1 thread of {MACHINE}. " in found["Clip budget"].sentences[0]
+    for title in ("Clip budget", "Sustained speed"):
+        (chart,) = found[title].charts
+        assert chart.caption.startswith(f"On {MACHINE}. ")
