@@ -52,17 +52,22 @@ def _on_comparisons(subjects: list[Subject]) -> Iterator[str]:
         yield "No speedup or size ratio, as no teacher's fp32 run was timed beside these rows."
 
 
+def _on_reference(subjects: list[Subject], reference: Reference) -> Iterator[str]:
+    """Yield a note if a run of the reference's name among the rows is another one."""
+    same_name = [s for s in subjects if s.row.kind == "run" and s.row.name == reference.run.name]
+    if any(subject.row.sha256 not in (None, reference.run.sha256) for subject in same_name):
+        yield (
+            f"The reference was measured on another run of the name {reference.run.name} than the one in the rows: "
+            "Delta AUC is against that one."
+        )
+
+
 def notes_of(
     subjects: list[Subject], store: ClipStore, split: str, reference: Reference, phone: PhoneTimer | None
 ) -> list[str]:
     """Return the notes on the store and the reference, on missing or substituted figures, and on doubtful latencies."""
     notes = [*store.info.notes, *reference.notes, *(phone.notes if phone else ())]
-    same_name = [s for s in subjects if s.row.kind == "run" and s.row.name == reference.run.name]
-    if any(subject.row.sha256 not in (None, reference.run.sha256) for subject in same_name):
-        notes.append(
-            f"The reference was measured on another run of the name {reference.run.name} than the one in the rows: "
-            "Delta AUC is against that one."
-        )
+    notes += _on_reference(subjects, reference)
     for subject in subjects:
         if subject.teacher and subject.meaningless:
             notes.append(f"{subject.row.name} ({subject.row.model}): {subject.meaningless}.")

@@ -97,9 +97,8 @@ def _latency_chart(machine: str, report: Report) -> Chart | None:
         for row in drawn
         if row.latency_ms
     ]
-    timed_on = drawn[0].device if drawn[0].on_phone else machine  # a session times on its machine, or on one phone
     own = " (Core ML: threads and units of its own)" if any(row.own_threads for row in drawn) else ""
-    place = f"{counted(min(threads), 'thread')} of {timed_on}{own}"
+    place = f"{counted(min(threads), 'thread')} of {drawn[0].place}{own}"  # a session times in one place
     svg = pareto_chart(marks, "Median latency per frame, ms", f"Median latency and AUC, one mark per row on {place}")
     return Chart(svg, _latency_caption(rows, place, len(threads) > 1, report))
 
