@@ -183,8 +183,8 @@ def require_writable(target: Path, option: str, kind: str = "a folder") -> None:
         raise StageError(f"{target} cannot be written, as {nearest} may not: give {option}, {kind} that may")
 
 
-def refuse_existing(out: Path) -> None:
-    """Raise StageError if ``out`` already exists: no stage overwrites the work of another.
+def refuse_existing(out: Path, option: str = "--out") -> None:
+    """Raise StageError if ``out``, which ``option`` names, already exists: no stage overwrites the work of another.
 
     What a killed process of this machine left half written there is removed, as is an empty folder.
     """
@@ -192,7 +192,7 @@ def refuse_existing(out: Path) -> None:
     if out.parent.is_dir():
         remove_stale(out)
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise StageError(f"{out} already exists: remove it or give another --out")
+        raise StageError(f"{out} already exists: remove it or give another {option}")
     if out.is_dir():
         _remove_empty(out)
 

@@ -71,7 +71,7 @@ class Baseline:
 
     def check_comparable(self, place: str, fingerprint: str) -> None:
         """Raise StageError if no row was timed at ``place``, or if another store was scored."""
-        places = sorted({_place(row) for row in self.report.rows})
+        places = sorted({_timed_on(row) for row in self.report.rows})
         if place not in places:
             raise StageError(
                 f"--baseline {self.path} was measured on {', '.join(places)}, and this is {place}: latency of two "
@@ -85,11 +85,11 @@ class Baseline:
         rows = list(rows)
         current = {_key(row): row for row in rows}
         same_files = {_key(row, row.sha256): row for row in rows if row.sha256}
-        places = {(_place(row), row.device) for row in current.values()}
+        places = {(_timed_on(row), row.device) for row in current.values()}
         return [
             sentence
             for before in self.report.rows
-            if (_place(before), before.device) in places
+            if (_timed_on(before), before.device) in places
             for sentence in self._regressions_of(
                 before, current.get(_key(before)) or same_files.get(_key(before, before.sha256))
             )
@@ -117,7 +117,7 @@ class Baseline:
                 yield f"{name} loses {lost:.4f} AUC: {before.auc:.4f} to {now.auc:.4f}"
 
 
-def _place(row: Row) -> str:
+def _timed_on(row: Row) -> str:
     """Return where a row was timed, whatever the session."""
     return row.place if row.on_phone else machine_of(row.machine)
 
@@ -127,4 +127,4 @@ def _key(row: Row, file: str | None = None) -> Key:
 
     Beside another bundle with a file of that name, a row is named with its bundle.
     """
-    return _place(row), row.kind, file or row.name, row.runtime, row.scheme, row.device, row.threads, row.batch
+    return _timed_on(row), row.kind, file or row.name, row.runtime, row.scheme, row.device, row.threads, row.batch

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from benchmarks.baseline import Baseline, BaselineOptions
-from benchmarks.clip_cost import ClipCost
+from benchmarks.clip_budget import BudgetOptions
 from benchmarks.comparing import against_peaks, compare_rows, share_thresholds
 from benchmarks.figures import Budget, Peak
 from benchmarks.kept import KeptMeasurements
@@ -128,7 +128,7 @@ def bench(
         list[Path] | None,
         typer.Option(help="Folder that the store was prepared from: adds what crops cut otherwise cost. Repeatable."),
     ] = None,
-    clip: ClipCost = ClipCost(),
+    clip: BudgetOptions = BudgetOptions(),
     where: DeviceOptions = DeviceOptions(),
     gate: BaselineOptions = BaselineOptions(),
 ) -> Report:

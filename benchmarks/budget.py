@@ -74,7 +74,7 @@ class BudgetTask(BaseModel):
         return self._budget((0, 0), 0, [], [], reason)
 
     def _budget(
-        self, picture: tuple[int, int], repeats: int, stages: list[ClipStep], notes: list[str], reason: str = ""
+        self, picture: tuple[int, int], repeats: int, steps: list[ClipStep], notes: list[str], reason: str = ""
     ) -> Budget:
         return Budget(
             row=self.row,
@@ -87,7 +87,7 @@ class BudgetTask(BaseModel):
             video=self.video.name,
             picture=picture,
             repeats=repeats,
-            stages=stages,
+            stages=steps,
             notes=notes,
             reason=reason,
         )
@@ -105,7 +105,7 @@ class BudgetTask(BaseModel):
             steps.torch_model(crops, clip.valid)
         else:
             steps.artifact(crops[0], clip.valid)
-        return self._budget((width, height), REPEATS, steps.stages, steps.notes)
+        return self._budget((width, height), REPEATS, steps.measured, steps.notes)
 
 
 def first_clip(path: Path, detector: str, frames: int, kept: list[Picture] | None = None) -> FaceClip:
@@ -132,10 +132,10 @@ def first_clip(path: Path, detector: str, frames: int, kept: list[Picture] | Non
 
 @dataclass
 class Steps:
-    """Times one step after another, and collects the stages and notes of the budget."""
+    """Times one step after another, and collects the steps and notes of the budget."""
 
     task: BudgetTask
-    stages: list[ClipStep] = field(default_factory=list)
+    measured: list[ClipStep] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     def timed(self, name: str, run: Callable[[], T], share: float = 1.0, warm: Callable[[], Any] | None = None) -> T:
@@ -154,7 +154,7 @@ class Steps:
             times.append(time.perf_counter() - before)
         memory = peak_mb() if peak_known else None
         milliseconds = 1e3 * float(np.median(times)) * share
-        self.stages.append(ClipStep.model_validate({"name": name, "ms": milliseconds, "peak_memory_mb": memory}))
+        self.measured.append(ClipStep.model_validate({"name": name, "ms": milliseconds, "peak_memory_mb": memory}))
         return results[0]
 
     def until_the_faces(self, pictures: list[Picture]) -> None:

@@ -142,7 +142,7 @@ class Budget(BaseModel):
     @property
     def ms(self) -> float:
         """Milliseconds a clip."""
-        return sum(stage.ms for stage in self.stages)
+        return sum(step.ms for step in self.stages)
 
 
 class Peak(BaseModel):

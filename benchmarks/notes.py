@@ -53,9 +53,9 @@ def _on_comparisons(subjects: list[Subject]) -> Iterator[str]:
 
 
 def _on_reference(subjects: list[Subject], reference: Reference) -> Iterator[str]:
-    """Yield a note if a run of the reference's name among the rows is another one."""
-    same_name = [s for s in subjects if s.row.kind == "run" and s.row.name == reference.run.name]
-    if any(subject.row.sha256 not in (None, reference.run.sha256) for subject in same_name):
+    """Yield a note if the runs of the reference's name among the rows are others."""
+    same_name = [s.row.sha256 for s in subjects if s.row.kind == "run" and name_of(s.path) == reference.run.name]
+    if same_name and not {None, reference.run.sha256}.intersection(same_name):
         yield (
             f"The reference was measured on another run of the name {reference.run.name} than the one in the rows: "
             "Delta AUC is against that one."

@@ -146,7 +146,7 @@ class Row(BaseModel):
 
     @property
     def place(self) -> str:
-        """Where it was timed: the phone, whichever machine that hung on, or the machine."""
+        """Where it was timed: the phone, on whichever machine, or the session's machine (``X (2)``: again)."""
         return self.device if self.on_phone else self.machine
 
     @property

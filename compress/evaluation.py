@@ -18,7 +18,7 @@ from compress.runs import check_store, own_threshold, pixel_detector, takes, tor
 from compress.scoring import PictureSource, Takes, probability, score_clip_list
 from data.recompress import RecompressedStore, Recompression, depth_of
 from data.store import ClipStore
-from files import require_writable, written_whole
+from files import check_output, require_writable, written_whole
 from models.origin import DataSource, Parent
 from models.run import Run
 from parsing import parse_json
@@ -203,9 +203,11 @@ def evaluations(
         notes.append(f"{len(lost)} files of the {split} split are missing or damaged: {some_of(lost)}.")
     sources = _sources(store, model.takes, recompressions, depth_weights)
     targets = [(out or model.folder) / f"{_name(store, split, name)}.json" for name, _ in sources]
+    for target in targets:
+        check_output(target)
+        if out:
+            _refuse_another_models(target, model)
     require_writable(targets[0], "--out")
-    for target in targets if out else []:
-        _refuse_another_models(target, model)
     for (name, pictures), target in zip(sources, targets, strict=True):
         description = f"score {split}{f', {name}' if name else ''}"
         scores = score_clip_list(model.scorer, pictures, clips, description, model.takes)

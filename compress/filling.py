@@ -16,7 +16,7 @@ from torch import Tensor
 from compress.compute import Compute
 from data.store import DamagedClip
 from data.views import View, Views
-from files import CannotWrite, require_writable, writing, written_whole
+from files import CannotWrite, remove_stale, require_writable, writing, written_whole
 from resuming import Lock
 from stage import Modality, StageError, progress, reason_of, say
 
@@ -192,6 +192,7 @@ def _mapped(path: Path, dtype: Any, shape: tuple[int, ...]) -> Any:
     """
     if not path.exists():
         require_writable(path, "--cache")
+        remove_stale(path)  # what a kill left may be as large as the block
         with written_whole(path, keep_existing=True) as aside:
             np.lib.format.open_memmap(aside, "w+", dtype, shape).flush()
             _reserve(aside)

@@ -108,19 +108,20 @@ def _prepare(detector: Detector, float_layers: Collection[str]) -> GraphModule:
     float_nodes = floating(graph, float_layers)
 
     class Partial(xnnpack.XNNPACKQuantizer):  # type: ignore[misc]
-        """Leaves concatenations of float32 tensors, and what follows them, alone: there XNNPACK's asks no filter.
+        """Leaves concatenations of float32 tensors alone: there XNNPACK's asks no filter.
 
-        And of parameters, of which some transformers join a layer's bias.
+        And those of parameters and positions, of which some transformers join a layer's bias or input. Their
+        annotations go before XNNPACK's passes them on to the operations that follow.
         """
 
-        def annotate(self, model: GraphModule) -> GraphModule:
-            annotated = super().annotate(model)
+        def _annotate_for_quantization_config(self, model: GraphModule) -> GraphModule:
+            annotated: GraphModule = super()._annotate_for_quantization_config(model)
             picture_nodes = of_pictures(annotated)
             for node in annotated.graph.nodes:
                 joins_parameters = node.target == aten.cat.default and node not in picture_nodes
                 if node.name in float_nodes or joins_parameters:
                     node.meta.pop(Q_ANNOTATION_KEY, None)
-            return model
+            return annotated
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

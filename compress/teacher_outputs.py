@@ -24,7 +24,7 @@ from stage import Per, StageError
 class Layout:
     """How a teacher's outputs for a frame are stored in one row, float [W]: features, logits, maps by position.
 
-    For a frame of a clip, the features are the fused ones, and the logits are those of the whole clip.
+    For a frame of a clip, the features are those after attention, and the logits are those of the whole clip.
     """
 
     example: Outputs

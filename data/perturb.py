@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from data.augment import generator
 from data.clips import bridge
-from data.faces import DETECTORS, Face, FaceDetector, iou
+from data.faces import DETECTORS, Face, FaceDetector, iou, whole
 from data.layouts import is_photo
 from data.parquet import Row, RowWriter, read_rows
 from data.photo import Photo
@@ -28,6 +28,7 @@ from data.prepare_video import forged, surroundings
 from data.schemas import CLIP_SCHEMA, VIDEO_SCHEMA
 from data.settings import StoreSettings
 from data.store import Clip, ClipStore, clip_file
+from data.tracks import LARGEST_SCALE, SAME_FACE_IOU
 from data.unfinished import store_info
 from data.video import Video, recompressed, through_jpeg
 from files import sha256_of
@@ -155,9 +156,8 @@ def _found_by(detector: FaceDetector, frames: list[Frame], boxes: Boxes) -> tupl
     faces: list[Face | None] = []
     for frame, box in zip(frames, boxes, strict=True):
         picture, width = Picture.of(frame), float(box[2] - box[0])
-        region = np.array([0.0, 0.0, frame.shape[1], frame.shape[0]])
-        detected = detector.detect(picture, region, min(2.0, detector.followed_width / width))
-        matching = [face for face in detected if iou(face.box, box.astype(np.float64)) > 0.3]
+        detected = detector.detect(picture, whole(picture), min(LARGEST_SCALE, detector.followed_width / width))
+        matching = [face for face in detected if iou(face.box, box.astype(np.float64)) > SAME_FACE_IOU]
         faces.append(max(matching, key=lambda face: face.score, default=None))
     if all(face is None for face in faces):
         return None

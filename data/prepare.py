@@ -71,7 +71,7 @@ def _prepare_one(source: Source, split: str, recipe: Recipe, existed: bool, fold
     _use_one_thread(recipe)
     with clips_of(folder, source.video_id) as clips:
         row = prepare_video(source, split, recipe, clips.write)
-        if row["status"] == "unreadable" and existed and not _exists(source):
+        if existed and not _exists(source):  # a video may end early, without a word, where its disk has gone
             raise StageError(f"{source.path} is no longer there: what is done is kept, call the command again to go on")
     note(folder, source, row)
 
@@ -95,6 +95,8 @@ def _prepare_on_cluster(source: Source, split: str, recipe: Recipe, existed: boo
     file = io.BytesIO()
     with RowWriter(file, CLIP_SCHEMA) as clips:
         row = prepare_video(source, split, recipe, clips.write)
+    if existed and not _exists(source):
+        return not_shared(source.path)
     return {"row": json.dumps(row), "clips": file.getvalue()}
 
 

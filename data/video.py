@@ -44,7 +44,7 @@ CRF = 23
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What a file says: frames per second (0 where it tells none, as a photo), and the size in pixels as displayed."""
+    """What a file says: mean frames per second (0: not known, as of a photo), and the size in pixels as displayed."""
 
     fps: float
     width: int
@@ -89,8 +89,7 @@ class Video:
             self._first: Picture | None = next(self._decoded)
             self._begins = self._first.time
             height, width = self._first.size
-            rate = float(self._stream.average_rate or 0)
-            self.info = VideoInfo(rate if rate <= LARGEST_RATE else 0.0, width, height)
+            self.info = VideoInfo(self._frame_rate(), width, height)
         except StopIteration as error:
             self.close()
             raise self._unreadable("it holds no frame") from error
@@ -128,6 +127,16 @@ class Video:
         stream = _film_of(self._container)
         assert stream is not None
         return stream
+
+    def _frame_rate(self) -> float:
+        """Return the rate that the file states, or else that of its frames' times; 0 if neither is to be believed."""
+        stated = float(self._stream.average_rate or 0)
+        if 0 < stated <= LARGEST_RATE:
+            return stated
+        times = [time for time, _ in self._index]
+        seconds = float((times[-1] - times[0]) * (self._stream.time_base or 0)) if times else 0.0
+        rate = (len(times) - 1) / seconds if seconds else 0.0
+        return rate if rate <= LARGEST_RATE else 0.0
 
     def _decode(self) -> Iterator[Picture]:
         """Yield the pictures from the container's position on. Raises UnreadableVideo where the stream breaks."""

@@ -18,7 +18,7 @@ from data.remote import fetched
 from data.video import Video, write_video
 from export.scorer import Detection
 from files import written_whole
-from stage import StageError, reason_of
+from stage import StageError, reason_of, say
 
 RED, BLUE, AXIS, BAND = (214, 69, 53), (38, 128, 199), (230, 230, 230), (24, 24, 24)
 """Colours, RGB. Words and a dashed outline tell real from fake too."""
@@ -53,11 +53,13 @@ class Marks:
 
 
 def annotate(path: Path, detection: Detection, marks: Marks, out: Path) -> None:
-    """Write a video again with its marks drawn in, as H.264 without sound, at its mean frame rate.
+    """Write a video again with its marks drawn in, as H.264 without sound, at its mean frame rate if that is known.
 
     Holds one frame in memory. Raises StageError if H.264 cannot hold the video.
     """
     with fetched(path) as file, Video(file) as video, written_whole(out) as aside:
+        if not video.info.fps:
+            say(f"{path} tells no frame rate: {out} has {USUAL_RATE} frames a second")
         rate = Fraction(video.info.fps or USUAL_RATE).limit_denominator(90_000)
         frames = (picture.rgb for picture in video.pictures())
         try:

@@ -15,7 +15,7 @@ from export.annotate import annotate as write_annotated
 from export.bundle import Bundle
 from export.scan import scan, videos_in
 from export.scorer import Detection, VideoScorer
-from files import check_output, remove_stale
+from files import check_output, refuse_existing
 from stage import StageError, WrongArgument, printable, say
 
 
@@ -35,7 +35,7 @@ def _line(detection: Detection) -> str:
 def _check(
     videos: list[Path], as_json: bool, annotate: Path | None, out: Path | None, workers: int, ray: str | None
 ) -> None:
-    """Raise WrongArgument for options that do not go together, StageError for an output that cannot be written."""
+    """Raise WrongArgument for options that do not go together."""
     if annotate is not None:
         if len(videos) != 1 or out is not None:
             raise WrongArgument("--annotate is for one video, without --out")
@@ -43,12 +43,6 @@ def _check(
             raise WrongArgument(f"--annotate is for videos, and {videos[0]} is a photo")
         if annotate.suffix.lower() != ".mp4":
             raise WrongArgument(f"--annotate {annotate} is not an .mp4: name one")
-        if annotate.exists():
-            raise StageError(f"--annotate {annotate} already exists: remove it")
-    for target in filter(None, (annotate, out)):
-        check_output(target)
-    if annotate is not None and annotate.parent.is_dir():
-        remove_stale(annotate)
     if out is not None and out.suffix.lower() != ".parquet":
         raise WrongArgument(f"--out {out} is not a .parquet: name one")
     if out is not None and as_json:
@@ -89,6 +83,10 @@ def detect(
     """
     videos = videos_in(video)
     _check(videos, as_json, annotate, out, workers, ray)
+    if annotate is not None:
+        refuse_existing(annotate, "--annotate")
+    if out is not None:
+        check_output(out)
     opened = Bundle(bundle)
     opened.check_files()
     if out is not None:

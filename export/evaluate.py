@@ -13,7 +13,6 @@ from data.recompress import parse_recompressions
 from data.store import ClipStore
 from export.bundle import Bundle, is_bundle
 from export.runtimes import evaluated_by
-from files import check_output
 from stage import WrongArgument
 
 
@@ -72,8 +71,6 @@ def evaluate(
         raise WrongArgument(f"--artifact {artifact} is for bundles, and {model} is not one: leave it out")
     else:
         evaluated = Evaluated.of_run(model, store)
-    if out is not None:
-        check_output(out / "evaluation.json")
     results = []
     for evaluation in evaluations(evaluated, store, split, recompressions, depth_weights, out):
         results.append(evaluation)

@@ -239,9 +239,12 @@ class ClipRule(Frozen):
         hop = max(1, frames // 2)
         return cls(frames=frames, hop=hop, aggregation="score", frame_rate=frame_rate, text=SCORE_RULE)
 
-    def other_rate(self, frame_rate: float | None) -> str:
-        """Return a remark on a video of another frame rate than that which clips were measured on; "" if alike."""
-        slower, faster = sorted((frame_rate or 0, self.frame_rate or 0))
+    def other_rate(self, frame_rate: float) -> str:
+        """Return a remark on a video of another frame rate than that which clips were measured on; "" if alike.
+
+        A rate of 0 is not known.
+        """
+        slower, faster = sorted((frame_rate, self.frame_rate or 0))
         if not slower or faster < OTHER_RATE * slower:
             return ""
         return f"{frame_rate:.4g} frames a second: clips were measured at a median of {self.frame_rate:.4g}"

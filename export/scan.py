@@ -21,14 +21,13 @@ from data.picture import UnreadableVideo
 from data.remote import is_remote
 from export.bundle import MANIFEST, Bundle
 from export.manifest import Artifact
-from export.scorer import NothingToScore, VideoScorer
+from export.scorer import Milliseconds, NothingToScore, VideoScorer
 from files import files_in, written_whole
 from parsing import shown
 from resuming import Lock, discard, go_on_with, unfinished_of
 from stage import StageError, reason_of, say, some_of
 
 CLIP = pa.struct([("start_frame", pa.int32()), ("score", pa.float64()), ("frames", pa.int32())])
-STAGES = ("decode", "faces", "crop", "embed", "score", "whole")
 TABLE_SCHEMA = pa.schema(
     [
         ("video", pa.string()),
@@ -46,7 +45,7 @@ TABLE_SCHEMA = pa.schema(
         ("faces_missed", pa.int32()),
         ("clips_left_out", pa.int32()),
         ("clips", pa.list_(CLIP)),
-        ("milliseconds", pa.struct([(stage, pa.float64()) for stage in STAGES])),
+        ("milliseconds", pa.struct([(step, pa.float64()) for step in Milliseconds.model_fields])),
     ]
 )
 """One row per video. ``status``: ok, no_face, too_short, unreadable, or refused (a photo, by a clip student)."""

@@ -149,7 +149,7 @@ class VideoScorer:
         are valid, bool [1, T], both zero beyond the clip's end.
         """
         rule, length = self.manifest.crop.rule, self.manifest.clip.frames
-        with watch.stage("crop"):
+        with watch.step("crop"):
             crops = rule.cut_clip([picture.rgb for picture in clip.pictures], clip.boxes)
             if self.manifest.clip.per == "frame":
                 return (crops[clip.valid],)
@@ -167,7 +167,7 @@ class VideoScorer:
             raise StageError(f"{shown(path)} is a photo, and {self.artifact.file} scores clips of frames: give videos")
         watch = Stopwatch()
         tally = _Tally()
-        with fetched(path) as file, watch.stage("whole"), Photo(file) if is_photo(path) else Video(file) as video:
+        with fetched(path) as file, watch.step("whole"), Photo(file) if is_photo(path) else Video(file) as video:
             self._score_clips(path, video, watch, tally, on_clip)
             of_rate = self.manifest.clip.other_rate(video.info.fps)
             tally.flaws = flaws(video.damaged, [*video.remarks, *filter(None, [of_rate])])

@@ -1,4 +1,4 @@
-"""Measure how long each stage of a pipeline takes, also where a stage runs inside another."""
+"""Measure how long each step of a pipeline takes, also where a step runs inside another."""
 
 import contextlib
 import time
@@ -10,17 +10,17 @@ P = ParamSpec("P")
 
 
 class Stopwatch:
-    """Adds up seconds by stage. A stage that runs inside another stops the other's clock."""
+    """Adds up seconds by step. A step that runs inside another stops the other's clock."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
-        """Seconds by stage, without those of the stages inside it."""
+        """Seconds by step, without those of the steps inside it."""
         self._inside = 0.0
-        """Seconds that stages inside the running one have taken."""
+        """Seconds that steps inside the running one have taken."""
 
     @contextlib.contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Add the time of a block to a stage."""
+    def step(self, name: str) -> Iterator[None]:
+        """Add the time of a block to a step."""
         start = time.perf_counter()
         inside_before = self._inside
         self._inside = 0.0
@@ -32,10 +32,10 @@ class Stopwatch:
             self._inside = inside_before + elapsed
 
     def each(self, name: str, items: Iterable[T]) -> Iterator[T]:
-        """Yield the items, and add the time of waiting for each to a stage."""
+        """Yield the items, and add the time of waiting for each to a step."""
         iterator = iter(items)
         while True:
-            with self.stage(name):
+            with self.step(name):
                 try:
                     item = next(iterator)
                 except StopIteration:
@@ -43,10 +43,10 @@ class Stopwatch:
             yield item
 
     def timed(self, name: str, function: Callable[P, T]) -> Callable[P, T]:
-        """Return a function that calls ``function`` and adds the time of each call to a stage."""
+        """Return a function that calls ``function`` and adds the time of each call to a step."""
 
         def call(*args: P.args, **kwargs: P.kwargs) -> T:
-            with self.stage(name):
+            with self.step(name):
                 return function(*args, **kwargs)
 
         return call

@@ -49,8 +49,8 @@ class Megatron(ClipHead):
         self.rgb_asks, self.depth_asks = CrossAttention(width, settings), CrossAttention(width, settings)
         self.join = nn.Linear(2 * width, width)
 
-    def fused(self, embeddings: Tensor, valid: Tensor) -> Tensor:
-        """Return the fused features of each frame, float [N, T, D], for embeddings, float [N, T, 2, D]."""
+    def features(self, embeddings: Tensor, valid: Tensor) -> Tensor:
+        """Return the features of each frame, float [N, T, D], for embeddings, float [N, T, 2, D]."""
         embeddings = embeddings.masked_fill(~valid[..., None, None], 0.0)
         masked = ~some_valid(valid)
         positions = sinusoidal_positions(embeddings.shape[1], embeddings.shape[3], embeddings.device)

@@ -83,7 +83,7 @@ def outputs(detector: Detector, pictures: Tensor, valid: Tensor | None = None, *
     backbone: Any = detector.backbone
     if isinstance(head, ClipHead):
         assert valid is not None
-        frames = head.fused(of_valid(backbone, pictures, valid), valid)
+        frames = head.features(of_valid(backbone, pictures, valid), valid)
         embedding = head.pooled(frames, valid)
         return Outputs(head.classifier(embedding), embedding, frames=frames, valid=valid)
     if not with_maps:

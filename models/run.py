@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
-from files import name_of, put_in_place, sha256_of, written_whole
+from files import name_of, put_in_place, remove_stale, sha256_of, written_whole
 from models.detector import Architecture, Detector
 from models.origin import DataSource, Parent, Weights
 from models.pixels import Preprocessing
@@ -123,6 +123,7 @@ class UnfinishedRun:
             settings = json.dumps(asked, indent=2, default=str) + "\n"
             settings_file = f"{self.checkpoint.parent.name}/asked.json"
             go_on_with(self.folder, settings_file, settings, self.checkpoint.exists, MEANING)
+            remove_stale(self.checkpoint)
 
     def finish(self, info: RunInfo, detector: Detector, metrics: dict[str, Any], **files: str) -> None:
         """Write the trained run and rename its folder to ``out``; parameters as of ``save_run``. First process only."""

@@ -115,20 +115,20 @@ def some_valid(valid: Tensor) -> Tensor:
 
 
 class ClipHead(nn.Module):
-    """A head over a clip's frames: fused features per frame, pooled over the valid ones, classified."""
+    """A head over a clip's frames: attention among them, features pooled over the valid ones, classified."""
 
     def __init__(self, width: int, settings: EncoderSettings) -> None:
         super().__init__()
         self.pooling = settings.pooling
         self.classifier = nn.Linear(width, 2)
 
-    def fused(self, embeddings: Tensor, valid: Tensor) -> Tensor:
+    def features(self, embeddings: Tensor, valid: Tensor) -> Tensor:
         """Return the features of each frame after attention to all valid frames, float [N, T, width]."""
         raise NotImplementedError
 
-    def pooled(self, fused: Tensor, valid: Tensor) -> Tensor:
-        """Return pooled features, float [N, width], of fused ones, float [N, T, width]."""
-        return pooled(fused, some_valid(valid), self.pooling)
+    def pooled(self, features: Tensor, valid: Tensor) -> Tensor:
+        """Return pooled features, float [N, width], of those of each frame, float [N, T, width]."""
+        return pooled(features, some_valid(valid), self.pooling)
 
     def forward(self, embeddings: Tensor, valid: Tensor) -> Tensor:
         """Return logits, float [N, 2] (real, fake).
@@ -136,7 +136,7 @@ class ClipHead(nn.Module):
         Frames that are not ``valid``, bool [N, T], are ignored, whatever their embeddings hold; the others keep their
         positions. A clip without a valid frame is treated as frames of zeros: its logits are finite and mean nothing.
         """
-        logits: Tensor = self.classifier(self.pooled(self.fused(embeddings, valid), valid))
+        logits: Tensor = self.classifier(self.pooled(self.features(embeddings, valid), valid))
         return logits
 
 
@@ -153,7 +153,7 @@ class Temporal(ClipHead):
         self.dropout = nn.Dropout(settings.dropout)
         self.encoder = Encoder(settings.width, settings)
 
-    def fused(self, embeddings: Tensor, valid: Tensor) -> Tensor:
+    def features(self, embeddings: Tensor, valid: Tensor) -> Tensor:
         """Return features, float [N, T, width]."""
         frames = self.project(embeddings.masked_fill(~valid[..., None], 0.0))
         positions = sinusoidal_positions(frames.shape[1], frames.shape[2], frames.device).to(frames)

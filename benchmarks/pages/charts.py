@@ -46,10 +46,10 @@ def noise_chart(diagnosis: Diagnosis, name: str) -> str:
 def _draw_shares(axes: Axes, place: int, budget: Budget, start: float) -> None:
     """Draw a budget's bar from ``start`` to its total on a logarithmic axis, divided by the shares of its steps."""
     drawn_share = 0.0
-    for stage in budget.stages:
-        ends = [start * (budget.ms / start) ** share for share in (drawn_share, drawn_share + stage.ms / budget.ms)]
-        drawn_share += stage.ms / budget.ms
-        number = STEPS.index(stage.name)
+    for step in budget.stages:
+        ends = [start * (budget.ms / start) ** share for share in (drawn_share, drawn_share + step.ms / budget.ms)]
+        drawn_share += step.ms / budget.ms
+        number = STEPS.index(step.name)
         axes.barh(
             place,
             ends[1] - ends[0],
@@ -59,7 +59,7 @@ def _draw_shares(axes: Axes, place: int, budget: Budget, start: float) -> None:
             hatch=HATCHES[number],
             edgecolor=INK,
             linewidth=0.6,
-            label=stage.name,
+            label=step.name,
         )
 
 

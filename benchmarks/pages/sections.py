@@ -15,10 +15,12 @@ from benchmarks.pages.tables import (
     accuracy_table,
     budget_label,
     budget_tables,
+    clip_of,
     cost_table,
     methods_of,
     methods_table,
     not_profiled,
+    place_of,
     profile_tables,
     robustness_tables,
     stability_table,
@@ -151,27 +153,20 @@ def _times(report: Report) -> Iterator[Section]:
         yield Section("Stability", tables=(table,))
 
 
-def _clips(budgets: list[Budget]) -> str:
-    """Return a sentence that describes the clips that budgets were measured on."""
-    clips = {(budget.frames, budget.video, *budget.picture) for budget in budgets if budget.stages}
-    texts = [f"{count} frames of {name} ({width} by {height} pixels)" for count, name, width, height in sorted(clips)]
-    return f"A clip here: {'; '.join(texts)}." if texts else "No clip was measured."
-
-
 def _budgets(budgets: list[Budget]) -> Iterator[Section]:
     if not budgets:
         return
-    threads = ", ".join(sorted({counted(budget.threads, "thread") for budget in budgets}))
-    machines = "; ".join(dict.fromkeys(budget.machine for budget in budgets))
-    sentence = f"From the video file to P(fake), on {threads} of {machines}. {_clips(budgets)}"
+    places, clips = ("; ".join(filter(None, dict.fromkeys(map(text, budgets)))) for text in (place_of, clip_of))
+    clip = f"A clip here: {clips}." if clips else "No clip was measured."
+    sentence = f"From the video file to P(fake), on {places}. {clip}"
     caption = (
         "A bar ends at the total, on a logarithmic axis; inside a bar, a step's length is its share of that bar's "
         "total, so that steps are compared within a bar and totals between bars."
     )
-    by_machine: dict[str, list[Budget]] = {}
+    by_place: dict[str, list[Budget]] = {}
     for budget in (budget for budget in budgets if budget.ms > 0):
-        by_machine.setdefault(budget.machine, []).append(budget)
-    drawn = {place: [(budget_label(budget, own), budget) for budget in own] for place, own in by_machine.items()}
+        by_place.setdefault(f"{place_of(budget)}: {clip_of(budget)}", []).append(budget)
+    drawn = {place: [(budget_label(budget, own), budget) for budget in own] for place, own in by_place.items()}
     charts = _charts_by_place(drawn, budget_chart, caption)
     yield Section("Clip budget", sentences=(sentence,), charts=charts, tables=budget_tables(budgets))
 

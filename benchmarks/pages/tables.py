@@ -112,12 +112,24 @@ def methods_table(rows: Sequence[Row]) -> Table:
     return Table(("Row", *(f"{name} ({fake} fake)" for name, fake in methods.items())), tuple(lines))
 
 
+def clip_of(budget: Budget) -> str:
+    """Return what clip a budget was measured on, as text; nothing where none was."""
+    width, height = budget.picture
+    return f"{budget.frames} frames of {budget.video} ({width} by {height} pixels)" if budget.stages else ""
+
+
+def place_of(budget: Budget) -> str:
+    """Return where a budget was measured, as text."""
+    return f"{counted(budget.threads, 'thread')} of {budget.machine}"
+
+
 def budget_label(budget: Budget, every: Sequence[Budget]) -> str:
-    """Return the name of a budget's row, what distinguishes it from others of that name, and its machine of several."""
+    """Return the name of a budget's row, what distinguishes it from namesakes, and its place and clip of several."""
     namesakes = [other for other in every if other.row == budget.row]
-    compared = {"runtime": namesakes, "scheme": namesakes, "machine": every}
-    telling = [field for field, others in compared.items() if len({getattr(other, field) for other in others}) > 1]
-    return ", ".join([budget.row, *(getattr(budget, field) for field in telling)])
+    telling = [field for field in ("runtime", "scheme") if len({getattr(other, field) for other in namesakes}) > 1]
+    shared = [text for text in (place_of, clip_of) if len({text(other) for other in every} - {""}) > 1]
+    details = [*(getattr(budget, field) for field in telling), *(text(budget) for text in shared)]
+    return ", ".join(filter(None, [budget.row, *details]))
 
 
 def _against(budget: Budget, every: Sequence[Budget]) -> str:
@@ -129,19 +141,19 @@ def _against(budget: Budget, every: Sequence[Budget]) -> str:
 
 def _step(budget: Budget, name: str) -> str:
     """Return a step's milliseconds and its share of the total, as text."""
-    ms = next((stage.ms for stage in budget.stages if stage.name == name), None)
+    ms = next((step.ms for step in budget.stages if step.name == name), None)
     return DASH if ms is None else f"{figure(ms)} ({ms / budget.ms:.0%})"
 
 
 def _peak(budget: Budget, name: str = "") -> str:
     """Return the largest resident set during a step, or during any step, in MiB as text."""
-    peaks = [stage.peak_memory_mb for stage in budget.stages if name in ("", stage.name)]
+    peaks = [step.peak_memory_mb for step in budget.stages if name in ("", step.name)]
     return figure(max((peak for peak in peaks if peak is not None), default=None))
 
 
 def budget_tables(budgets: Sequence[Budget]) -> tuple[Table, Table]:
     """Return the tables of milliseconds a clip and of peak memory, by step."""
-    steps = [name for name in STEPS if any(stage.name == name for budget in budgets for stage in budget.stages)]
+    steps = [name for name in STEPS if any(step.name == name for budget in budgets for step in budget.stages)]
     names = [budget_label(budget, budgets) for budget in budgets]
     lines = [
         (

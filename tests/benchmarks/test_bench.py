@@ -156,7 +156,7 @@ def alone(student_run, demo_store, demo_corpus, reference_file, tmp_path_factory
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("benchmarks.rounds.measure_apart", measure)
             patch.setattr("benchmarks.worker.LEAST_SECONDS", 0.0)
-            patch.setattr("benchmarks.clip_cost.answer_of", lambda _module, task, *_: task.measured())
+            patch.setattr("benchmarks.clip_budget.answer_of", lambda _module, task, *_: task.measured())
             return bench([student_run], demo_store, reference_file, out, repeats=10, rounds=1, **options)
 
     out = tmp_path_factory.mktemp("alone") / "report"

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from benchmarks.budget import BudgetTask, Steps, first_clip
-from benchmarks.clip_cost import measure_budget
+from benchmarks.clip_budget import measure_budget
 from data.crops import CropRule
 from data.tracks import STRIDE
 from data.video import Video, write_video
@@ -94,9 +94,9 @@ def test_a_step_s_time_is_the_median_and_its_own_frames_share(student_run, video
         return "found"
 
     assert steps.timed("faces", run, share=0.25) == "found"
-    assert steps.stages[0].ms == 125.0  # of .25, 1 and .5 s; the first call warms up
+    assert steps.measured[0].ms == 125.0  # of .25, 1 and .5 s; the first call warms up
     steps.timed("depth", run, warm=lambda: None)
-    assert steps.stages[1].ms == 8000.0  # too long to be run again
+    assert steps.measured[1].ms == 8000.0  # too long to be run again
 
 
 def test_a_clip_that_begins_later_is_found(student_run, video, tmp_path):
@@ -134,7 +134,7 @@ def test_of_a_clip_that_begins_later_its_own_frames_share_of_reading_and_looking
     clip = first_clip(late, "dlib", FRAMES, pictures)
     steps.until_the_faces(pictures)
     steps.until_the_model(clip)
-    assert {stage.name: stage.ms for stage in steps.stages} == {"decode": 250.0, "faces": 250.0, "crop": 1000.0}
+    assert {step.name: step.ms for step in steps.measured} == {"decode": 250.0, "faces": 250.0, "crop": 1000.0}
 
 
 def test_a_video_without_a_face_is_said(student_run, tmp_path):
@@ -147,7 +147,7 @@ def test_a_video_without_a_face_is_said(student_run, tmp_path):
 def test_a_budget_is_of_what_its_row_names(student_run, video, monkeypatch):
     found = task_of(student_run, video).empty("")
     environments = []
-    monkeypatch.setattr("benchmarks.clip_cost.answer_of", lambda *task: environments.append(task[3]) or found)
+    monkeypatch.setattr("benchmarks.clip_budget.answer_of", lambda *task: environments.append(task[3]) or found)
     assert measure_budget(task_of(student_run, video)) == found
     assert environments == [os.environ | {"CUDA_VISIBLE_DEVICES": ""}]  # networks run where all other steps are
     with pytest.raises(StageError, match=rf"{student_run} was changed while it was measured"):

@@ -68,12 +68,18 @@ def test_notes_name_models_that_were_trained_from_random_weights(opened_store):
 
 
 def test_a_reference_of_an_earlier_run_of_that_name_is_noted(opened_store):
-    def notes(sha256, kind="run"):
-        own = Subject(measured("teacher", 4.0, 10, kind=kind, sha256=sha256), Path("teacher"), True, None, None, None)
-        return [note for note in notes_of([own], opened_store, "test", REFERENCE, None) if "another run" in note]
+    def notes(*hashes, kind="run"):
+        subjects = [
+            Subject(measured(name, 4.0, 10, kind=kind, sha256=sha256), Path(name), True, None, None, None)
+            for name, sha256 in zip(("a/teacher", "b/teacher"), hashes, strict=False)
+        ]
+        return [note for note in notes_of(subjects, opened_store, "test", REFERENCE, None) if "another run" in note]
 
     assert notes("cd" * 32) == [
         "The reference was measured on another run of the name teacher than the one in the rows: Delta AUC is against "
         "that one."
     ]
-    assert notes("ab" * 32) == notes("cd" * 32, "artifact") == notes(None) == []
+    assert notes("cd" * 32, "ef" * 32) == notes("cd" * 32)
+    for others in (["ab" * 32], ["cd" * 32, "ab" * 32], [None]):
+        assert notes(*others) == []
+    assert notes("cd" * 32, kind="artifact") == []

@@ -49,7 +49,7 @@ def calls_of(file: Path) -> Iterator[tuple[Any, list[Any], set[str]]]:
                 named = {keyword.arg for keyword in node.keywords if keyword.arg}
                 spread = [ast.unparse(keyword.value) for keyword in node.keywords if not keyword.arg]
                 positional = [argument for argument in node.args if not isinstance(argument, ast.Starred)]
-                yield stages[node.func.id], positional, named.union(*(options.get(name, set()) for name in spread))
+                yield stages[node.func.id], positional, named.union(*(options[name] for name in spread))
 
 
 def options_in(function: ast.AST) -> Iterator[tuple[str, set[str]]]:

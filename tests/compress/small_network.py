@@ -1,8 +1,12 @@
 """A network of 6 layers with everything that quantization meets: ReLU6, batch norms, a residual sum, a gate, GELU."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
+from compress.int8 import Quantization, Tensors
+from compress.observers import ObserverName
 from models.detector import Architecture, Detector
 
 SIZE = 32
@@ -50,3 +54,16 @@ def some_pictures(count: int, seed: int = 1) -> Tensor:
     """Return smooth random pictures, float32 [N, 3, 32, 32], of zero mean."""
     coarse = torch.randn(count, 3, 6, 6, generator=torch.Generator().manual_seed(seed))
     return nn.functional.interpolate(coarse, size=(SIZE, SIZE), mode="bicubic")
+
+
+def quantization_of(
+    tensors: Tensors, float_layers: Sequence[str] = (), observer: ObserverName = "minmax"
+) -> Quantization:
+    """Return what a run would store of these scales."""
+    return Quantization(
+        observer=observer,
+        float_layers=list(float_layers),
+        calibration_crops=1,
+        calibration_fingerprint="",
+        tensors=tensors,
+    )

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import platform
 import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -84,6 +85,16 @@ def test_a_whole_cache_on_a_disk_that_is_only_read_serves_and_one_that_lacks_vie
     for root, views in ((tmp_path, two), (tmp_path / "half", one), (tmp_path / "new", one)):
         with pytest.raises(StageError, match=r" cannot be written, as .* may not: give --cache, a folder that may"):
             fill(root, key_of(views), views, Means())
+
+
+def test_what_a_kill_left_of_a_block_makes_room_for_it(opened_store: ClipStore, tmp_path: Path) -> None:
+    views = Views(opened_store, ViewRule())
+    folder = tmp_path / key_of(views).folder
+    folder.mkdir()
+    left = folder / f".block-0.npy.{platform.node()}.{2**22 + 1}.partial"  # more than Linux gives as a process's number
+    left.write_bytes(b"half")
+    check(fill(tmp_path, key_of(views), views, Means()), views)
+    assert not left.exists()
 
 
 def test_a_cache_that_is_only_read_serves_when_a_clip_is_damaged(

@@ -14,9 +14,13 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
+from data.cluster import not_shared
 from data.journal import KILLER as KILLED
 from data.journal import Journal
-from data.prepare import prepare
+from data.layouts.source import Source
+from data.parquet import Row
+from data.prepare import _prepare_on_cluster, prepare
+from data.prepare_video import Recipe, prepare_video
 from data.store import ClipStore
 from data.unfinished import Unfinished
 from processes import WorkerDied
@@ -106,6 +110,32 @@ def test_files_that_go_away_meanwhile_stop_it_and_what_is_done_is_kept(
     monkeypatch.undo()
     info = prepare([corpus], out, **options)
     assert info.videos["ok"] == sum(info.videos.values()) > 1
+
+
+def test_a_video_that_goes_away_while_it_is_read_is_not_done(
+    demo_control: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus, out = tmp_path / "corpus", tmp_path / "store"
+    shutil.copytree(demo_control / "real", corpus / "real")
+    whole = prepare([corpus], tmp_path / "whole", label="real", frames=2, size=32)
+    begun: list[tuple[Source, str, Recipe]] = []
+
+    def read_until_it_was_gone(source: Source, split: str, recipe: Recipe, write: Callable[[Row], None]) -> Row:
+        begun.append((source, split, recipe))
+        row = prepare_video(source, split, recipe, write)
+        corpus.rename(tmp_path / "elsewhere")
+        return row
+
+    monkeypatch.setattr("data.prepare.prepare_video", read_until_it_was_gone)
+    monkeypatch.setattr("data.journal.in_processes", lambda function, jobs, *_: [function(*job) for job in jobs])
+    with pytest.raises(StageError, match=r"is no longer there: what is done is kept, call the command again to go on"):
+        prepare([corpus], out, label="real", frames=2, size=32)
+    assert not list(tmp_path.glob(".store.unfinished/rows/*.json"))
+    (tmp_path / "elsewhere").rename(corpus)
+    assert _prepare_on_cluster(*begun[0], existed=True) == not_shared(begun[0][0].path)
+    monkeypatch.undo()
+    (tmp_path / "elsewhere").rename(corpus)
+    assert prepare([corpus], out, label="real", frames=2, size=32) == whole
 
 
 def test_what_a_power_cut_left_half_written_is_made_again(

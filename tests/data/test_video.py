@@ -164,8 +164,10 @@ def test_frames_that_are_woven_or_meant_for_brighter_screens_are_remarked(
         assert tuple(video.remarks) == remarks
 
 
-@pytest.mark.parametrize(("rate", "told"), [(30, 30.0), (1000, 0.0)])
-def test_a_rate_that_is_the_unit_of_times_is_not_told(rate: int, told: float, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("rate", "milliseconds", "told"), [(30, 33, 30.0), (1000, 40, 25.0), (1000, 1, 0.0)])
+def test_a_rate_that_is_the_unit_of_times_is_that_of_the_frames(
+    rate: int, milliseconds: int, told: float, tmp_path: Path
+) -> None:
     """Recorders of browsers write 1000, as their times are in milliseconds."""
     with av.open(str(tmp_path / "a.webm"), "w") as container:
         stream = container.add_stream("libvpx", rate=rate)
@@ -173,7 +175,7 @@ def test_a_rate_that_is_the_unit_of_times_is_not_told(rate: int, told: float, tm
         stream.codec_context.time_base = Fraction(1, 1000)
         for number in range(5):
             frame = av.VideoFrame(64, 48, "yuv420p")
-            frame.pts, frame.time_base = 33 * number, Fraction(1, 1000)
+            frame.pts, frame.time_base = milliseconds * number, Fraction(1, 1000)
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
     with Video(tmp_path / "a.webm") as video:

@@ -39,11 +39,22 @@ def test_the_copy_shows_box_and_scores(frames, bundle_path, tmp_path, capsys):
     assert inside.mean() > 0.8
 
 
+def test_a_rate_that_is_not_known_is_said(frames, bundle_path, tmp_path, capsys, monkeypatch):
+    write_video(tmp_path / "face.mp4", frames, 30)
+    monkeypatch.setattr(Video, "_frame_rate", lambda video: 0.0)
+    detect([tmp_path / "face.mp4"], bundle_path, FILE, annotate=tmp_path / "out.mp4")
+    assert "face.mp4 tells no frame rate: " in (said := capsys.readouterr().err)
+    assert said.endswith("out.mp4 has 25 frames a second\n")
+    monkeypatch.undo()
+    with Video(tmp_path / "out.mp4") as video:
+        assert (video.info.fps, video.count()) == (25.0, 18)
+
+
 def test_nothing_is_overwritten(frames, bundle_path, tmp_path):
     write_video(tmp_path / "face.mp4", frames)
     with pytest.raises(StageError, match=r"--annotate .*face.avi is not an .mp4: name one"):
         detect([tmp_path / "face.mp4"], bundle_path, FILE, annotate=tmp_path / "face.avi")
-    with pytest.raises(StageError, match=r"--annotate .*face.mp4 already exists: remove it"):
+    with pytest.raises(StageError, match=r"face.mp4 already exists: remove it or give another --annotate$"):
         detect([tmp_path / "face.mp4"], bundle_path, FILE, annotate=tmp_path / "face.mp4")
     with pytest.raises(StageError, match="--annotate is for one video, without --out"):
         detect([tmp_path / "face.mp4", tmp_path / "b.mp4"], bundle_path, FILE, annotate=tmp_path / "x.mp4")

@@ -20,8 +20,8 @@ from data.remote import place
 from data.video import write_video
 from export.bundle import Bundle
 from export.detect import detect
-from export.scan import _scorer_hash, scan
-from export.scorer import VideoScorer
+from export.scan import TABLE_SCHEMA, _scorer_hash, scan
+from export.scorer import Detection, ScoredClip, VideoScorer
 from processes import WorkerDied
 from resuming import Lock
 from stage import StageError
@@ -50,6 +50,14 @@ def test_a_table_is_of_what_decides_its_scores_and_not_of_what_is_said_of_them(b
         return _scorer_hash(bundle, artifact)
 
     assert with_clip(text="another", frame_rate=25.0) == with_clip() != with_clip(hop=1)
+
+
+def test_a_table_has_all_that_is_printed():
+    """Columns that the schema lacks would be left out of the table without a word."""
+    printed = set(Detection.model_fields)
+    assert printed - set(TABLE_SCHEMA.names) == set()
+    assert set(TABLE_SCHEMA.names) - printed == {"bytes", "modified_ns", "status"}
+    assert {field.name for field in TABLE_SCHEMA.field("clips").type.value_type} == set(ScoredClip.model_fields)
 
 
 @pytest.fixture

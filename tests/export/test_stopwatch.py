@@ -1,4 +1,4 @@
-"""Time by stage: what runs inside another stage counts to the inner one alone."""
+"""Time by step: what runs inside another step counts to the inner one alone."""
 
 import pytest
 
@@ -17,7 +17,7 @@ def clock(monkeypatch):
     return wait
 
 
-def test_stages_in_stages_count_once(clock):
+def test_steps_in_steps_count_once(clock):
     watch = Stopwatch()
 
     def source():
@@ -34,18 +34,18 @@ def test_stages_in_stages_count_once(clock):
     for _ in watch.each("faces", work(source())):
         clock(10.0)
         watch.timed("score", clock)(0.5)
-        with watch.stage("crop"):
+        with watch.step("crop"):
             clock(4.0)
-            with watch.stage("score"):
+            with watch.step("score"):
                 clock(0.5)
     assert watch.seconds == {"decode": 6.25, "faces": 3.0, "score": 3.0, "crop": 12.0}
 
 
-def test_a_stage_that_fails_counts(clock):
+def test_a_step_that_fails_counts(clock):
     watch = Stopwatch()
-    with pytest.raises(ValueError, match="x"), watch.stage("outer"):
+    with pytest.raises(ValueError, match="x"), watch.step("outer"):
         clock(1.0)
-        with watch.stage("inner"):
+        with watch.step("inner"):
             clock(2.0)
             raise ValueError("x")
     assert watch.seconds == {"inner": 2.0, "outer": 1.0}

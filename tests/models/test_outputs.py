@@ -67,7 +67,7 @@ def test_clips_are_told_as_by_the_detector(more: dict[str, object], several: lis
         assert torch.equal(said.valid, valid)
         expected = torch.stack([said.frames[0, [0, 2]].mean(0), said.frames[1].mean(0)])
         torch.testing.assert_close(said.embedding, expected)
-        torch.testing.assert_close(said.frames, detector.head.fused(per_picture(detector.backbone, pictures), valid))
+        torch.testing.assert_close(said.frames, detector.head.features(per_picture(detector.backbone, pictures), valid))
 
 
 @pytest.mark.parametrize(("side", "grid"), [((16, 16), (7, 7)), ((7, 9), (7, 4)), ((5, 6), (10, 3))])

@@ -1,13 +1,14 @@
 """The run folder: schema, round trip, and what is refused."""
 
 import json
+import platform
 import shutil
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from models.run import Run
+from models.run import Run, UnfinishedRun
 from stage import StageError
 from tests.conftest import forget_hashes
 
@@ -89,6 +90,16 @@ def test_a_run_that_does_not_fit_on_the_disk_leaves_nothing(drawn_run, tmp_path,
     with pytest.raises(StageError, match=r"cannot write .*run: File too large"):
         drawn_run(tmp_path / "run")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_kill_left_of_a_checkpoint_is_removed_and_the_last_whole_one_is_kept(tmp_path):
+    for checkpoint_is_there in (False, True):
+        with UnfinishedRun(tmp_path / "run", {"what": "nothing"}) as unfinished:
+            assert unfinished.checkpoint.exists() is checkpoint_is_there
+            left = unfinished.checkpoint.with_name(f".last.pt.{platform.node()}.{2**22 + 1}.partial")
+            assert not left.exists()
+            unfinished.checkpoint.write_bytes(b"whole")
+            left.write_bytes(b"half")
 
 
 def test_files_that_systems_and_editors_leave_do_not_change_what_a_run_is(copy):

@@ -73,7 +73,31 @@ def test_budgets_have_shares_totals_and_the_teacher_s_ratio_or_a_reason(report: 
     report.budgets[0].machine = "another"
     there, here, _ = budget_tables(report.budgets)[0].rows
     assert here[-2] == "–", "a teacher of another machine is no measure"
-    assert there[0] == "runs/dino, another" and here[0].endswith(f", {MACHINE}")
+    assert there[0] == "runs/dino, 1 thread of another" and here[0].endswith(f", 1 thread of {MACHINE}")
+
+
+def test_budgets_of_several_clips_and_threads_say_theirs(report: Report) -> None:
+    dino, int8, missing = report.budgets
+    small = dino.model_copy(update={"video": "small.mp4", "picture": (640, 360)})
+    report.budgets = [dino, int8, small, int8.model_copy(update={"threads": 4}), missing]
+    clip, place = f"20 frames of {HOSTILE} (1280 by 720 pixels)", f"of {MACHINE}"
+    small_clip = "20 frames of small.mp4 (640 by 360 pixels)"
+    assert [line[0] for line in budget_tables(report.budgets)[0].rows] == [
+        f"runs/dino, 1 thread {place}, {clip}",
+        f"student-int8.pte, 1 thread {place}, {clip}",
+        f"runs/dino, 1 thread {place}, {small_clip}",
+        f"student-int8.pte, 4 threads {place}, {clip}",
+        f"{BREAKOUT}, 1 thread {place}",
+    ]
+    section = next(section for section in sections(report) if section.title == "Clip budget")
+    assert section.sentences == (
+        f"From the video file to P(fake), on 1 thread {place}; 4 threads {place}. A clip here: {clip}; {small_clip}.",
+    )
+    assert [chart.caption.partition(" A bar ")[0] for chart in section.charts] == [
+        f"On 1 thread {place}: {clip}.",
+        f"On 1 thread {place}: {small_clip}.",
+        f"On 4 threads {place}: {clip}.",
+    ]
 
 
 def test_sustained_speed_says_what_is_lost_and_why_energy_is_not_known(report: Report) -> None:
@@ -128,7 +152,8 @@ def test_times_of_several_places_name_theirs_and_charts_are_of_one_each(report: 
         ("Sustained speed", [MACHINE, "Pixel 8, CPU", processor]),
         ("Clip budget", [processor, MACHINE]),
     ):
-        assert [chart.caption.partition(". ")[0] for chart in charts[title]] == [f"On {place}" for place in places]
+        for place, chart in zip(places, charts[title], strict=True):
+            assert chart.caption.startswith((f"On {place}. ", f"On 1 thread of {place}: 20 frames of "))
     assert ">elsewhere.pte<" in charts["Sustained speed"][2].svg
 
 
@@ -139,4 +164,4 @@ def test_times_of_one_place_name_it_beside_rows_of_another(report: Report) -> No
     assert f" on 1 thread of {MACHINE}. " in found["Clip budget"].sentences[0]
     for title in ("Clip budget", "Sustained speed"):
         (chart,) = found[title].charts
-        assert chart.caption.startswith(f"On {MACHINE}. ")
+        assert chart.caption.startswith((f"On {MACHINE}. ", f"On 1 thread of {MACHINE}: 20 frames of "))

@@ -21,7 +21,7 @@ from stage import Modality, StageError, WrongArgument, progress
 
 
 @dataclass(frozen=True)
-class ClipCost:
+class BudgetOptions:
     """The video whose first clip is timed: options of ``bench``."""
 
     video: Annotated[
