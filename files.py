@@ -135,7 +135,7 @@ def remove(path: Path) -> None:
 def remove_stale(target: Path) -> None:
     """Remove the partial files that ended processes of this machine left beside ``target``."""
     partial_name = re.compile(re.escape(f".{target.name}.{platform.node()}.") + r"(\d+)\.partial")
-    for path in target.parent.iterdir():
+    for path in target.parent.iterdir() if target.parent.is_dir() else ():
         if (match := partial_name.fullmatch(path.name)) and not _is_another(int(match[1])):
             remove(path)
 
@@ -189,8 +189,7 @@ def refuse_existing(out: Path, option: str = "--out") -> None:
     What a killed process of this machine left half written there is removed, as is an empty folder.
     """
     check_output(out)
-    if out.parent.is_dir():
-        remove_stale(out)
+    remove_stale(out)
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise StageError(f"{out} already exists: remove it or give another {option}")
     if out.is_dir():

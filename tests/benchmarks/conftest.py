@@ -1,13 +1,16 @@
 """Runs, and the scripted phone, that several tests of this room measure."""
 
+import functools
 import json
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
+from benchmarks.processor import measure_products
 from compress.teach import teach
 from models.detector import Architecture, Detector
 from models.megatron import MegatronSettings
@@ -16,6 +19,14 @@ from tests.benchmarks.runner_logs import EXECUTORCH, ONNXRUNTIME
 from tests.benchmarks.scripted_adb import ADB, Adb
 from tests.conftest import note_anew, shared
 from tests.export.clip_student import clip_bundle
+
+
+@pytest.fixture(autouse=True, scope="session")
+def measured_products() -> Iterator[None]:
+    """Measure this machine's matrix products once, and not twice for each report: each time takes two processes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("benchmarks.bench.measure_products", functools.cache(measure_products))
+        yield
 
 
 @pytest.fixture(scope="module")

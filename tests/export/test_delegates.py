@@ -6,9 +6,11 @@ import zipfile
 from importlib.metadata import version
 
 import pytest
+import torch
 from executorch.runtime import Runtime
 
-from compress.runs import own_threshold
+from compress.runs import own_threshold, pixel_detector, torch_scorer
+from compress.scoring import score_split
 from export.bundle import Bundle
 from export.readme import readme
 from export.verify import verify
@@ -89,23 +91,22 @@ def test_a_threshold_that_is_not_a_file_s_own_is_told(delegated):
 
 
 def test_the_threshold_of_a_file_that_cannot_run_here_is_of_the_store_of_the_export(
-    student_run, demo_store, opened_store, tmp_path
+    demo_store, opened_store, tmp_path_factory, tmp_path
 ):
     if "VulkanBackend" in Runtime.get().backend_registry.registered_backend_names:
         pytest.skip("this machine has Vulkan")
-    run = shutil.copytree(student_run, tmp_path / "run")
+    run = shutil.copytree(frame_run(tmp_path_factory), tmp_path / "run")
     told = json.loads((run / "model.json").read_text())
     told["data"] |= {"fingerprint": "of another store"}
     (run / "model.json").write_text(json.dumps(told))
-    metrics = json.loads((run / "metrics.json").read_text())
-    own = own_threshold(Run(run))
-    (run / "metrics.json").write_text(json.dumps(metrics | {"threshold": metrics["threshold"] | {"value": 0.99}}))
+    scores = score_split(torch_scorer(pixel_detector(Run(run)), torch.device("cpu")), opened_store, "val")
     forget_hashes(run)
     export_here([run], demo_store, tmp_path / "bundle", "executorch", delegate="vulkan")
     made = Bundle(tmp_path / "bundle")
     (artifact,) = made.manifest.artifacts
     assert artifact.validation is None and made.manifest.data.fingerprint == opened_store.info.fingerprint
-    assert artifact.threshold.value == pytest.approx(own.value, abs=1e-6)
+    assert artifact.threshold.value == pytest.approx(scores.choose_threshold().value, abs=1e-6)
+    assert artifact.threshold.value != own_threshold(Run(run)).value
 
 
 def test_a_bundle_with_files_for_other_machines_is_verified(delegated, capsys):

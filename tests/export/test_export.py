@@ -218,6 +218,7 @@ def test_a_bundle_says_whom_its_thresholds_know(student_run, demo_store, tmp_pat
     assert " of persons in the training or validation of run: weights or thresholds that were chosen" in notes[-1]
     text, said = (tmp_path / "bundle" / "README.md").read_text(), capsys.readouterr().err
     assert all(f"Note: {note}\n" in text for note in notes) and f"note: {notes[-1]}\n" in said
+    assert "fp32.onnx: forward: NNAPI could take " in said
 
 
 def test_onnx_files_are_of_a_version_that_the_oldest_runtime_they_name_reads(bundle):
