@@ -8,10 +8,11 @@ s on; GELU, ReLU6, sigmoid, the input and the embeddings forbid factors.
 
 import copy
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx import GraphModule, Interpreter, Node
 
 from compress.graph import LAYERS, aten, traced
@@ -42,9 +43,11 @@ def _shape(node: Any) -> tuple[int, ...]:
     return tuple(value.shape[1:]) if isinstance(value, Tensor) else ()
 
 
-def _is_unshared(weight: Any) -> bool:
-    """Return whether a layer's weight is a parameter that no other layer uses."""
-    return isinstance(weight, Node) and weight.op == "get_attr" and len(weight.users) == 1
+def _is_own(weight: Any) -> bool:
+    """Return whether a layer's weight is a parameter that no other layer uses, and not a fixed filter, as of a blur."""
+    if not isinstance(weight, Node) or weight.op != "get_attr" or len(weight.users) != 1:
+        return False
+    return isinstance(attrgetter(str(weight.target))(weight.graph.owning_module), nn.Parameter)
 
 
 def _mixes_channels(node: Node) -> bool:
@@ -87,11 +90,11 @@ class _Ties:
         if node.target in LAYERS:
             # A linear layer on tokens or on [N, H, W, C] does not have its channels on axis 1.
             other_axis = len(_shape(node)) != (1 if node.target == aten.linear.default else 3)
-            if other_axis or not _is_unshared(node.args[1]):
+            if other_axis or not _is_own(node.args[1]):
                 self._fixed |= {node, operands[0]}
         elif node.target == BATCH_NORM:
-            unshared = _is_unshared(node.args[1]) and _is_unshared(node.args[2])
-            self._fixed |= {operands[0]} if unshared else {operands[0], node}
+            own = _is_own(node.args[1]) and _is_own(node.args[2])
+            self._fixed |= {operands[0]} if own else {operands[0], node}
         elif node.target in PASSING and _shape(node)[:1] == _shape(operands[0])[:1] and not _mixes_channels(node):
             self._tie(operands[0], node)
         elif node.target in SUMS and len(operands) == 2 and _shape(operands[0]) == _shape(operands[1]):

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from data.parquet import Row
+from data.presence import is_there
+from data.remote import is_remote
 from stage import StageError, WrongArgument, out_of_memory, progress, reason_of, say
 
 Job = TypeVar("Job", bound=tuple[Any, ...])
@@ -39,9 +41,15 @@ def check_workers(address: str | None, workers: int) -> None:
         )
 
 
-def not_shared(path: Path) -> Row:
-    """Return the result of a job whose file the machine with the jobs has found, and this one has not."""
-    return {"error": f"{path} is not on {platform.node()}: share the disk with the cluster, or give a URL"}
+def seen_from_here(path: Path) -> Row:
+    """Return, for a job's result, whether this machine sees its file, and the machine's name."""
+    return {"seen": is_remote(path) or is_there(path), "node": platform.node()}
+
+
+def refuse_not_shared(path: Path, result: Row) -> None:
+    """Raise StageError for a file that this machine sees, and the one that gave the result (``seen_from_here``) not."""
+    if not result["seen"] and is_there(path):
+        raise StageError(f"{path} is not on {result['node']}: share the disk with the cluster, or give a URL")
 
 
 def on_ray(

@@ -15,7 +15,7 @@ import cv2
 import typer
 
 from command import run_as_script, takes_options
-from data.cluster import check_workers, not_shared, on_ray
+from data.cluster import check_workers, on_ray, refuse_not_shared, seen_from_here
 from data.crops import CropRule
 from data.faces import DETECTORS
 from data.forge import WEAKEST
@@ -24,13 +24,14 @@ from data.layouts import Selection, Source, read_sources
 from data.modalities import Modalities, ModalityOptions
 from data.parquet import Row, RowWriter
 from data.prepare_video import Recipe, prepare_video, without_clips
+from data.presence import disk_has_gone
 from data.remote import at_hand, is_remote, place, refuse_occupied, upload
 from data.schemas import CLIP_SCHEMA
 from data.settings import ClipStart, StoreSettings
 from data.splits import parse_ratios, split_sources
 from data.store import ClipStore, StoreInfo, clip_file
 from data.store_notes import in_one_split_notes, left_out_notes, missing_label_notes
-from data.unfinished import Unfinished, clips_of, is_done, note
+from data.unfinished import Unfinished, clips_of, is_done, modified_ns, note
 from data.views import WeakestForgery, check_weakest_forgery
 from files import refuse_existing, written_whole
 from stage import Seed, StageError, WrongArgument, progress, say, usable_cores
@@ -45,15 +46,10 @@ class Job(NamedTuple):
     source: Source
     split: str
     recipe: Recipe
-    existed: bool
-    """Whether its file was found when the command began."""
+    modified: int | None
+    """When its file was last changed as the command began, in nanoseconds; None for a remote or missing one."""
     folder: Path
     """Folder of the unfinished store."""
-
-
-def _exists(source: Source) -> bool:
-    """Tell whether a source's file exists; one behind a URL counts as existing until it is fetched."""
-    return is_remote(source.path) or _size_in_bytes(source.path) >= 0
 
 
 def _use_one_thread(recipe: Recipe) -> None:
@@ -65,15 +61,20 @@ def _use_one_thread(recipe: Recipe) -> None:
         torch.set_num_threads(1)
 
 
-def _prepare_one(source: Source, split: str, recipe: Recipe, existed: bool, folder: Path) -> None:
-    """Prepare one video. Raises StageError if a file that was found is gone."""
+def _refuse_gone(source: Source, modified: int | None) -> None:
+    """Raise StageError if a file that was found is gone with its disk; one that was deleted has its row."""
+    if modified is not None and disk_has_gone(source.path):
+        raise StageError(f"{source.path} is no longer there: what is done is kept, call the command again to go on")
+
+
+def _prepare_one(source: Source, split: str, recipe: Recipe, modified: int | None, folder: Path) -> None:
+    """Prepare one video. Raises StageError if its disk has gone."""
     Journal(folder).begin(source.video_id)
     _use_one_thread(recipe)
     with clips_of(folder, source.video_id) as clips:
         row = prepare_video(source, split, recipe, clips.write)
-        if existed and not _exists(source):  # a video may end early, without a word, where its disk has gone
-            raise StageError(f"{source.path} is no longer there: what is done is kept, call the command again to go on")
-    note(folder, source, row)
+        _refuse_gone(source, modified)  # a video may end early, without a word
+    note(folder, row, modified)
 
 
 def _prepare_here(jobs: list[Job], store: Unfinished, workers: int) -> None:
@@ -81,35 +82,35 @@ def _prepare_here(jobs: list[Job], store: Unfinished, workers: int) -> None:
     job_of = {job.source.video_id: job for job in jobs}
 
     def note_killer(video_id: str) -> None:
-        source, split, *_ = job_of[video_id]
-        note(store.folder, source, without_clips(source, split, "unreadable", KILLER))
+        source, split, _, modified, _ = job_of[video_id]
+        note(store.folder, without_clips(source, split, "unreadable", KILLER), modified)
 
     in_noted_processes(_prepare_one, job_of, store.journal, workers, "prepare", note_killer)
 
 
-def _prepare_on_cluster(source: Source, split: str, recipe: Recipe, existed: bool) -> Row:
-    """Prepare one video on a cluster; return its row as JSON and its clip file's bytes, or an error's text."""
+def _prepare_on_cluster(source: Source, split: str, recipe: Recipe) -> Row:
+    """Prepare one video on a cluster; return its row as JSON and its clip file's bytes."""
     _use_one_thread(recipe)
-    if existed and not _exists(source):
-        return not_shared(source.path)
     file = io.BytesIO()
     with RowWriter(file, CLIP_SCHEMA) as clips:
         row = prepare_video(source, split, recipe, clips.write)
-    if existed and not _exists(source):
-        return not_shared(source.path)
-    return {"row": json.dumps(row), "clips": file.getvalue()}
+    return {"row": json.dumps(row), "clips": file.getvalue()} | seen_from_here(source.path)
 
 
 def _prepare_on_ray(jobs: list[Job], store: Unfinished, address: str, workers: int) -> None:
     """Prepare on a Ray cluster, whose machines need not share a disk with this one."""
     share = GPU_SHARE if jobs and jobs[0].recipe.modalities.in_torch else 0.0
-    pending = [job[:4] for job in jobs]
-    for (source, split, *_), result in on_ray(_prepare_on_cluster, pending, address, workers, "prepare", share):
+    pending, modified_of = [job[:3] for job in jobs], {job.source.video_id: job.modified for job in jobs}
+    for (source, split, _), result in on_ray(_prepare_on_cluster, pending, address, workers, "prepare", share):
+        modified = modified_of[source.video_id]
+        if result and not result["seen"]:
+            refuse_not_shared(source.path, result)
+            _refuse_gone(source, modified)
         row = json.loads(result["row"]) if result else without_clips(source, split, "unreadable", KILLER)
         if result and result["clips"]:
             with written_whole(clip_file(store.folder, row["video_id"])) as aside:
                 aside.write_bytes(result["clips"])
-        note(store.folder, source, row)
+        note(store.folder, row, modified)
 
 
 def _build(
@@ -119,7 +120,7 @@ def _build(
     with Unfinished(out, recipe.settings) as store:
         folder = store.folder.absolute()
         jobs = [
-            Job(source, split, recipe, _exists(source), folder)
+            Job(source, split, recipe, modified_ns(source), folder)
             for source, split in _not_done(folder, [(source, split) for source, split in sources if split])
         ]
         if ray is None:
@@ -127,7 +128,7 @@ def _build(
         else:
             _prepare_on_ray(jobs, store, ray, workers)
         for source in (source for source, split in sources if not split):
-            note(folder, source, without_clips(source, "", "left_out", "it shows persons of two splits"))
+            note(folder, without_clips(source, "", "left_out", "it shows persons of two splits"), None)
         return store.finish([source for source, _ in sources], notes)
 
 

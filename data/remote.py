@@ -111,13 +111,13 @@ def _shadow(root: Path, folder: Path) -> Path:
             copy = folder / PurePosixPath(path).relative_to(base)
             copy.parent.mkdir(parents=True, exist_ok=True)
             copy.write_bytes(remote.fs.cat_file(path) if copy.suffix.lower() in TABLES else b"")
-            os.truncate(copy, info["size"])
+            os.truncate(copy, info["size"] or 0)  # servers of web pages tell no sizes
     return folder / root.name if table else folder
 
 
 def _table_and_note(remote: Any) -> dict[str, dict[str, Any]]:
     """Return the fsspec infos, by path, of a table and of the ``corpus.json`` beside it, if there is one."""
-    note_path = str(PurePosixPath(remote.path).with_name("corpus.json"))
+    note_path = f"{remote.path.rpartition('/')[0]}/corpus.json"
     return {
         path: remote.fs.info(path) for path in (remote.path, note_path) if path == remote.path or remote.fs.exists(path)
     }

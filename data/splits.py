@@ -2,10 +2,12 @@
 
 import hashlib
 from collections.abc import Iterable, Sequence
+from pathlib import PurePath
 
 import numpy as np
 
 from data.layouts import FAKE, REAL, SPLITS, Source
+from data.layouts.source import one_form
 from stage import StageError, WrongArgument
 
 LARGE = 0.5
@@ -54,12 +56,19 @@ def _prescribed(group: Sequence[Source]) -> str | None:
         for identity in source.identities:
             other = source_of.setdefault(identity, source)
             if other.split != source.split:
-                raise _in_two_splits(other, source, f"both show identity {identity!r}")
+                raise _in_two_splits(other, source, _shared(identity, (other, source)))
     for source in members:
         if source.split != members[0].split:
             persons = f"{members[0].identities[0]!r} and {source.identities[0]!r}"
             raise _in_two_splits(members[0], source, f"other files link their identities {persons}")
     return members[0].split if members else None
+
+
+def _shared(identity: str, sources: Sequence[Source]) -> str:
+    """Return that two sources show one person, or that they have one name, by which persons are told apart."""
+    if all(source.identities == (one_form(PurePath(source.name).stem),) for source in sources):
+        return f"persons are known by files' names, and both are named {identity!r} (a csv has a column identity)"
+    return f"both show identity {identity!r}"
 
 
 def _in_two_splits(first: Source, second: Source, why: str) -> StageError:

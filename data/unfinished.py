@@ -103,7 +103,7 @@ def store_info(settings: StoreSettings, notes: list[str], rows: Sequence[Row], f
     return StoreInfo(settings=settings, notes=notes, videos=videos, clips=clips, fingerprint=fingerprint)
 
 
-def _modified(source: Source) -> int | None:
+def modified_ns(source: Source) -> int | None:
     """Return when a local file was last changed, in nanoseconds; None for a remote or missing file."""
     try:
         return None if is_remote(source.path) else source.path.stat().st_mtime_ns
@@ -117,7 +117,7 @@ def is_done(folder: Path, source: Source) -> bool:
     A source whose file was changed since is not done.
     """
     row = Journal(folder).row(source.video_id)
-    if row is None or (row.get(MODIFIED) and row[MODIFIED] != _modified(source)):
+    if row is None or (row.get(MODIFIED) and row[MODIFIED] != modified_ns(source)):
         return False
     if not row["clips"]:
         return True
@@ -136,9 +136,12 @@ def clips_of(folder: Path, video_id: str) -> Iterator[RowWriter]:
         put_in_place(aside, file)
 
 
-def note(folder: Path, source: Source, row: Row) -> None:
-    """Note a video's row with the SHA-256 of its clip file and the source's time of change: it is then done."""
+def note(folder: Path, row: Row, modified: int | None) -> None:
+    """Note a video's row with the SHA-256 of its clip file: it is then done.
+
+    ``modified``: ``modified_ns`` of its source before it was read; one that is changed since is not done.
+    """
     video_id = row["video_id"]
     if row["clips"]:
         row["clips_sha256"] = sha256_of(clip_file(folder, video_id))
-    Journal(folder).note(video_id, row | {MODIFIED: _modified(source)})
+    Journal(folder).note(video_id, row | {MODIFIED: modified})

@@ -88,8 +88,7 @@ class Video:
             self._decoded = self._decode()
             self._first: Picture | None = next(self._decoded)
             self._begins = self._first.time
-            height, width = self._first.size
-            self.info = VideoInfo(self._frame_rate(), width, height)
+            self._size = self._first.size
         except StopIteration as error:
             self.close()
             raise self._unreadable("it holds no frame") from error
@@ -128,15 +127,15 @@ class Video:
         assert stream is not None
         return stream
 
-    def _frame_rate(self) -> float:
-        """Return the rate that the file states, or else that of its frames' times; 0 if neither is to be believed."""
-        stated = float(self._stream.average_rate or 0)
-        if 0 < stated <= LARGEST_RATE:
-            return stated
-        times = [time for time, _ in self._index]
-        seconds = float((times[-1] - times[0]) * (self._stream.time_base or 0)) if times else 0.0
-        rate = (len(times) - 1) / seconds if seconds else 0.0
-        return rate if rate <= LARGEST_RATE else 0.0
+    @functools.cached_property
+    def info(self) -> VideoInfo:
+        """What the file says of itself. Where it states no rate, its frames' times are read, without decoding."""
+        height, width = self._size
+        rate = float(self._stream.average_rate or 0)
+        if not 0 < rate <= LARGEST_RATE and self._index:
+            seconds = float((self._index[-1][0] - self._index[0][0]) * (self._stream.time_base or 0))
+            rate = (len(self._index) - 1) / seconds if seconds else 0.0
+        return VideoInfo(rate if rate <= LARGEST_RATE else 0.0, width, height)
 
     def _decode(self) -> Iterator[Picture]:
         """Yield the pictures from the container's position on. Raises UnreadableVideo where the stream breaks."""

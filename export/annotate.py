@@ -18,6 +18,7 @@ from data.remote import fetched
 from data.video import Video, write_video
 from export.scorer import Detection
 from files import written_whole
+from parsing import shown
 from stage import StageError, reason_of, say
 
 RED, BLUE, AXIS, BAND = (214, 69, 53), (38, 128, 199), (230, 230, 230), (24, 24, 24)
@@ -59,7 +60,7 @@ def annotate(path: Path, detection: Detection, marks: Marks, out: Path) -> None:
     """
     with fetched(path) as file, Video(file) as video, written_whole(out) as aside:
         if not video.info.fps:
-            say(f"{path} tells no frame rate: {out} has {USUAL_RATE} frames a second")
+            say(f"{shown(path)} tells no frame rate: {out} has {USUAL_RATE} frames a second")
         rate = Fraction(video.info.fps or USUAL_RATE).limit_denominator(90_000)
         frames = (picture.rgb for picture in video.pictures())
         try:

@@ -161,6 +161,12 @@ class Artifact(Frozen):
         int8_ort = self.scheme in STATIC_INT8 and self.programs[0].file.endswith(ORT)
         return cannot_run(self.runtime, self.delegate, int8_ort)
 
+    def cannot_be_evaluated(self) -> str:
+        """Return why Pocketproof cannot evaluate it where its runtime is missing; "" if it can."""
+        if self.evaluated_by or any(step.step == "evaluated" for step in self.parity):
+            return ""
+        return self.not_checked or "it could not be evaluated where it was exported, beside its runtime"
+
     def near(self) -> str:
         """Return a text: how near it is to the program that it was written from, or why that was not compared."""
         for step in self.parity:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data.cluster import not_shared, on_ray
+from data.cluster import on_ray, refuse_not_shared, seen_from_here
 from data.journal import KILLER, Journal, in_noted_processes
 from data.layouts import is_media, unknown_or_media
 from data.parquet import Row, read_rows
@@ -138,30 +138,29 @@ def _scored_row(path: Path, scorer: VideoScorer) -> Row:
 
 
 @functools.cache
-def _cached_scorer(bundle: Path, file: str) -> VideoScorer:
-    return VideoScorer.load(Bundle(bundle), file)
+def _cached_scorer(bundle: Path, file: str, scorer: str) -> VideoScorer:
+    """Load what scores. Raises StageError if it is no longer what ``scorer`` is the hash of."""
+    opened = Bundle(bundle)
+    if _scorer_hash(opened, opened.artifact(file)) != scorer:
+        raise StageError(f"{bundle} was replaced meanwhile: what is done is kept, for a call with the former bundle")
+    return VideoScorer.load(opened, file)
 
 
-def _scan_in_process(video: Path, name: str, bundle: Path, file: str, folder: Path) -> None:
+def _scan_in_process(video: Path, name: str, bundle: Path, file: str, scorer: str, folder: Path) -> None:
     """Score a video in a process of this machine and note its row, unless the journal has it already."""
     journal = Journal(folder)
     if _is_current(journal.row(name), _stamp(video)):
         return
     journal.begin(name)
-    journal.note(name, _scored_row(video, _cached_scorer(bundle, file)))
+    journal.note(name, _scored_row(video, _cached_scorer(bundle, file, scorer)))
 
 
 _SCORERS: dict[str, VideoScorer] = {}
 """Scorers that a process on a cluster has loaded, by the hash of artifact and rules."""
 
 
-def _scan_on_cluster(video: Path, existed: bool, file: str, files: dict[str, bytes], scorer: str) -> Row:
-    """Score a video on a cluster by the bundle sent along: ``files`` holds its contents by path.
-
-    ``existed``: whether the machine with the jobs has found the video.
-    """
-    if existed and not is_remote(video) and not video.exists():
-        return not_shared(video)
+def _scan_on_cluster(video: Path, file: str, files: dict[str, bytes], scorer: str) -> Row:
+    """Score a video on a cluster by the bundle sent along: ``files`` holds its contents by path."""
     if scorer not in _SCORERS:
         folder = Path(tempfile.mkdtemp())
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
@@ -169,7 +168,7 @@ def _scan_on_cluster(video: Path, existed: bool, file: str, files: dict[str, byt
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(content)
         _SCORERS[scorer] = VideoScorer.load(Bundle(folder), file)
-    return {"row": json.dumps(_scored_row(video, _SCORERS[scorer]))}
+    return {"row": json.dumps(_scored_row(video, _SCORERS[scorer]))} | seen_from_here(video)
 
 
 def _files_to_send(bundle: Bundle, artifact: Artifact) -> dict[str, bytes]:
@@ -239,7 +238,7 @@ def scan(
                 todo[_row_name(path)] = path
                 journal.forget(_row_name(path))
         if ray is None:
-            _scan_in_processes(todo, bundle, artifact, folder, workers)
+            _scan_in_processes(todo, bundle, artifact, scorer, folder, workers)
         else:
             _scan_on_ray(todo, bundle, artifact, scorer, journal, ray, workers)
         rows |= {row["video"]: row for row in journal.rows()}
@@ -249,10 +248,15 @@ def scan(
     return Counter(rows[shown(path)]["status"] for path in absolute)
 
 
-def _scan_in_processes(todo: dict[str, Path], bundle: Bundle, artifact: Artifact, folder: Path, workers: int) -> None:
-    """Score the videos of ``todo``, by the names of their rows, in ``workers`` processes of this machine."""
+def _scan_in_processes(
+    todo: dict[str, Path], bundle: Bundle, artifact: Artifact, scorer: str, folder: Path, workers: int
+) -> None:
+    """Score the videos of ``todo``, by the names of their rows, in ``workers`` processes of this machine.
+
+    ``scorer``: as of ``_scan_on_ray``.
+    """
     journal = Journal(folder)
-    jobs = {name: (path, name, bundle.path, artifact.file, folder) for name, path in todo.items()}
+    jobs = {name: (path, name, bundle.path, artifact.file, scorer, folder) for name, path in todo.items()}
 
     def note_killer(name: str) -> None:
         journal.note(name, _killed_row(todo[name], artifact))
@@ -276,6 +280,8 @@ def _scan_on_ray(
     files = _files_to_send(bundle, artifact)
     # Sent to the cluster once, not with each video.
     score = functools.partial(_scan_on_cluster, file=artifact.file, files=files, scorer=scorer)
-    jobs = [(path, is_remote(path) or path.exists()) for path in videos.values()]
-    for (path, _), result in on_ray(score, jobs, address, workers, "detect"):
+    jobs = [(path,) for path in videos.values()]
+    for (path,), result in on_ray(score, jobs, address, workers, "detect"):
+        if result:
+            refuse_not_shared(path, result)
         journal.note(_row_name(path), json.loads(result["row"]) if result else _killed_row(path, artifact))

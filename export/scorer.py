@@ -15,6 +15,7 @@ from data.clips import FaceClip, face_clips
 from data.faces import DETECTORS
 from data.layouts import is_photo
 from data.photo import Photo
+from data.presence import unchanged
 from data.remote import fetched
 from data.tracks import Seen, Tracker
 from data.video import Video, flaws
@@ -159,15 +160,16 @@ class VideoScorer:
     def detect(self, path: Path, on_clip: OnClip | None = None) -> Detection:
         """Score every clip of a video's largest face. Holds one clip in memory, whatever the video's length.
 
-        Raises UnreadableVideo if the file cannot be read, NothingToScore if no clip has enough faces, StageError for a
-        photo if the artifact scores clips.
+        Raises UnreadableVideo if the file cannot be read or changes meanwhile, NothingToScore if no clip has enough
+        faces, StageError for a photo if the artifact scores clips.
         """
         cv2.setNumThreads(1)
         if is_photo(path) and self.manifest.clip.per == "clip":
             raise StageError(f"{shown(path)} is a photo, and {self.artifact.file} scores clips of frames: give videos")
         watch = Stopwatch()
         tally = _Tally()
-        with fetched(path) as file, watch.step("whole"), Photo(file) if is_photo(path) else Video(file) as video:
+        opened = Photo if is_photo(path) else Video
+        with fetched(path) as file, unchanged(file), watch.step("whole"), opened(file) as video:
             self._score_clips(path, video, watch, tally, on_clip)
             of_rate = self.manifest.clip.other_rate(video.info.fps)
             tally.flaws = flaws(video.damaged, [*video.remarks, *filter(None, [of_rate])])

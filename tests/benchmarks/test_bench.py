@@ -9,13 +9,14 @@ import torch
 
 from benchmarks.bench import bench, command_of_this_process
 from benchmarks.reference import read_reference
-from benchmarks.rows import list_subjects
+from benchmarks.rows import _artifact_subject, list_subjects
 from benchmarks.schema import Report, read_report
 from benchmarks.worker import measure
 from compress.quantize import quantize
 from compress.runs import diagnosis_of, pixel_detector, torch_scorer
 from compress.scoring import Takes, score_split
 from export.bundle import Bundle
+from export.runtimes import evaluated_by
 from models.run import Run
 from stage import StageError
 from tests.export.clip_student import NAME
@@ -68,6 +69,20 @@ def test_a_run_that_was_quantized_to_autocast_is_that_of_its_fp32_run(report):
     if derived.latency_ms:
         assert cast.macs == derived.macs
         assert cast.auc == pytest.approx(derived.auc, abs=0.02)
+
+
+def test_a_package_of_a_mac_whose_operations_only_core_ml_computes_is_not_measured_elsewhere(bundle_path):
+    if not evaluated_by("coreml"):
+        pytest.skip("Core ML runs here")
+    bundle = Bundle(bundle_path)
+    artifact = next(artifact for artifact in bundle.manifest.artifacts if artifact.runtime == "coreml")
+    lowered = next(step for step in artifact.parity if step.step == "lowered")
+    beside = lowered.model_copy(update={"step": "evaluated"})
+    for parity, status in (([lowered], "not measured"), ([lowered, beside], "evaluated")):
+        of_mac = artifact.model_copy(update={"evaluated_by": None, "parity": parity})
+        row = _artifact_subject(bundle, of_mac, "here", 1, None).row
+        assert row.status == status
+        assert ("could not be evaluated where it was exported" in row.reason) == (beside not in parity)
 
 
 def test_core_ml_is_evaluated_and_not_timed_off_a_mac(report, bundle_path, opened_store):

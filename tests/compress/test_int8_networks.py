@@ -2,13 +2,17 @@
 
 import pytest
 import torch
+from timm.layers import BlurPool2d
 from timm.models.beit import Beit
 from timm.models.edgenext import PositionalEncodingFourier as OfShape
 from timm.models.xcit import PositionalEncodingFourier as OfSides
 
+from compress.calibration import calibrate
+from compress.equalization import equalize
 from compress.fidelity import snr_db
 from compress.graph import layers_of, traced
 from compress.int8 import graph_of, observe, quantized, simulated
+from compress.qat import as_trained, trainable, with_weights_of
 from export import executorch
 from export.programs import TorchProgram, pixel_input, probability
 from models.detector import Architecture, Detector, create_backbone
@@ -168,6 +172,31 @@ def test_convolutions_with_padding_in_words_are_layers_too():
         program = quantized(detector, quantization_of(tensors))
         torch.testing.assert_close(program.backbone(pictures), expected, rtol=0.1, atol=0.05)
         assert torch.equal(simulated(detector, tensors, ["stem", "same"]).backbone(pictures), expected)
+
+
+class _Blurred(torch.nn.Module):
+    """Two convolutions about a blur, whose filter is fixed and in no file of weights: [N, 3, 32, 32] -> [N, 8]."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.last = torch.nn.Conv2d(3, 8, 3), torch.nn.Conv2d(8, 8, 1)
+        self.blur = BlurPool2d(8)
+
+    def forward(self, pictures):
+        return self.last(self.blur(self.stem(pictures))).relu().mean((2, 3))
+
+
+def test_a_fixed_filter_is_int8_and_not_equalized():
+    torch.manual_seed(3)
+    detector = small_detector().with_parts(backbone=_Blurred().eval())
+    pictures = some_pictures(8)
+    equal = equalize(detector, [pictures])
+    assert torch.equal(equal.backbone.blur.filt, detector.backbone.blur.filt)
+    calibrated = calibrate(equal, [pictures], [(pictures,)])
+    with torch.inference_mode():
+        expected, found = (network(pictures).double().numpy() for network in (detector, calibrated.program))
+        assert snr_db(expected, found) > 20
+    as_trained(calibrated, with_weights_of(calibrated.detector, trainable(calibrated)))
 
 
 class _Shared(torch.nn.Module):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import shutil
 import signal
 import subprocess
@@ -14,7 +15,7 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
-from data.cluster import not_shared
+from data.cluster import refuse_not_shared
 from data.journal import KILLER as KILLED
 from data.journal import Journal
 from data.layouts.source import Source
@@ -132,10 +133,32 @@ def test_a_video_that_goes_away_while_it_is_read_is_not_done(
         prepare([corpus], out, label="real", frames=2, size=32)
     assert not list(tmp_path.glob(".store.unfinished/rows/*.json"))
     (tmp_path / "elsewhere").rename(corpus)
-    assert _prepare_on_cluster(*begun[0], existed=True) == not_shared(begun[0][0].path)
-    monkeypatch.undo()
+    result = _prepare_on_cluster(*begun[0])
+    assert result["seen"] is False
     (tmp_path / "elsewhere").rename(corpus)
+    with pytest.raises(StageError, match=rf"\.mp4 is not on {platform.node()}: share the disk with the cluster"):
+        refuse_not_shared(begun[0][0].path, result)
+    monkeypatch.undo()
     assert prepare([corpus], out, label="real", frames=2, size=32) == whole
+
+
+def test_a_file_that_is_deleted_meanwhile_has_its_row_and_stops_nothing(
+    demo_control: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus = shutil.copytree(demo_control / "real", tmp_path / "corpus/real")
+    first, *others = sorted(corpus.rglob("*.mp4"), key=lambda path: -path.stat().st_size)
+
+    def delete_one(function: Callable[..., object], jobs: Iterable[tuple[Any, ...]], *_: object) -> None:
+        first.unlink(missing_ok=True)
+        for job in jobs:
+            function(*job)
+
+    monkeypatch.setattr("data.journal.in_processes", delete_one)
+    info = prepare([corpus.parent], tmp_path / "store", label="real", frames=2, size=32)
+    assert (info.videos["ok"], info.videos["unreadable"]) == (len(others), 1)
+    monkeypatch.undo()
+    reasons = pq.read_table(tmp_path / "store/videos.parquet", columns=["reason"])["reason"].to_pylist()
+    assert any("No such file" in reason for reason in reasons)
 
 
 def test_what_a_power_cut_left_half_written_is_made_again(

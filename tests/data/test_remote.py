@@ -3,6 +3,8 @@
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import fsspec
 import pytest
@@ -14,7 +16,7 @@ from data.modalities import Modalities
 from data.picture import UnreadableVideo
 from data.prepare import prepare
 from data.prepare_video import Recipe, prepare_video
-from data.remote import PAUSES, NotFetched, at_hand, fetched, place, refuse_occupied, upload
+from data.remote import PAUSES, NotFetched, _table_and_note, at_hand, fetched, place, refuse_occupied, upload
 from data.settings import StoreSettings
 from stage import StageError
 from tests.data.commands import files
@@ -156,6 +158,24 @@ def test_a_table_comes_with_what_its_corpus_says_of_itself(memory: fsspec.Abstra
     with at_hand([place("memory://corpus/t.csv")]) as ((table,), _):
         assert sorted(path.name for path in table.parent.iterdir()) == ["corpus.json", "t.csv"]
         assert corpus_note(table.parent) == "n"
+
+
+def test_a_web_server_that_tells_no_sizes_and_whose_addresses_have_two_slashes(
+    memory: fsspec.AbstractFileSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory.pipe({"/corpus/real/a.mp4": b"film", "/corpus/fake/b.mp4": b"film"})
+    find = type(memory).find
+
+    def without_sizes(self: Any, *args: Any, **options: Any) -> dict[str, Any]:
+        return {path: info | {"size": None} for path, info in find(self, *args, **options).items()}
+
+    monkeypatch.setattr(type(memory), "find", without_sizes)
+    with at_hand([place("memory://corpus")]) as ((root,), _):
+        assert sorted(path.stat().st_size for path in root.rglob("*.mp4")) == [0, 0]
+    asked: list[str] = []
+    server = SimpleNamespace(info=lambda path: {"size": 1}, exists=lambda path: not asked.append(path))
+    table = SimpleNamespace(path="https://host/c/corpus.csv", fs=server)
+    assert list(_table_and_note(table)) == ["https://host/c/corpus.csv", "https://host/c/corpus.json"] and asked
 
 
 def test_prepare_stops_where_the_way_to_a_file_is_broken_and_does_not_blame_the_file(

@@ -223,6 +223,16 @@ def test_one_group_in_two_prescribed_splits_is_refused(splits: dict[str, str], m
             split_sources(sources, (0.7, 0.1, 0.2), 0)
 
 
+def test_files_of_one_name_in_two_prescribed_splits_are_told_apart_by_a_column() -> None:
+    sources = [
+        Source(Path(f"{split}/0001.mp4"), f"{split}/0001.mp4", 0, "real", ("0001",), split)
+        for split in ("train", "test")
+    ]
+    message = r"but persons are known by files' names, and both are named '0001' \(a csv has a column identity\): give"
+    with pytest.raises(StageError, match=message):
+        split_sources(sources, (0.7, 0.1, 0.2), 0)
+
+
 def test_the_seed_decides() -> None:
     sources = faceforensics(20)
     ratios = (0.5, 0.2, 0.3)

@@ -179,5 +179,6 @@ def test_a_rate_that_is_the_unit_of_times_is_that_of_the_frames(
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
     with Video(tmp_path / "a.webm") as video:
+        assert "_index" not in vars(video), "its times are read if they are asked for"
         assert video.info.fps == told
         assert len(list(video.pictures())) == 5

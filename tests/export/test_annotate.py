@@ -41,7 +41,7 @@ def test_the_copy_shows_box_and_scores(frames, bundle_path, tmp_path, capsys):
 
 def test_a_rate_that_is_not_known_is_said(frames, bundle_path, tmp_path, capsys, monkeypatch):
     write_video(tmp_path / "face.mp4", frames, 30)
-    monkeypatch.setattr(Video, "_frame_rate", lambda video: 0.0)
+    monkeypatch.setattr("data.video.LARGEST_RATE", 0.0)
     detect([tmp_path / "face.mp4"], bundle_path, FILE, annotate=tmp_path / "out.mp4")
     assert "face.mp4 tells no frame rate: " in (said := capsys.readouterr().err)
     assert said.endswith("out.mp4 has 25 frames a second\n")

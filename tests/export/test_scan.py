@@ -15,12 +15,13 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from data import journal
 from data.journal import KILLER, Journal
 from data.remote import place
 from data.video import write_video
 from export.bundle import Bundle
 from export.detect import detect
-from export.scan import TABLE_SCHEMA, _scorer_hash, scan
+from export.scan import TABLE_SCHEMA, _cached_scorer, _scorer_hash, scan
 from export.scorer import Detection, ScoredClip, VideoScorer
 from processes import WorkerDied
 from resuming import Lock
@@ -107,6 +108,51 @@ def test_every_file_has_its_row(folder, bundle_path, tmp_path, here, capsys):
         assert rows[name]["milliseconds"]["decode"] > 0 and rows[name]["bytes"] > 0
     assert "scores.parquet: " in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir() if path.name != "uploads"] == ["scores.parquet"]
+
+
+def test_a_file_that_changes_while_it_is_read_is_scored_by_the_next_scan(
+    folder, bundle_path, tmp_path, here, monkeypatch
+):
+    """As of an upload that is still written, or a disk that goes away: what was read is not the video."""
+    out, video = tmp_path / "scores.parquet", folder / "real/000.mp4"
+    score_clips = VideoScorer._score_clips
+
+    def written_meanwhile(self, path, *arguments):
+        score_clips(self, path, *arguments)
+        if path == video:
+            with video.open("ab") as file:
+                file.write(b"more")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(VideoScorer, "_score_clips", written_meanwhile)
+        detect([folder / "real"], bundle_path, FILE, out=out)
+    row = _rows(out)["000.mp4"]
+    assert (row["status"], row["reason"], row["score"]) == (
+        "unreadable", "changed or went away while it was read", None,
+    )  # fmt: skip
+    detect([folder / "real"], bundle_path, FILE, out=out)
+    assert _rows(out)["000.mp4"]["status"] == "ok" and here == ["000.mp4", "001.mp4", "000.mp4"]
+
+
+def test_a_bundle_that_is_replaced_meanwhile_scores_nothing(folder, bundle_path, tmp_path, here, monkeypatch):
+    """A process that is started after another died would load it."""
+    copy = shutil.copytree(bundle_path, tmp_path / "bundle")
+    monkeypatch.setattr("export.scan._cached_scorer", _cached_scorer.__wrapped__)
+    in_this_process = journal.in_processes
+
+    def replaced_meanwhile(function, jobs, *arguments):
+        manifest = json.loads((copy / "manifest.json").read_text())
+        for artifact in manifest["artifacts"]:
+            artifact["threshold"]["value"] = 0.123
+        (copy / "manifest.json").write_text(json.dumps(manifest))
+        in_this_process(function, jobs, *arguments)
+
+    monkeypatch.setattr("data.journal.in_processes", replaced_meanwhile)
+    with pytest.raises(
+        StageError, match=r"bundle was replaced meanwhile: what is done is kept, for a call with the fo"
+    ):
+        detect([folder], copy, FILE, out=tmp_path / "scores.parquet")
+    assert not (tmp_path / "scores.parquet").exists()
 
 
 def test_an_interrupted_scan_goes_on(folder, bundle_path, tmp_path, here, monkeypatch):
@@ -196,7 +242,7 @@ def test_a_file_that_kills_its_process_has_its_row_and_is_tried_once_more_anothe
 
     def dying(function, jobs, *_):
         for job in jobs:
-            journal = Journal(job[4])
+            journal = Journal(job[5])
             if job[0].name == "black.mp4" and not journal.row(job[1]):
                 journal.begin(job[1])
                 killed.append(job[1])
