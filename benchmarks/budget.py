@@ -139,7 +139,7 @@ class Steps:
     notes: list[str] = field(default_factory=list)
 
     def timed(self, name: str, run: Callable[[], T], share: float = 1.0, warm: Callable[[], Any] | None = None) -> T:
-        """Run a step up to REPEATS times, add its step, and return its result.
+        """Run a step up to REPEATS times, add its ``ClipStep``, and return its result.
 
         ``share``: the part of its time that counts, 0..1. ``warm``: run to warm up, in place of the step itself.
         """

@@ -90,7 +90,7 @@ def _artifact_subject(
 ) -> Subject:
     path, clip = bundle.checked_path(artifact), bundle.manifest.clip
     evaluator = evaluated_by(artifact.runtime)
-    obstacle = artifact.cannot_run() or (artifact.cannot_be_evaluated() if evaluator else "")
+    obstacle = artifact.cannot_run()
     row = Row(
         name=path.name,
         kind="artifact",

@@ -108,7 +108,7 @@ def _prepare(detector: Detector, float_layers: Collection[str]) -> GraphModule:
     float_nodes = floating(graph, float_layers)
 
     class Partial(xnnpack.XNNPACKQuantizer):  # type: ignore[misc]
-        """Leaves concatenations of float32 tensors alone: there XNNPACK's asks no filter.
+        """Leaves concatenations of float32 tensors alone: there XNNPACK's quantizer asks no filter.
 
         And those of parameters and positions, of which some transformers join a layer's bias or input. Their
         annotations go before XNNPACK's passes them on to the operations that follow.

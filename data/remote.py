@@ -110,14 +110,17 @@ def _shadow(root: Path, folder: Path) -> Path:
                 raise StageError(f"{path} leads out of {root}: remove it, or give its folder")
             copy = folder / PurePosixPath(path).relative_to(base)
             copy.parent.mkdir(parents=True, exist_ok=True)
-            copy.write_bytes(remote.fs.cat_file(path) if copy.suffix.lower() in TABLES else b"")
-            os.truncate(copy, info["size"] or 0)  # servers of web pages tell no sizes
+            if copy.suffix.lower() in TABLES:
+                copy.write_bytes(remote.fs.cat_file(path))
+            else:
+                copy.touch()
+                os.truncate(copy, info["size"] or 0)  # servers of web pages tell no sizes
     return folder / root.name if table else folder
 
 
 def _table_and_note(remote: Any) -> dict[str, dict[str, Any]]:
     """Return the fsspec infos, by path, of a table and of the ``corpus.json`` beside it, if there is one."""
-    note_path = f"{remote.path.rpartition('/')[0]}/corpus.json"
+    note_path = remote.path[: remote.path.rfind("/") + 1] + "corpus.json"
     return {
         path: remote.fs.info(path) for path in (remote.path, note_path) if path == remote.path or remote.fs.exists(path)
     }

@@ -2,12 +2,10 @@
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from pathlib import PurePath
 
 import numpy as np
 
 from data.layouts import FAKE, REAL, SPLITS, Source
-from data.layouts.source import one_form
 from stage import StageError, WrongArgument
 
 LARGE = 0.5
@@ -65,10 +63,10 @@ def _prescribed(group: Sequence[Source]) -> str | None:
 
 
 def _shared(identity: str, sources: Sequence[Source]) -> str:
-    """Return that two sources show one person, or that they have one name, by which persons are told apart."""
-    if all(source.identities == (one_form(PurePath(source.name).stem),) for source in sources):
-        return f"persons are known by files' names, and both are named {identity!r} (a csv has a column identity)"
-    return f"both show identity {identity!r}"
+    """Return that two sources show one person, who may be but the name of both files."""
+    only_names = all(source.is_named_by_file for source in sources)
+    hint = ", which is but the name of both files (a csv may tell persons apart in its column identity)"
+    return f"both show identity {identity!r}{hint if only_names else ''}"
 
 
 def _in_two_splits(first: Source, second: Source, why: str) -> StageError:

@@ -13,6 +13,7 @@ from compress.runs import own_threshold, pixel_detector, torch_scorer
 from export import coreml
 from export.forms import Form
 from export.golden import Inputs
+from export.manifest import NOT_COMPARED
 from export.parity import Parity, compare, least_snr_db
 from export.runtimes import Method, NotEvaluated, UnfitArtifact, cannot_run, evaluated_by, load_artifact, scorer_of
 from models.pixels import BYTE_MAX, PixelDetector, fake_probability
@@ -103,12 +104,12 @@ def gate(path: Path, form: Form, source: SourceRun, exported: NDArray[np.float32
     steps.append(compare(source.golden, exported, info.scheme, least, "exported"))
     _refuse_failed(path, steps)
     if reason := cannot_run(form.runtime, form.delegate, form.ort and info.integer):
-        return Gated(steps, source.golden, None, f"not compared: {reason}")
+        return Gated(steps, source.golden, None, NOT_COMPARED + reason)
     try:
         scorer = load_artifact(path, form.runtime, 1, form.method)
         scores = scorer(*inputs)
     except NotEvaluated as error:
-        return Gated(steps, source.golden, None, f"not compared: {error}")
+        return Gated(steps, source.golden, None, f"{NOT_COMPARED}{error}")
     except StageError as error:
         raise UnfitArtifact(str(error).replace(str(path), path.name)) from error
     steps.append(compare(exported, scores, info.scheme, least, "lowered"))

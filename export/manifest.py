@@ -11,7 +11,7 @@ from compress.metrics import Threshold
 from compress.scoring import ClipScores
 from export.parity import Parity
 from export.rules import ClipRule, CropGeometry, Frozen
-from export.runtimes import ORT, PROGRAMS, Delegate, Method, ProgramName, Runtime, cannot_run
+from export.runtimes import ORT, PROGRAMS, Delegate, Method, ProgramName, Runtime, cannot_run, evaluated_by
 from models.origin import DataSource, Parent, Weights
 from stage import STATIC_INT8, Scheme
 
@@ -22,6 +22,8 @@ PIXELS: Literal["golden/pixels.bin"] = "golden/pixels.bin"
 
 OWN_SCORES = "its own validation scores"
 """Origin of the threshold of an artifact that ran, or was evaluated, as it was exported."""
+NOT_COMPARED = "not compared: "
+"""What ``not_checked`` begins with."""
 
 
 def rounded_up(value: float) -> float:
@@ -157,15 +159,19 @@ class Artifact(Frozen):
         return "coreml" in (self.runtime, self.delegate)
 
     def cannot_run(self) -> str | None:
-        """Return why it cannot run on this machine, or None if it can run or be evaluated."""
+        """Return why it can neither run on this machine nor be evaluated in its runtime's place, or None."""
         int8_ort = self.scheme in STATIC_INT8 and self.programs[0].file.endswith(ORT)
-        return cannot_run(self.runtime, self.delegate, int8_ort)
+        reason = cannot_run(self.runtime, self.delegate, int8_ort)
+        return reason or (self._cannot_be_evaluated() if evaluated_by(self.runtime) else None)
 
-    def cannot_be_evaluated(self) -> str:
-        """Return why Pocketproof cannot evaluate it where its runtime is missing; "" if it can."""
-        if self.evaluated_by or any(step.step == "evaluated" for step in self.parity):
-            return ""
-        return self.not_checked or "it could not be evaluated where it was exported, beside its runtime"
+    def _cannot_be_evaluated(self) -> str | None:
+        """Return why Pocketproof's evaluation cannot stand for the runtime, or None if it can."""
+        beside = next((step for step in self.parity if step.step == "evaluated"), None)  # on a Mac
+        if beside and not beside.passed:
+            return f"evaluated by Pocketproof, it departs from its runtime: {beside.failure}"
+        if beside or self.evaluated_by:
+            return None
+        return self.not_checked.removeprefix(NOT_COMPARED) or "it has an operation that only its runtime computes"
 
     def near(self) -> str:
         """Return a text: how near it is to the program that it was written from, or why that was not compared."""

@@ -138,37 +138,37 @@ def _scored_row(path: Path, scorer: VideoScorer) -> Row:
 
 
 @functools.cache
-def _cached_scorer(bundle: Path, file: str, scorer: str) -> VideoScorer:
-    """Load what scores. Raises StageError if it is no longer what ``scorer`` is the hash of."""
+def _cached_scorer(bundle: Path, file: str, scorer_sha256: str) -> VideoScorer:
+    """Load what scores. Raises StageError if it has not this hash any more."""
     opened = Bundle(bundle)
-    if _scorer_hash(opened, opened.artifact(file)) != scorer:
+    if _scorer_hash(opened, opened.artifact(file)) != scorer_sha256:
         raise StageError(f"{bundle} was replaced meanwhile: what is done is kept, for a call with the former bundle")
     return VideoScorer.load(opened, file)
 
 
-def _scan_in_process(video: Path, name: str, bundle: Path, file: str, scorer: str, folder: Path) -> None:
+def _scan_in_process(video: Path, name: str, bundle: Path, file: str, scorer_sha256: str, folder: Path) -> None:
     """Score a video in a process of this machine and note its row, unless the journal has it already."""
     journal = Journal(folder)
     if _is_current(journal.row(name), _stamp(video)):
         return
     journal.begin(name)
-    journal.note(name, _scored_row(video, _cached_scorer(bundle, file, scorer)))
+    journal.note(name, _scored_row(video, _cached_scorer(bundle, file, scorer_sha256)))
 
 
 _SCORERS: dict[str, VideoScorer] = {}
 """Scorers that a process on a cluster has loaded, by the hash of artifact and rules."""
 
 
-def _scan_on_cluster(video: Path, file: str, files: dict[str, bytes], scorer: str) -> Row:
+def _scan_on_cluster(video: Path, file: str, files: dict[str, bytes], scorer_sha256: str) -> Row:
     """Score a video on a cluster by the bundle sent along: ``files`` holds its contents by path."""
-    if scorer not in _SCORERS:
+    if scorer_sha256 not in _SCORERS:
         folder = Path(tempfile.mkdtemp())
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
         for name, content in files.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(content)
-        _SCORERS[scorer] = VideoScorer.load(Bundle(folder), file)
-    return {"row": json.dumps(_scored_row(video, _SCORERS[scorer]))} | seen_from_here(video)
+        _SCORERS[scorer_sha256] = VideoScorer.load(Bundle(folder), file)
+    return {"row": json.dumps(_scored_row(video, _SCORERS[scorer_sha256]))} | seen_from_here(video)
 
 
 def _files_to_send(bundle: Bundle, artifact: Artifact) -> dict[str, bytes]:
@@ -179,7 +179,7 @@ def _files_to_send(bundle: Bundle, artifact: Artifact) -> dict[str, bytes]:
     return {file.relative_to(bundle.path).as_posix(): file.read_bytes() for file in files}
 
 
-def _read_table(out: Path, artifact: Artifact, scorer: str) -> list[Row]:
+def _read_table(out: Path, artifact: Artifact, scorer_sha256: str) -> list[Row]:
     """Return the rows of a table of scores; none if there is no file.
 
     Raises StageError if the file is no such table, or holds the scores of another artifact.
@@ -194,15 +194,15 @@ def _read_table(out: Path, artifact: Artifact, scorer: str) -> list[Row]:
             raise ValueError("a video has two rows")
     except ValueError as error:
         raise StageError(f"{out} is not a table of scores ({reason_of(error)}): give another --out") from error
-    if (pq.read_schema(out).metadata or {}).get(SCORER_KEY) != scorer.encode():
+    if (pq.read_schema(out).metadata or {}).get(SCORER_KEY) != scorer_sha256.encode():
         raise StageError(
             f"{out} holds scores of another artifact or manifest than {artifact.file}'s: give another --out"
         )
     return rows
 
 
-def _write_table(out: Path, rows: list[Row], scorer: str) -> None:
-    schema = TABLE_SCHEMA.with_metadata({SCORER_KEY: scorer})
+def _write_table(out: Path, rows: list[Row], scorer_sha256: str) -> None:
+    schema = TABLE_SCHEMA.with_metadata({SCORER_KEY: scorer_sha256})
     with written_whole(out) as aside:
         pq.write_table(pa.Table.from_pylist(rows, schema=schema), aside)
 
@@ -223,11 +223,11 @@ def scan(
     leaves its rows beside ``out`` and goes on from them. ``ray``: address of a cluster, or None for processes here.
     Raises StageError if ``out`` holds something else, or the scores of another artifact or manifest.
     """
-    folder, scorer = unfinished_of(out), _scorer_hash(bundle, artifact)
+    folder, scorer_sha256 = unfinished_of(out), _scorer_hash(bundle, artifact)
     with Lock(out, may_exist=True) as lock:
-        rows = {row["video"]: row for row in _read_table(out, artifact, scorer)}
+        rows = {row["video"]: row for row in _read_table(out, artifact, scorer_sha256)}
         journal = Journal(folder)
-        go_on_with(folder, "asked.json", json.dumps({"scorer": scorer}), lambda: any(journal.rows()), MEANING)
+        go_on_with(folder, "asked.json", json.dumps({"scorer": scorer_sha256}), lambda: any(journal.rows()), MEANING)
         journal.open()
         rows |= {row["video"]: row for row in journal.rows()}
         absolute = [path if is_remote(path) else path.absolute() for path in videos]
@@ -238,25 +238,20 @@ def scan(
                 todo[_row_name(path)] = path
                 journal.forget(_row_name(path))
         if ray is None:
-            _scan_in_processes(todo, bundle, artifact, scorer, folder, workers)
+            _scan_in_processes(todo, bundle, artifact, folder, workers)
         else:
-            _scan_on_ray(todo, bundle, artifact, scorer, journal, ray, workers)
+            _scan_on_ray(todo, bundle, artifact, journal, ray, workers)
         rows |= {row["video"]: row for row in journal.rows()}
-        _write_table(out, [rows[video] for video in sorted(rows)], scorer)
+        _write_table(out, [rows[video] for video in sorted(rows)], scorer_sha256)
         discard(folder)
         lock.remove()
     return Counter(rows[shown(path)]["status"] for path in absolute)
 
 
-def _scan_in_processes(
-    todo: dict[str, Path], bundle: Bundle, artifact: Artifact, scorer: str, folder: Path, workers: int
-) -> None:
-    """Score the videos of ``todo``, by the names of their rows, in ``workers`` processes of this machine.
-
-    ``scorer``: as of ``_scan_on_ray``.
-    """
-    journal = Journal(folder)
-    jobs = {name: (path, name, bundle.path, artifact.file, scorer, folder) for name, path in todo.items()}
+def _scan_in_processes(todo: dict[str, Path], bundle: Bundle, artifact: Artifact, folder: Path, workers: int) -> None:
+    """Score the videos of ``todo``, by the names of their rows, in ``workers`` processes of this machine."""
+    journal, scorer_sha256 = Journal(folder), _scorer_hash(bundle, artifact)
+    jobs = {name: (path, name, bundle.path, artifact.file, scorer_sha256, folder) for name, path in todo.items()}
 
     def note_killer(name: str) -> None:
         journal.note(name, _killed_row(todo[name], artifact))
@@ -265,21 +260,12 @@ def _scan_in_processes(
 
 
 def _scan_on_ray(
-    videos: dict[str, Path],
-    bundle: Bundle,
-    artifact: Artifact,
-    scorer: str,
-    journal: Journal,
-    address: str,
-    workers: int,
+    videos: dict[str, Path], bundle: Bundle, artifact: Artifact, journal: Journal, address: str, workers: int
 ) -> None:
-    """Score videos on a cluster; ``scorer``: the hash of what scores (``_scorer_hash``).
-
-    Its machines reach them by the same paths, and are sent all else that they need.
-    """
-    files = _files_to_send(bundle, artifact)
+    """Score videos on a cluster. Its machines reach them by the same paths, and are sent all else that they need."""
+    files, scorer_sha256 = _files_to_send(bundle, artifact), _scorer_hash(bundle, artifact)
     # Sent to the cluster once, not with each video.
-    score = functools.partial(_scan_on_cluster, file=artifact.file, files=files, scorer=scorer)
+    score = functools.partial(_scan_on_cluster, file=artifact.file, files=files, scorer_sha256=scorer_sha256)
     jobs = [(path,) for path in videos.values()]
     for (path,), result in on_ray(score, jobs, address, workers, "detect"):
         if result:

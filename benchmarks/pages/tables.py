@@ -134,8 +134,8 @@ def budget_label(budget: Budget, every: Sequence[Budget]) -> str:
 
 def _against(budget: Budget, every: Sequence[Budget]) -> str:
     """Return the total of the first teacher on the same machine and threads divided by the budget's, as text."""
-    place = (budget.machine, budget.threads)
-    teacher = next((other for other in every if other.teacher and (other.machine, other.threads) == place), None)
+    place = place_of(budget)
+    teacher = next((other for other in every if other.teacher and place_of(other) == place), None)
     return times(teacher.ms / budget.ms) if teacher and teacher.stages and budget.stages else DASH
 
 

@@ -3,9 +3,9 @@
 import os
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
-from pathlib import Path, PurePath
+from pathlib import Path
 
-from data.layouts.source import Source, one_form, unknown_or_media
+from data.layouts.source import Source, unknown_or_media
 from files import name_of
 from parsing import parse_json
 from stage import StageError, some_of
@@ -45,7 +45,7 @@ def named_by_files(layout: str, sources: Sequence[Source], selected: AbstractSet
     """Return notes on how many files have only their file name as identity, and what that may cost."""
     used = [source for source in sources if source in selected]
     without_split = [source for source in used if source.split is None]
-    unnamed = [source for source in without_split if source.identities == (one_form(PurePath(source.name).stem),)]
+    unnamed = [source for source in without_split if source.is_named_by_file]
     if not unnamed:
         return []
     notes = [

@@ -53,6 +53,11 @@ class Source:
         return f"{method}-{stem}-{hashlib.sha256(self.name.encode()).hexdigest()[:10]}"
 
     @property
+    def is_named_by_file(self) -> bool:
+        """Whether the person in it is known by the file's name alone."""
+        return self.identities == (one_form(PurePath(self.name).stem),)
+
+    @property
     def is_photo(self) -> bool:
         """Whether the file is named like a photo."""
         return is_photo(self.path)

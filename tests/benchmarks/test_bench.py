@@ -7,7 +7,8 @@ from importlib.machinery import ModuleSpec
 import pytest
 import torch
 
-from benchmarks.bench import bench, command_of_this_process
+from benchmarks.bench import _peaks, bench, command_of_this_process
+from benchmarks.figures import Peak
 from benchmarks.reference import read_reference
 from benchmarks.rows import _artifact_subject, list_subjects
 from benchmarks.schema import Report, read_report
@@ -17,6 +18,7 @@ from compress.runs import diagnosis_of, pixel_detector, torch_scorer
 from compress.scoring import Takes, score_split
 from export.bundle import Bundle
 from export.runtimes import evaluated_by
+from export.verify import check_outputs
 from models.run import Run
 from stage import StageError
 from tests.export.clip_student import NAME
@@ -71,18 +73,38 @@ def test_a_run_that_was_quantized_to_autocast_is_that_of_its_fp32_run(report):
         assert cast.auc == pytest.approx(derived.auc, abs=0.02)
 
 
-def test_a_package_of_a_mac_whose_operations_only_core_ml_computes_is_not_measured_elsewhere(bundle_path):
+def test_a_package_of_a_mac_whose_operations_only_core_ml_computes_is_not_measured_elsewhere(bundle_path, monkeypatch):
     if not evaluated_by("coreml"):
         pytest.skip("Core ML runs here")
     bundle = Bundle(bundle_path)
     artifact = next(artifact for artifact in bundle.manifest.artifacts if artifact.runtime == "coreml")
     lowered = next(step for step in artifact.parity if step.step == "lowered")
     beside = lowered.model_copy(update={"step": "evaluated"})
-    for parity, status in (([lowered], "not measured"), ([lowered, beside], "evaluated")):
-        of_mac = artifact.model_copy(update={"evaluated_by": None, "parity": parity})
+    departs = beside.model_copy(update={"passed": False, "failure": "far apart"})
+    for steps, status, reason in (
+        ([], "not measured", "it has an operation that only its runtime computes"),
+        ([departs], "not measured", "evaluated by Pocketproof, it departs from its runtime: far apart"),
+        ([beside], "evaluated", "by Pocketproof, not by Core ML, which needs macOS"),
+    ):
+        of_mac = artifact.model_copy(update={"evaluated_by": None, "parity": [lowered, *steps]})
         row = _artifact_subject(bundle, of_mac, "here", 1, None).row
-        assert row.status == status
-        assert ("could not be evaluated where it was exported" in row.reason) == (beside not in parity)
+        assert (row.status, row.reason) == (status, reason)
+        checked = "golden outputs within" if steps == [beside] else f"by its hash only: {reason}"
+        assert check_outputs(bundle, of_mac).startswith(checked)
+    monkeypatch.setattr(bundle, "manifest", bundle.manifest.model_copy(update={"artifacts": [artifact, of_mac]}))
+    for artifacts, mend in (([of_mac], ""), ([artifact], f": give --artifact {artifact.file}, which Pocketproof eval")):
+        monkeypatch.setattr(bundle, "manifest", bundle.manifest.model_copy(update={"artifacts": artifacts}))
+        with pytest.raises(StageError, match=f"no artifact of {bundle.path} can run on this machine{mend}"):
+            bundle.chosen(None)
+
+
+def test_peaks_are_the_faster_of_both_times_and_float32_s_drift_is_told(monkeypatch):
+    monkeypatch.setattr("benchmarks.bench.measure_products", lambda threads: {"fp32": 80.0, "int8": 300.0})
+    peaks = _peaks({1: {"fp32": 100.0, "int8": 200.0}, 2: {"fp32": 60.0, "int8": 400.0}})
+    assert peaks == [
+        Peak(threads=1, fp32_gmacs=100.0, int8_gmacs=300.0, drift=0.2),
+        Peak(threads=2, fp32_gmacs=80.0, int8_gmacs=400.0, drift=0.25),
+    ]
 
 
 def test_core_ml_is_evaluated_and_not_timed_off_a_mac(report, bundle_path, opened_store):

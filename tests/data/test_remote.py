@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -163,7 +164,7 @@ def test_a_table_comes_with_what_its_corpus_says_of_itself(memory: fsspec.Abstra
 def test_a_web_server_that_tells_no_sizes_and_whose_addresses_have_two_slashes(
     memory: fsspec.AbstractFileSystem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    memory.pipe({"/corpus/real/a.mp4": b"film", "/corpus/fake/b.mp4": b"film"})
+    memory.pipe({"/corpus/real/a.mp4": b"film", "/corpus/fake/b.mp4": b"film", "/corpus/corpus.json": b'{"note": "n"}'})
     find = type(memory).find
 
     def without_sizes(self: Any, *args: Any, **options: Any) -> dict[str, Any]:
@@ -172,10 +173,19 @@ def test_a_web_server_that_tells_no_sizes_and_whose_addresses_have_two_slashes(
     monkeypatch.setattr(type(memory), "find", without_sizes)
     with at_hand([place("memory://corpus")]) as ((root,), _):
         assert sorted(path.stat().st_size for path in root.rglob("*.mp4")) == [0, 0]
+        assert corpus_note(root) == "n"
     asked: list[str] = []
     server = SimpleNamespace(info=lambda path: {"size": 1}, exists=lambda path: not asked.append(path))
     table = SimpleNamespace(path="https://host/c/corpus.csv", fs=server)
     assert list(_table_and_note(table)) == ["https://host/c/corpus.csv", "https://host/c/corpus.json"] and asked
+
+
+def test_a_table_at_the_top_of_an_archive_comes_with_what_its_corpus_says_of_itself(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("t.csv", "path,label\na.mp4,real\n"), archive.writestr("a.mp4", "film")
+        archive.writestr("corpus.json", '{"note": "n"}')
+    with at_hand([place(f"zip://t.csv::{tmp_path}/a.zip")]) as ((table,), _):
+        assert corpus_note(table.parent) == "n"
 
 
 def test_prepare_stops_where_the_way_to_a_file_is_broken_and_does_not_blame_the_file(

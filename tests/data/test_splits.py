@@ -223,12 +223,11 @@ def test_one_group_in_two_prescribed_splits_is_refused(splits: dict[str, str], m
             split_sources(sources, (0.7, 0.1, 0.2), 0)
 
 
-def test_files_of_one_name_in_two_prescribed_splits_are_told_apart_by_a_column() -> None:
+def test_a_person_who_is_but_the_name_of_files_in_two_prescribed_splits_is_said_to_be_that() -> None:
     sources = [
-        Source(Path(f"{split}/0001.mp4"), f"{split}/0001.mp4", 0, "real", ("0001",), split)
-        for split in ("train", "test")
+        Source(Path(f"{split}/7.mp4"), f"{split}/7.mp4", 0, "real", ("7",), split) for split in ("train", "test")
     ]
-    message = r"but persons are known by files' names, and both are named '0001' \(a csv has a column identity\): give"
+    message = r"both show identity '7', which is but the name of both files \(a csv may tell persons apart in its"
     with pytest.raises(StageError, match=message):
         split_sources(sources, (0.7, 0.1, 0.2), 0)
 
