@@ -91,8 +91,8 @@ def test_a_package_of_a_mac_whose_operations_only_core_ml_computes_is_not_measur
         assert (row.status, row.reason) == (status, reason)
         checked = "golden outputs within" if steps == [beside] else f"by its hash only: {reason}"
         assert check_outputs(bundle, of_mac).startswith(checked)
-    monkeypatch.setattr(bundle, "manifest", bundle.manifest.model_copy(update={"artifacts": [artifact, of_mac]}))
-    for artifacts, mend in (([of_mac], ""), ([artifact], f": give --artifact {artifact.file}, which Pocketproof eval")):
+    unfit = artifact.model_copy(update={"file": "unfit", "evaluated_by": None, "parity": [lowered, departs]})
+    for artifacts, mend in (([unfit], "$"), ([unfit, artifact], f": give --artifact {artifact.file}, which Pocketpr")):
         monkeypatch.setattr(bundle, "manifest", bundle.manifest.model_copy(update={"artifacts": artifacts}))
         with pytest.raises(StageError, match=f"no artifact of {bundle.path} can run on this machine{mend}"):
             bundle.chosen(None)
