@@ -159,6 +159,13 @@ def out_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError) or any(phrase in str(error) for phrase in phrases)
 
 
+def heed_quota() -> None:
+    """Let torch use no more threads than the cores that this process may use: it does not see a container's quota."""
+    import torch
+
+    torch.set_num_threads(min(torch.get_num_threads(), usable_cores()))
+
+
 def refuse_tf32() -> None:
     """Make torch compute float32 in full precision on GPUs too, where it would run convolutions in TF32."""
     import torch

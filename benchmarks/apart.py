@@ -24,17 +24,23 @@ NOT_WRITTEN = 3
 def answer_of(module: str, task: BaseModel, kind: type[Answer], environment: Mapping[str, str] | None = None) -> Answer:
     """Run ``python -m MODULE TASK.json RESULT.json`` in a fresh process and return its result, of type ``kind``.
 
-    The process ends when this one ends. Raises CannotWrite if the task or the result does not fit on the disk of
-    temporary files, else StageError with the process's last line of stderr, or the signal that killed it.
+    It imports what this one does (``-P``: not from the current folder first, in which a user's data/ would hide ours),
+    and ends when this one ends. ``environment``: its variables; None for those of this process. Raises CannotWrite if
+    the task or the result does not fit on the disk of temporary files, else StageError with the process's last line of
+    stderr, or the signal that killed it.
     """
     with tempfile.TemporaryDirectory() as folder:
         task_file, result_file = Path(folder) / "task.json", Path(folder) / "result.json"
         with writing(task_file):
             task_file.write_text(task.model_dump_json(), encoding="utf-8")
-        command = [sys.executable, "-W", "ignore", "-m", module, str(task_file), str(result_file)]
+        command = [sys.executable, "-P", "-W", "ignore", "-m", module, str(task_file), str(result_file)]
+        variables = {
+            **(environment or os.environ),
+            "PYTHONPATH": os.pathsep.join(path or os.curdir for path in sys.path),
+        }
         read_end, write_end = os.pipe()  # closed when this process ends, however it does: see ``_end_with_parent``
         try:
-            done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, stdin=read_end)
+            done = subprocess.run(command, capture_output=True, text=True, env=variables, check=False, stdin=read_end)
         finally:
             os.close(write_end)
             os.close(read_end)

@@ -17,7 +17,7 @@ from benchmarks.machine import Machine, describe_machine
 from benchmarks.notes import not_cut, not_exported, notes_of
 from benchmarks.on_phone import DeviceOptions, PhoneTimer
 from benchmarks.pages.render import table_text, write_report
-from benchmarks.processor import measure_products
+from benchmarks.processor import Products, measure_products
 from benchmarks.reference import Reference, read_reference
 from benchmarks.rounds import Corpora, Effort, measure_all
 from benchmarks.rows import Subject, check_fits, list_subjects
@@ -48,7 +48,7 @@ def _diagnoses(paths: list[Path]) -> dict[str, Diagnosis]:
     return diagnoses
 
 
-def _peaks(before: dict[int, dict[str, float]]) -> list[Peak]:
+def _peaks(before: dict[int, Products]) -> list[Peak]:
     """Measure the matrix products again; return the faster figures of both times, and the drift of float32's.
 
     ``before``: by number of threads, what ``measure_products`` returned before the rows were measured.
@@ -56,8 +56,8 @@ def _peaks(before: dict[int, dict[str, float]]) -> list[Peak]:
     peaks = []
     for threads, first in before.items():
         again = measure_products(threads)
-        fp32 = sorted((first["fp32"], again["fp32"]))
-        int8 = max(first["int8"], again["int8"])
+        fp32 = sorted((first.fp32, again.fp32))
+        int8 = max(first.int8, again.int8)
         drift = (fp32[1] - fp32[0]) / fp32[1]
         peaks.append(Peak(threads=threads, fp32_gmacs=fp32[1], int8_gmacs=int8, drift=drift))
     return peaks

@@ -1,27 +1,39 @@
 """The cores that rows are timed on: which ones, and how fast they multiply matrices.
 
-``python -m benchmarks.processor THREADS`` measures that speed in a fresh process and prints it as JSON.
+``python -m benchmarks.processor`` is the process that measures that speed (``benchmarks.apart``).
 """
 
 import contextlib
-import json
 import os
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
+from pydantic import BaseModel
 
-from stage import StageError, last_line
+from benchmarks.apart import answer_of, serve
+from stage import StageError
 
 PROCESSORS = Path("/sys/devices/system/cpu")
 SIDE = 1024
 """Rows of the square matrices: three hold 12 MB in float32, or 6 MB in int8 and int32; a product is a GMAC."""
 SECONDS = 0.4
 """Time that each kind of product is repeated for."""
+
+
+class ProductsTask(BaseModel):
+    """The task of a process that measures matrix products."""
+
+    threads: int
+
+
+class Products(BaseModel):
+    """The fastest matrix products of a number of threads, in 10^9 multiply-accumulates a second."""
+
+    fp32: float
+    int8: float
 
 
 def cores_for(threads: int) -> list[int] | None:
@@ -100,21 +112,18 @@ def _fastest_gmacs(kind: str, threads: int) -> float:
     return float(SIDE**3 / fastest / 1e9)
 
 
-def measure_products(threads: int) -> dict[str, float]:
-    """Return 10^9 multiply-accumulates a second in ``fp32`` and ``int8``, measured in a fresh process.
+def _measure(task: ProductsTask) -> Products:
+    with bound_to(cores_for(task.threads)):
+        return Products(fp32=_fastest_gmacs("fp32", task.threads), int8=_fastest_gmacs("int8", task.threads))
 
-    Raises StageError with the last line of the process if it fails.
-    """
-    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.processor", str(threads)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        reason = last_line(done.stderr, f"exit code {done.returncode}")
-        raise StageError(f"the speed of this machine's matrix products cannot be measured: {reason}")
-    gmacs: dict[str, float] = json.loads(done.stdout)
-    return gmacs
+
+def measure_products(threads: int) -> Products:
+    """Measure matrix products in a fresh process. Raises StageError with its last line if it fails."""
+    try:
+        return answer_of("benchmarks.processor", ProductsTask(threads=threads), Products)
+    except StageError as error:
+        raise StageError(f"the speed of this machine's matrix products cannot be measured: {error}") from error
 
 
 if __name__ == "__main__":
-    count = int(sys.argv[1])
-    with bound_to(cores_for(count)):
-        print(json.dumps({kind: _fastest_gmacs(kind, count) for kind in ("fp32", "int8")}))
+    serve(ProductsTask, _measure)

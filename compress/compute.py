@@ -15,7 +15,17 @@ from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor, nn
 
 from models.schemes import cast_to, fast_dtype
-from stage import StageError, WrongArgument, out_of_memory, reason_of, refuse_tf32, say, several_processes, usable_cores
+from stage import (
+    StageError,
+    WrongArgument,
+    heed_quota,
+    out_of_memory,
+    reason_of,
+    refuse_tf32,
+    say,
+    several_processes,
+    usable_cores,
+)
 
 Precision = Literal["fp32", "autocast", "bf16", "fp16"]
 TIMED_STEPS = 3
@@ -121,6 +131,7 @@ def prepare_compute(precision: Precision, on_cpu: bool = False) -> Compute:
             f"launch; for one, unset what launchers have left in the environment ({launcher_variables})"
         ) from error
     refuse_tf32()
+    heed_quota()
     device = torch.device(accelerator.device)
     if precision != "autocast":
         dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]

@@ -22,7 +22,7 @@ from files import check_output, require_writable, written_whole
 from models.origin import DataSource, Parent
 from models.run import Run
 from parsing import parse_json
-from stage import Scorer, StageError, WrongArgument, printable, refuse_tf32, say, some_of
+from stage import Scorer, StageError, WrongArgument, heed_quota, printable, refuse_tf32, say, some_of
 
 COLUMNS = {
     "AUC": "auc",
@@ -66,6 +66,7 @@ class Evaluated:
         on_gpu = torch.cuda.is_available() and not (run.info.integer or run.info.scheme == "int8-dynamic")
         device = torch.device("cuda" if on_gpu else "cpu")
         refuse_tf32()
+        heed_quota()
         scorer = torch_scorer(pixel_detector(run).to(device), device)
         folder = path / "evaluations"
         return cls(run.name, run.sha256, scorer, takes(run.info), threshold, str(device), folder, run.info.data)

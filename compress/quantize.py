@@ -23,7 +23,7 @@ from models.origin import DataSource
 from models.run import TOOLS, Run, RunInfo, UnfinishedRun, save_run
 from models.schemes import fast_dtype
 from resuming import alone, versions_of
-from stage import STATIC_INT8, LowPrecision, Scheme, Seed, WrongArgument, say
+from stage import STATIC_INT8, LowPrecision, Scheme, Seed, WrongArgument, heed_quota, say
 
 CALIBRATION_CROPS, PASSES, MOST_PASSES = 256, 6, 1000
 EXPECTED_SNR_DB = 20.0
@@ -86,6 +86,7 @@ def quantize(
     refuse_existing(out)
     _check_options(scheme, {"--calibration-clips": calibration_clips}, {"--teacher": teacher, "--passes": passes})
     require_one_process("quantize")
+    heed_quota()
     store, source_run = ClipStore(data), Run(run)
     source = Unquantized.load(source_run, store, max_auc_drop, seed)
     teacher_run = load_teacher(teacher, store, source_run.info.architecture.per) if teacher else None

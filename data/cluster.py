@@ -1,5 +1,6 @@
 """Work on a Ray cluster: the same function on the same jobs as ``processes.in_processes``, through Ray Data."""
 
+import contextlib
 import logging
 import math
 import os
@@ -17,6 +18,8 @@ from data.remote import is_remote
 from stage import StageError, WrongArgument, out_of_memory, progress, reason_of, say
 
 Job = TypeVar("Job", bound=tuple[Any, ...])
+ROOT = Path(__file__).parents[1]
+"""The folder that holds this package."""
 LOCAL = "local"
 """Address that starts a cluster on this machine for the duration of the command."""
 
@@ -167,7 +170,9 @@ def _connect(address: str, workers: int) -> Any:
     at_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         _knock(_place_of(address))
-        ray.init(address, include_dashboard=False, log_to_driver=False, logging_level="ERROR", **options)
+        # Workers import from the current folder first, in which a user's data/ would hide ours.
+        with contextlib.chdir(ROOT):
+            ray.init(address, include_dashboard=False, log_to_driver=False, logging_level="ERROR", **options)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         raise StageError(f"--ray {address}: {_why_not_connected(address, error)}") from error
     signal.signal(signal.SIGTERM, at_sigterm)  # Ray's own handler would end this process without a clear line

@@ -30,7 +30,13 @@ from data.schemas import CLIP_SCHEMA
 from data.settings import ClipStart, StoreSettings
 from data.splits import parse_ratios, split_sources
 from data.store import ClipStore, StoreInfo, clip_file
-from data.store_notes import in_one_split_notes, left_out_notes, missing_label_notes
+from data.store_notes import (
+    in_one_split_notes,
+    left_out_notes,
+    missing_label_notes,
+    photo_notes,
+    prescribed_notes,
+)
 from data.unfinished import Unfinished, clips_of, is_done, modified_ns, note
 from data.views import WeakestForgery, check_weakest_forgery
 from files import refuse_existing, written_whole
@@ -266,6 +272,7 @@ def prepare(
     DETECTORS[detector]()  # raises here, once, if its extra is not installed
     recipe = Recipe(settings, modalities)
     splits = split_sources(sources, split_ratios, seed)
+    notes += photo_notes(sources, settings.frames) + prescribed_notes(sources, split_ratios)
     notes += left_out_notes(splits) + in_one_split_notes(sources, splits, split_ratios)
     make = functools.partial(
         _build, sources=list(zip(sources, splits, strict=True)), recipe=recipe, notes=notes, workers=workers, ray=ray

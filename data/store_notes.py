@@ -42,6 +42,30 @@ def missing_label_notes(info: StoreInfo, labels: Collection[int]) -> list[str]:
     ]
 
 
+def photo_notes(sources: Sequence[Source], frames: int) -> list[str]:
+    """Return a note on the number of photos, if there are any, where clips have several frames."""
+    photos = sum(source.is_photo for source in sources)
+    if frames == 1 or not photos:
+        return []
+    return [
+        f"{photos} of {len(sources)} files are photos, too short for clips of {frames} frames: --frames 1 takes them, "
+        "and single frames of videos."
+    ]
+
+
+def prescribed_notes(sources: Sequence[Source], ratios: tuple[float, float, float]) -> list[str]:
+    """Return a note on the number of files whose corpus prescribes a split of no share, if there are any."""
+    empty = [split for split, share in zip(SPLITS, ratios, strict=True) if not share]
+    kept = [source.split for source in sources if source.split in empty]
+    if not kept:
+        return []
+    return [
+        f"{len(kept)} of {len(sources)} files are in {' and '.join(split for split in empty if split in kept)}, as "
+        "their corpus prescribes, though the share is 0: without its column split, or --official-splits, they follow "
+        "--ratios."
+    ]
+
+
 def left_out_notes(splits: Sequence[str | None]) -> list[str]:
     """Return a note on the number of files that have no split, if there are any."""
     left_out = sum(split is None for split in splits)

@@ -83,6 +83,13 @@ class Architecture(BaseModel):
         """Whether one score belongs to a frame or to a whole clip."""
         return "clip" if self.megatron or self.temporal else "frame"
 
+    @property
+    def of_head(self) -> dict[str, object]:
+        """What the head's weights are made for, and their shapes do not tell."""
+        over_frames = self.megatron or self.temporal
+        pooling = over_frames.model_dump(include={"pooling", "heads"}) if over_frames else {}
+        return {"modality": "+".join(self.modalities)} | pooling
+
 
 def create_backbone(name: str, size: int, **pretrained: object) -> nn.Module:
     """Create a timm backbone without its classifier: [N, 3, size, size] -> [N, D] pooled embeddings.

@@ -206,8 +206,12 @@ class Run:
             raise StageError(f"{self.path} takes {source.size} px crops, and its weights fit no other size") from error
         trained_shapes = {name: tensor.shape for name, tensor in trained.head.state_dict().items()}
         target_shapes = {name: tensor.shape for name, tensor in detector.head.state_dict().items()}
-        if trained_shapes != target_shapes:
-            say(f"the head of {self.path} is of another kind: the new one starts at random")
+        others = [
+            f"{name} {value}" for name, value in source.of_head.items() if target.of_head.get(name, value) != value
+        ]
+        if trained_shapes != target_shapes or others:
+            made_for = f" ({', '.join(others)})" if others else ""
+            say(f"the head of {self.path} is of another kind{made_for}: the new one starts at random")
             return False
         detector.head.load_state_dict(trained.head.state_dict())
         return True

@@ -3,8 +3,9 @@
 from pathlib import Path
 
 import pytest
+import torch
 
-from stage import progress, say, speaks, usable_cores
+from stage import heed_quota, progress, say, speaks, usable_cores
 
 ROOT = Path(__file__).parents[1]
 
@@ -44,6 +45,21 @@ def test_cores_are_those_that_this_process_may_use(
     if quota is not None:
         (tmp_path / "cpu.max").write_text(quota)
     assert usable_cores() == cores
+
+
+def test_torch_heeds_a_container_s_quota(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = torch.get_num_threads()
+    monkeypatch.setattr("stage.CPU_QUOTA", tmp_path / "cpu.max")
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(64)), raising=False)
+    try:
+        torch.set_num_threads(8)
+        heed_quota()
+        assert torch.get_num_threads() == 8
+        (tmp_path / "cpu.max").write_text("200000 100000")
+        heed_quota()
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_what_is_said_does_nothing_to_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:

@@ -196,7 +196,7 @@ def _refuse_same_names(sources: Sequence[Source]) -> None:
         if (video_id := source.video_id) in video_ids:
             raise StageError(
                 f"{source.name} is in two of the given sources, or in one under two names that are shown alike: "
-                "prepare sources into stores of their own, or rename a file"
+                "prepare sources into stores of their own, rename a file, or name all in one csv in a folder above them"
             )
         video_ids.add(video_id)
 

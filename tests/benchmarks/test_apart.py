@@ -32,6 +32,7 @@ def ended(process: int) -> bool:
 
 @pytest.fixture
 def module(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(Path.cwd())]))
 
     def write(body: str) -> str:
@@ -49,6 +50,19 @@ def test_a_process_that_was_killed_is_said_to_be(module):
     """)
     with pytest.raises(StageError, match=r"^killed by signal 9, perhaps for want of memory$"):
         answer_of(name, Figure(value=1), Figure)
+
+
+def test_a_process_imports_what_this_one_does_whatever_lies_in_the_current_folder(module, tmp_path, monkeypatch):
+    name = module("""
+        import data.store
+        from benchmarks.apart import serve
+        from tests.benchmarks.test_apart import Figure
+        serve(Figure, lambda task: Figure(value=task.value + len(data.store.ClipStore.__name__)))
+    """)
+    (tmp_path / "project" / "data" / "store").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "project")
+    assert answer_of(name, Figure(value=1), Figure) == Figure(value=10)
+    assert answer_of(name, Figure(value=1), Figure, {"HOME": "/"}) == Figure(value=10)
 
 
 def test_an_error_is_told_without_the_path_of_its_class(module):

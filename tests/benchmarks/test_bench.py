@@ -9,6 +9,7 @@ import torch
 
 from benchmarks.bench import _peaks, bench, command_of_this_process
 from benchmarks.figures import Peak
+from benchmarks.processor import Products
 from benchmarks.reference import read_reference
 from benchmarks.rows import _artifact_subject, list_subjects
 from benchmarks.schema import Report, read_report
@@ -99,8 +100,8 @@ def test_a_package_of_a_mac_whose_operations_only_core_ml_computes_is_not_measur
 
 
 def test_peaks_are_the_faster_of_both_times_and_float32_s_drift_is_told(monkeypatch):
-    monkeypatch.setattr("benchmarks.bench.measure_products", lambda threads: {"fp32": 80.0, "int8": 300.0})
-    peaks = _peaks({1: {"fp32": 100.0, "int8": 200.0}, 2: {"fp32": 60.0, "int8": 400.0}})
+    monkeypatch.setattr("benchmarks.bench.measure_products", lambda threads: Products(fp32=80.0, int8=300.0))
+    peaks = _peaks({1: Products(fp32=100.0, int8=200.0), 2: Products(fp32=60.0, int8=400.0)})
     assert peaks == [
         Peak(threads=1, fp32_gmacs=100.0, int8_gmacs=300.0, drift=0.2),
         Peak(threads=2, fp32_gmacs=80.0, int8_gmacs=400.0, drift=0.25),

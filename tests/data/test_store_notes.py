@@ -5,9 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from data.layouts import Source
+from data.layouts import SPLITS, Source
 from data.store import ClipStore
-from data.store_notes import frame_rate_notes, in_one_split_notes, missing_label_notes
+from data.store_notes import (
+    frame_rate_notes,
+    in_one_split_notes,
+    missing_label_notes,
+    photo_notes,
+    prescribed_notes,
+)
 
 
 def test_a_method_that_is_in_one_split_as_a_whole_is_noted() -> None:
@@ -76,6 +82,24 @@ def test_what_mends_a_split_that_lacks_a_label(
     notes = missing_label_notes(info, labels)
     assert notes[0].partition("need both: ")[2].startswith(remedy)
     assert len(notes) == sum(not all(counts) for split, counts in clips.items() if split != "train")
+
+
+def test_photos_that_are_too_short_for_clips_are_counted() -> None:
+    files = [Source(Path(name), name, 0, "real", (name,)) for name in ("a.jpg", "b.png", "c.mp4")]
+    (note,) = photo_notes(files, 20)
+    assert note.startswith(
+        "2 of 3 files are photos, too short for clips of 20 frames: --frames 1 takes them, and single"
+    )
+    assert photo_notes(files, 1) == photo_notes(files[2:], 20) == []
+
+
+def test_prescribed_splits_of_no_share_are_told() -> None:
+    files = [Source(Path(f"{n}"), f"{n}", 0, "real", (f"{n}",), split) for n, split in enumerate(SPLITS)]
+    (note,) = prescribed_notes([*files, replace(files[0], split=None)], (0, 0, 1))
+    assert note.startswith(
+        "2 of 4 files are in train and val, as their corpus prescribes, though the share is 0: without"
+    )
+    assert prescribed_notes(files, (0.7, 0.1, 0.2)) == prescribed_notes(files[2:], (0, 0, 1)) == []
 
 
 def test_frame_rates_that_tell_the_labels_apart_are_noted() -> None:

@@ -204,8 +204,11 @@ def test_new_and_changed_files_are_scored_and_others_kept(folder, demo_control, 
     assert len(after) == 6 and after["000.mp4"] == before["000.mp4"]
 
 
-def test_processes_and_a_cluster_give_the_same_rows(folder, bundle_path, tmp_path):
+def test_processes_and_a_cluster_give_the_same_rows(folder, bundle_path, tmp_path, monkeypatch):
+    """Also where a folder of the user's own is named as one of ours is."""
     bundle = Bundle(bundle_path)
+    (tmp_path / "data" / "store").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
     tables = {}
     for name, ray in (("processes", None), ("ray", "local")):
         videos = [folder / "real" / "000.mp4", folder / "real" / "001.mp4", folder / "<b>text.mp4"]

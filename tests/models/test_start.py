@@ -125,6 +125,34 @@ def test_a_head_of_more_modalities_takes_nothing_over(drawn_run: Callable[..., P
     assert same(start.detector.head.state_dict(), fresh.detector.head.state_dict())
 
 
+@pytest.mark.parametrize(
+    ("source", "target", "was"),
+    [
+        ({"modalities": ("depth",)}, {}, "modality depth"),
+        (
+            {"temporal": TemporalSettings(width=8, pooling="max")},
+            {"temporal": TemporalSettings(width=8)},
+            "pooling max",
+        ),
+        ({"temporal": TemporalSettings(width=8, heads=4)}, {"temporal": TemporalSettings(width=8)}, "heads 4"),
+    ],
+)
+def test_a_head_of_equal_shapes_that_was_made_for_something_else_is_not_taken(
+    source: dict[str, object],
+    target: dict[str, object],
+    was: str,
+    drawn_run: Callable[..., Path],
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    path = drawn_run(tmp_path / "run", backbone="test_byobnet", **source)
+    start = Start.of(SMALL.model_copy(update=target), path, random=False, seed=0)
+    assert f"the head of {path} is of another kind ({was}): the new one starts at random" in capfd.readouterr().err
+    assert start.trained_steps == 0
+    again = Start.of(SMALL.model_copy(update=source), path, random=False, seed=0)
+    assert again.trained_steps == Run(path).info.trained_steps > 0
+
+
 def test_an_activation_that_changes_is_said(
     drawn_run: Callable[..., Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
