@@ -1,6 +1,7 @@
 """Work on a Ray cluster: the same function on the same jobs as ``processes.in_processes``, through Ray Data."""
 
 import contextlib
+import functools
 import logging
 import math
 import os
@@ -29,6 +30,8 @@ RETRIES = 3
 """Retries of a job whose worker died. Ray by default retries for ever."""
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
+    # Ray would send the current folder to workers of a command that uv has started, and make an environment there.
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
     "RAY_task_oom_retries": str(RETRIES),
     # Ray prints a paragraph about each such event on standard output; the outcome is reported once, at the end.
     "RAY_DEDUP_LOGS_SKIP_REGEX": "worker died or was killed|retries remaining",
@@ -72,6 +75,8 @@ def on_ray(
     """
     if not jobs:
         return
+    if address == LOCAL:  # whose processes begin in the folder in which Ray was started
+        function = functools.partial(_in_folder, Path.cwd(), function)
     ray = _connect(address, workers)
     try:
         needs = _needs(ray.cluster_resources().get("GPU", 0.0), gpu_share, workers if address == LOCAL else None)
@@ -84,6 +89,12 @@ def on_ray(
         raise StageError(f"{gave_up}; what is done is kept, also for a run without --ray") from error
     finally:
         ray.shutdown()
+
+
+def _in_folder(folder: Path, function: Callable[..., Row], *job: Any) -> Row:
+    """Call a function in a folder: environment variables may name paths that are relative to it."""
+    os.chdir(folder)
+    return function(*job)
 
 
 def _needs(gpus: float, share: float, workers: int | None) -> dict[str, float]:

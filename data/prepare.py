@@ -272,7 +272,7 @@ def prepare(
     DETECTORS[detector]()  # raises here, once, if its extra is not installed
     recipe = Recipe(settings, modalities)
     splits = split_sources(sources, split_ratios, seed)
-    notes += photo_notes(sources, settings.frames) + prescribed_notes(sources, split_ratios)
+    notes += photo_notes(sources, settings.frames) + prescribed_notes(splits, split_ratios)
     notes += left_out_notes(splits) + in_one_split_notes(sources, splits, split_ratios)
     make = functools.partial(
         _build, sources=list(zip(sources, splits, strict=True)), recipe=recipe, notes=notes, workers=workers, ray=ray

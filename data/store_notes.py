@@ -49,18 +49,18 @@ def photo_notes(sources: Sequence[Source], frames: int) -> list[str]:
         return []
     return [
         f"{photos} of {len(sources)} files are photos, too short for clips of {frames} frames: --frames 1 takes them, "
-        "and single frames of videos."
+        "and single frames of videos (without flow)."
     ]
 
 
-def prescribed_notes(sources: Sequence[Source], ratios: tuple[float, float, float]) -> list[str]:
-    """Return a note on the number of files whose corpus prescribes a split of no share, if there are any."""
+def prescribed_notes(splits: Sequence[str | None], ratios: tuple[float, float, float]) -> list[str]:
+    """Return a note on the number of files in splits of no share, where prescribed ones put them, if there are any."""
     empty = [split for split, share in zip(SPLITS, ratios, strict=True) if not share]
-    kept = [source.split for source in sources if source.split in empty]
+    kept = [split for split in splits if split in empty]
     if not kept:
         return []
     return [
-        f"{len(kept)} of {len(sources)} files are in {' and '.join(split for split in empty if split in kept)}, as "
+        f"{len(kept)} of {len(splits)} files are in {' and '.join(split for split in empty if split in kept)}, as "
         "their corpus prescribes, though the share is 0: without its column split, or --official-splits, they follow "
         "--ratios."
     ]

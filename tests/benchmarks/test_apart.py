@@ -60,6 +60,7 @@ def test_a_process_imports_what_this_one_does_whatever_lies_in_the_current_folde
         serve(Figure, lambda task: Figure(value=task.value + len(data.store.ClipStore.__name__)))
     """)
     (tmp_path / "project" / "data" / "store").mkdir(parents=True)
+    (tmp_path / "project" / "data" / "__init__.py").touch()
     monkeypatch.chdir(tmp_path / "project")
     assert answer_of(name, Figure(value=1), Figure) == Figure(value=10)
     assert answer_of(name, Figure(value=1), Figure, {"HOME": "/"}) == Figure(value=10)

@@ -54,6 +54,29 @@ def test_a_cluster_goes_on_after_a_killed_command_and_killed_workers(corpus: Pat
     assert files(out) == files(whole)
 
 
+def _where(_: int) -> Row:
+    return {"folder": str(Path.cwd())}
+
+
+@pytest.mark.parametrize(("address", "folder"), [("local", "."), ("auto", "/")])
+def test_the_processes_of_a_local_cluster_work_in_the_folder_of_the_command(
+    address: str, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As variables like GOOGLE_APPLICATION_CREDENTIALS may be paths relative to it."""
+    monkeypatch.chdir(tmp_path)
+    ray = SimpleNamespace(
+        cluster_resources=dict, shutdown=lambda: None, exceptions=SimpleNamespace(RayError=ZeroDivisionError)
+    )
+
+    def started_elsewhere(*_: object) -> Any:
+        os.chdir("/")
+        return ray
+
+    monkeypatch.setattr("data.cluster._connect", started_elsewhere)
+    monkeypatch.setattr("data.cluster._results", lambda _, function, jobs, *__: [(0, _called(function, jobs[0]))])
+    assert list(on_ray(_where, [(1,)], address, 1, "x")) == [((1,), {"folder": str((tmp_path / folder).resolve())})]
+
+
 def test_an_error_of_the_function_comes_back_as_text(tmp_path: Path) -> None:
     missing = tmp_path / "missing"
     assert _called(Path.read_text, (missing,)) == {"error": f"[Errno 2] No such file or directory: '{missing}'"}

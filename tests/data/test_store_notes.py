@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from data.layouts import SPLITS, Source
+from data.splits import split_sources
 from data.store import ClipStore
 from data.store_notes import (
     frame_rate_notes,
@@ -95,11 +96,10 @@ def test_photos_that_are_too_short_for_clips_are_counted() -> None:
 
 def test_prescribed_splits_of_no_share_are_told() -> None:
     files = [Source(Path(f"{n}"), f"{n}", 0, "real", (f"{n}",), split) for n, split in enumerate(SPLITS)]
-    (note,) = prescribed_notes([*files, replace(files[0], split=None)], (0, 0, 1))
-    assert note.startswith(
-        "2 of 4 files are in train and val, as their corpus prescribes, though the share is 0: without"
-    )
-    assert prescribed_notes(files, (0.7, 0.1, 0.2)) == prescribed_notes(files[2:], (0, 0, 1)) == []
+    splits = split_sources([*files, replace(files[0], split=None)], (0, 0, 1), 0)
+    (note,) = prescribed_notes(splits, (0, 0, 1))
+    assert note.startswith("3 of 4 files are in train and val, as their corpus prescribes, though the share is 0: with")
+    assert prescribed_notes(splits, (0.7, 0.1, 0.2)) == prescribed_notes(["test", None], (0, 0, 1)) == []
 
 
 def test_frame_rates_that_tell_the_labels_apart_are_noted() -> None:
