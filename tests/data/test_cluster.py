@@ -138,7 +138,11 @@ def test_why_ray_was_not_connected_is_said(
     ray = ModuleType("ray")
 
     def init(*_: object, **__: object) -> None:
+        assert os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] == os.environ["RAY_USAGE_STATS_ENABLED"] == "0"
         raise error
+
+    for name in ("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "RAY_USAGE_STATS_ENABLED"):
+        monkeypatch.delenv(name, raising=False)
 
     monkeypatch.setattr(ray, "init", init, raising=False)
     monkeypatch.setattr(ray, "data", ModuleType("ray.data"), raising=False)
