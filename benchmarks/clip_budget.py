@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from benchmarks.apart import answer_of
-from benchmarks.budget import BudgetTask, first_clip
+from benchmarks.budget_worker import BudgetTask, first_clip
 from benchmarks.figures import Budget
 from benchmarks.kept import KeptMeasurements
 from benchmarks.measuring import refuse_changed
@@ -126,7 +126,7 @@ def measure_budget(task: BudgetTask) -> Budget:
 
     Raises StageError if the worker fails, or if the model's file changed.
     """
-    budget = answer_of("benchmarks.budget", task, Budget, os.environ | {"CUDA_VISIBLE_DEVICES": ""})
+    budget = answer_of("benchmarks.budget_worker", task, Budget, os.environ | {"CUDA_VISIBLE_DEVICES": ""})
     refuse_changed(task.path, task.sha256)
     return budget
 

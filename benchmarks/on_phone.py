@@ -164,7 +164,7 @@ class _Calls:
 def _frames_of(program: Program, frames: int) -> int:
     """Return how many frames one run of a program scores, where a clip has ``frames``."""
     samples = program.output.shape[0] or 1
-    return samples * (1 if program.name in ("forward", "embed") else frames)
+    return samples * (1 if program.of_frame else frames)
 
 
 def _all_or_none(values: Sequence[float | None]) -> list[float]:

@@ -27,7 +27,7 @@ from models.run import Run
 from models.schemes import fast_dtype
 from parsing import read_json
 from resuming import alone
-from stage import StageError, counted, refuse_tf32, say, usable_cores
+from stage import StageError, counted, heed_quota, refuse_tf32, say
 
 SCHEMA_VERSION = 3
 
@@ -37,7 +37,7 @@ class Reference(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    schema_version: Literal[3] = 3
+    schema_version: int = SCHEMA_VERSION
     created: str
     run: Parent
     backbone: str
@@ -120,7 +120,8 @@ def reference(
     torch_device = choose_device(device)
     refuse_tf32()  # as the worker does, so that ``tf32`` below is true of the worker too
     _check(source, store, torch_device, precision)
-    threads = min(torch.get_num_threads(), usable_cores())
+    heed_quota()
+    threads = torch.get_num_threads()
     with alone(out):
         with scratch_beside(out) as folder:
             measurement = _measure(source, store, torch_device, precision, threads, repeats, folder)

@@ -75,9 +75,7 @@ class Subject:
 
 def _macs_a_frame(artifact: Artifact, frames: int) -> int:
     """Return an artifact's multiply-accumulates per frame; where a program takes a clip, a frame's share of them."""
-    per_frame = artifact.programs[0].name in ("forward", "embed")
-    first, *rest = (program.macs for program in artifact.programs)
-    return (first if per_frame else first // frames) + sum(rest) // frames
+    return sum(program.macs // (1 if program.of_frame else frames) for program in artifact.programs)
 
 
 def _units(artifact: Artifact) -> tuple[ComputeUnits | None, ...]:

@@ -1,4 +1,4 @@
-"""What a user must know of a store: a label that a split lacks, files left out, methods in one split, frame rates."""
+"""What a user must know of a store: what its splits lack, leave out or hold by prescription, photos, frame rates."""
 
 from collections.abc import Collection, Iterable, Sequence
 from statistics import median

@@ -135,8 +135,8 @@ def _convert(torch_program: "TorchProgram") -> Any:
 
 
 def _dense_weights(model: Any) -> list[str]:
-    """Return the names of the layers' weights of more than SMALLEST_PALETTE values that are stored one by one."""
-    from models.schemes import SMALLEST_PALETTE  # imports torch, without which bundles are verified too
+    """Return the names of the layers' weights of more than LARGEST_WITHOUT_PALETTE values, stored one by one."""
+    from models.schemes import LARGEST_WITHOUT_PALETTE  # imports torch, without which bundles are verified too
 
     dense: list[str] = []
     for block in model.get_spec().mlProgram.functions["main"].block_specializations.values():
@@ -153,7 +153,7 @@ def _dense_weights(model: Any) -> list[str]:
             if "weight" in operation.inputs
             for argument in operation.inputs["weight"].arguments
         ]
-        dense += [name for name in weights if sizes.get(name, 0) > SMALLEST_PALETTE]
+        dense += [name for name in weights if sizes.get(name, 0) > LARGEST_WITHOUT_PALETTE]
     return dense
 
 

@@ -18,7 +18,7 @@ from export.parity import Parity, compare, least_snr_db
 from export.runtimes import Method, NotEvaluated, UnfitArtifact, cannot_run, evaluated_by, load_artifact, scorer_of
 from models.pixels import BYTE_MAX, PixelDetector, fake_probability
 from models.run import Run, RunInfo
-from stage import Scorer, StageError, say
+from stage import Scorer, StageError, heed_quota, say
 
 
 class NormalizedTwice(nn.Module):
@@ -69,6 +69,7 @@ class SourceRun:
     @classmethod
     def load(cls, path: Path, inputs: Inputs) -> "SourceRun":
         """Load a run, verify its fusing on the golden inputs, and score them."""
+        heed_quota()
         run = Run(path)
         detector, cpu = pixel_detector(run, inputs=inputs), torch.device("cpu")
         golden = torch_scorer(detector, cpu)(*inputs)

@@ -67,6 +67,11 @@ class Program(Frozen):
     macs: int
     """Multiply-accumulates of one sample: convolutions and matrix products."""
 
+    @property
+    def of_frame(self) -> bool:
+        """Whether a sample is a frame, and not a clip."""
+        return self.name in ("forward", "embed")
+
 
 class Validation(Frozen):
     """Accuracy of an artifact on the validation clips, on which its threshold was set, and on their videos."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from models.detector import Detector
 from stage import PALETTES, STATIC_INT8, Scheme
 
-SMALLEST_PALETTE = 2048
+LARGEST_WITHOUT_PALETTE = 2048
 """Largest number of values of a tensor that gets no palette: the limit of coremltools."""
 PARTS = 1 << 14
 """Number of parts of a tensor's sorted weights; k-means runs on the means of these parts."""
@@ -115,12 +115,13 @@ def _clustered(weights: NDArray[np.float32], clusters: int) -> NDArray[np.float3
 def palettized(detector: Detector, bits: int) -> Detector:
     """Return a copy whose large weight tensors have at most ``2 ** bits`` values each (arXiv 1510.00149, section 3).
 
-    Tensors of at most SMALLEST_PALETTE values stay as they are, as in Core ML's tools: a table would save little.
+    Tensors of at most LARGEST_WITHOUT_PALETTE values stay as they are, as in Core ML's tools: a table would save
+    little.
     """
     result = copy.deepcopy(detector)
     with torch.no_grad():
         for parameter in result.parameters():
-            if parameter.ndim > 1 and parameter.numel() > SMALLEST_PALETTE:
+            if parameter.ndim > 1 and parameter.numel() > LARGEST_WITHOUT_PALETTE:
                 parameter.copy_(torch.from_numpy(_clustered(parameter.numpy(), 2**bits)))
     return result
 

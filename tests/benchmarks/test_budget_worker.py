@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from benchmarks.budget import BudgetTask, Steps, first_clip
+from benchmarks.budget_worker import BudgetTask, Steps, first_clip
 from benchmarks.clip_budget import measure_budget
 from data.crops import CropRule
 from data.tracks import STRIDE
@@ -80,13 +80,13 @@ def test_steps_of_a_teacher_of_depth_and_flow(drawn_run, tiny_depth, video, tmp_
 
 
 def test_the_process_of_an_artifact_does_without_torch():
-    code = "import sys, benchmarks.budget; sys.exit(bool({'torch', 'timm', 'sklearn'} & set(sys.modules)))"
+    code = "import sys, benchmarks.budget_worker; sys.exit(bool({'torch', 'timm', 'sklearn'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_a_step_s_time_is_the_median_and_its_own_frames_share(student_run, video, monkeypatch):
     clock = SimpleNamespace(now=0.0, perf_counter=lambda: clock.now)
-    monkeypatch.setattr("benchmarks.budget.time", clock)
+    monkeypatch.setattr("benchmarks.budget_worker.time", clock)
     steps, spent = Steps(task_of(student_run, video)), iter([9.0, 0.25, 1.0, 0.5, 8.0])
 
     def run():
@@ -129,7 +129,9 @@ def test_of_a_clip_that_begins_later_its_own_frames_share_of_reading_and_looking
     late = tmp_path / "late.mp4"
     write_video(late, [np.zeros_like(filmed[0])] * 12 + filmed)
     steps = Steps(task_of(video, late))
-    monkeypatch.setattr("benchmarks.budget.time", SimpleNamespace(perf_counter=itertools.count().__next__))  # 1 s each
+    monkeypatch.setattr(
+        "benchmarks.budget_worker.time", SimpleNamespace(perf_counter=itertools.count().__next__)
+    )  # 1 s each
     pictures = []
     clip = first_clip(late, "dlib", FRAMES, pictures)
     steps.until_the_faces(pictures)

@@ -1,7 +1,7 @@
 """What a whole clip costs, from the video file to P(fake), step by step.
 
-``python -m benchmarks.budget TASK.json RESULT.json`` measures one row in a fresh process. Nothing is imported that its
-model does not need, torch for an artifact, because the process's memory is one of the figures.
+``python -m benchmarks.budget_worker TASK.json RESULT.json`` measures one row in a fresh process. Nothing is imported
+that its model does not need, torch for an artifact, because the process's memory is one of the figures.
 """
 
 import itertools
