@@ -75,7 +75,7 @@ def test_every_file_has_its_row(uploads, bundle_path, tmp_path, scored, capsys):
 
 
 def test_processes_and_a_cluster_give_the_same_rows(uploads, bundle_path, tmp_path, monkeypatch):
-    """Also where a uploads of the user's own is named as one of ours is."""
+    """Also where a folder of the user's own is named as one of ours is."""
     bundle = Bundle(bundle_path)
     (tmp_path / "data" / "store").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
