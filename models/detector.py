@@ -87,8 +87,8 @@ class Architecture(BaseModel):
     def of_head(self) -> dict[str, object]:
         """What the head's weights are made for, and their shapes do not tell."""
         over_frames = self.megatron or self.temporal
-        pooling = over_frames.model_dump(include={"pooling", "heads"}) if over_frames else {}
-        return {"modality": "+".join(self.modalities)} | pooling
+        settings = over_frames.model_dump(include={"pooling", "heads"}) if over_frames else {}
+        return {"modality": "+".join(self.modalities)} | settings
 
 
 def create_backbone(name: str, size: int, **pretrained: object) -> nn.Module:

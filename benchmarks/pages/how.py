@@ -138,8 +138,8 @@ def _of_more() -> dict[str, str]:
         "up to the clip's end, and the clip's share of these frames counts. An artifact in steps embeds each frame and "
         "scores once. In brackets is a step's share of the total. Against teacher is the first teacher's total on the "
         "same machine and threads divided by the row's; Core ML's programs run in threads of its own choice. Peak is "
-        "the largest resident set of the process during a step; "
-        "once a .pte is loaded it has torch in it, which ExecuTorch's Python package needs, and an app does not.",
+        "the largest resident set of the process during a step; once a .pte is loaded it has torch in it, which "
+        "ExecuTorch's Python package needs, and an app does not.",
         "Sustained speed": "The model runs without a pause, and frames are counted each second, or over each run that "
         "takes longer. Lost is 1 less the median of the last quarter of these figures over that of the first; a dash "
         "where there is one figure alone. Joules are all that the processor used, whatever else ran, divided by "
